@@ -1,0 +1,287 @@
+"""What a model must promise to take part in a conversation.
+
+Four protocols: a detector says where speech is, a transcriber what was said, a drafter writes the reply, a synthesizer speaks it.
+All methods are called on the event loop and return at once or are awaited; the work itself happens on the backend's own threads
+or processes. Callbacks are always invoked on the event loop's thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+type Samples = NDArray[np.float32]
+"""Mono audio, float32 in [-1, 1]. 16 kHz on the way in, the voice's own rate on the way out."""
+
+INPUT_RATE_HZ = 16_000
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """One line of the start-up report: which backend was chosen, why, and what would be better."""
+
+    part: Literal["vad", "asr", "llm", "tts"]
+    name: str
+    reason: str
+    upgrade: str | None = None
+    """Command that would bring a better backend, or None when there is none."""
+
+
+# --- voice activity ---------------------------------------------------------------------------------------------------
+
+
+class VoiceDetector(Protocol):
+    """Speech probability per fixed window; one detector serves all callers and may batch them."""
+
+    info: BackendInfo
+    window_samples: int
+
+    def open(self) -> VoiceDetectorStream:
+        """Start a caller's stream with fresh recurrent state."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+class VoiceDetectorStream(Protocol):
+    async def probability(self, window: Samples) -> float:
+        """Probability in [0, 1] that `window` ([window_samples], 16 kHz) holds speech. Windows come in order, one at a time."""
+        ...
+
+    def reset(self) -> None:
+        """Forget the recurrent state (a new caller, or a long gap)."""
+        ...
+
+
+# --- speech recognition -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One recognised word. Times are seconds from the start of the utterance's audio; probability in [0, 1]."""
+
+    text: str
+    start_s: float
+    end_s: float
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """What is heard so far. `stable` never changes again within the utterance; `unstable` may."""
+
+    stable: str
+    unstable: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.stable} {self.unstable}".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """The final result for one utterance; empty text when nothing intelligible was said."""
+
+    text: str
+    words: tuple[Word, ...] = ()
+    confidence: float = 1.0
+    compute_s: float = 0.0
+    """Time the recogniser worked after the end of audio was announced."""
+
+
+class Transcriber(Protocol):
+    info: BackendInfo
+
+    async def open(self, on_partial: Callable[[Partial], None]) -> Utterance:
+        """Start one utterance. Returns quickly; audio fed before the decoder is ready is queued, never lost."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+class Utterance(Protocol):
+    """One utterance being recognised while the caller speaks."""
+
+    def feed(self, samples: Samples) -> None:
+        """Queue 16 kHz samples, any number of them. Never blocks."""
+        ...
+
+    async def finish(self) -> Transcript:
+        """No more audio: the final result. May be called once.
+
+        Raises:
+            BackendError: If the recogniser died; the caller of this utterance hears an error, others are untouched.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Drop the utterance and free its decoder. Safe at any time, also twice and after `finish`."""
+        ...
+
+
+# --- the reply --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What the budget controller grants one draft. Deadlines are absolute clock readings."""
+
+    canvas_width: int
+    steps_first: int
+    """Denoising steps until the first clause must be committed."""
+    steps_rest: int
+    """Further steps for the rest of the reply."""
+    threshold: float
+    """A position whose confidence is above this is committed without waiting."""
+    first_deadline: float | None = None
+    rest_deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTurn:
+    """One turn of the prompt. A `note` is a tool result shown to the model."""
+
+    role: Literal["system", "user", "agent", "note"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class DraftRequest:
+    """A reply to be written.
+
+    `conversation_id` keys the prefix cache. `must_say` lists texts from tool results that are pinned into the canvas: the model
+    chooses their place and writes around them. `max_words` of 0 means the model's own limit.
+    """
+
+    conversation_id: str
+    turns: tuple[PromptTurn, ...]
+    plan: StepPlan
+    must_say: tuple[str, ...] = ()
+    seed: int = 0
+    temperature: float = 0.0
+
+
+class TokenState(StrEnum):
+    MASKED = "masked"
+    PROVISIONAL = "provisional"
+    COMMITTED = "committed"
+    PINNED = "pinned"
+
+
+@dataclass(frozen=True, slots=True)
+class CanvasToken:
+    text: str
+    """Text of the best token here; empty for a mask nothing is known about and past the end of the reply."""
+    state: TokenState
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class DraftPrefilled:
+    cached_tokens: int
+    new_tokens: int
+    compute_s: float
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class DraftStepped:
+    """One denoising step ran. `committed_text` is all text committed so far, a prefix of the reply at a word boundary."""
+
+    step: int
+    phase: Literal["first", "rest"]
+    canvas: tuple[CanvasToken, ...]
+    committed_text: str
+    forced_tokens: int
+    compute_s: float
+    at: float
+    batch: int = 1
+    """How many drafts shared the forward."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftFinished:
+    """The reply is complete: `text` is final."""
+
+    text: str
+    steps_first: int
+    steps_rest: int
+    forced_tokens: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class DraftFailed:
+    error: Exception
+    at: float
+
+
+type DraftEvent = DraftPrefilled | DraftStepped | DraftFinished | DraftFailed
+
+
+class Draft(Protocol):
+    """A reply being written."""
+
+    def replan(self, plan: StepPlan) -> None:
+        """Takes effect before the next forward."""
+        ...
+
+    def cancel(self) -> None:
+        """Stop between two forwards; no event follows. Safe at any time, also twice."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class QualityCurve:
+    """Expected quality, in [0, 1] of the best, after n denoising steps for a canvas width. Measured by `dllm eval steps`."""
+
+    widths: tuple[int, ...]
+    steps: tuple[int, ...]
+    quality: tuple[tuple[float, ...], ...] = field(default=())
+    """[len(widths)][len(steps)]"""
+
+
+class Drafter(Protocol):
+    info: BackendInfo
+    canvas_widths: tuple[int, ...]
+    quality_curve: QualityCurve
+    min_steps: int
+
+    def start(self, request: DraftRequest, on_event: Callable[[DraftEvent], None]) -> Draft:
+        """Queue a draft. Events arrive in order, on the event loop; the last is `DraftFinished` or `DraftFailed`."""
+        ...
+
+    def warm(self, conversation_id: str, turns: Sequence[PromptTurn]) -> None:
+        """Prefill the cache for a prompt that a draft will probably start with. A hint: may be dropped under load."""
+        ...
+
+    def forget(self, conversation_id: str) -> None:
+        """The conversation is over: its private cache may go."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+# --- speech -----------------------------------------------------------------------------------------------------------
+
+
+class Synthesizer(Protocol):
+    info: BackendInfo
+    rate_hz: int
+
+    def speak(self, clause: str) -> AsyncIterator[Samples]:
+        """Audio of one clause, in order, leading silence trimmed. Closing the iterator stops the work.
+
+        Text is plain prose as the model wrote it; making it speakable (figures, prices, times) is the synthesizer's part.
+
+        Raises:
+            BackendError: If the engine failed on this clause.
+        """
+        ...
+
+    async def aclose(self) -> None: ...

@@ -1,0 +1,228 @@
+"""What a conversation tells the outside world.
+
+A transport turns these into its own wire format; none of them knows a socket. Times named `_s` in input positions are seconds of
+*input audio received so far* (media time); `at` is a reading of the conversation's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from voiceagent.backends import CanvasToken, Samples, StepPlan
+
+type Role = Literal["system", "user", "agent"]
+type ItemStatus = Literal["in_progress", "completed", "incomplete"]
+type Modality = Literal["audio", "text"]
+type ResponseStatus = Literal["completed", "cancelled", "failed", "incomplete"]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One entry of the conversation.
+
+    `text` of an agent item is what the caller heard once that is known, else what was said so far. `spoken` tells a user item
+    that came as audio, and an agent item that was produced as audio. `text` is None while a spoken user item awaits its transcript.
+    """
+
+    id: str
+    role: Role
+    text: str | None
+    status: ItemStatus = "completed"
+    spoken: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one response. `cached_tokens` is the part of the input that the prefix cache already held."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+
+# --- the caller's side ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechStarted:
+    item_id: str
+    audio_start_s: float
+    """Media time of the start, pre-roll included."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechStopped:
+    item_id: str
+    audio_end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class AudioCommitted:
+    item_id: str
+    previous_item_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AudioCleared:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptPartial:
+    """What the recogniser hears at this moment; `stable` is a prefix that will not change."""
+
+    item_id: str
+    stable: str
+    unstable: str
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptFinal:
+    item_id: str
+    text: str
+    audio_s: float
+    """Length of the utterance's audio."""
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptFailed:
+    item_id: str
+    message: str
+
+
+# --- items ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ItemAdded:
+    item: Item
+    previous_item_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ItemDone:
+    item: Item
+    previous_item_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ItemDeleted:
+    item_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ItemTruncated:
+    """The agent item now holds only the text heard in its first `audio_end_s` seconds."""
+
+    item_id: str
+    audio_end_s: float
+    text: str
+
+
+# --- the agent's side -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseStarted:
+    response_id: str
+    item_id: str
+    """Id of the agent item that the response will fill; announced by `ResponseItemStarted` when it has content."""
+    modality: Modality
+    metadata: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseItemStarted:
+    response_id: str
+    item: Item
+    previous_item_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ResponsePlanned:
+    """The budget controller granted or changed a plan."""
+
+    response_id: str
+    plan: StepPlan
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseStepped:
+    """The canvas after one denoising step; provisional tokens may still change."""
+
+    response_id: str
+    step: int
+    phase: Literal["first", "rest"]
+    canvas: tuple[CanvasToken, ...]
+    committed_text: str
+    forced_tokens: int
+    compute_s: float
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseText:
+    """Committed text, append-only; the deltas of a response joined are its text."""
+
+    response_id: str
+    item_id: str
+    delta: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseAudio:
+    """Agent audio, in order, at the voice's own rate."""
+
+    response_id: str
+    item_id: str
+    samples: Samples
+    rate_hz: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseFinished:
+    """The last event of a response. `item` is None when it never got content."""
+
+    response_id: str
+    item: Item | None
+    previous_item_id: str | None
+    modality: Modality
+    status: ResponseStatus
+    reason: str | None
+    """`turn_detected`, `client_cancelled`, `shutdown`, or the error's message for a failed response."""
+    usage: Usage
+    metadata: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnTraced:
+    """The timeline of one finished turn, ready for JSON: see `voiceagent.trace.TurnTrace.as_json`."""
+
+    response_id: str
+    timeline: Mapping[str, object]
+
+
+type ConversationEvent = (
+    SpeechStarted
+    | SpeechStopped
+    | AudioCommitted
+    | AudioCleared
+    | TranscriptPartial
+    | TranscriptFinal
+    | TranscriptFailed
+    | ItemAdded
+    | ItemDone
+    | ItemDeleted
+    | ItemTruncated
+    | ResponseStarted
+    | ResponseItemStarted
+    | ResponsePlanned
+    | ResponseStepped
+    | ResponseText
+    | ResponseAudio
+    | ResponseFinished
+    | TurnTraced
+)

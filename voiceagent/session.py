@@ -1,0 +1,77 @@
+"""Settings of one conversation, as its agent sets them and its client may change them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from voiceagent.errors import ConfigError
+from voiceagent.events import Modality
+
+
+@dataclass(frozen=True, slots=True)
+class TurnDetection:
+    """When a caller's turn begins and ends.
+
+    `threshold` is the speech probability that opens a turn (Silero's own default is 0.5). `silence_s` is the hangover: silence
+    that ends the turn. OpenAI's default is 0.5 s; ours is 0.4 s, which keeps voice-to-voice short and cut-offs rare on orders.
+    """
+
+    threshold: float = 0.5
+    prefix_padding_s: float = 0.3
+    silence_s: float = 0.4
+    create_response: bool = True
+    interrupt_response: bool = True
+    idle_timeout_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.threshold < 1.0:
+            raise ConfigError("turn_detection.threshold", self.threshold, "a probability between 0 and 1, both excluded")
+        if not 0.05 <= self.silence_s <= 10.0:
+            raise ConfigError("turn_detection.silence_s", self.silence_s, "0.05 to 10 seconds")
+        if not 0.0 <= self.prefix_padding_s <= 2.0:
+            raise ConfigError("turn_detection.prefix_padding_s", self.prefix_padding_s, "0 to 2 seconds")
+        if self.idle_timeout_s is not None and not 1.0 <= self.idle_timeout_s <= 600.0:
+            raise ConfigError("turn_detection.idle_timeout_s", self.idle_timeout_s, "1 to 600 seconds, or none")
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """Everything about a conversation that may differ between callers.
+
+    `turn_detection` of None means the client commits turns itself (push to talk). `target_s` is the voice-to-voice latency that
+    the budget controller aims at.
+    """
+
+    instructions: str = ""
+    modality: Modality = "audio"
+    turn_detection: TurnDetection | None = field(default_factory=TurnDetection)
+    target_s: float = 0.5
+    max_output_tokens: int | None = None
+    temperature: float = 0.0
+    transcribe: bool = True
+    """Whether the client wants transcription events; recognition happens either way."""
+
+    def __post_init__(self) -> None:
+        if not 0.05 <= self.target_s <= 30.0:
+            raise ConfigError("target_s", self.target_s, "0.05 to 30 seconds")
+        if not 0.0 <= self.temperature <= 2.0:
+            raise ConfigError("temperature", self.temperature, "0 to 2")
+        if self.max_output_tokens is not None and not 1 <= self.max_output_tokens <= 4096:
+            raise ConfigError("max_output_tokens", self.max_output_tokens, "1 to 4096, or none")
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseOptions:
+    """What one `response.create` overrides, for that response only. None means the session's own."""
+
+    instructions: str | None = None
+    modality: Modality | None = None
+    max_output_tokens: int | None = None
+    metadata: Mapping[str, str] | None = None
+    target_s: float | None = None
+    in_conversation: bool = True
+    """False for an out-of-band response: its reply does not enter the history."""
+    turns: tuple[tuple[Literal["system", "user", "agent"], str], ...] | None = None
+    """Replaces the history for this response when given."""
