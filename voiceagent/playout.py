@@ -1,0 +1,82 @@
+"""What the caller has heard so far: pure bookkeeping of the audio that left and of where each word lies in it.
+
+The client owns the loudspeaker. Until it reports a position, the estimate assumes that playing starts when audio arrives and pauses
+only when the queue is empty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenClause:
+    """A clause and the stretch of the reply's audio that speaks it, in seconds from the reply's first sample."""
+
+    text: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(slots=True)
+class Playout:
+    """One reply's audio. Mutable, owned by one conversation; every time is passed in."""
+
+    clauses: list[SpokenClause] = field(default_factory=list)
+    sent_s: float = 0.0
+    _dry_at: float | None = None
+    _reported_s: float | None = None
+
+    def begin_clause(self, text: str) -> None:
+        """Audio that follows speaks `text`."""
+        self.clauses.append(SpokenClause(text, self.sent_s, self.sent_s))
+
+    def sent(self, duration_s: float, now: float) -> None:
+        """Another piece of audio left for the caller."""
+        start = now if self._dry_at is None else max(self._dry_at, now)
+        self._dry_at = start + duration_s
+        self.sent_s += duration_s
+        if self.clauses:
+            last = self.clauses[-1]
+            self.clauses[-1] = SpokenClause(last.text, last.start_s, self.sent_s)
+
+    def report(self, played_s: float, now: float) -> None:
+        """The client says how much it has played; later estimates start from there."""
+        played_s = min(max(played_s, 0.0), self.sent_s)
+        self._reported_s = max(played_s, self._reported_s or 0.0)
+        if self._dry_at is not None:
+            self._dry_at = max(now + self.sent_s - played_s, now)
+
+    def dry_at(self) -> float | None:
+        """When the caller's queue runs empty if nothing more is sent; None before the first audio."""
+        return self._dry_at
+
+    def played_s(self, now: float) -> float:
+        """Seconds of the reply heard by `now`."""
+        if self._dry_at is None:
+            return 0.0
+        estimate = self.sent_s - max(self._dry_at - now, 0.0)
+        return min(max(estimate, self._reported_s or 0.0, 0.0), self.sent_s)
+
+    def heard_text(self, played_s: float) -> str:
+        """The words that were spoken to their end within the first `played_s` seconds.
+
+        Inside a clause, words are placed by their share of its characters: synthesizers report no word times, and over a clause
+        of two seconds the error is about one short word. A word that is cut does not count as heard.
+        """
+        heard: list[str] = []
+        for clause in self.clauses:
+            if clause.end_s <= played_s + 1e-6:
+                heard.append(clause.text.strip())
+                continue
+            length = max(len(clause.text.strip()), 1)
+            end_char = 0
+            for word in clause.text.split():
+                end_char += len(word)
+                end_s = clause.start_s + (clause.end_s - clause.start_s) * end_char / length
+                if end_s > played_s:
+                    return " ".join(heard)
+                heard.append(word)
+                end_char += 1
+            return " ".join(heard)
+        return " ".join(part for part in heard if part)

@@ -1,0 +1,147 @@
+"""The timeline of a turn: what was predicted, what happened, and which stage ate a missed deadline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from voiceagent.backends import StepPlan
+from voiceagent.budget import Cost, Prediction
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    step: int
+    phase: str
+    at: float
+    compute_s: float
+    committed_chars: int
+    forced_tokens: int
+    batch: int
+
+
+@dataclass(slots=True)
+class TurnTrace:
+    """Marks of one turn as readings of the conversation's clock; `origin` is the end of speech, or the request of a typed turn."""
+
+    turn: int
+    origin: float
+    target_s: float
+    is_spoken: bool
+    transcript: str = ""
+    reply: str = ""
+    status: str = "completed"
+    reason: str | None = None
+    marks: dict[str, float] = field(default_factory=dict)
+    steps: list[StepRecord] = field(default_factory=list)
+    plans: list[tuple[float, StepPlan, str]] = field(default_factory=list)
+    prediction: Prediction | None = None
+
+    def mark(self, name: str, at: float) -> None:
+        """Remember the first time something happened."""
+        self.marks.setdefault(name, at)
+
+    @property
+    def latency_s(self) -> float | None:
+        """Origin to first audio handed to the transport. Not voice-to-voice: that is measured at the caller."""
+        at = self.marks.get("first_audio")
+        return None if at is None else at - self.origin
+
+    def stages(self) -> list[dict[str, object]]:
+        """The critical path to the first audio, each stage with its prediction."""
+        expected: dict[str, Cost] = dict(self.prediction.stages()) if self.prediction else {}
+        if self.prediction and self.plans:
+            steps = self.plans[0][1].steps_first
+            step = self.prediction.step
+            expected["denoise_first"] = Cost(step.p50 * steps, step.p95 * steps)
+        path = (
+            ("endpoint", "origin", "endpoint"),
+            ("asr", "endpoint", "asr_final"),
+            ("prefill", "draft_start", "prefill"),
+            ("denoise_first", "prefill", "first_clause"),
+            ("tts", "first_clause", "tts_audio"),
+            ("transport", "tts_audio", "first_audio"),
+        )
+        known = {"origin": self.origin, **self.marks}
+        found: list[dict[str, object]] = []
+        for name, start, end in path:
+            if start in known and end in known:
+                cost = expected.get(name)
+                found.append(
+                    {
+                        "name": name,
+                        "start_ms": self._ms(known[start]),
+                        "end_ms": self._ms(known[end]),
+                        "predicted_p50_ms": None if cost is None else round(cost.p50 * 1000, 2),
+                        "predicted_p95_ms": None if cost is None else round(cost.p95 * 1000, 2),
+                    }
+                )
+        return found
+
+    def missed_deadline(self) -> Mapping[str, object] | None:
+        """The stage that exceeded its p95 prediction most, when the first audio came after the target.
+
+        When every stage kept its prediction the wait before the plan was the cause: the endpoint's hangover.
+        """
+        latency = self.latency_s
+        if latency is None or latency <= self.target_s:
+            return None
+        worst, excess = "endpoint", 0.0
+        for stage in self.stages():
+            predicted = stage["predicted_p95_ms"]
+            start, end = stage["start_ms"], stage["end_ms"]
+            if isinstance(predicted, float) and isinstance(start, float) and isinstance(end, float):
+                over = (end - start) - predicted
+                if over > excess:
+                    worst, excess = str(stage["name"]), over
+        return {"stage": worst, "late_ms": round((latency - self.target_s) * 1000, 2)}
+
+    def as_json(self) -> dict[str, object]:
+        """Times in milliseconds from the origin."""
+        names = {"draft_start", "tts_audio"}
+        marks = [(name, at) for name, at in self.marks.items() if name not in names]
+        marks += [(f"step {record.step}", record.at) for record in self.steps]
+        if self.is_spoken:
+            marks.append(("speech_end", self.origin))
+        plan = self.plans[-1][1] if self.plans else None
+        return {
+            "turn": self.turn,
+            "transcript": self.transcript,
+            "reply": self.reply,
+            "status": self.status,
+            "reason": self.reason,
+            "target_ms": round(self.target_s * 1000, 2),
+            "origin": "speech_end" if self.is_spoken else "request",
+            "marks": [{"name": name, "at_ms": self._ms(at)} for name, at in sorted(marks, key=lambda mark: mark[1])],
+            "stages": self.stages(),
+            "plan": None
+            if plan is None
+            else {
+                "canvas_width": plan.canvas_width,
+                "steps_first": plan.steps_first,
+                "steps_rest": plan.steps_rest,
+                "granted_first": self.plans[0][1].steps_first,
+                "granted_rest": plan.steps_rest,
+                "threshold": plan.threshold,
+                "first_deadline_ms": None if plan.first_deadline is None else self._ms(plan.first_deadline),
+                "rest_deadline_ms": None if plan.rest_deadline is None else self._ms(plan.rest_deadline),
+                "reasons": [reason for _, _, reason in self.plans],
+            },
+            "steps": [
+                {
+                    "step": record.step,
+                    "phase": record.phase,
+                    "at_ms": self._ms(record.at),
+                    "compute_ms": round(record.compute_s * 1000, 2),
+                    "committed": record.committed_chars,
+                    "forced": record.forced_tokens,
+                    "batch": record.batch,
+                }
+                for record in self.steps
+            ],
+            "server_latency_ms": None if self.latency_s is None else round(self.latency_s * 1000, 2),
+            "missed_deadline": self.missed_deadline(),
+        }
+
+    def _ms(self, at: float) -> float:
+        return round((at - self.origin) * 1000, 2)

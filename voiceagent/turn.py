@@ -1,0 +1,223 @@
+"""Whose turn it is: a state machine of values, with no clock, no audio and no tasks.
+
+Two sides move independently, since people talk over each other: the caller is silent, speaking, or waiting for their words to be
+recognised; the agent is quiet, thinking (no audio yet), speaking (audio leaves while the reply is still being made) or only playing
+(everything was made, the caller still hears it). `advance` takes what happened and returns the new state with what must be done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Literal, TypeAlias, assert_never
+
+
+class Caller(StrEnum):
+    SILENT = "silent"
+    SPEAKING = "speaking"
+    RECOGNISING = "recognising"
+
+
+class Agent(StrEnum):
+    QUIET = "quiet"
+    THINKING = "thinking"
+    SPEAKING = "speaking"
+    PLAYING = "playing"
+
+
+class Phase(StrEnum):
+    """The one word that a person sees."""
+
+    IDLE = "idle"
+    LISTENING = "listening"
+    THINKING = "thinking"
+    SPEAKING = "speaking"
+
+
+@dataclass(frozen=True, slots=True)
+class TurnState:
+    caller: Caller = Caller.SILENT
+    agent: Agent = Agent.QUIET
+    owes_reply: bool = False
+    """A turn ended that deserves an answer, but the agent was still busy with the one before."""
+
+    @property
+    def phase(self) -> Phase:
+        if self.caller is Caller.SPEAKING:
+            return Phase.LISTENING
+        if self.agent in (Agent.SPEAKING, Agent.PLAYING):
+            return Phase.SPEAKING
+        if self.agent is Agent.THINKING or self.caller is Caller.RECOGNISING:
+            return Phase.THINKING
+        return Phase.IDLE
+
+    @property
+    def is_making_reply(self) -> bool:
+        """A response is open: a second one must not be started."""
+        return self.agent in (Agent.THINKING, Agent.SPEAKING)
+
+
+# --- what happened ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechBegan:
+    interrupts: bool
+    """Whether speech stops a running reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechEnded:
+    """The endpoint was reached or the client committed the audio."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechDropped:
+    """The client cleared the audio: what was being said does not count."""
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptReady:
+    is_empty: bool
+    wants_reply: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyRequested:
+    """The client asked for a response itself; the caller of `advance` has checked `is_making_reply`."""
+
+
+@dataclass(frozen=True, slots=True)
+class AudioBegan:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyMade:
+    """Nothing more will be generated; `has_audio` tells whether something is still playing at the caller's."""
+
+    has_audio: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyCancelled:
+    """The client (or a shutdown) stopped the running reply."""
+
+    reason: Literal["client_cancelled", "shutdown"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlayoutEnded:
+    pass
+
+
+TurnInput: TypeAlias = (
+    SpeechBegan
+    | SpeechEnded
+    | SpeechDropped
+    | TranscriptReady
+    | ReplyRequested
+    | AudioBegan
+    | ReplyMade
+    | ReplyCancelled
+    | PlayoutEnded
+)
+
+# --- what must be done ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OpenUtterance:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class FinishUtterance:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class DropUtterance:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class StartReply:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class StopReply:
+    """Cancel the draft and the voice; the history keeps what was heard."""
+
+    reason: Literal["turn_detected", "client_cancelled", "shutdown"]
+
+
+@dataclass(frozen=True, slots=True)
+class StopPlayout:
+    """The reply was complete but not heard to its end: the history keeps what was heard."""
+
+
+TurnEffect: TypeAlias = OpenUtterance | FinishUtterance | DropUtterance | StartReply | StopReply | StopPlayout
+
+
+def advance(state: TurnState, happened: TurnInput) -> tuple[TurnState, tuple[TurnEffect, ...]]:
+    """Take one input to the next state.
+
+    Inputs that make no sense in a state (the end of playout that a barge-in already ended, a second end of speech) change
+    nothing: they are races that the edge cannot avoid, and each is harmless.
+    """
+    match happened:
+        case SpeechBegan(interrupts=interrupts):
+            if state.caller is Caller.SPEAKING:
+                return state, ()
+            listening = replace(state, caller=Caller.SPEAKING)
+            if not interrupts or state.agent is Agent.QUIET:
+                return listening, (OpenUtterance(),)
+            stop: TurnEffect = StopPlayout() if state.agent is Agent.PLAYING else StopReply("turn_detected")
+            # A reply owed to an earlier turn is dropped too: the answer to what is being said now covers both.
+            return replace(listening, agent=Agent.QUIET, owes_reply=False), (stop, OpenUtterance())
+        case SpeechEnded():
+            if state.caller is not Caller.SPEAKING:
+                return state, ()
+            return replace(state, caller=Caller.RECOGNISING), (FinishUtterance(),)
+        case SpeechDropped():
+            if state.caller is not Caller.SPEAKING:
+                return state, ()
+            return replace(state, caller=Caller.SILENT), (DropUtterance(),)
+        case TranscriptReady(is_empty=is_empty, wants_reply=wants_reply):
+            if state.caller is Caller.SPEAKING:
+                # The caller went on: these words are in the history and the next endpoint answers both.
+                return state, ()
+            state = replace(state, caller=Caller.SILENT)
+            if is_empty or not wants_reply:
+                return state, ()
+            if state.agent is Agent.QUIET:
+                return replace(state, agent=Agent.THINKING), (StartReply(),)
+            return replace(state, owes_reply=True), ()
+        case ReplyRequested():
+            if state.agent is Agent.PLAYING or state.agent is Agent.QUIET:
+                return replace(state, agent=Agent.THINKING, owes_reply=False), (StartReply(),)
+            return state, ()
+        case AudioBegan():
+            return (replace(state, agent=Agent.SPEAKING), ()) if state.agent is Agent.THINKING else (state, ())
+        case ReplyMade(has_audio=has_audio):
+            if not state.is_making_reply:
+                return state, ()
+            return _settle(replace(state, agent=Agent.PLAYING if has_audio else Agent.QUIET))
+        case ReplyCancelled(reason=reason):
+            if not state.is_making_reply:
+                return state, ()
+            state, effects = _settle(replace(state, agent=Agent.QUIET))
+            return state, (StopReply(reason), *effects)
+        case PlayoutEnded():
+            return _settle(replace(state, agent=Agent.QUIET)) if state.agent is Agent.PLAYING else (state, ())
+        case _:
+            assert_never(happened)
+
+
+def _settle(state: TurnState) -> tuple[TurnState, tuple[TurnEffect, ...]]:
+    """Pay a reply that is owed, once the agent is quiet and nobody is speaking."""
+    if state.owes_reply and state.agent is Agent.QUIET and state.caller is not Caller.SPEAKING:
+        return replace(state, agent=Agent.THINKING, owes_reply=False), (StartReply(),)
+    return state, ()
