@@ -7,7 +7,7 @@ or processes. Callbacks are always invoked on the event loop's thread.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, Protocol
@@ -274,8 +274,8 @@ class Synthesizer(Protocol):
     info: BackendInfo
     rate_hz: int
 
-    def speak(self, clause: str) -> AsyncIterator[Samples]:
-        """Audio of one clause, in order, leading silence trimmed. Closing the iterator stops the work.
+    def speak(self, clause: str) -> AsyncGenerator[Samples, None]:
+        """Audio of one clause, in order, leading silence trimmed. Closing the generator stops the work.
 
         Text is plain prose as the model wrote it; making it speakable (figures, prices, times) is the synthesizer's part.
 

@@ -1,0 +1,283 @@
+"""One reply from plan to last audio: the draft denoises, finished clauses are spoken, and the plan follows the playout.
+
+Two tasks share a bounded queue of clauses. The writer turns draft events into clauses; the voice turns clauses into text and audio events.
+While the first clause plays, the rest of the canvas goes on denoising with the steps that the playout leaves it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field, replace
+from typing import assert_never
+
+from voiceagent.backends import (
+    Draft,
+    DraftEvent,
+    DraftFailed,
+    Drafter,
+    DraftFinished,
+    DraftPrefilled,
+    DraftRequest,
+    DraftStepped,
+    Samples,
+    StepPlan,
+    Synthesizer,
+)
+from voiceagent.budget import BudgetController, Stage, TurnRequest
+from voiceagent.clauses import ClauseFinder
+from voiceagent.clock import Clock
+from voiceagent.events import (
+    ConversationEvent,
+    Item,
+    Modality,
+    ResponseAudio,
+    ResponseItemStarted,
+    ResponsePlanned,
+    ResponseStepped,
+    ResponseText,
+    Usage,
+)
+from voiceagent.playout import Playout
+from voiceagent.trace import StepRecord, TurnTrace
+
+CLAUSE_QUEUE = 16
+"""Clauses waiting for the voice. A reply has fewer; the bound is there so that a stuck voice stops the writer."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyRequest:
+    """What one reply is made from. `text` is spoken as it stands (a greeting); otherwise `draft` is written by the model."""
+
+    response_id: str
+    item_id: str
+    previous_item_id: str | None
+    modality: Modality
+    target_s: float
+    draft: DraftRequest | None = None
+    text: str | None = None
+    prompt_tokens: float = 64.0
+    """Prompt tokens that are probably not in the cache yet."""
+
+
+@dataclass(slots=True)
+class Reply:
+    """A reply being made. `run` may be cancelled at any moment; what was said until then stands in `said` and `playout`."""
+
+    request: ReplyRequest
+    llm: Drafter
+    tts: Synthesizer
+    budget: BudgetController
+    clock: Clock
+    emit: Callable[[ConversationEvent], None]
+    trace: TurnTrace
+    active_drafts: Callable[[], int]
+    on_audio: Callable[[], None]
+    """Called once, when the first audio has left."""
+    playout: Playout = field(default_factory=Playout)
+    usage: Usage = field(default_factory=Usage)
+    said: str = ""
+    item_started: bool = False
+    _plan: StepPlan | None = None
+    _draft: Draft | None = None
+
+    async def run(self) -> None:
+        """Make the whole reply.
+
+        Raises:
+            BackendError: If the drafter or the synthesizer failed.
+        """
+        clauses: asyncio.Queue[str | None] = asyncio.Queue(CLAUSE_QUEUE)
+        voice = asyncio.create_task(self._voice(clauses))
+        writer = asyncio.create_task(self._write(clauses))
+        try:
+            # Whichever fails first ends the reply; a plain gather would leave the other running.
+            done, _ = await asyncio.wait((voice, writer), return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+        finally:
+            for task in (writer, voice):
+                task.cancel()
+            await asyncio.gather(writer, voice, return_exceptions=True)
+
+    # --- the writer ---------------------------------------------------------------------------------------------------
+
+    async def _write(self, clauses: asyncio.Queue[str | None]) -> None:
+        finder = ClauseFinder()
+        if self.request.draft is None:
+            for clause in (*finder.push(self.request.text or ""), *finder.flush()):
+                await clauses.put(clause)
+            await clauses.put(None)
+            return
+        seen = 0
+        async with contextlib.aclosing(self._draft_events(self.request.draft)) as events:
+            async for event in events:
+                match event:
+                    case DraftPrefilled():
+                        self._prefilled(event)
+                    case DraftStepped():
+                        self._stepped(event)
+                        for clause in finder.push(event.committed_text[seen:]):
+                            self.trace.mark("first_clause", self.clock.now())
+                            await clauses.put(clause)
+                        seen = len(event.committed_text)
+                    case DraftFinished():
+                        self.usage = replace(self.usage, output_tokens=max(self.usage.output_tokens, 1))
+                        self.trace.mark("draft_done", event.at)
+                        for clause in (*finder.push(event.text[seen:]), *finder.flush()):
+                            self.trace.mark("first_clause", self.clock.now())
+                            await clauses.put(clause)
+                    case DraftFailed(error=error):
+                        raise error
+                    case _:
+                        assert_never(event)
+        await clauses.put(None)
+
+    async def _draft_events(self, draft: DraftRequest) -> AsyncGenerator[DraftEvent, None]:
+        """Plan, start the draft and yield its events; leaving early cancels it between two steps."""
+        grant = self.budget.plan_turn(
+            TurnRequest(
+                now=self.clock.now(),
+                speech_end=self.trace.origin,
+                target_s=self.request.target_s,
+                prompt_tokens=self.request.prompt_tokens,
+                canvas_width=draft.plan.canvas_width,
+                active_drafts=self.active_drafts() + 1,
+                needs_audio=self.request.modality == "audio",
+            )
+        )
+        self.trace.prediction = grant.prediction
+        self._adopt(grant.plan, grant.reason)
+        events: asyncio.Queue[DraftEvent] = asyncio.Queue()
+        self.trace.mark("draft_start", self.clock.now())
+        self._draft = self.llm.start(replace(draft, plan=grant.plan), events.put_nowait)
+        try:
+            while True:
+                event = await events.get()
+                yield event
+                if isinstance(event, DraftFinished | DraftFailed):
+                    return
+        finally:
+            self._draft.cancel()
+            self._draft = None
+
+    def _adopt(self, plan: StepPlan, reason: str) -> None:
+        self._plan = plan
+        self.trace.plans.append((self.clock.now(), plan, reason))
+        self.emit(ResponsePlanned(self.request.response_id, plan, reason))
+
+    def _prefilled(self, event: DraftPrefilled) -> None:
+        self.trace.mark("prefill", event.at)
+        self.usage = replace(
+            self.usage, input_tokens=event.cached_tokens + event.new_tokens, cached_tokens=event.cached_tokens
+        )
+        if event.new_tokens > 0:
+            self.budget.costs.observe(Stage.PREFILL, event.compute_s, event.new_tokens)
+
+    def _stepped(self, event: DraftStepped) -> None:
+        assert self._plan is not None and self._draft is not None
+        self.budget.costs.observe(Stage.STEP, event.compute_s, self._plan.canvas_width * event.batch)
+        self.usage = replace(self.usage, output_tokens=sum(1 for token in event.canvas if token.text))
+        self.trace.steps.append(
+            StepRecord(
+                event.step,
+                event.phase,
+                event.at,
+                event.compute_s,
+                len(event.committed_text),
+                event.forced_tokens,
+                event.batch,
+            )
+        )
+        self.emit(
+            ResponseStepped(
+                self.request.response_id,
+                event.step,
+                event.phase,
+                event.canvas,
+                event.committed_text,
+                event.forced_tokens,
+                event.compute_s,
+                event.batch,
+            )
+        )
+        if event.phase == "first":
+            shorter = self.budget.replan_first(
+                self._plan, now=self.clock.now(), step=event.step, active_drafts=event.batch
+            )
+            if shorter is not None:
+                self._draft.replan(shorter)
+                self._adopt(shorter, f"step {event.step} was late: {shorter.steps_first} steps for the first clause")
+
+    def _replan_rest(self) -> None:
+        """More audio is queued at the caller's: the rest of the canvas has until it runs dry."""
+        dry_at = self.playout.dry_at()
+        if self._draft is None or self._plan is None or dry_at is None:
+            return
+        plan = self.budget.plan_rest(
+            self._plan, now=self.clock.now(), dry_at=dry_at, active_drafts=max(self.active_drafts(), 1)
+        )
+        if plan.steps_rest != self._plan.steps_rest or self._plan.rest_deadline is None:
+            self._draft.replan(plan)
+            room_ms = (dry_at - self.clock.now()) * 1000
+            self._adopt(plan, f"{plan.steps_rest} steps for the rest: {room_ms:.0f} ms of speech are queued")
+
+    # --- the voice ----------------------------------------------------------------------------------------------------
+
+    async def _voice(self, clauses: asyncio.Queue[str | None]) -> None:
+        while (clause := await clauses.get()) is not None:
+            if not clause.strip():
+                continue
+            self._say(clause)
+            if self.request.modality == "audio":
+                await self._speak(clause)
+
+    def _say(self, clause: str) -> None:
+        if not self.item_started:
+            self.item_started = True
+            item = Item(
+                self.request.item_id, "agent", "", "in_progress", spoken=self.request.modality == "audio"
+            )
+            self.emit(ResponseItemStarted(self.request.response_id, item, self.request.previous_item_id))
+        delta = clause.strip() if not self.said else f" {clause.strip()}"
+        self.said += delta
+        self.trace.reply = self.said
+        if self.request.modality == "text":
+            self.trace.mark("first_text", self.clock.now())
+        self.emit(ResponseText(self.request.response_id, self.request.item_id, delta))
+
+    async def _speak(self, clause: str) -> None:
+        asked = self.clock.now()
+        self.playout.begin_clause(clause.strip())
+        is_first_chunk = True
+        # Closed at once when the reply is cancelled: the synthesizer must stop now, not at garbage collection.
+        async with contextlib.aclosing(self.tts.speak(clause)) as audio:
+            async for samples in audio:
+                if samples.size == 0:
+                    continue
+                if is_first_chunk:
+                    is_first_chunk = False
+                    made = self.clock.now()
+                    self.trace.mark("tts_audio", made)
+                    self.budget.costs.observe(Stage.TTS, max(made - asked, 0.0), len(clause))
+                self._send(samples)
+        self._replan_rest()
+
+    def _send(self, samples: Samples) -> None:
+        made = self.clock.now()
+        self.emit(ResponseAudio(self.request.response_id, self.request.item_id, samples, self.tts.rate_hz))
+        now = self.clock.now()
+        is_first = self.playout.dry_at() is None
+        self.playout.sent(samples.size / self.tts.rate_hz, now)
+        self.budget.costs.observe(Stage.TRANSPORT, max(now - made, 0.0))
+        if is_first:
+            self.trace.mark("first_audio", now)
+            self.on_audio()
+            self._replan_rest()
+
+
+def expected_prompt_tokens(new_words: int) -> float:
+    """Tokens that a prompt grew by, guessed from its words: byte-level BPE with 4,096 entries makes about 1.4 per word."""
+    return float(math.ceil(new_words * 1.4) + 8)
