@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-type Samples = NDArray[np.float32]
+Samples: TypeAlias = NDArray[np.float32]
 """Mono audio, float32 in [-1, 1]. 16 kHz on the way in, the voice's own rate on the way out."""
 
 INPUT_RATE_HZ = 16_000
@@ -221,7 +221,7 @@ class DraftFailed:
     at: float
 
 
-type DraftEvent = DraftPrefilled | DraftStepped | DraftFinished | DraftFailed
+DraftEvent: TypeAlias = DraftPrefilled | DraftStepped | DraftFinished | DraftFailed
 
 
 class Draft(Protocol):

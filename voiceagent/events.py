@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from voiceagent.backends import CanvasToken, Samples, StepPlan
 
-type Role = Literal["system", "user", "agent"]
-type ItemStatus = Literal["in_progress", "completed", "incomplete"]
-type Modality = Literal["audio", "text"]
-type ResponseStatus = Literal["completed", "cancelled", "failed", "incomplete"]
+Role: TypeAlias = Literal["system", "user", "agent"]
+ItemStatus: TypeAlias = Literal["in_progress", "completed", "incomplete"]
+Modality: TypeAlias = Literal["audio", "text"]
+ResponseStatus: TypeAlias = Literal["completed", "cancelled", "failed", "incomplete"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ class TurnTraced:
     timeline: Mapping[str, object]
 
 
-type ConversationEvent = (
+ConversationEvent: TypeAlias = (
     SpeechStarted
     | SpeechStopped
     | AudioCommitted
