@@ -181,6 +181,8 @@ class BudgetController:
     settings: BudgetSettings = field(default_factory=BudgetSettings)
     costs: CostModel = field(default_factory=CostModel)
     curve: QualityCurve = field(default_factory=lambda: QualityCurve((), (), ()))
+    running_drafts: int = 0
+    """Drafts being denoised now, kept up to date by the replies."""
 
     def useful_steps(self, canvas_width: int) -> int:
         """The most steps that the measured curve says still help at this width; `max_steps` where nothing was measured."""

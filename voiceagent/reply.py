@@ -53,7 +53,6 @@ class ReplyRequest:
 
     response_id: str
     item_id: str
-    previous_item_id: str | None
     modality: Modality
     target_s: float
     draft: DraftRequest | None = None
@@ -73,7 +72,6 @@ class Reply:
     clock: Clock
     emit: Callable[[ConversationEvent], None]
     trace: TurnTrace
-    active_drafts: Callable[[], int]
     on_audio: Callable[[], None]
     """Called once, when the first audio has left."""
     playout: Playout = field(default_factory=Playout)
@@ -144,7 +142,7 @@ class Reply:
                 target_s=self.request.target_s,
                 prompt_tokens=self.request.prompt_tokens,
                 canvas_width=draft.plan.canvas_width,
-                active_drafts=self.active_drafts() + 1,
+                active_drafts=self.budget.running_drafts + 1,
                 needs_audio=self.request.modality == "audio",
             )
         )
@@ -153,6 +151,7 @@ class Reply:
         events: asyncio.Queue[DraftEvent] = asyncio.Queue()
         self.trace.mark("draft_start", self.clock.now())
         self._draft = self.llm.start(replace(draft, plan=grant.plan), events.put_nowait)
+        self.budget.running_drafts += 1
         try:
             while True:
                 event = await events.get()
@@ -160,6 +159,7 @@ class Reply:
                 if isinstance(event, DraftFinished | DraftFailed):
                     return
         finally:
+            self.budget.running_drafts -= 1
             self._draft.cancel()
             self._draft = None
 
@@ -217,7 +217,7 @@ class Reply:
         if self._draft is None or self._plan is None or dry_at is None:
             return
         plan = self.budget.plan_rest(
-            self._plan, now=self.clock.now(), dry_at=dry_at, active_drafts=max(self.active_drafts(), 1)
+            self._plan, now=self.clock.now(), dry_at=dry_at, active_drafts=max(self.budget.running_drafts, 1)
         )
         if plan.steps_rest != self._plan.steps_rest or self._plan.rest_deadline is None:
             self._draft.replan(plan)
@@ -240,7 +240,7 @@ class Reply:
             item = Item(
                 self.request.item_id, "agent", "", "in_progress", spoken=self.request.modality == "audio"
             )
-            self.emit(ResponseItemStarted(self.request.response_id, item, self.request.previous_item_id))
+            self.emit(ResponseItemStarted(self.request.response_id, item, None))
         delta = clause.strip() if not self.said else f" {clause.strip()}"
         self.said += delta
         self.trace.reply = self.said

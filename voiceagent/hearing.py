@@ -1,0 +1,64 @@
+"""One utterance of the caller on its way to a transcript."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import numpy as np
+
+from voiceagent.backends import INPUT_RATE_HZ, Partial, Samples, Transcriber, Transcript, Utterance
+
+
+class Hearing:
+    """Feeds an utterance whose decoder may still be opening; audio that comes before it is ready waits, none is lost."""
+
+    def __init__(self, asr: Transcriber, item_id: str, on_partial: Callable[[Partial], None]) -> None:
+        self.item_id = item_id
+        self.fed_samples = 0
+        self._waiting: list[Samples] = []
+        self._utterance: Utterance | None = None
+        self._is_cancelled = False
+        self._opening = asyncio.ensure_future(asr.open(on_partial))
+        self._opening.add_done_callback(self._opened)
+
+    @property
+    def audio_s(self) -> float:
+        return self.fed_samples / INPUT_RATE_HZ
+
+    def feed(self, samples: Samples) -> None:
+        self.fed_samples += samples.size
+        if self._utterance is None:
+            self._waiting.append(np.array(samples, dtype=np.float32))
+        else:
+            self._utterance.feed(samples)
+
+    async def finish(self) -> Transcript:
+        """The final transcript.
+
+        Raises:
+            BackendError: If the recogniser failed, while opening or later.
+        """
+        utterance = await self._opening
+        return await utterance.finish()
+
+    def cancel(self) -> None:
+        self._is_cancelled = True
+        self._waiting.clear()
+        if self._utterance is not None:
+            self._utterance.cancel()
+        else:
+            self._opening.cancel()
+
+    def _opened(self, opening: asyncio.Future[Utterance]) -> None:
+        if opening.cancelled():
+            return
+        if opening.exception() is not None:
+            return  # `finish` raises it to whoever waits for the transcript.
+        self._utterance = opening.result()
+        if self._is_cancelled:
+            self._utterance.cancel()
+            return
+        for samples in self._waiting:
+            self._utterance.feed(samples)
+        self._waiting.clear()
