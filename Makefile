@@ -1,0 +1,53 @@
+# Two commands: `make run` starts the server, `make test` checks everything. Both set themselves up and need no root.
+#
+#   make run ARGS="--set server.port=9000"     pass options to `voiceagent run`
+#   make test TESTS=tests/kernels              run only some tests
+#   make PYTHON=python3.12 run                 choose the interpreter (3.11 or newer)
+
+VENV ?= .venv
+ARGS ?=
+TESTS ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# The first interpreter on the path that is new enough; `make PYTHON=...` overrides.
+CANDIDATES := python3 python3.11 python3.12 python3.13 python3.14 python
+IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in $(CANDIDATES); do if $$p -c '$(IS_NEW_ENOUGH)' >/dev/null 2>&1; then echo $$p; break; fi; done)
+
+.PHONY: run test lint bench clean help
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,5p'
+
+run: $(VENV)/.installed-run
+	@exec $(BIN)/voiceagent run $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/kernels.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@if [ -z "$(PYTHON)" ] || ! $(PYTHON) -c '$(IS_NEW_ENOUGH)'; then \
+		echo "Python 3.11 or newer is needed and none of '$(CANDIDATES)' is; name one: make PYTHON=/path/to/python3.11 run"; exit 1; fi
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp is newer than the pins it was made from, so a second `make run` starts at once.
+$(VENV)/.installed-run: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing pinned packages into $(VENV). This happens once and takes a few minutes."
+	$(PIP) install --quiet -c constraints.txt -e '.[engine,local]'
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing pinned packages and test tools into $(VENV). This happens once and takes a few minutes."
+	$(PIP) install --quiet -c constraints.txt -e '.[engine,local,test]'
+	@touch $(VENV)/.installed-run $@

@@ -1,0 +1,1 @@
+"""Wiring: which voice detector, recogniser, drafter and voice work together, and the command `voiceagent`."""
