@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from voiceagent.playout import Playout
+
+
+def spoken() -> Playout:
+    playout = Playout()
+    playout.begin_clause("One large mocha.")
+    playout.sent(1.0, now=10.0)
+    playout.begin_clause("Anything else for you?")
+    playout.sent(1.0, now=10.1)
+    return playout
+
+
+def test_nothing_is_heard_before_audio_was_sent() -> None:
+    playout = Playout()
+    assert playout.played_s(5.0) == 0.0
+    assert playout.dry_at() is None
+    assert playout.heard_text(3.0) == ""
+
+
+def test_playing_starts_when_audio_arrives_and_lasts_as_long_as_the_audio() -> None:
+    playout = spoken()
+    assert playout.dry_at() == 12.0
+    assert playout.played_s(10.5) == 0.5
+    assert playout.played_s(99.0) == 2.0
+
+
+def test_a_gap_in_the_audio_pauses_the_playing() -> None:
+    playout = Playout()
+    playout.begin_clause("one")
+    playout.sent(1.0, now=0.0)
+    playout.sent(1.0, now=5.0)
+    assert playout.dry_at() == 6.0
+    assert playout.played_s(5.5) == 1.5
+
+
+def test_only_words_spoken_to_their_end_were_heard() -> None:
+    playout = spoken()
+    assert playout.heard_text(1.0) == "One large mocha."
+    assert playout.heard_text(0.3) == "One"
+    assert playout.heard_text(0.05) == ""
+    assert playout.heard_text(1.4) == "One large mocha. Anything"
+    assert playout.heard_text(2.0) == "One large mocha. Anything else for you?"
+
+
+def test_the_clients_own_position_replaces_the_estimate() -> None:
+    playout = spoken()
+    playout.report(0.2, now=11.0)
+    assert playout.played_s(11.0) == 0.2
+    assert playout.dry_at() == 12.8
+    playout.report(99.0, now=11.1)
+    assert playout.played_s(11.1) == 2.0
+
+
+@given(st.lists(st.floats(0.0, 5.0), min_size=1, max_size=8), st.floats(0.0, 6.0), st.floats(0.0, 6.0))
+def test_more_playing_never_means_fewer_words(durations: list[float], a: float, b: float) -> None:
+    playout = Playout()
+    for index, duration in enumerate(durations):
+        playout.begin_clause(f"clause number {index} of many")
+        playout.sent(duration, now=0.0)
+    early, late = sorted((a, b))
+    assert playout.heard_text(late).startswith(playout.heard_text(early))

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from voiceagent.turn import (
+    Agent,
+    AudioBegan,
+    Caller,
+    FinishUtterance,
+    OpenUtterance,
+    Phase,
+    PlayoutEnded,
+    ReplyCancelled,
+    ReplyMade,
+    ReplyRequested,
+    SpeechBegan,
+    SpeechDropped,
+    SpeechEnded,
+    StartReply,
+    StopPlayout,
+    StopReply,
+    TranscriptReady,
+    TurnEffect,
+    TurnInput,
+    TurnState,
+    advance,
+)
+
+INPUTS: tuple[TurnInput, ...] = (
+    SpeechBegan(interrupts=True),
+    SpeechBegan(interrupts=False),
+    SpeechEnded(),
+    SpeechDropped(),
+    TranscriptReady(is_empty=False, wants_reply=True),
+    TranscriptReady(is_empty=True, wants_reply=True),
+    TranscriptReady(is_empty=False, wants_reply=False),
+    ReplyRequested(),
+    AudioBegan(),
+    ReplyMade(has_audio=True),
+    ReplyMade(has_audio=False),
+    ReplyCancelled("client_cancelled"),
+    PlayoutEnded(),
+)
+
+
+def run(*inputs: TurnInput, state: TurnState | None = None) -> tuple[TurnState, list[TurnEffect]]:
+    state = state or TurnState()
+    effects: list[TurnEffect] = []
+    for happened in inputs:
+        state, more = advance(state, happened)
+        effects.extend(more)
+    return state, effects
+
+
+def test_a_spoken_turn_goes_from_idle_through_listening_thinking_and_speaking_to_idle() -> None:
+    state, phases = TurnState(), []
+    for happened in (
+        SpeechBegan(True),
+        SpeechEnded(),
+        TranscriptReady(False, True),
+        AudioBegan(),
+        ReplyMade(True),
+        PlayoutEnded(),
+    ):
+        state, _ = advance(state, happened)
+        phases.append(state.phase)
+    assert phases == [Phase.LISTENING, Phase.THINKING, Phase.THINKING, Phase.SPEAKING, Phase.SPEAKING, Phase.IDLE]
+
+
+def test_a_turn_with_an_empty_transcript_says_nothing() -> None:
+    state, effects = run(SpeechBegan(True), SpeechEnded(), TranscriptReady(is_empty=True, wants_reply=True))
+    assert state == TurnState()
+    assert effects == [OpenUtterance(), FinishUtterance()]
+
+
+def test_speech_while_the_reply_is_made_stops_it() -> None:
+    thinking, _ = run(SpeechBegan(True), SpeechEnded(), TranscriptReady(False, True))
+    for state in (thinking, advance(thinking, AudioBegan())[0]):
+        after, effects = advance(state, SpeechBegan(True))
+        assert effects == (StopReply("turn_detected"), OpenUtterance())
+        assert after.caller is Caller.SPEAKING
+        assert after.agent is Agent.QUIET
+
+
+def test_speech_over_a_reply_that_is_only_playing_stops_the_playout_and_no_reply() -> None:
+    state, _ = run(ReplyRequested(), AudioBegan(), ReplyMade(True))
+    _, effects = advance(state, SpeechBegan(True))
+    assert effects == (StopPlayout(), OpenUtterance())
+
+
+def test_speech_that_may_not_interrupt_leaves_the_reply_and_is_answered_after_it() -> None:
+    state, effects = run(
+        ReplyRequested(), AudioBegan(), SpeechBegan(False), SpeechEnded(), TranscriptReady(False, True)
+    )
+    assert state.owes_reply
+    assert effects == [StartReply(), OpenUtterance(), FinishUtterance()]
+    state, effects = run(ReplyMade(True), PlayoutEnded(), state=state)
+    assert effects == [StartReply()]
+    assert state.agent is Agent.THINKING
+    assert not state.owes_reply
+
+
+def test_words_that_are_followed_by_more_speech_are_answered_once() -> None:
+    state, effects = run(SpeechBegan(True), SpeechEnded(), SpeechBegan(True), TranscriptReady(False, True))
+    assert StartReply() not in effects
+    _, effects = run(SpeechEnded(), TranscriptReady(False, True), state=state)
+    assert effects.count(StartReply()) == 1
+
+
+def test_cleared_audio_ends_listening_without_a_transcript() -> None:
+    state, effects = run(SpeechBegan(True), SpeechDropped())
+    assert state == TurnState()
+    assert FinishUtterance() not in effects
+
+
+@given(st.lists(st.sampled_from(INPUTS), max_size=40))
+def test_a_second_reply_never_starts_while_one_is_being_made(inputs: list[TurnInput]) -> None:
+    state = TurnState()
+    for happened in inputs:
+        was_making = state.is_making_reply
+        state, effects = advance(state, happened)
+        if StartReply() in effects:
+            assert state.agent is Agent.THINKING
+            assert not was_making or any(isinstance(effect, StopReply) for effect in effects)
+        assert not (state.owes_reply and state.agent is Agent.QUIET and state.caller is Caller.SILENT)
+
+
+def test_every_input_is_accepted_in_every_state() -> None:
+    for caller, agent, owes in itertools.product(Caller, Agent, (False, True)):
+        for happened in INPUTS:
+            state, _ = advance(TurnState(caller, agent, owes), happened)
+            assert isinstance(state.phase, Phase)
