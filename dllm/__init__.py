@@ -1,0 +1,1 @@
+"""Diffusion language models: canvases, denoising steps, prefix caches, checkpoints and training."""

@@ -1,0 +1,163 @@
+"""The canvas: token positions of one reply while it is being denoised, and what can be read off them.
+
+Pure state. Which tokens end a clause or begin a word is told by a `TokenTable`; the canvas itself knows no text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+SOFT_BOUNDARY_WORDS = 4
+"""Words before a comma, semicolon or colon for it to end the first clause: "Sure," alone is too short to be worth speaking."""
+
+
+class CellState(StrEnum):
+    MASKED = "masked"
+    PROVISIONAL = "provisional"
+    COMMITTED = "committed"
+    PINNED = "pinned"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTable:
+    """Classes of tokens, by id. Built by `dllm.text.token_table`."""
+
+    end: int
+    mask: int
+    forbidden: frozenset[int]
+    """Never part of a reply."""
+    sentence_end: frozenset[int]
+    """. ? ! and their combinations."""
+    clause_end: frozenset[int]
+    """, ; : and dashes."""
+    digit: frozenset[int]
+    word_start: frozenset[int]
+    """Tokens that begin with a space: the text before them is whole words."""
+    word: frozenset[int]
+    """Word starts with a letter: repeating one three times is a stutter."""
+
+
+@dataclass(slots=True)
+class Canvas:
+    """`tokens[i]` is what position i holds: a decided token, or the latest guess, or the mask token."""
+
+    width: int
+    table: TokenTable = field(repr=False)
+    tokens: list[int] = field(init=False)
+    states: list[CellState] = field(init=False)
+    confidence: list[float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = [self.table.mask] * self.width
+        self.states = [CellState.MASKED] * self.width
+        self.confidence = [0.0] * self.width
+
+    def is_decided(self, position: int) -> bool:
+        return self.states[position] in (CellState.COMMITTED, CellState.PINNED)
+
+    def masked(self) -> list[int]:
+        """Positions not decided yet, ascending."""
+        return [position for position in range(self.width) if not self.is_decided(position)]
+
+    def model_input(self) -> list[int]:
+        """What the network reads: decided tokens, and mask tokens elsewhere."""
+        return [token if self.is_decided(at) else self.table.mask for at, token in enumerate(self.tokens)]
+
+    def guess(self, position: int, token: int, confidence: float) -> None:
+        self.tokens[position], self.confidence[position] = token, confidence
+        self.states[position] = CellState.PROVISIONAL
+
+    def commit(self, position: int, token: int, confidence: float) -> None:
+        assert not self.is_decided(position)
+        self.tokens[position], self.confidence[position] = token, confidence
+        self.states[position] = CellState.COMMITTED
+
+    def pin(self, start: int, tokens: Sequence[int]) -> None:
+        for offset, token in enumerate(tokens):
+            self.tokens[start + offset] = token
+            self.confidence[start + offset] = 1.0
+            self.states[start + offset] = CellState.PINNED
+
+    def last_pin(self) -> int:
+        """The last pinned position, -1 without pins."""
+        return max((at for at, state in enumerate(self.states) if state is CellState.PINNED), default=-1)
+
+    def decided_prefix(self) -> int:
+        """How many positions from the left are decided."""
+        return next((at for at in range(self.width) if not self.is_decided(at)), self.width)
+
+    def reply_end(self) -> int:
+        """Position of the first end-of-turn as things stand, or the width."""
+        return next((at for at, token in enumerate(self.tokens) if token == self.table.end), self.width)
+
+    def first_clause_end(self) -> int:
+        """Positions in the first clause, its boundary token included, as things stand.
+
+        A sentence end always closes it; a comma, semicolon or colon does after `SOFT_BOUNDARY_WORDS` words; an end-of-turn closes it too and
+        is counted, so that nothing is spoken before it is certain that nothing follows. A boundary between digits is part of the
+        number, so one after a digit needs the next position as well.
+        """
+        words = 0
+        table = self.table
+        for at, token in enumerate(self.tokens):
+            if token == table.end:
+                return at + 1
+            if token in table.word_start:
+                words += 1
+            closes = (token in table.sentence_end and words > 0) or (
+                token in table.clause_end and words >= SOFT_BOUNDARY_WORDS
+            )
+            if not closes or at + 1 == self.width:
+                continue
+            if at == 0 or self.tokens[at - 1] not in table.digit:
+                return at + 1
+            if self.tokens[at + 1] not in table.digit:
+                return at + 2
+        return self.width
+
+    def speakable(self, start: int, stop: int) -> int:
+        """The largest cut in [start, stop] before which there are whole words, given that positions below `stop` are decided.
+
+        A word's last token is known only when the next one starts a word or is an end-of-turn, or when it is closing punctuation
+        that cannot be inside a number. Whole words are also whole UTF-8 sequences.
+        """
+        table = self.table
+        closing = table.sentence_end | table.clause_end
+        for cut in range(stop, start, -1):
+            if cut == self.width:
+                return cut
+            if self.is_decided(cut):
+                if self.tokens[cut] == table.end or self.tokens[cut] in table.word_start:
+                    return cut
+            elif self.tokens[cut - 1] in closing and (cut < 2 or self.tokens[cut - 2] not in table.digit):
+                return cut
+        return start
+
+
+def repeats_span(canvas: Canvas, position: int, token: int) -> bool:
+    """Whether committing `token` here completes a stutter among decided tokens.
+
+    A stutter is the same three tokens twice in a row, one word three times in a row, or one punctuation mark twice.
+    """
+    table = canvas.table
+    if token == table.end:
+        return False
+
+    def at(place: int) -> int | None:
+        if place == position:
+            return token
+        return canvas.tokens[place] if 0 <= place < canvas.width and canvas.is_decided(place) else None
+
+    if token in table.word and any(
+        all(at(first + offset) == token for offset in range(3)) for first in range(position - 2, position + 1)
+    ):
+        return True
+    if token in table.sentence_end | table.clause_end and token in (at(position - 1), at(position + 1)):
+        return True
+    for first in range(position - 5, position + 1):
+        span = [at(first + offset) for offset in range(6)]
+        if None not in span and table.end not in span and span[:3] == span[3:]:
+            return True
+    return False

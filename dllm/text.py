@@ -1,0 +1,235 @@
+"""Text to tokens and back: how a dialogue becomes one token sequence, and how a recogniser would have written a sentence.
+
+How text is joined. White space runs become one space and each turn is stripped. A turn is `role token, " " + text, <end>`: the text
+always starts with a space, so a word is the same token at the start of a turn and in its middle, and any cut at a word boundary
+tokenises to a prefix of the whole. A digit, `$` and a space before either are tokens of their own, so "$4.50" is always
+`$ 4 . 5 0`. Text that spells a special token ("<end>") is ordinary text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Sequence as PreSequence, Split
+from tokenizers.trainers import BpeTrainer
+
+from dllm.canvas import TokenTable
+from dllm.errors import CheckpointError, SpecialTokenError
+from dllm.spec import SpecialTokens
+
+Role: TypeAlias = Literal["system", "user", "note", "agent"]
+ROLES: tuple[Role, ...] = ("system", "user", "note", "agent")
+
+_WORDS = r"\$|\d|'(?:s|t|re|ve|m|ll|d)\b| ?\p{L}+| ?[^\s\p{L}\d$]+|\s+"
+
+
+def special_token_texts(special: SpecialTokens) -> list[str]:
+    """Texts of the special tokens in id order."""
+    names = ["<pad>", "<mask>", "<end>", "<system>", "<user>", "<note>", "<agent>"]
+    return names + [f"<reserved{index}>" for index in range(special.reserved)]
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, special: SpecialTokens | None = None) -> Tokenizer:
+    """Byte-level BPE with the joining rules of this module. Deterministic for the same texts in the same order."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = PreSequence(
+        [Split(Regex(_WORDS), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = ByteLevelDecoder()
+    trainer = BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special_token_texts(special or SpecialTokens()),
+        initial_alphabet=ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((" " + clean(text) for text in texts), trainer)
+    return tokenizer
+
+
+def clean(text: str) -> str:
+    """White space runs become one space; ends are stripped."""
+    return " ".join(text.split())
+
+
+class DialogueCodec:
+    """A tokenizer that knows turns."""
+
+    def __init__(self, tokenizer: Tokenizer, special: SpecialTokens | None = None) -> None:
+        self.special = special or SpecialTokens()
+        self.tokenizer = tokenizer
+        self.tokenizer.encode_special_tokens = True
+        self._roles = {"system": self.special.system, "user": self.special.user} | {
+            "note": self.special.note,
+            "agent": self.special.agent,
+        }
+
+    @classmethod
+    def load(cls, path: Path, special: SpecialTokens | None = None) -> DialogueCodec:
+        """Read tokenizer.json and check its special tokens against `special`.
+
+        Raises:
+            CheckpointError: If the file is missing or unreadable.
+            SpecialTokenError: If an id differs.
+        """
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such file")
+        special = special or SpecialTokens()
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise CheckpointError(f"{path}: not a tokenizer: {error}") from error
+        for index, text in enumerate(special_token_texts(special)):
+            if tokenizer.token_to_id(text) != index:
+                raise SpecialTokenError(path, text, index, tokenizer.token_to_id(text))
+        return cls(tokenizer, special)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    def encode_text(self, text: str) -> list[int]:
+        """Tokens of one turn's text, with its leading space; empty for empty text."""
+        body = clean(text)
+        return list(self.tokenizer.encode(" " + body, add_special_tokens=False).ids) if body else []
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Like `encode_text` for text that is already clean, with [start, end) in " " + text per token."""
+        encoding = self.tokenizer.encode(" " + text, add_special_tokens=False)
+        return list(encoding.ids), list(encoding.offsets)
+
+    def role_id(self, role: Role) -> int:
+        return self._roles[role]
+
+    def encode_turn(self, role: Role, text: str) -> list[int]:
+        return [self._roles[role], *self.encode_text(text), self.special.end]
+
+    def encode_prompt(self, turns: Sequence[tuple[Role, str]]) -> list[int]:
+        """All turns, then the agent's role token: what a reply's canvas continues."""
+        ids = [token for role, text in turns for token in self.encode_turn(role, text)]
+        return [*ids, self.special.agent]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of reply tokens, stripped; special tokens and bytes that are not UTF-8 are left out."""
+        first_text = self.special.agent + 1 + self.special.reserved
+        return self.tokenizer.decode([token for token in ids if token >= first_text]).replace("\ufffd", "").strip()
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes a text token stands for; empty for special tokens."""
+        return _token_bytes(self.tokenizer, token)
+
+    def encode_pin(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text to be pinned inside a reply, the space before it included."""
+        return tuple(self.encode_text(text))
+
+    @cached_property
+    def token_table(self) -> TokenTable:
+        """Classes of tokens for the engine."""
+        special = self.special
+        texts = {token: self.token_bytes(token) for token in range(self.vocab_size)}
+
+        def having(test: Callable[[bytes], bool]) -> frozenset[int]:
+            return frozenset(token for token, text in texts.items() if text and test(text))
+
+        return TokenTable(
+            end=special.end,
+            mask=special.mask,
+            forbidden=frozenset(special.forbidden_in_reply),
+            sentence_end=having(lambda text: re.fullmatch(rb" ?[.?!]+[\"')]*", text) is not None),
+            clause_end=having(lambda text: re.fullmatch(rb" ?(?:[,;:]|-+|\xe2\x80\x94)", text) is not None),
+            digit=having(lambda text: text.isdigit()),
+            word_start=having(lambda text: text.startswith(b" ")),
+            word=having(lambda text: re.fullmatch(rb" [A-Za-z]+", text) is not None),
+        )
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins for bytes."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    table = {chr(byte): byte for byte in plain}
+    for offset, byte in enumerate(byte for byte in range(256) if byte not in plain):
+        table[chr(256 + offset)] = byte
+    return table
+
+
+_BYTES = _byte_alphabet()
+
+
+def _token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
+    text = tokenizer.id_to_token(token)
+    if text is None or text in tokenizer.get_added_tokens_decoder().values():
+        return b""
+    return bytes(_BYTES.get(char, 0x3F) for char in text)
+
+
+# --- as a recogniser writes -------------------------------------------------------------------------------------------
+
+_MONEY = re.compile(r"\$\s?(\d[\d,]*)(?:\.(\d\d))?\b")
+_CLOCK = re.compile(r"\b(\d{1,2})(?::(\d\d))?\s?([ap])\.?m\b\.?", re.IGNORECASE)
+_CLOCK_24 = re.compile(r"\b(\d{1,2}):(\d\d)\b")
+_ORDINAL = re.compile(r"\b(\d{1,4})(?:st|nd|rd|th)\b", re.IGNORECASE)
+_DECIMAL = re.compile(r"\b(\d[\d,]*)\.(\d+)\b")
+_NUMBER = re.compile(r"\d[\d,]*\d|\d")
+_NOT_SPOKEN = re.compile(r"[^a-z'\s]")
+_LOOSE_APOSTROPHE = re.compile(r"(?<![a-z])'|'(?![a-z])")
+_SYMBOLS = {"%": " percent ", "&": " and ", "+": " plus ", "@": " at ", "=": " equals "}
+
+
+def spoken_form(text: str) -> str:
+    """Text as a recogniser would write it: lower case, no punctuation but apostrophes, figures as words.
+
+    "$30" is "thirty dollars", "7 pm" is "seven p m". Letters outside a-z are dropped with their marks: the built-in recognisers
+    write none.
+    """
+    text = text.replace("\u2019", "'")
+    for symbol, words in _SYMBOLS.items():
+        text = text.replace(symbol, words)
+    text = _MONEY.sub(_spoken_money, text)
+    text = _CLOCK.sub(_spoken_clock, text)
+    text = _CLOCK_24.sub(_spoken_clock, text)
+    text = _ORDINAL.sub(lambda found: f" {_words(int(found[1]), 'ordinal')} ", text)
+    text = _DECIMAL.sub(
+        lambda found: f" {_digits(found[1])} point {' '.join(_words(int(digit)) for digit in found[2])} ", text
+    )
+    text = _NUMBER.sub(lambda found: f" {_digits(found[0])} ", text)
+    text = _NOT_SPOKEN.sub(" ", text.lower())
+    return clean(_LOOSE_APOSTROPHE.sub(" ", text))
+
+
+def _spoken_money(found: re.Match[str]) -> str:
+    dollars, cents = _digits(found[1]), found[2]
+    spoken = f" {dollars} dollar{'' if dollars == 'one' else 's'} "
+    return spoken + (f"and {_words(int(cents))} cents " if cents and int(cents) else "")
+
+
+def _spoken_clock(found: re.Match[str]) -> str:
+    hour, minute = _words(int(found[1])), found[2]
+    if minute is None or minute == "00":
+        spoken_minute = "" if found.lastindex == 3 or minute is None else "o'clock"
+    else:
+        spoken_minute = ("oh " if minute[0] == "0" else "") + _words(int(minute))
+    half = f"{found[3].lower()} m" if found.re is _CLOCK else ""
+    return f" {hour} {spoken_minute} {half} "
+
+
+def _digits(figures: str) -> str:
+    """A cardinal up to 9999; longer ones and those with a leading zero digit by digit, as people dictate them."""
+    plain = figures.replace(",", "")
+    if len(plain) > 1 and plain[0] == "0" or len(plain) > (7 if "," in figures else 4):
+        return " ".join(_words(int(digit)) for digit in plain)
+    if len(plain) == 4 and "," not in figures and plain[0] in "12" and plain[1:3] != "00":
+        return _words(int(plain), "year")
+    return _words(int(plain))
+
+
+@lru_cache(maxsize=20_000)
+def _words(number: int, kind: str = "cardinal") -> str:
+    from num2words import num2words  # only text preparation needs it, and it takes 0.1 s to import
+
+    return str(num2words(number, to=kind)).replace("-", " ").replace(",", "")

@@ -1,0 +1,1 @@
+"""Training: data, objective, optimiser and the loop. `dllm train` is its command."""

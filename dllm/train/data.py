@@ -1,0 +1,278 @@
+"""Dialogue files to training rows.
+
+A row is one window of one dialogue: its clean tokens, and which agent turns in it become canvases. Everything random about a row
+comes from (seed, row number), so a run continues exactly where it stopped with nothing to store but a counter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal, cast
+
+from dllm.errors import ConfigError, DataError
+from dllm.text import ROLES, DialogueCodec, Role, clean, spoken_form
+from dllm.train.config import SourceConfig, TrainConfig
+
+Split = Literal["train", "dev"]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    role: Role
+    text: str
+    pins: tuple[str, ...] = ()
+    """Pieces of `text` that came from a tool result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    id: str
+    domain: str
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An agent turn that becomes a canvas. `tokens` start right after the role token and end with <end>."""
+
+    start: int
+    """Clean position of the first token: everything before it is visible."""
+    tokens: tuple[int, ...]
+    pinned: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    clean: tuple[int, ...]
+    predicted: tuple[bool, ...]
+    """Per clean position, whether its token counts in the next-token loss."""
+    answers: tuple[Answer, ...]
+    head: int = 0
+    """Length of the system turn, which every window keeps."""
+
+
+def read_dialogues(path: Path) -> Iterator[Dialogue]:
+    """Dialogues of one .jsonl or .jsonl.xz file.
+
+    Raises:
+        DataError: With file and line, on the first line that is not a dialogue.
+    """
+    try:
+        with _open(path) as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield _dialogue(path, number, line)
+    except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(path, None, f"unreadable: {error}") from error
+
+
+def _open(path: Path) -> IO[str]:
+    if path.suffix == ".xz":
+        return cast("IO[str]", lzma.open(path, "rt", encoding="utf-8"))
+    return path.open(encoding="utf-8")
+
+
+def _dialogue(path: Path, number: int, line: str) -> Dialogue:
+    try:
+        body = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(path, number, f"not JSON: {error.msg}") from error
+    if not isinstance(body, dict) or not isinstance(body.get("turns"), list):
+        raise DataError(path, number, 'expected an object with a list "turns"')
+    turns = []
+    for index, turn in enumerate(body["turns"]):
+        if not isinstance(turn, dict) or not isinstance(turn.get("text"), str):
+            raise DataError(path, number, f'turn {index}: expected an object with a string "text"')
+        if turn.get("role") not in ROLES:
+            raise DataError(path, number, f"turn {index}: role {turn.get('role')!r} is not one of {', '.join(ROLES)}")
+        pins = turn.get("pins", [])
+        if not isinstance(pins, list) or not all(isinstance(pin, str) for pin in pins):
+            raise DataError(path, number, f'turn {index}: "pins" must be a list of strings')
+        text = clean(turn["text"])
+        for pin in pins:
+            if clean(pin) not in text:
+                raise DataError(path, number, f"turn {index}: pin {pin!r} is not in the text")
+        turns.append(Turn(turn["role"], text, tuple(clean(pin) for pin in pins)))
+    if not turns:
+        raise DataError(path, number, "a dialogue without turns")
+    return Dialogue(str(body.get("id", number)), str(body.get("domain", "")), tuple(turns))
+
+
+def find_sources(folders: Sequence[Path], split: Split) -> dict[str, Path]:
+    """Files by source name.
+
+    Raises:
+        DataError: If a folder holds none, or two folders hold the same name.
+    """
+    found: dict[str, Path] = {}
+    for folder in folders:
+        paths = sorted([*folder.glob(f"*.{split}.jsonl"), *folder.glob(f"*.{split}.jsonl.xz")])
+        if not paths:
+            raise DataError(folder, None, f"no *.{split}.jsonl or *.{split}.jsonl.xz here")
+        for path in paths:
+            name = path.name.split(f".{split}.jsonl")[0]
+            if name in found:
+                raise DataError(path, None, f"source {name!r} is also in {found[name].parent}")
+            found[name] = path
+    return found
+
+
+def source_weights(folders: Sequence[Path], names: Sequence[str], config: TrainConfig) -> dict[str, SourceConfig]:
+    """Mixture: the configuration's sources, else the folders' mixture.json, else every source alike.
+
+    Raises:
+        ConfigError: If nothing that the mixture names is there.
+    """
+    if config.sources:
+        chosen = {name: config.sources[name] for name in names if name in config.sources}
+    else:
+        mixture: dict[str, float] = {}
+        for folder in folders:
+            if (folder / "mixture.json").is_file():
+                mixture |= json.loads((folder / "mixture.json").read_text("utf-8"))
+        chosen = {
+            name: SourceConfig(weight=mixture.get(name, 0.0 if mixture else 1.0)) for name in names
+        }
+    chosen = {name: source for name, source in chosen.items() if source.weight > 0}
+    if not chosen:
+        raise ConfigError("sources", ", ".join(config.sources), f"at least one of: {', '.join(names)}")
+    return chosen
+
+
+_FUNCTION_WORDS = ("a", "the", "to", "of", "and", "in", "is", "it", "for", "on", "i", "that", "with", "at", "an", "some", "uh")
+_SENTENCE_END = re.compile(r"[.?!](?= |$)")
+
+
+class RowMaker:
+    """Turns dialogues into rows for one model's tokenizer."""
+
+    def __init__(self, codec: DialogueCodec, config: TrainConfig) -> None:
+        self.codec, self.config = codec, config
+
+    def make(self, dialogue: Dialogue, source: SourceConfig, rng: random.Random) -> Row | None:
+        """One window of the dialogue, or None when no agent turn fits in it."""
+        turns = list(dialogue.turns)
+        if source.swap_roles and rng.random() < source.swap_roles:
+            other: dict[Role, Role] = {"user": "agent", "agent": "user"}
+            turns = [Turn(other.get(turn.role, turn.role), turn.text) for turn in turns]
+        if source.system and turns[0].role != "system" and rng.random() < 0.5:
+            turns.insert(0, Turn("system", source.system.format(domain=dialogue.domain.replace("_", " "))))
+        pieces = [self._piece(turn, source, rng) for turn in turns]
+        return self._window(turns, pieces, rng)
+
+    def _piece(self, turn: Turn, source: SourceConfig, rng: random.Random) -> tuple[list[int], Answer | None]:
+        """Tokens of a turn, and for an agent turn that can be a canvas its answer (start still relative)."""
+        role_id, end = self.codec.role_id(turn.role), self.codec.special.end
+        if turn.role == "user":
+            return [role_id, *self.codec.encode_text(self._as_heard(turn.text, rng)), end], None
+        if turn.role != "agent":
+            return [role_id, *self.codec.encode_text(turn.text), end], None
+        text = turn.text
+        ids, offsets = self.codec.encode_with_offsets(text) if text else ([], [])
+        if len(ids) > source.max_agent_tokens:
+            cut = max(
+                (found.end() for found in _SENTENCE_END.finditer(text) if offsets[source.max_agent_tokens - 1][1] >= found.end() + 1),
+                default=0,
+            )
+            text = text[:cut]
+            ids, offsets = self.codec.encode_with_offsets(text) if text else ([], [])
+        if not ids or len(ids) > source.max_agent_tokens:
+            return [role_id, *self.codec.encode_text(turn.text)[:64], end], None
+        pinned = [False] * len(ids)
+        for pin in turn.pins:
+            at = (" " + text).find(" " + pin)
+            if at >= 0:
+                for index, (start, stop) in enumerate(offsets):
+                    if start >= at and stop <= at + len(pin) + 1:
+                        pinned[index] = True
+        tokens = (*ids, end)
+        return [role_id, *tokens], Answer(1, tokens, (*pinned, False))
+
+    def _as_heard(self, text: str, rng: random.Random) -> str:
+        if rng.random() >= self.config.spoken_share:
+            return text
+        spoken = spoken_form(text)
+        if rng.random() < self.config.noise_share:
+            spoken = with_recogniser_noise(spoken, rng)
+        return spoken or text
+
+    def _window(
+        self, turns: list[Turn], pieces: list[tuple[list[int], Answer | None]], rng: random.Random
+    ) -> Row | None:
+        limit = self.config.max_clean_tokens
+        head = 1 if turns[0].role == "system" and len(pieces[0][0]) <= limit // 2 else 0
+        head_tokens = len(pieces[0][0]) if head else 0
+        first = head
+        total = head_tokens + sum(len(ids) for ids, _ in pieces[head:])
+        if total > limit:
+            # A window starts anywhere, but most calls are young: half of them at the beginning.
+            latest = len(pieces) - 1
+            room = limit - head_tokens
+            while latest > first and sum(len(ids) for ids, _ in pieces[latest - 1 :]) <= room:
+                latest -= 1
+            first = first if rng.random() < 0.5 else rng.randint(first, latest)
+        clean_ids: list[int] = list(pieces[0][0]) if head else []
+        predicted = [False] * len(clean_ids)
+        answers: list[Answer] = []
+        for turn, (ids, answer) in zip(turns[first:], pieces[first:], strict=True):
+            if len(clean_ids) + len(ids) > limit:
+                break
+            if answer is not None:
+                answers.append(Answer(len(clean_ids) + 1, answer.tokens, answer.pinned))
+            clean_ids += ids
+            predicted += [turn.role in ("user", "agent")] * len(ids)
+        if not answers:
+            return None
+        if len(answers) > self.config.max_answers:
+            kept = sorted(rng.sample(range(len(answers)), self.config.max_answers))
+            answers = [answers[index] for index in kept]
+        return Row(tuple(clean_ids), tuple(predicted), tuple(answers), head_tokens)
+
+
+def with_recogniser_noise(spoken: str, rng: random.Random, share: float = 0.03) -> str:
+    """Drop, double or replace a small share of words, function words mostly."""
+    words: list[str] = []
+    for word in spoken.split():
+        likely = share * (2.0 if word in _FUNCTION_WORDS else 0.7)
+        if rng.random() >= likely:
+            words.append(word)
+            continue
+        match rng.randrange(3):
+            case 0:
+                continue
+            case 1:
+                words += [word, word]
+            case _:
+                words.append(rng.choice(_FUNCTION_WORDS))
+    return " ".join(words)
+
+
+class Mixture:
+    """Rows by number: row k is the same in every run with this seed, these files and this configuration."""
+
+    def __init__(self, folders: Sequence[Path], codec: DialogueCodec, config: TrainConfig, split: Split = "train") -> None:
+        paths = find_sources(folders, split)
+        self.sources = source_weights(folders, list(paths), config)
+        self.dialogues = {name: list(read_dialogues(paths[name])) for name in self.sources}
+        self.maker = RowMaker(codec, config)
+        self.seed = config.seed
+        self._names = list(self.sources)
+        self._weights = [self.sources[name].weight for name in self._names]
+
+    def row(self, number: int) -> Row:
+        """The row with this number."""
+        digest = hashlib.sha256(f"{self.seed}:{number}".encode()).digest()
+        rng = random.Random(int.from_bytes(digest[:8], "little"))
+        for _ in range(100):
+            name = rng.choices(self._names, self._weights)[0]
+            row = self.maker.make(rng.choice(self.dialogues[name]), self.sources[name], rng)
+            if row is not None:
+                return row
+        raise ConfigError("sources", ", ".join(self._names), "dialogues with agent turns short enough for a canvas")
