@@ -1,0 +1,239 @@
+"""The doors of the runtime: the page, the operators' routes, the Realtime websocket, and the process that serves them.
+
+`create_app` builds the ASGI application; `serve` runs it under uvicorn until it is told to stop, letting what is being said
+finish first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from voiceagent import page
+from voiceagent.agent import AgentProfile
+from voiceagent.backends import BackendInfo
+from voiceagent.clock import Clock, MonotonicClock
+from voiceagent.connection import Connection, ConversationPort
+from voiceagent.errors import OverloadedError
+from voiceagent.events import ConversationEvent
+from voiceagent.security import AccessPolicy, extract_key, select_subprotocol
+from voiceagent.server_settings import ServerSettings
+from voiceagent.session import SessionSettings
+from voiceagent.wire.codec import RealtimeCodec
+from voiceagent.wire.fields import Json, clean_text
+
+_log = logging.getLogger("voiceagent.server")
+
+RETRY_AFTER_S = 5
+
+
+class Runtime(Protocol):
+    """The models and the agent, ready to talk; wired by `voice_pipelines`."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether the models are loaded."""
+        ...
+
+    @property
+    def infos(self) -> Sequence[BackendInfo]:
+        """What was chosen for each part, and why."""
+        ...
+
+    @property
+    def agent(self) -> AgentProfile: ...
+
+    @property
+    def default_settings(self) -> SessionSettings:
+        """The settings of a conversation before its client has said anything."""
+        ...
+
+    def open_conversation(
+        self, emit: Callable[[ConversationEvent], None], settings: SessionSettings
+    ) -> ConversationPort:
+        """A conversation that tells `emit` what happens. It has not been started.
+
+        Raises:
+            OverloadedError: If the models cannot serve another caller on time.
+        """
+        ...
+
+
+class RealtimeServer:
+    """The state behind the routes: who is connected, and whether anyone still may."""
+
+    def __init__(
+        self, runtime: Runtime, settings: ServerSettings, clock: Clock, wall_clock: Callable[[], float]
+    ) -> None:
+        self._runtime = runtime
+        self._settings = settings
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._access = settings.access
+        self._connections: set[Connection] = set()
+        self._nobody = asyncio.Event()
+        self._nobody.set()
+        self.is_draining = False
+
+    async def realtime(self, websocket: WebSocket) -> None:
+        """A client of `WS /v1/realtime`, from its handshake to its end."""
+        refusal = self._refusal(websocket)
+        if refusal is not None:
+            await websocket.send_denial_response(refusal)
+            return
+        connection = Connection(websocket, self._settings, self._clock)
+        self._connections.add(connection)
+        self._nobody.clear()
+        try:
+            await self._converse(websocket, connection)
+        except OverloadedError as error:
+            await websocket.send_denial_response(_overloaded(str(error)))
+        finally:
+            self._connections.discard(connection)
+            if not self._connections:
+                self._nobody.set()
+
+    async def _converse(self, websocket: WebSocket, connection: Connection) -> None:
+        defaults = self._runtime.default_settings
+        conversation = self._runtime.open_conversation(connection.emit, defaults)
+        try:
+            codec = RealtimeCodec(
+                session_id=f"sess_{uuid.uuid4().hex[:24]}",
+                conversation_id=conversation.id,
+                model=clean_text(websocket.query_params.get("model") or self._runtime.agent.name),
+                defaults=defaults,
+                transcriber=next((info.name for info in self._runtime.infos if info.part == "asr"), "asr"),
+                expires_at=int(self._wall_clock() + self._settings.session_s),
+                extensions=websocket.query_params.get("extensions") == "1",
+            )
+            await websocket.accept(subprotocol=select_subprotocol(websocket.scope.get("subprotocols", [])))
+            await connection.run(conversation, codec)
+        finally:
+            await conversation.aclose()
+
+    def _refusal(self, websocket: WebSocket) -> Response | None:
+        """Why this client is not let in, or None. Nothing it sent is repeated but the origin."""
+        headers = websocket.headers
+        host, origin = headers.get("host"), headers.get("origin")
+        if not self._access.allows_host(host):
+            return _error(403, "forbidden_host", "This server answers to localhost only; set an API key to open it.")
+        if not self._access.allows_origin(origin, host):
+            return _error(
+                403, "forbidden_origin", f"Pages of {origin!a} may not connect; allowed_origins can name them."
+            )
+        key = extract_key(headers.get("authorization"), websocket.scope.get("subprotocols", []))
+        if not self._access.allows_key(key):
+            reason = "Incorrect API key provided." if key else "No API key provided."
+            return _error(401, "invalid_api_key", reason, kind="authentication_error")
+        query = websocket.query_params
+        if "call_id" in query or query.get("intent", "conversation") != "conversation":
+            return _error(404, "not_found", "Only conversations over this websocket are offered (?model=…).")
+        if self.is_draining:
+            return _overloaded("The server is shutting down.")
+        if not self._runtime.ready:
+            return _overloaded("The models are still loading.")
+        if len(self._connections) >= self._settings.max_sessions:
+            return _overloaded(str(OverloadedError(len(self._connections), self._settings.max_sessions)))
+        return None
+
+    async def healthz(self, request: Request) -> Response:
+        """The process answers."""
+        return JSONResponse({"status": "ok"})
+
+    async def readyz(self, request: Request) -> Response:
+        """Whether a caller would be let in now, and what would serve them. 503 when not."""
+        has_room = len(self._connections) < self._settings.max_sessions
+        is_ready = self._runtime.ready and not self.is_draining and has_room
+        agent = self._runtime.agent
+        body: Json = {
+            "ready": is_ready,
+            "draining": self.is_draining,
+            "agent": {"name": agent.name, "greeting": agent.greeting},
+            "parts": [
+                {"part": info.part, "name": info.name, "reason": info.reason, "upgrade": info.upgrade}
+                for info in self._runtime.infos
+            ],
+            "sessions": len(self._connections),
+            "max_sessions": self._settings.max_sessions,
+            "key_required": self._settings.api_key is not None,
+        }
+        return JSONResponse(body, 200 if is_ready else 503)
+
+    async def drain(self) -> None:
+        """Let nobody in any more, let everybody's current reply finish, and close with 1001. Bounded by `drain_s` and a little."""
+        self.is_draining = True
+        waits = [asyncio.create_task(connection.drain(self._settings.drain_s)) for connection in self._connections]
+        limit_s = self._settings.drain_s + 2 * self._settings.close_timeout_s
+        timer = asyncio.create_task(self._clock.sleep_until(self._clock.now() + limit_s))
+        nobody = asyncio.create_task(self._wait_for_nobody())
+        try:
+            await asyncio.wait({timer, nobody}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (*waits, timer, nobody):
+                task.cancel()
+            await asyncio.gather(*waits, timer, nobody, return_exceptions=True)
+
+    async def _wait_for_nobody(self) -> None:
+        await self._nobody.wait()
+
+
+def create_app(
+    runtime: Runtime,
+    settings: ServerSettings,
+    *,
+    clock: Clock | None = None,
+    wall_clock: Callable[[], float] = time.time,
+) -> Starlette:
+    """The ASGI application. Its `state.realtime` is the `RealtimeServer`, which `serve` drains before it stops."""
+    realtime = RealtimeServer(runtime, settings, clock or MonotonicClock(), wall_clock)
+    app = Starlette(
+        routes=[
+            Route("/", page.index),
+            Mount("/static", page.static_files()),
+            Route("/healthz", realtime.healthz),
+            Route("/readyz", realtime.readyz),
+            WebSocketRoute("/v1/realtime", realtime.realtime),
+        ],
+        middleware=[Middleware(page.PageHeaders), Middleware(_HostGuard, access=settings.access)],
+    )
+    app.state.realtime = realtime
+    return app
+
+
+class _HostGuard:
+    """Refuses HTTP requests for a foreign host name on an open loopback server: a page that got here by DNS rebinding."""
+
+    def __init__(self, app: ASGIApp, access: AccessPolicy) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            host = dict(scope["headers"]).get(b"host")
+            if not self._access.allows_host(None if host is None else host.decode("latin-1")):
+                refusal = _error(403, "forbidden_host", "This server answers to localhost only.")
+                await refusal(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _error(status: int, code: str, message: str, *, kind: str = "invalid_request_error") -> JSONResponse:
+    return JSONResponse({"error": {"type": kind, "code": code, "message": message, "param": None}}, status)
+
+
+def _overloaded(message: str) -> JSONResponse:
+    response = _error(503, "overloaded", message, kind="server_error")
+    response.headers["retry-after"] = str(RETRY_AFTER_S)
+    return response

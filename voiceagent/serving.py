@@ -1,0 +1,218 @@
+"""The process around the application: sockets, uvicorn, signals and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import ssl
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar, cast
+
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
+
+from voiceagent.connection import CLOSE_NOW
+from voiceagent.errors import ConfigError
+from voiceagent.server import RealtimeServer
+from voiceagent.server_settings import ServerSettings
+
+T = TypeVar("T")
+
+LINGER_S = 2.0
+"""How long a closed connection may take to hand over its last bytes before it is cut."""
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """`asyncio.run`, on uvloop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+async def serve(app: Starlette, settings: ServerSettings, *, on_started: Callable[[str], None] | None = None) -> None:
+    """Serve `app` (from `create_app`) until SIGTERM or SIGINT; a second signal does not wait for anybody.
+
+    Args:
+        on_started: Called with the server's address, such as `http://127.0.0.1:8080`, once it accepts connections.
+
+    Raises:
+        ConfigError: If the port is taken, the address is not ours or the certificate cannot be used.
+    """
+    sockets = bind(settings)
+    try:
+        context = _tls_context(settings)
+        scheme = "http" if context is None else "https"
+        config = uvicorn.Config(
+            app,
+            ws=_RealtimeProtocol,
+            ws_max_size=settings.max_message_bytes,
+            ws_ping_interval=settings.ping_interval_s,
+            ws_ping_timeout=settings.ping_timeout_s,
+            ws_per_message_deflate=False,  # costs latency and processor time on audio, for little gain
+            timeout_graceful_shutdown=max(1, round(settings.close_timeout_s)),
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+        )
+        config.load()
+        config.ssl = context
+        server = _Server(config, app.state.realtime)
+        started = asyncio.create_task(_announce(server, _address(sockets[0], settings, scheme), on_started))
+        try:
+            await server.serve(sockets=sockets)
+        finally:
+            started.cancel()
+            await asyncio.gather(started, return_exceptions=True)
+    finally:
+        for listening in sockets:
+            listening.close()
+
+
+def bind(settings: ServerSettings) -> list[socket.socket]:
+    """Listening sockets for every address of the host, all on one port.
+
+    Raises:
+        ConfigError: If that is not possible.
+    """
+    try:
+        found = socket.getaddrinfo(
+            settings.host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:
+        raise ConfigError("host", settings.host, f"a name or an address of this machine ({error})") from error
+    sockets: list[socket.socket] = []
+    port = settings.port
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            listening = socket.socket(family, kind, protocol)
+            sockets.append(listening)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Accepted sockets inherit it: a delta of audio must not wait for the acknowledgement of the one before.
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if family == socket.AF_INET6:
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listening.bind((str(address[0]), port, *address[2:]))
+            port = listening.getsockname()[1]
+            listening.setblocking(False)
+    except OSError as error:
+        for listening in sockets:
+            listening.close()
+        raise ConfigError("port", settings.port, f"a free port on {settings.host} ({error.strerror})") from error
+    return sockets
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, except that it drains the conversations before it closes connections, and ends with status 0 when told to."""
+
+    def __init__(self, config: uvicorn.Config, realtime: RealtimeServer) -> None:
+        super().__init__(config)
+        self._realtime = realtime
+        self._hurry = asyncio.Event()
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        drain = asyncio.create_task(self._realtime.drain())
+        hurry = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait({drain, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (drain, hurry):
+            task.cancel()
+        await asyncio.gather(drain, hurry, return_exceptions=True)
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, self._stop)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    def _stop(self) -> None:
+        if self.should_exit:
+            self.force_exit = True
+            self._hurry.set()
+        self.should_exit = True
+
+
+class _RealtimeProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's websocket protocol, with a way out when the client does not read.
+
+    uvicorn sends nothing, not even a close frame, before the client has emptied the buffer, and closing a transport waits for the
+    same; a stalled client would keep its socket and its buffer for as long as it likes.
+    """
+
+    _cut: asyncio.TimerHandle | None = None
+
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        if not self.close_sent:  # the handshake was in order; the application starts with the next turn of the loop
+            cast(dict[str, object], self.scope["extensions"])[CLOSE_NOW] = self._close_now
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._cut is not None:
+            self._cut.cancel()
+        super().connection_lost(exc)
+
+    async def run_asgi(self) -> None:
+        try:
+            await super().run_asgi()
+        finally:
+            self._cut_later()
+
+    def _close_now(self, code: int, reason: str) -> None:
+        if self.close_sent or self.disconnected or self.transport.is_closing():
+            return
+        self.conn.send_close(code, reason)
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        self.stop_keepalive()
+        self.transport.close()
+        self._cut_later()
+
+    def _cut_later(self) -> None:
+        if self._cut is None and not self.disconnected:
+            self._cut = self.loop.call_later(LINGER_S, self.transport.abort)
+
+
+async def _announce(server: _Server, address: str, on_started: Callable[[str], None] | None) -> None:
+    await server.listening.wait()
+    if on_started is not None:
+        on_started(address)
+
+
+def _address(listening: socket.socket, settings: ServerSettings, scheme: str) -> str:
+    port = listening.getsockname()[1]
+    host = settings.host or "0.0.0.0"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def _tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError("tls_cert", settings.tls_cert, f"a readable certificate with its key ({error})") from error
+    return context

@@ -1,0 +1,299 @@
+"""The session object: what a client may set, how an update merges, and how it is echoed.
+
+Source: protocols 1.2. Only the fields present in an update change. Objects under `audio.input` and `audio.output` merge key by
+key; `turn_detection`, `transcription`, `noise_reduction`, `format`, `tools` and `tool_choice` are replaced whole. What the
+runtime has no use for (tools, tracing, a stored prompt, a voice's name) is kept and echoed, so that clients which compare find
+what they sent; what would be untrue if echoed is not: `speed` stays 1.0 and `model` stays the one of the URL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias, cast
+
+from voiceagent.errors import ConfigError, ProtocolError
+from voiceagent.session import SessionSettings, TurnDetection
+from voiceagent.wire.fields import Fields, Json
+
+FormatName: TypeAlias = Literal["audio/pcm", "audio/pcmu", "audio/pcma"]
+Eagerness: TypeAlias = Literal["low", "medium", "high", "auto"]
+
+FORMATS: tuple[FormatName, ...] = ("audio/pcm", "audio/pcmu", "audio/pcma")
+PCM_RATE_HZ = 24_000
+DEFAULT_VOICE = "default"
+MAX_MS = 600_000
+
+_SILENCE_SCALE: Mapping[str, float] = {"low": 2.0, "medium": 1.0, "auto": 1.0, "high": 0.7}
+"""`semantic_vad` gives no silence: the agent's own hangover, scaled by how eager the client wants it to be."""
+
+_ECHOED_KEYS = ("tracing", "prompt", "include", "reasoning")
+"""Newer keys, echoed only to a client that sent them: the oldest plain session is what every validator accepts."""
+
+
+@dataclass(frozen=True, slots=True)
+class WireSession:
+    """A client's session. `settings` is the part that the conversation obeys; the rest is the client's and is echoed."""
+
+    settings: SessionSettings
+    eagerness: Eagerness | None = None
+    """Set when the client asked for `semantic_vad`."""
+    input_format: FormatName = "audio/pcm"
+    output_format: FormatName = "audio/pcm"
+    noise_reduction: Json | None = None
+    transcription: Json | None = None
+    voice: str | Json = DEFAULT_VOICE
+    tools: tuple[Mapping[str, object], ...] = ()
+    tool_choice: str | Json = "auto"
+    parallel_tool_calls: bool = True
+    truncation: str | Json = "auto"
+    echoed: Mapping[str, object] = field(default_factory=dict)
+    extensions: bool = False
+    """Whether the client wants this project's own events (partials, plans, steps, timelines)."""
+
+
+def open_session(defaults: SessionSettings, *, transcriber: str, extensions: bool) -> WireSession:
+    """The session before the client has said anything. `transcriber` is the recogniser's name."""
+    transcription: Json | None = {"model": transcriber} if defaults.transcribe else None
+    return WireSession(settings=defaults, transcription=transcription, extensions=extensions)
+
+
+def update_session(session: WireSession, update: Fields, defaults: SessionSettings) -> WireSession:
+    """The session after `update` (the `session` object of a `session.update`).
+
+    Raises:
+        ProtocolError: If anything in it is unacceptable; `session` is what it was.
+    """
+    if update.required_string("type") != "realtime":
+        raise update.invalid("type", "realtime (transcription and translation sessions are not offered)")
+    settings = session.settings
+    if update.has("instructions"):
+        settings = replace(settings, instructions=update.string("instructions") or "")
+    if (modality := read_modality(update)) is not None:
+        settings = replace(settings, modality=modality)
+    if update.has("max_output_tokens"):
+        settings = replace(settings, max_output_tokens=read_max_output_tokens(update))
+    session = replace(session, settings=settings)
+    if (audio := update.child("audio")) is not None:
+        session = _update_input(session, audio.child("input"), defaults)
+        session = _update_output(session, audio.child("output"))
+    session = _update_tools(session, update)
+    return _update_extensions(session, update.child("voiceagent"))
+
+
+def session_json(session: WireSession, *, session_id: str, model: str, expires_at: int) -> Json:
+    """The full effective session as `session.created` and `session.updated` carry it."""
+    settings = session.settings
+    answer: Json = {
+        "type": "realtime",
+        "object": "realtime.session",
+        "id": session_id,
+        "expires_at": expires_at,
+        "model": model,
+        "instructions": settings.instructions,
+        "output_modalities": [settings.modality],
+        "audio": {
+            "input": {
+                "format": format_json(session.input_format),
+                "noise_reduction": session.noise_reduction,
+                "transcription": session.transcription,
+                "turn_detection": _turn_detection_json(settings.turn_detection, session.eagerness),
+            },
+            "output": {"format": format_json(session.output_format), "voice": session.voice, "speed": 1.0},
+        },
+        "tools": list(session.tools),
+        "tool_choice": session.tool_choice,
+        "parallel_tool_calls": session.parallel_tool_calls,
+        "max_output_tokens": max_output_tokens_json(settings.max_output_tokens),
+        "truncation": session.truncation,
+        "tracing": None,
+        "prompt": None,
+        "include": None,
+        **session.echoed,
+    }
+    if session.extensions:
+        answer["voiceagent"] = {"events": True, "target_ms": round(settings.target_s * 1000, 3)}
+    return answer
+
+
+def format_json(name: FormatName) -> Json:
+    return {"type": name, "rate": PCM_RATE_HZ} if name == "audio/pcm" else {"type": name}
+
+
+def max_output_tokens_json(limit: int | None) -> int | str:
+    return "inf" if limit is None else limit
+
+
+def read_modality(fields: Fields) -> Literal["audio", "text"] | None:
+    """`output_modalities`; both at once is read as audio, which always comes with its text."""
+    modalities = fields.strings("output_modalities")
+    if modalities is None:
+        return None
+    if not modalities or not set(modalities) <= {"audio", "text"}:
+        raise fields.invalid("output_modalities", '["audio"] or ["text"]')
+    return "audio" if "audio" in modalities else "text"
+
+
+def read_max_output_tokens(fields: Fields) -> int | None:
+    if fields.data.get("max_output_tokens") == "inf":
+        return None
+    return fields.integer("max_output_tokens", 1, 4096)
+
+
+def read_format(parent: Fields) -> FormatName | None:
+    """The `format` object of an audio direction."""
+    chosen = parent.child("format")
+    if chosen is None:
+        return None
+    chosen.required_string("type")
+    name = cast(FormatName, chosen.choice("type", FORMATS))
+    if name == "audio/pcm" and chosen.data.get("rate", PCM_RATE_HZ) not in (None, PCM_RATE_HZ):
+        raise chosen.invalid("rate", f"{PCM_RATE_HZ}, the only rate of audio/pcm")
+    return name
+
+
+def read_voice(parent: Fields) -> str | Json | None:
+    """A voice's name, or an object with its id. There is one voice per server; the name is the client's own label."""
+    if isinstance(parent.data.get("voice"), dict):
+        custom = parent.required_child("voice")
+        return {"id": custom.required_string("id")}
+    return parent.string("voice")
+
+
+def _update_input(session: WireSession, update: Fields | None, defaults: SessionSettings) -> WireSession:
+    if update is None:
+        return session
+    if (name := read_format(update)) is not None:
+        session = replace(session, input_format=name)
+    if update.has("noise_reduction"):
+        chosen = update.child("noise_reduction")
+        if chosen is not None:
+            chosen.choice("type", ("near_field", "far_field"))
+        session = replace(session, noise_reduction=None if chosen is None else dict(chosen.data))
+    if update.has("transcription"):
+        session = _update_transcription(session, update.child("transcription"))
+    if update.has("turn_detection"):
+        detection, eagerness = _read_turn_detection(update.child("turn_detection"), defaults)
+        settings = replace(session.settings, turn_detection=detection)
+        session = replace(session, settings=settings, eagerness=eagerness)
+    return session
+
+
+def _update_transcription(session: WireSession, chosen: Fields | None) -> WireSession:
+    if chosen is not None:
+        for key in ("model", "language", "prompt", "delay"):
+            chosen.string(key)
+    settings = replace(session.settings, transcribe=chosen is not None)
+    return replace(session, settings=settings, transcription=None if chosen is None else dict(chosen.data))
+
+
+def _update_output(session: WireSession, update: Fields | None) -> WireSession:
+    if update is None:
+        return session
+    if (name := read_format(update)) is not None:
+        session = replace(session, output_format=name)
+    if (voice := read_voice(update)) is not None:
+        session = replace(session, voice=voice)
+    update.number("speed", 0.25, 1.5)
+    return session
+
+
+def _update_tools(session: WireSession, update: Fields) -> WireSession:
+    if update.has("tools"):
+        tools = update.children("tools") or ()
+        for tool in tools:
+            tool.required_string("type")
+        session = replace(session, tools=tuple(tool.data for tool in tools))
+    if update.data.get("tool_choice") is not None:
+        session = replace(session, tool_choice=_read_choice(update, "tool_choice", ("none", "auto", "required")))
+    if (parallel := update.boolean("parallel_tool_calls")) is not None:
+        session = replace(session, parallel_tool_calls=parallel)
+    if update.data.get("truncation") is not None:
+        session = replace(session, truncation=_read_choice(update, "truncation", ("auto", "disabled")))
+    sent = {key: update.data[key] for key in _ECHOED_KEYS if key in update.data}
+    return replace(session, echoed={**session.echoed, **sent}) if sent else session
+
+
+def _read_choice(fields: Fields, key: str, names: tuple[str, ...]) -> str | Json:
+    """One of `names`, or an object (a forced function, a retention ratio)."""
+    value = fields.data[key]
+    if isinstance(value, dict):
+        fields.required_child(key).required_string("type")
+        return value
+    return cast(str, fields.choice(key, names))
+
+
+def _update_extensions(session: WireSession, update: Fields | None) -> WireSession:
+    if update is None:
+        return session
+    if (target_ms := update.number("target_ms", 50, 30_000)) is not None:
+        session = replace(session, settings=replace(session.settings, target_s=target_ms / 1000))
+    wanted = update.boolean("events")
+    return session if wanted is None else replace(session, extensions=wanted)
+
+
+def _read_turn_detection(
+    chosen: Fields | None, defaults: SessionSettings
+) -> tuple[TurnDetection | None, Eagerness | None]:
+    """The detection a client asked for, from scratch: what it leaves out is the agent's own, not the previous value."""
+    if chosen is None:
+        return None, None
+    base = defaults.turn_detection or TurnDetection()
+    chosen.required_string("type")
+    kind = chosen.choice("type", ("server_vad", "semantic_vad"))
+    create = chosen.boolean("create_response")
+    interrupt = chosen.boolean("interrupt_response")
+    base = replace(
+        base,
+        create_response=True if create is None else create,
+        interrupt_response=True if interrupt is None else interrupt,
+        idle_timeout_s=None,
+    )
+    if kind == "semantic_vad":
+        eagerness = cast(Eagerness, chosen.choice("eagerness", tuple(_SILENCE_SCALE)) or "auto")
+        return replace(base, silence_s=min(max(base.silence_s * _SILENCE_SCALE[eagerness], 0.05), 10.0)), eagerness
+    threshold = chosen.number("threshold", 0.0, 1.0)
+    prefix_ms = chosen.number("prefix_padding_ms", 0, MAX_MS)
+    silence_ms = chosen.number("silence_duration_ms", 0, MAX_MS)
+    idle_ms = chosen.number("idle_timeout_ms", 0, MAX_MS)
+    try:
+        detection = replace(
+            base,
+            # The protocol allows 0 and 1, which as probabilities would mean always and never.
+            threshold=base.threshold if threshold is None else min(max(threshold, 0.01), 0.99),
+            prefix_padding_s=base.prefix_padding_s if prefix_ms is None else prefix_ms / 1000,
+            silence_s=base.silence_s if silence_ms is None else silence_ms / 1000,
+            idle_timeout_s=None if idle_ms is None else idle_ms / 1000,
+        )
+    except ConfigError as error:
+        key = error.key.rpartition(".")[2]
+        param = chosen.param(_WIRE_NAMES.get(key, key))
+        message = f"Invalid value for '{param}': expected {error.expected}."
+        raise ProtocolError("invalid_value", message, param=param) from error
+    return detection, None
+
+
+_WIRE_NAMES = {
+    "silence_s": "silence_duration_ms",
+    "prefix_padding_s": "prefix_padding_ms",
+    "idle_timeout_s": "idle_timeout_ms",
+}
+
+
+def _turn_detection_json(detection: TurnDetection | None, eagerness: Eagerness | None) -> Json | None:
+    if detection is None:
+        return None
+    flags: Json = {
+        "create_response": detection.create_response,
+        "interrupt_response": detection.interrupt_response,
+    }
+    if eagerness is not None:
+        return {"type": "semantic_vad", "eagerness": eagerness, **flags}
+    return {
+        "type": "server_vad",
+        "threshold": detection.threshold,
+        "prefix_padding_ms": round(detection.prefix_padding_s * 1000),
+        "silence_duration_ms": round(detection.silence_s * 1000),
+        "idle_timeout_ms": None if detection.idle_timeout_s is None else round(detection.idle_timeout_s * 1000),
+        **flags,
+    }
