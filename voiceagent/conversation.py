@@ -282,9 +282,7 @@ class Conversation:
         """The caller heard only the first `audio_end_s` of this reply; a position past its end is read as its end."""
         item = self._history.get(item_id, code="item_truncate_invalid_item_id")
         if item.role != "agent":
-            raise ProtocolError(
-                "item_truncate_invalid_item_id", f"Item {item_id} is not the agent's.", param="item_id"
-            )
+            raise ProtocolError("item_truncate_invalid_item_id", f"Item {item_id} is not the agent's.", param="item_id")
         playout = self._playouts.get(item_id)
         if playout is not None:
             heard_s = min(audio_end_s, playout.sent_s)
@@ -514,7 +512,9 @@ class Conversation:
             system = (PromptTurn("system", instructions),) if instructions.strip() else ()
             prompt, must_say = (*system, *(PromptTurn(role, text) for role, text in options.turns)), ()
         width = self._canvas_width(options.max_output_tokens or self.settings.max_output_tokens)
-        plan = StepPlan(width, self._backends.llm.min_steps, self._backends.llm.min_steps, self._budget.settings.threshold)
+        plan = StepPlan(
+            width, self._backends.llm.min_steps, self._backends.llm.min_steps, self._budget.settings.threshold
+        )
         return DraftRequest(
             conversation_id=self.id,
             turns=prompt,
@@ -636,7 +636,9 @@ class Conversation:
                 f"Conversation already has an active response in progress: {active}. Wait until it is finished.",
             )
 
-    def _spawn(self, work: Coroutine[None, None, None], also: set[asyncio.Task[None]] | None = None) -> asyncio.Task[None]:
+    def _spawn(
+        self, work: Coroutine[None, None, None], also: set[asyncio.Task[None]] | None = None
+    ) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

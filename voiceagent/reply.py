@@ -15,9 +15,9 @@ from typing import assert_never
 
 from voiceagent.backends import (
     Draft,
+    Drafter,
     DraftEvent,
     DraftFailed,
-    Drafter,
     DraftFinished,
     DraftPrefilled,
     DraftRequest,
@@ -117,7 +117,7 @@ class Reply:
                         self._prefilled(event)
                     case DraftStepped():
                         self._stepped(event)
-                        for clause in finder.push(event.committed_text[seen:]):
+                        for clause in finder.push(event.committed_text[seen:], ends_word=True):
                             self.trace.mark("first_clause", self.clock.now())
                             await clauses.put(clause)
                         seen = len(event.committed_text)
@@ -237,9 +237,7 @@ class Reply:
     def _say(self, clause: str) -> None:
         if not self.item_started:
             self.item_started = True
-            item = Item(
-                self.request.item_id, "agent", "", "in_progress", spoken=self.request.modality == "audio"
-            )
+            item = Item(self.request.item_id, "agent", "", "in_progress", spoken=self.request.modality == "audio")
             self.emit(ResponseItemStarted(self.request.response_id, item, None))
         delta = clause.strip() if not self.said else f" {clause.strip()}"
         self.said += delta

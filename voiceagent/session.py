@@ -27,7 +27,9 @@ class TurnDetection:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.threshold < 1.0:
-            raise ConfigError("turn_detection.threshold", self.threshold, "a probability between 0 and 1, both excluded")
+            raise ConfigError(
+                "turn_detection.threshold", self.threshold, "a probability between 0 and 1, both excluded"
+            )
         if not 0.05 <= self.silence_s <= 10.0:
             raise ConfigError("turn_detection.silence_s", self.silence_s, "0.05 to 10 seconds")
         if not 0.0 <= self.prefix_padding_s <= 2.0:

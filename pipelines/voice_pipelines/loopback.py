@@ -129,4 +129,3 @@ def latency_s(result: Call, end_s: float | None) -> float | None:
     if result.track is None or end_s is None:
         return None
     return voice_to_voice_s(result.track.samples(), result.track.rate_hz, end_s)
-

@@ -17,7 +17,9 @@ AUDIBLE_DBFS = -50.0
 FRAME_S = 0.005
 
 
-def first_audible_s(samples: Samples, rate_hz: int, from_s: float = 0.0, threshold_dbfs: float = AUDIBLE_DBFS) -> float | None:
+def first_audible_s(
+    samples: Samples, rate_hz: int, from_s: float = 0.0, threshold_dbfs: float = AUDIBLE_DBFS
+) -> float | None:
     """Time of the first audible frame at or after `from_s`, in seconds from the track's start; None when all is silent."""
     frame = max(round(rate_hz * FRAME_S), 1)
     start = max(round(from_s * rate_hz), 0)

@@ -60,7 +60,9 @@ class LevelDetector:
 
 
 class ScriptedUtterance:
-    def __init__(self, text: str | Exception, on_partial: Callable[[Partial], None], gate: asyncio.Event | None) -> None:
+    def __init__(
+        self, text: str | Exception, on_partial: Callable[[Partial], None], gate: asyncio.Event | None
+    ) -> None:
         self._text = text
         self._on_partial = on_partial
         self._gate = gate

@@ -1,0 +1,488 @@
+"""A whole conversation on the manual clock, with instant models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import pytest
+
+from tests.conftest import run_async
+from tests.voiceagent.standins import (
+    LevelDetector,
+    ScriptedDrafter,
+    ScriptedTranscriber,
+    ToneSynthesizer,
+    silence,
+    tone,
+)
+from voiceagent.agent import AgentProfile, Note
+from voiceagent.backends import Samples
+from voiceagent.budget import BudgetController
+from voiceagent.clock import ManualClock
+from voiceagent.conversation import Backends, Conversation
+from voiceagent.errors import BackendError, ProtocolError
+from voiceagent.events import (
+    AudioCommitted,
+    ConversationEvent,
+    Item,
+    ItemAdded,
+    ItemTruncated,
+    ResponseAudio,
+    ResponseFinished,
+    ResponseItemStarted,
+    ResponseStarted,
+    ResponseStepped,
+    ResponseText,
+    SpeechStarted,
+    SpeechStopped,
+    TranscriptFailed,
+    TranscriptFinal,
+    TurnTraced,
+)
+from voiceagent.session import ResponseOptions, SessionSettings, TurnDetection
+from voiceagent.turn import Phase
+
+E = TypeVar("E")
+REPLY = "Sure, one mocha. What size would you like?"
+
+
+@dataclass
+class Line:
+    """A conversation under test and everything it emitted."""
+
+    clock: ManualClock
+    conversation: Conversation
+    llm: ScriptedDrafter
+    asr: ScriptedTranscriber
+    tts: ToneSynthesizer
+    events: list[ConversationEvent] = field(default_factory=list)
+
+    def of(self, kind: type[E]) -> list[E]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def names(self) -> list[str]:
+        return [type(event).__name__ for event in self.events]
+
+    async def play(self, audio: Samples, frame: int = 320) -> None:
+        """Send audio at the pace of speech."""
+        for start in range(0, audio.size, frame):
+            piece = audio[start : start + frame]
+            await self.clock.advance(piece.size / 16_000)
+            self.conversation.push_audio(piece)
+        await self.clock.settle()
+
+    async def speak_turn(self) -> None:
+        await self.play(np.concatenate([tone(0.8), silence(0.5)]))
+
+
+class FixedNotes:
+    def hear(self, text: str) -> Note | None:
+        if "crash" in text:
+            raise RuntimeError("menu on fire")
+        return Note("order: mocha, size missing", ("$4.75",)) if "mocha" in text else None
+
+
+def talk(
+    scenario: Callable[[Line], Awaitable[None]],
+    *,
+    heard: tuple[str | Exception, ...] = ("a mocha please",),
+    written: tuple[str | Exception, ...] = (REPLY,),
+    settings: SessionSettings | None = None,
+    tts: ToneSynthesizer | None = None,
+    gate: asyncio.Event | None = None,
+    step_s: float = 0.01,
+) -> Line:
+    async def main() -> Line:
+        clock = ManualClock(100.0)
+        asr = ScriptedTranscriber(*heard, gate=gate)
+        llm = ScriptedDrafter(clock, *written, step_s=step_s)
+        voice = tts or ToneSynthesizer()
+        events: list[ConversationEvent] = []
+        conversation = Conversation(
+            backends=Backends(LevelDetector(), asr, llm, voice),
+            agent=AgentProfile("café", "You take orders.", "Welcome to the café.", FixedNotes),
+            settings=settings or SessionSettings(instructions="You take orders."),
+            clock=clock,
+            emit=events.append,
+            budget=BudgetController(),
+        )
+        line = Line(clock, conversation, llm, asr, voice, events)
+        async with conversation:
+            await clock.settle()
+            await scenario(line)
+        await clock.settle()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not others, f"left running: {others}"
+        return line
+
+    return run_async(main())
+
+
+def test_a_spoken_turn_is_heard_answered_and_traced_in_the_protocols_order() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(10.0)
+
+    line = talk(scenario)
+    wanted = [
+        "SpeechStarted",
+        "SpeechStopped",
+        "AudioCommitted",
+        "ItemAdded",
+        "ItemDone",
+        "TranscriptFinal",
+        "ResponseStarted",
+        "ResponsePlanned",
+        "ResponseItemStarted",
+        "ResponseText",
+        "ResponseAudio",
+        "ResponseFinished",
+        "TurnTraced",
+    ]
+    names = line.names()
+    assert [names.index(name) for name in wanted] == sorted(names.index(name) for name in wanted)
+    assert "".join(event.delta for event in line.of(ResponseText)) == REPLY
+    assert line.of(ResponseFinished)[0].status == "completed"
+    assert line.of(TranscriptFinal)[0].text == "a mocha please"
+    assert (
+        line.of(SpeechStarted)[0].item_id == line.of(AudioCommitted)[0].item_id == line.of(TranscriptFinal)[0].item_id
+    )
+    assert line.conversation.phase is Phase.IDLE
+
+
+def test_the_timeline_holds_every_stage_with_its_prediction() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(10.0)
+
+    timeline = talk(scenario).of(TurnTraced)[0].timeline
+    assert timeline["transcript"] == "a mocha please"
+    assert timeline["reply"] == REPLY
+    marks = {mark["name"]: mark["at_ms"] for mark in timeline["marks"]}  # type: ignore[index, attr-defined]
+    assert {
+        "speech_end",
+        "endpoint",
+        "asr_final",
+        "prefill",
+        "step 1",
+        "first_clause",
+        "first_audio",
+        "playout_end",
+    } <= set(marks)
+    assert marks["speech_end"] == 0
+    assert 400 <= marks["endpoint"] <= 470, "the hangover and at most one window and a frame"
+    assert marks["first_audio"] == timeline["server_latency_ms"]
+    stages = {stage["name"]: stage for stage in timeline["stages"]}  # type: ignore[index, attr-defined]
+    assert set(stages) == {"endpoint", "asr", "prefill", "denoise_first", "tts", "transport"}
+    assert stages["denoise_first"]["predicted_p95_ms"] > 0
+
+
+def test_the_first_clause_is_spoken_while_the_rest_is_denoised() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(10.0)
+
+    names = talk(scenario, step_s=0.05).names()
+    assert names.index("ResponseAudio") < len(names) - 1 - names[::-1].index("ResponseStepped")
+
+
+def test_a_turn_whose_transcript_is_empty_says_nothing() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(5.0)
+
+    line = talk(scenario, heard=("",))
+    assert line.of(TranscriptFinal)[0].text == ""
+    assert not line.of(ResponseStarted)
+    assert not line.llm.drafts
+    assert line.conversation.phase is Phase.IDLE
+
+
+def test_barge_in_stops_the_voice_cancels_the_draft_and_keeps_only_heard_words() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(1.0)
+        await line.speak_turn()
+        await line.clock.advance(10.0)
+
+    line = talk(scenario, heard=("a mocha please", "no a latte"), step_s=0.4)
+    first, second = line.of(ResponseFinished)
+    assert (first.status, first.reason) == ("cancelled", "turn_detected")
+    assert first.item is not None and first.item.status == "incomplete"
+    assert first.item.text is not None and REPLY.startswith(first.item.text) and len(first.item.text) < len(REPLY)
+    assert second.status == "completed"
+    assert line.llm.drafts[0].is_cancelled
+    prompt = " | ".join(turn.text for turn in line.llm.drafts[1].request.turns)
+    assert REPLY not in prompt
+    end = line.events.index(first)
+    late = [e for e in line.events[end + 1 :] if getattr(e, "response_id", None) == first.response_id]
+    assert [type(event) for event in late] == [TurnTraced]
+
+
+def test_speech_over_a_finished_reply_cuts_the_history_at_a_word() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(0.3)
+        assert line.of(ResponseFinished)[0].status == "completed"
+        assert line.conversation.phase is Phase.SPEAKING
+        await line.speak_turn()
+        await line.clock.advance(10.0)
+
+    line = talk(scenario, step_s=0.0)
+    said = [turn for turn in line.llm.drafts[1].request.turns if turn.role == "agent"]
+    assert len(said) == 1
+    assert said[0].text and REPLY.startswith(said[0].text) and said[0].text != REPLY
+    assert len(line.of(TurnTraced)) == 2
+
+
+def test_the_clients_truncation_decides_what_was_heard() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(10.0)
+        item = line.of(ResponseItemStarted)[0].item
+        line.conversation.truncate_item(item.id, 0.5)
+        assert line.of(ItemTruncated)[0].text == "Sure, one"
+        line.conversation.truncate_item(item.id, 999.0)
+        assert line.of(ItemTruncated)[1].text == REPLY
+
+    talk(scenario)
+
+
+def test_notes_reach_the_prompt_and_what_must_be_said_is_pinned() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(10.0)
+
+    request = talk(scenario).llm.drafts[0].request
+    assert [turn.role for turn in request.turns] == ["system", "user", "note"]
+    assert request.must_say == ("$4.75",)
+
+
+def test_a_failing_note_function_does_not_cost_the_reply() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(10.0)
+
+    assert talk(scenario, heard=("crash",)).of(ResponseFinished)[0].status == "completed"
+
+
+def test_a_failed_recogniser_is_reported_and_the_next_turn_works() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(1.0)
+        await line.speak_turn()
+        await line.clock.advance(10.0)
+
+    line = talk(scenario, heard=(BackendError("asr", "worker died"), "a mocha"))
+    assert "worker died" in line.of(TranscriptFailed)[0].message
+    assert [event.status for event in line.of(ResponseFinished)] == ["completed"]
+
+
+@pytest.mark.parametrize("part", ["llm", "tts"])
+def test_a_failed_model_fails_its_response_and_the_next_turn_works(part: str) -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(10.0)
+        await line.speak_turn()
+        await line.clock.advance(10.0)
+
+    written = (BackendError("llm", "out of memory"), REPLY) if part == "llm" else ("Broken words here.", REPLY)
+    line = talk(scenario, written=written, tts=ToneSynthesizer(fail_on="Broken"))
+    first, second = line.of(ResponseFinished)
+    assert first.status == "failed" and first.reason
+    assert second.status == "completed"
+
+
+def test_a_typed_turn_is_answered_on_request_in_text() -> None:
+    async def scenario(line: Line) -> None:
+        line.conversation.add_item(Item("mine", "user", "a mocha please"))
+        line.conversation.create_response(ResponseOptions(modality="text", metadata={"k": "v"}))
+        await line.clock.advance(5.0)
+
+    line = talk(scenario)
+    finished = line.of(ResponseFinished)[0]
+    assert finished.metadata == {"k": "v"}
+    assert finished.item is not None and finished.item.text == REPLY
+    assert not line.of(ResponseAudio)
+    assert line.of(TurnTraced)[0].timeline["origin"] == "request"
+
+
+def test_commit_and_request_right_behind_it_wait_for_the_words() -> None:
+    async def scenario(line: Line) -> None:
+        await line.play(tone(1.0))
+        line.conversation.commit_audio()
+        await line.clock.settle()
+        line.conversation.create_response()
+        await line.clock.advance(0.5)
+        assert line.of(ResponseStarted) and not line.llm.drafts
+        gate.set()
+        await line.clock.advance(10.0)
+
+    gate = asyncio.Event()
+    line = talk(scenario, gate=gate, settings=SessionSettings(instructions="x", turn_detection=None))
+    assert line.llm.drafts[0].request.turns[1].text == "a mocha please"
+    assert line.of(TurnTraced)[0].timeline["transcript"] == "a mocha please"
+    assert not line.of(SpeechStopped)
+
+
+def test_commands_that_make_no_sense_are_protocol_errors_and_the_conversation_lives() -> None:
+    async def scenario(line: Line) -> None:
+        conversation = line.conversation
+        for act, code in (
+            (lambda: conversation.commit_audio(), "input_audio_buffer_commit_empty"),
+            (lambda: conversation.cancel_response(), "response_cancel_not_active"),
+            (lambda: conversation.truncate_item("item_no", 1.0), "item_truncate_invalid_item_id"),
+            (lambda: conversation.delete_item("item_no"), "item_delete_invalid_item_id"),
+            (lambda: conversation.item("item_no"), "item_retrieve_invalid_item_id"),
+            (lambda: conversation.push_audio(np.zeros(16_000 * 301, np.float32)), "input_audio_buffer_overflow"),
+        ):
+            with pytest.raises(ProtocolError) as caught:
+                act()
+            assert caught.value.code == code
+        conversation.create_response()
+        with pytest.raises(ProtocolError) as caught:
+            conversation.create_response()
+        assert caught.value.code == "conversation_already_has_active_response"
+        await line.clock.advance(10.0)
+
+    assert talk(scenario).of(ResponseFinished)[0].status == "completed"
+
+
+def test_a_cancelled_response_ends_at_once_and_another_can_start() -> None:
+    async def scenario(line: Line) -> None:
+        response = line.conversation.create_response()
+        await line.clock.advance(0.015)
+        line.conversation.cancel_response(response)
+        assert line.conversation.active_response_id is None
+        line.conversation.create_response()
+        await line.clock.advance(10.0)
+
+    line = talk(scenario)
+    assert [event.status for event in line.of(ResponseFinished)] == ["cancelled", "completed"]
+    assert line.of(ResponseFinished)[0].reason == "client_cancelled"
+
+
+def test_an_out_of_band_response_leaves_no_trace_in_the_history() -> None:
+    async def scenario(line: Line) -> None:
+        line.conversation.create_response(
+            ResponseOptions(in_conversation=False, turns=(("user", "classify this"),), instructions="One word.")
+        )
+        await line.clock.advance(10.0)
+        line.conversation.create_response()
+        await line.clock.advance(10.0)
+
+    line = talk(scenario)
+    assert [turn.text for turn in line.llm.drafts[0].request.turns] == ["One word.", "classify this"]
+    assert REPLY not in [turn.text for turn in line.llm.drafts[1].request.turns]
+
+
+def test_the_greeting_is_spoken_once_and_only_before_anything_else() -> None:
+    async def scenario(line: Line) -> None:
+        line.conversation.greet()
+        await line.clock.advance(10.0)
+        line.conversation.greet()
+        await line.clock.advance(10.0)
+
+    line = talk(scenario)
+    assert line.tts.spoken == ["Welcome to the café."]
+    assert not line.llm.drafts
+
+
+def test_without_interruption_the_reply_is_finished_and_the_next_turn_answered_after_it() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(0.2)
+        await line.speak_turn()
+        await line.clock.advance(20.0)
+
+    settings = SessionSettings(instructions="x", turn_detection=TurnDetection(interrupt_response=False))
+    line = talk(scenario, settings=settings)
+    assert [event.status for event in line.of(ResponseFinished)] == ["completed", "completed"]
+    first, second = line.of(ResponseStarted)
+    names = [(type(e).__name__, getattr(e, "response_id", "")) for e in line.events]
+    assert names.index(("ResponseFinished", first.response_id)) < names.index(("ResponseStarted", second.response_id))
+
+
+def test_cleared_audio_is_never_transcribed() -> None:
+    async def scenario(line: Line) -> None:
+        await line.play(tone(0.8))
+        line.conversation.clear_audio()
+        await line.play(silence(1.0))
+        await line.clock.advance(5.0)
+
+    line = talk(scenario)
+    assert "AudioCleared" in line.names()
+    assert not line.of(TranscriptFinal)
+    assert all(utterance.is_cancelled for utterance in line.asr.utterances)
+
+
+@pytest.mark.parametrize(
+    ("text", "has_audio"),
+    [("One mocha coming right up for you now.", False), ("Sure. What size would you like it then?", True)],
+)
+def test_closing_mid_denoise_or_mid_audio_leaves_nothing_running(text: str, has_audio: bool) -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(1.5)
+        assert line.of(ResponseStepped)
+        assert bool(line.of(ResponseAudio)) == has_audio
+
+    line = talk(scenario, written=(text,), step_s=1.0)
+    assert line.of(ResponseFinished)[-1].reason == "shutdown"
+    assert line.llm.drafts[0].is_cancelled
+    assert line.llm.forgotten == [line.conversation.id]
+
+
+def test_draining_lets_the_reply_be_said_to_its_end() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        closing = asyncio.create_task(line.conversation.aclose(drain_s=30.0))
+        await line.clock.advance(20.0)
+        await closing
+
+    line = talk(scenario)
+    assert line.of(ResponseFinished)[0].status == "completed"
+    assert "playout_end" in {mark["name"] for mark in line.of(TurnTraced)[0].timeline["marks"]}  # type: ignore[index, attr-defined]
+
+
+def test_draining_has_an_end() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        closing = asyncio.create_task(line.conversation.aclose(drain_s=0.1))
+        await line.clock.advance(0.2)
+        assert closing.done()
+
+    assert talk(scenario, step_s=5.0).of(ResponseFinished)[0].reason == "shutdown"
+
+
+def test_a_deleted_item_is_not_in_the_next_prompt() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(10.0)
+        line.conversation.delete_item(line.of(ItemAdded)[0].item.id)
+        line.conversation.create_response()
+        await line.clock.advance(10.0)
+
+    texts = [turn.text for turn in talk(scenario).llm.drafts[1].request.turns]
+    assert "a mocha please" not in texts
+
+
+def test_a_hundred_turns_leave_tasks_memory_and_latency_as_they_were() -> None:
+    tasks: list[int] = []
+
+    async def scenario(line: Line) -> None:
+        for _ in range(100):
+            await line.speak_turn()
+            await line.clock.advance(8.0)
+            tasks.append(len(asyncio.all_tasks()))
+
+    line = talk(scenario)
+    assert len(set(tasks)) == 1
+    latencies = [event.timeline["server_latency_ms"] for event in line.of(TurnTraced)]
+    assert len(latencies) == 100
+    assert max(latencies[50:]) <= max(latencies[:50]) * 1.1  # type: ignore[type-var, operator]
+    assert len(line.conversation._playouts) <= 64

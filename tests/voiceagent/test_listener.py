@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from tests.voiceagent.standins import LevelDetector, silence, tone
+from voiceagent.backends import Samples
+from voiceagent.listener import Endpoint, Heard, Listener, Onset, Utter
+from voiceagent.session import TurnDetection
+
+DETECTION = TurnDetection(silence_s=0.4, prefix_padding_s=0.3)
+
+
+def heard(audio: Samples, sizes: list[int], detection: TurnDetection = DETECTION) -> list[Heard]:
+    async def scenario() -> list[Heard]:
+        listener, found, position, turn = Listener(LevelDetector(), 512), [], 0, 0
+        while position < audio.size:
+            size = sizes[turn % len(sizes)]
+            turn += 1
+            piece = audio[position : position + size]
+            position += piece.size
+            found += [h async for h in listener.hear(piece, position / 16_000, detection, agent_audible=False)]
+        return found
+
+    return asyncio.run(scenario())
+
+
+AUDIO = np.concatenate([silence(1.0), tone(1.0), silence(0.2), tone(0.5), silence(1.0)])
+
+
+def test_an_utterance_has_a_beginning_its_audio_and_an_end() -> None:
+    found = heard(AUDIO, [320])
+    onset, *middle, endpoint = found
+    assert isinstance(onset, Onset)
+    assert onset.start_sample == pytest.approx(16_000 - 4_800, abs=512)
+    assert isinstance(endpoint, Endpoint)
+    assert endpoint.end_sample == pytest.approx(16_000 * 2.7, abs=512), (
+        "a pause shorter than the hangover does not end it"
+    )
+    assert endpoint.speech_end == pytest.approx(2.7, abs=0.04)
+    audio = np.concatenate([h.samples for h in middle if isinstance(h, Utter)])
+    assert audio.size / 16_000 == pytest.approx(0.3 + 1.7 + 0.4, abs=0.1)
+
+
+@pytest.mark.parametrize("sizes", [[1, 511, 2, 4000], [160], [512], [16_000], [AUDIO.size], [7, 1201]])
+def test_the_same_is_heard_however_the_audio_is_cut(sizes: list[int]) -> None:
+    def flat(found: list[Heard]) -> tuple[list[int], list[int], Samples]:
+        onsets = [h.start_sample for h in found if isinstance(h, Onset)]
+        ends = [h.end_sample for h in found if isinstance(h, Endpoint)]
+        return onsets, ends, np.concatenate([h.samples for h in found if isinstance(h, Utter)])
+
+    expected, got = flat(heard(AUDIO, [320])), flat(heard(AUDIO, sizes))
+    assert got[:2] == expected[:2]
+    np.testing.assert_array_equal(got[2], expected[2])
+
+
+def test_audio_that_came_in_one_burst_was_not_spoken_before_it_began_to_arrive() -> None:
+    async def scenario() -> list[Heard]:
+        listener = Listener(LevelDetector(), 512)
+        first = [h async for h in listener.hear(silence(0.5), 10.0, DETECTION, agent_audible=False)]
+        rest = [h async for h in listener.hear(AUDIO, 10.1, DETECTION, agent_audible=False)]
+        return first + rest
+
+    endpoint = asyncio.run(scenario())[-1]
+    assert isinstance(endpoint, Endpoint)
+    assert 10.0 <= endpoint.speech_end <= 10.1
+
+
+def test_media_time_runs_on_while_the_client_ends_its_turns_itself() -> None:
+    async def scenario() -> list[Heard]:
+        listener = Listener(LevelDetector(), 512)
+        listener.skip(tone(5.0), 5.0)
+        return [h async for h in listener.hear(AUDIO, 8.7, DETECTION, agent_audible=False)]
+
+    found = asyncio.run(scenario())
+    assert isinstance(found[0], Onset)
+    assert found[0].start_sample == pytest.approx(16_000 * 5.7, abs=512)

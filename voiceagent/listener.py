@@ -1,0 +1,125 @@
+"""From a caller's samples to the beginning, the audio and the end of each utterance.
+
+Windows the stream, asks the detector, and lets the pure modules decide. The only state of its own is where media time lies on the clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from voiceagent import endpoint
+from voiceagent.backends import INPUT_RATE_HZ, Samples, VoiceDetectorStream
+from voiceagent.endpoint import EndpointSettings
+from voiceagent.session import TurnDetection
+from voiceagent.vad import PreRoll, Started, VadSettings, VoiceActivity, Windower
+
+KEEP_S = 3.0
+"""Audio kept for pre-roll; more than the largest prefix padding and the time to notice speech together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Onset:
+    """The caller began to speak; `start_sample` is media time, pre-roll included."""
+
+    start_sample: int
+
+
+@dataclass(frozen=True, slots=True)
+class Utter:
+    """The next audio of the utterance, pre-roll first."""
+
+    samples: Samples
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """The turn is over. `speech_end` is the clock's reading when the last voiced sample was spoken."""
+
+    end_sample: int
+    speech_end: float
+
+
+Heard: TypeAlias = Onset | Utter | Endpoint
+
+
+class Listener:
+    """One caller's ear."""
+
+    def __init__(self, detector: VoiceDetectorStream, window_samples: int) -> None:
+        self._detector = detector
+        self._windower = Windower(window_samples)
+        self._window_samples = window_samples
+        self._activity = VoiceActivity(window_samples=window_samples)
+        self._detection: TurnDetection | None = None
+        self._kept = PreRoll(round(KEEP_S * INPUT_RATE_HZ))
+        self._skipped = 0
+        """Media time that passed without the activity's knowledge, while the client ended its turns itself."""
+        self._received = 0
+        self._arrivals: deque[tuple[int, float]] = deque(maxlen=1024)
+
+    async def hear(
+        self, samples: Samples, arrived: float, detection: TurnDetection, *, agent_audible: bool
+    ) -> AsyncGenerator[Heard, None]:
+        """Take the next audio, which arrived at clock reading `arrived`."""
+        self._receive(samples, arrived)
+        self._follow(detection)
+        silence = EndpointSettings(silence_s=detection.silence_s)
+        for window in self._windower.push(samples):
+            self._kept.push(window)
+            probability = await self._detector.probability(window)
+            changes = self._activity.update(probability, agent_is_speaking=agent_audible)
+            started = [change for change in changes if isinstance(change, Started)]
+            if started:
+                # `_kept` counts windows alone, as the activity does, so both speak of the same samples.
+                start = max(started[0].start_sample - round(detection.prefix_padding_s * INPUT_RATE_HZ), 0)
+                yield Onset(max(start, self._kept.start_sample) + self._skipped)
+                yield Utter(self._kept.since(start))
+            elif self._activity.is_speaking:
+                yield Utter(window)
+            decision = endpoint.decide(self._activity.utterance, silence)
+            if decision is not None:
+                self._activity.end_utterance()
+                end = decision.speech_end_sample + self._skipped
+                yield Endpoint(end, self._spoken_at(end))
+
+    def skip(self, samples: Samples, arrived: float) -> None:
+        """Let audio pass without looking for speech in it."""
+        self._receive(samples, arrived)
+        self._activity.end_utterance()
+        self._windower.reset()
+        self._skipped = self._received - self._activity.position_sample
+
+    def restart(self) -> None:
+        """Whatever was being said is over; media time runs on."""
+        self._activity.end_utterance()
+
+    def recent(self) -> Samples:
+        """The last seconds heard."""
+        return self._kept.since(self._kept.start_sample)
+
+    def _receive(self, samples: Samples, arrived: float) -> None:
+        self._received += samples.size
+        self._arrivals.append((self._received, arrived))
+
+    def _follow(self, detection: TurnDetection) -> None:
+        """Adopt changed settings between two utterances: an utterance ends by the rules it began with."""
+        if detection != self._detection and not self._activity.is_speaking:
+            self._detection = detection
+            self._activity.settings = VadSettings(threshold=detection.threshold)
+
+    def _spoken_at(self, sample: int) -> float:
+        """The clock's reading when `sample` was spoken.
+
+        A message arrives when its last sample was spoken (transport aside), so earlier samples lie before it at the pace of speech, but never before
+        the message in front of it: audio that comes in a burst was not spoken in the future of what it followed.
+        """
+        before: float | None = None
+        for end, arrived in self._arrivals:
+            if end >= sample:
+                spoken = arrived - (end - sample) / INPUT_RATE_HZ
+                return spoken if before is None else max(spoken, before)
+            before = arrived
+        return self._arrivals[-1][1]
