@@ -14,7 +14,7 @@ CANDIDATES := python3 python3.11 python3.12 python3.13 python3.14 python
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in $(CANDIDATES); do if $$p -c '$(IS_NEW_ENOUGH)' >/dev/null 2>&1; then echo $$p; break; fi; done)
 
-.PHONY: run test lint bench clean help
+.PHONY: run test lint bench docs clean help
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,5p'
@@ -32,6 +32,9 @@ lint: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/kernels.py $(ARGS)
+
+docs: $(VENV)/.installed-run
+	$(BIN)/python -c 'from voiceagent.config_reference import configuration_reference as page; print(page(), end="")' > docs/configuration.md
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,415 @@
+"""One TOML file, every key with a default: what it may say, and how layers of it become one checked `Config`.
+
+Layers, weakest first: defaults, preset, the user's file, environment variables, `--set` on the command line. Tables merge key by
+key; lists and single values replace. Nothing here reads a file unasked, the environment or the command line: callers pass them in.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from voiceagent.budget import BudgetSettings
+from voiceagent.config_values import Layer, Unparsed, convert, merge, nested, parse_free
+from voiceagent.errors import ConfigError
+from voiceagent.server_settings import ServerSettings
+from voiceagent.session import SessionSettings, TurnDetection
+
+ENVIRONMENT_PREFIX = "VOICEAGENT_"
+ENVIRONMENT_RESERVED = frozenset({"VOICEAGENT_CONFIG", "VOICEAGENT_MODELS"})
+"""Variables with our prefix that are not keys: paths of the user's file and of the model folder, read by the command."""
+
+_SECRETS = frozenset({"server.api_key"})
+_SERVER = ServerSettings()
+_TURN = TurnDetection()
+_BUDGET = BudgetSettings()
+_SESSION = SessionSettings()
+
+
+def _key(default: Any, about: str, expected: str, check: Callable[[Any], bool] = lambda value: True) -> Any:
+    """A dataclass field that documents and checks itself. `expected` completes 'key = value: expected …'."""
+    metadata = {"about": about, "expected": expected, "check": check}
+    if isinstance(default, Mapping):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def _checked(section: str, build: Callable[[], object]) -> None:
+    """Let the component check its own options, and name the key as the file has it."""
+    try:
+        build()
+    except ConfigError as error:
+        raise ConfigError(f"{section}.{error.key.rpartition('.')[2]}", error.value, error.expected) from error
+
+
+def _within(low: float, high: float) -> Callable[[float], bool]:
+    return lambda value: low <= value <= high
+
+
+def _optional_within(low: float, high: float) -> Callable[[float | None], bool]:
+    return lambda value: value is None or low <= value <= high
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Where the server listens and whom it lets in."""
+
+    host: str = _key(_SERVER.host, "Address to listen on.", "a host name or IP address", bool)
+    port: int = _key(
+        _SERVER.port, "Port to listen on; 0 picks a free one.", "an integer from 0 to 65535", _within(0, 65535)
+    )
+    api_key: str = _key("", "Key that clients must present; empty asks for none, which only loopback allows.", "text")
+    allowed_origins: tuple[str, ...] = _key(
+        (),
+        "Web pages that may connect, beside the server's own page.",
+        "a list of origins such as 'https://shop.example'",
+    )
+    max_sessions: int = _key(
+        32,
+        "Conversations at one time; one more is refused with the reason.",
+        "an integer from 1 to 10000",
+        _within(1, 10_000),
+    )
+    session_minutes: float = _key(
+        _SERVER.session_s / 60.0,
+        "Longest conversation (60 minutes is OpenAI's).",
+        "minutes from 0.1 to 1440",
+        _within(0.1, 1440.0),
+    )
+    tls_cert: str = _key(
+        "", "Certificate file (PEM) for https, which phones need for the microphone.", "a path, or empty"
+    )
+    tls_key: str = _key("", "Private key file (PEM) of that certificate.", "a path, or empty")
+
+    def __post_init__(self) -> None:
+        _checked("server", self.settings)
+
+    def settings(self) -> ServerSettings:
+        return ServerSettings(
+            host=self.host,
+            port=self.port,
+            api_key=self.api_key or None,
+            allowed_origins=self.allowed_origins,
+            max_sessions=self.max_sessions,
+            tls_cert=self.tls_cert or None,
+            tls_key=self.tls_key or None,
+            session_s=self.session_minutes * 60.0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """Who answers."""
+
+    name: str = _key("assistant", "Name of the agent, for pages and logs.", "text that is not empty", bool)
+    greeting: str = _key("", "What the agent says first; empty says nothing.", "text")
+    instructions: str = _key("", "System prompt.", "text")
+    language: str = _key(
+        "en", "Language of the conversation (ISO 639-1).", "two letters such as 'en'", lambda v: len(v) == 2
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TurnConfig:
+    """When a caller's turn begins and ends."""
+
+    silence_s: float = _key(
+        _TURN.silence_s, "Silence that ends the caller's turn.", "seconds from 0.05 to 10", _within(0.05, 10.0)
+    )
+    threshold: float = _key(
+        _TURN.threshold,
+        "Speech probability that opens a turn (0.5 is Silero's).",
+        "a probability from 0.01 to 0.99",
+        _within(0.01, 0.99),
+    )
+    prefix_padding_s: float = _key(
+        _TURN.prefix_padding_s, "Audio kept from before speech was noticed.", "seconds from 0 to 2", _within(0.0, 2.0)
+    )
+    create_response: bool = _key(_TURN.create_response, "Whether the end of a turn starts a reply.", "true or false")
+    interrupt_response: bool = _key(_TURN.interrupt_response, "Whether speech stops the agent.", "true or false")
+    idle_timeout_s: float | None = _key(
+        _TURN.idle_timeout_s,
+        "Silence after which the agent speaks up by itself.",
+        "seconds from 1 to 600, or 'none'",
+        _optional_within(1.0, 600.0),
+    )
+
+    def __post_init__(self) -> None:
+        _checked("turn", self.detection)
+
+    def detection(self) -> TurnDetection:
+        return TurnDetection(
+            threshold=self.threshold,
+            prefix_padding_s=self.prefix_padding_s,
+            silence_s=self.silence_s,
+            create_response=self.create_response,
+            interrupt_response=self.interrupt_response,
+            idle_timeout_s=self.idle_timeout_s,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetConfig:
+    """How long an answer may take, and how many denoising steps it may have."""
+
+    target_s: float = _key(
+        _SESSION.target_s, "Voice-to-voice latency to aim at.", "seconds from 0.05 to 30", _within(0.05, 30.0)
+    )
+    min_steps: int = _key(
+        _BUDGET.min_steps, "Fewest steps for the first clause.", "an integer from 1 to 1024", _within(1, 1024)
+    )
+    max_steps: int = _key(
+        _BUDGET.max_steps, "Most steps for the first clause.", "an integer from 1 to 1024", _within(1, 1024)
+    )
+    threshold: float = _key(
+        _BUDGET.threshold,
+        "Confidence above which a token is committed without waiting.",
+        "a probability from 0.01 to 1",
+        _within(0.01, 1.0),
+    )
+    useful_gain: float = _key(
+        _BUDGET.useful_gain, "Quality that one more step must bring, of 1.", "a number from 0 to 1", _within(0.0, 1.0)
+    )
+
+    def __post_init__(self) -> None:
+        if self.min_steps > self.max_steps:
+            raise ConfigError("budget.min_steps", self.min_steps, f"at most budget.max_steps = {self.max_steps}")
+
+    def settings(self) -> BudgetSettings:
+        return BudgetSettings(
+            min_steps=self.min_steps, max_steps=self.max_steps, threshold=self.threshold, useful_gain=self.useful_gain
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyConfig:
+    """How replies are written."""
+
+    temperature: float = _key(
+        _SESSION.temperature, "Sampling temperature; 0 takes the best token.", "a number from 0 to 2", _within(0.0, 2.0)
+    )
+    max_output_tokens: int | None = _key(
+        _SESSION.max_output_tokens,
+        "Longest reply; none is the model's own limit.",
+        "an integer from 1 to 4096, or 'none'",
+        _optional_within(1, 4096),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsConfig:
+    """Which models do the work. `auto` takes the best that is on disk and says why."""
+
+    vad: str = _key("silero", "Voice detector.", "the name of a voice detector", bool)
+    asr: str = _key(
+        "auto", "Recogniser, such as `pocketsphinx` or `faster-whisper:small`.", "`auto` or a recogniser", bool
+    )
+    llm: str = _key("auto", "Diffusion model: `builtin` or a checkpoint folder.", "`auto`, `builtin` or a path", bool)
+    tts: str = _key("auto", "Voice, such as `espeak` or `piper:en_US-amy-medium`.", "`auto` or a voice", bool)
+    device: str = _key("auto", "Where the diffusion model runs: `cpu`, `cuda`, `mps`.", "`auto` or a device", bool)
+    threads: int = _key(
+        0,
+        "CPU threads of the diffusion model; 0 leaves one core to the rest.",
+        "an integer from 0 to 256",
+        _within(0, 256),
+    )
+    folder: str = _key("", "Where fetched models are kept; empty is the user's cache folder.", "a path, or empty")
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyConfig:
+    """What callers say to this agent: it steers the recogniser."""
+
+    phrases: tuple[str, ...] = _key(
+        (),
+        "What callers say: `{slot}` is any entry of that slot, `[…]` may be left out, `(a\\|b)` is either.",
+        "a list of phrases",
+    )
+    slots: Mapping[str, tuple[str, ...]] = _key({}, "Lists of alternatives by name.", "a table of lists of phrases")
+
+
+@dataclass(frozen=True, slots=True)
+class NotesConfig:
+    """The function that turns what was said into facts, such as an order and its price."""
+
+    function: str = _key(
+        "",
+        "Factory of note takers; it is called with the table `[menu]`.",
+        "'package.module:function', or empty",
+        lambda v: not v or (v.count(":") == 1 and all(v.split(":"))),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The whole configuration, checked."""
+
+    preset: str = _key("cafe", "Agent to start from: a built-in preset or the path of a TOML file.", "a name or a path")
+    server: ServerConfig = field(default_factory=ServerConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    turn: TurnConfig = field(default_factory=TurnConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    reply: ReplyConfig = field(default_factory=ReplyConfig)
+    models: ModelsConfig = field(default_factory=ModelsConfig)
+    vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
+    notes: NotesConfig = field(default_factory=NotesConfig)
+    menu: Mapping[str, object] = field(default_factory=dict)
+    """Handed as it is to the notes factory, which knows what it means."""
+
+    def session_settings(self) -> SessionSettings:
+        """What a new conversation starts with; its client may change it."""
+        return SessionSettings(
+            instructions=self.agent.instructions,
+            turn_detection=self.turn.detection(),
+            target_s=self.budget.target_s,
+            max_output_tokens=self.reply.max_output_tokens,
+            temperature=self.reply.temperature,
+        )
+
+
+_HINTS = typing.get_type_hints(Config)
+SECTIONS: Mapping[str, type[Any]] = {
+    name: kind for name, kind in _HINTS.items() if isinstance(kind, type) and kind.__module__ == __name__
+}
+"""Section name to its dataclass, in the order of the reference."""
+
+
+def read_toml(path: Path) -> Layer:
+    """Read one layer.
+
+    Raises:
+        ConfigError: If the file cannot be read or is not TOML; the reason says where.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError("config file", str(path), f"a readable file ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError("config file", str(path), f"TOML ({error})") from error
+
+
+def environment_layer(environ: Mapping[str, str]) -> Layer:
+    """Keys from variables: `VOICEAGENT_SERVER_PORT` is `server.port`. Others with our prefix are an error.
+
+    Raises:
+        ConfigError: If a variable with our prefix is not a key.
+    """
+    names = {_variable(key): key for key in _all_keys()}
+    layer: dict[str, object] = {}
+    for variable, text in environ.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in ENVIRONMENT_RESERVED:
+            continue
+        if variable not in names:
+            raise ConfigError(variable, text, _known(variable, (*names, *ENVIRONMENT_RESERVED), "a known variable"))
+        layer = merge(layer, nested(names[variable].split("."), Unparsed(text)))
+    return layer
+
+
+def assignment_layer(pairs: Iterable[str]) -> Layer:
+    """Keys from `key=value` texts, as `--set` takes them. The key is written as in TOML: `menu."hot dog".price=2.50`.
+
+    Raises:
+        ConfigError: If a text is not `key=value`.
+    """
+    layer: dict[str, object] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        try:
+            table: object = tomllib.loads(f"{key} = 0") if equals else None
+        except tomllib.TOMLDecodeError:
+            table = None
+        path: list[str] = []
+        while isinstance(table, Mapping) and len(table) == 1:
+            ((name, table),) = table.items()
+            path.append(name)
+        if not path:
+            raise ConfigError("--set", pair, "key=value, such as server.port=9000")
+        layer = merge(layer, nested(path, Unparsed(text.strip())))
+    return layer
+
+
+def preset_name(layers: Sequence[Layer]) -> str:
+    """The preset that these layers ask for, strongest layer last: it must be known before it can become a layer."""
+    asked: object = _default(next(iter(fields(Config))))
+    for layer in layers:
+        asked = layer.get("preset", asked)
+    return typing.cast(str, _convert("preset", asked, str, "a name or a path"))
+
+
+def load_config(layers: Sequence[Layer] = ()) -> Config:
+    """Merge the layers, weakest first, over the defaults, and check the whole.
+
+    Raises:
+        ConfigError: If a key is unknown, a value has the wrong type or range, or two values contradict each other.
+    """
+    merged: dict[str, object] = {}
+    for layer in layers:
+        merged = merge(merged, layer)
+    values: dict[str, Any] = {}
+    for name, value in merged.items():
+        if name in SECTIONS:
+            values[name] = _section(name, _table(name, value))
+        elif name == "menu":
+            values[name] = parse_free(_table(name, value))
+        elif name == "preset":
+            values[name] = preset_name([merged])
+        else:
+            raise ConfigError(name, value, _known(name, _HINTS, "a known section"))
+    return Config(**values)
+
+
+def _section(name: str, table: Layer) -> Any:
+    kind = SECTIONS[name]
+    hints = typing.get_type_hints(kind)
+    known = {key.name: key for key in fields(kind)}
+    values: dict[str, Any] = {}
+    for key, raw in table.items():
+        path = f"{name}.{key}"
+        if key not in known:
+            raise ConfigError(path, raw, _known(path, _all_keys(), "a known key"))
+        expected = known[key].metadata["expected"]
+        value = _convert(path, raw, hints[key], expected)
+        if not known[key].metadata["check"](value):
+            raise ConfigError(path, _shown(path, raw), expected)
+        values[key] = value
+    return kind(**values)
+
+
+def _convert(path: str, raw: object, kind: Any, expected: str) -> object:
+    """The value as `kind`, or a `ConfigError`. A float key takes an integer; nothing else changes its type."""
+    try:
+        return convert(raw, kind)
+    except (TypeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(path, _shown(path, raw), expected) from error
+
+
+def _table(name: str, value: object) -> Layer:
+    if not isinstance(value, Mapping):
+        raise ConfigError(name, value, f"a table: [{name}]")
+    return value
+
+
+def _known(name: str, known: Iterable[str], what: str) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"{what}; did you mean {close[0]}?" if close else what
+
+
+def _shown(path: str, value: object) -> object:
+    return "(hidden)" if path in _SECRETS else str(value) if isinstance(value, Unparsed) else value
+
+
+def _all_keys() -> list[str]:
+    return ["preset", *(f"{name}.{key.name}" for name, kind in SECTIONS.items() for key in fields(kind))]
+
+
+def _variable(key: str) -> str:
+    return ENVIRONMENT_PREFIX + key.upper().replace(".", "_")
+
+
+def _default(key: Field[Any]) -> object:
+    return key.default_factory() if key.default_factory is not MISSING else key.default

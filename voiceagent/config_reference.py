@@ -1,0 +1,67 @@
+"""The reference of every configuration key, written from the dataclasses that check them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields
+from typing import Any
+
+from voiceagent.config import ENVIRONMENT_PREFIX, SECTIONS, Config
+
+_INTRODUCTION = """\
+# Configuration
+
+One TOML file; every key has a default, so an empty file is a complete configuration. Weakest first: defaults, the preset, your
+file (`voiceagent run --config FILE`, or the variable `VOICEAGENT_CONFIG`), environment variables, `--set key=value` on the command
+line. Tables merge key by key; lists and single values replace. A preset is a file of the same shape.
+
+    voiceagent run --config shop.toml --set server.port=9000
+    VOICEAGENT_SERVER_PORT=9000 voiceagent run
+
+In a variable or after `--set`, text is taken as it is, a list is `a,b` or a TOML array, and `none` clears a key that may be unset.
+An unknown key, a wrong type and a value out of range are errors that name the key, the value and what was expected.
+
+This page is written from the code by `make docs`.
+"""
+
+_FREE = """
+## `[menu]`
+
+A free table. It is handed as it is to the function named by `notes.function`, which says what it means; the built-in café's is
+explained in `pipelines/voice_pipelines/presets/cafe.toml`. `--set menu.…=value` reaches into it; variables do not.
+"""
+
+
+def configuration_reference() -> str:
+    """The page `docs/configuration.md`, in Markdown."""
+    preset = next(key for key in fields(Config) if key.name == "preset")
+    parts = [_INTRODUCTION, "\n## Top level\n", *_table("", (preset,))]
+    for name, kind in SECTIONS.items():
+        parts += [f"\n## `[{name}]`\n", f"\n{kind.__doc__}\n", *_table(f"{name}.", fields(kind))]
+    return "".join([*parts, _FREE])
+
+
+def _table(prefix: str, keys: tuple[Field[Any], ...]) -> list[str]:
+    lines = ["\n| key | default | expected | what it does | variable |\n|---|---|---|---|---|\n"]
+    for key in keys:
+        variable = ENVIRONMENT_PREFIX + (prefix + key.name).upper().replace(".", "_")
+        default = key.default_factory() if key.default_factory is not MISSING else key.default
+        about, expected = key.metadata["about"], key.metadata["expected"]
+        lines.append(f"| `{prefix}{key.name}` | `{_toml(default)}` | {expected} | {about} | `{variable}` |\n")
+    return lines
+
+
+def _toml(value: object) -> str:
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return f'"{value}"'
+        case tuple():
+            return "[]" if not value else str(list(value))
+        case Mapping():
+            return "{}" if not value else str(dict(value))
+        case _:
+            return str(value)
