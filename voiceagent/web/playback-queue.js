@@ -1,0 +1,134 @@
+/**
+ * The loudspeaker's queue: what is waiting, what plays, and how much of each item was really played.
+ *
+ * Pure: no clock and no audio graph. Positions are samples at the output's rate. Silence written because nothing was there
+ * (before the start, in an underrun) never counts as played.
+ */
+
+/** An output sample above this is audible: -46 dBFS, the threshold of every "first audible sample" the page reports. */
+export const AUDIBLE_LEVEL = 0.005;
+
+export class PlaybackQueue {
+  /**
+   * startSamples: how much must be waiting before an item starts, so that jitter does not tear it.
+   * restartSamples: the same after an underrun.
+   * patienceSamples: an item starts at the latest this long after its first samples came.
+   * fadeSamples: length of the ramp that ends a flush, so that a barge-in does not click.
+   */
+  constructor({ startSamples, restartSamples, patienceSamples, fadeSamples }) {
+    this.limits = { startSamples, restartSamples, patienceSamples, fadeSamples };
+    this.items = []; // played in order; the first is the current one
+    this.tail = new Float32Array(0);
+  }
+
+  get active() {
+    return this.items.length > 0 || this.tail.length > 0;
+  }
+
+  /** Item now at the loudspeaker, or null. */
+  get current() {
+    const head = this.items[0];
+    return head === undefined ? null : { itemId: head.itemId, playedSamples: head.played, queuedSamples: head.queued };
+  }
+
+  push(itemId, samples) {
+    let item = this.items.find((candidate) => candidate.itemId === itemId);
+    if (item === undefined) {
+      item = { itemId, chunks: [], offset: 0, queued: 0, played: 0, waited: 0, ended: false, running: false, begun: false, audible: false };
+      this.items.push(item);
+    }
+    if (samples.length > 0) item.chunks.push(samples);
+    item.queued += samples.length;
+  }
+
+  /** No more samples will come for this item. */
+  end(itemId) {
+    const item = this.items.find((candidate) => candidate.itemId === itemId);
+    if (item !== undefined) item.ended = true;
+  }
+
+  /** Drop everything. Returns how far each dropped item had been played, the current one first. */
+  flush() {
+    const dropped = this.items.map((item) => ({ itemId: item.itemId, playedSamples: item.played }));
+    const head = this.items[0];
+    if (head !== undefined && head.running) {
+      const ramp = new Float32Array(Math.min(this.limits.fadeSamples, head.queued));
+      this.#take(head, ramp, 0);
+      for (let i = 0; i < ramp.length; i += 1) ramp[i] *= 1 - (i + 1) / (ramp.length + 1);
+      this.tail = ramp;
+    }
+    this.items = [];
+    return dropped;
+  }
+
+  /**
+   * Fill `out` completely. Returns what happened, in order:
+   * {type: "started" | "audible" | "underrun" | "finished", itemId, offset, playedSamples}, offset within `out`.
+   */
+  render(out) {
+    const events = [];
+    let filled = Math.min(this.tail.length, out.length);
+    out.set(this.tail.subarray(0, filled));
+    this.tail = this.tail.slice(filled);
+    out.fill(0, filled);
+    while (filled < out.length && this.items.length > 0) {
+      const item = this.items[0];
+      const note = (type, offset = filled) => events.push({ type, itemId: item.itemId, offset, playedSamples: item.played });
+      if (item.queued === 0 && (item.ended || this.items.length > 1)) {
+        note("finished");
+        this.items.shift();
+        continue;
+      }
+      if (!item.running) {
+        if (!this.#mayRun(item)) {
+          item.waited += out.length - filled;
+          break;
+        }
+        item.running = true;
+        if (!item.begun) note("started");
+        item.begun = true;
+      }
+      if (item.queued === 0) {
+        note("underrun");
+        item.running = false;
+        item.waited = 0;
+        break;
+      }
+      const count = this.#take(item, out, filled);
+      if (!item.audible) {
+        const at = out.subarray(filled, filled + count).findIndex((value) => Math.abs(value) > AUDIBLE_LEVEL);
+        if (at >= 0) {
+          item.audible = true;
+          events.push({ type: "audible", itemId: item.itemId, offset: filled + at, playedSamples: item.played + at });
+        }
+      }
+      item.played += count;
+      filled += count;
+    }
+    return events;
+  }
+
+  #mayRun(item) {
+    if (item.queued === 0) return false;
+    const needed = item.begun ? this.limits.restartSamples : this.limits.startSamples;
+    return item.ended || item.queued >= needed || item.waited >= this.limits.patienceSamples;
+  }
+
+  /** Move samples of `item` into `out` from `start` on; returns how many. */
+  #take(item, out, start) {
+    let filled = start;
+    while (filled < out.length && item.chunks.length > 0) {
+      const chunk = item.chunks[0];
+      const count = Math.min(chunk.length - item.offset, out.length - filled);
+      out.set(chunk.subarray(item.offset, item.offset + count), filled);
+      item.offset += count;
+      filled += count;
+      if (item.offset === chunk.length) {
+        item.chunks.shift();
+        item.offset = 0;
+      }
+    }
+    item.queued -= filled - start;
+    return filled - start;
+  }
+}
