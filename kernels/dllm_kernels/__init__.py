@@ -1,1 +1,4 @@
-"""Kernels of diffusion decoding, each with the plain PyTorch reference that defines its answer."""
+"""Kernels of diffusion decoding: for each, a plain PyTorch reference that defines the answer, and Triton for the speed."""
+
+from dllm_kernels.commit_from_logits import CommitStats as CommitStats
+from dllm_kernels.commit_from_logits import commit_from_logits as commit_from_logits

@@ -1,0 +1,63 @@
+"""What every implementation takes and gives. N rows, V vocabulary."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MIN_TEMPERATURE = 1e-3
+"""Below it, float32 scores of neighbouring logits run together, and the best token is what is meant anyway."""
+
+
+class CommitStats(NamedTuple):
+    """One entry per row of logits, on their device."""
+
+    token: Tensor
+    """[N], int64: the token picked, or -1 where none is allowed."""
+    probability: Tensor
+    """[N], float32: softmax probability of that token, at temperature 1."""
+    margin: Tensor
+    """[N], float32: best probability minus second best, whichever token was picked."""
+    entropy: Tensor
+    """[N], float32: of the softmax, in nats."""
+
+
+def empty_stats(logits: Tensor) -> CommitStats:
+    rows = len(logits)
+    token = torch.empty(rows, dtype=torch.int64, device=logits.device)
+    probability, margin, entropy = (torch.empty(rows, dtype=torch.float32, device=logits.device) for _ in range(3))
+    return CommitStats(token, probability, margin, entropy)
+
+
+def check_arguments(
+    logits: Tensor, temperature: float, seed: int | Tensor, forbidden: Tensor | None, out: CommitStats | None
+) -> None:
+    """Raise `ValueError` for what no implementation takes. Looks at shapes only: nothing waits for the device."""
+    if logits.dim() != 2 or logits.shape[1] == 0:
+        raise ValueError(f"logits: expected [N, V] with V above 0, got {list(logits.shape)}")
+    rows, vocabulary = logits.shape
+    if logits.dtype not in LOGIT_DTYPES:
+        raise ValueError(f"logits: expected float32, bfloat16 or float16, got {logits.dtype}")
+    if vocabulary >= 2**31:
+        raise ValueError(f"logits: expected a vocabulary below 2^31, got {vocabulary}")
+    if temperature != 0.0 and not MIN_TEMPERATURE <= temperature < math.inf:
+        raise ValueError(f"temperature: expected 0, or at least {MIN_TEMPERATURE} and finite, got {temperature}")
+    if isinstance(seed, Tensor):
+        _check_tensor("seed", seed, (rows,), torch.int64, logits.device)
+    elif not 0 <= seed < 2**63:
+        raise ValueError(f"seed: expected an integer in [0, 2^63), got {seed}")
+    if forbidden is not None:
+        _check_tensor("forbidden", forbidden, (vocabulary,), torch.bool, logits.device)
+    if out is not None:
+        for name, tensor in out._asdict().items():
+            _check_tensor(name, tensor, (rows,), torch.int64 if name == "token" else torch.float32, logits.device)
+
+
+def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != device or not tensor.is_contiguous():
+        got = f"{list(tensor.shape)} {tensor.dtype} on {tensor.device}"
+        raise ValueError(f"{name}: expected contiguous {list(shape)} {dtype} on {device}, got {got}")

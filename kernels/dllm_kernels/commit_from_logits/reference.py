@@ -1,0 +1,44 @@
+"""The answer, in plain PyTorch. N rows, V vocabulary."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dllm_kernels.commit_from_logits.contract import CommitStats
+from dllm_kernels.philox import gumbel_noise
+
+EXPONENT_FLOOR = -1e4
+"""exp of it is exactly 0, and 0 times it is 0: a finite stand-in for -inf that needs no special case in the entropy."""
+
+
+def commit_from_logits(
+    logits: Tensor, temperature: float, seed: int | Tensor, forbidden: Tensor | None, out: CommitStats
+) -> None:
+    """Write the statistics of `logits` [N, V] to `out`; see the package for the contract."""
+    z = torch.nan_to_num(logits.float(), nan=-torch.inf, posinf=torch.finfo(torch.float32).max, neginf=-torch.inf)
+    if forbidden is not None:
+        z.masked_fill_(forbidden, -torch.inf)
+    best, token = z.max(dim=-1, keepdim=True)
+    # Set the best aside to find the second, then put it back: cheaper than sorting or a copy.
+    second = z.scatter_(1, token, -torch.inf).amax(dim=-1, keepdim=True)
+    z.scatter_(1, token, best)
+    is_empty = best == -torch.inf
+    top = best.masked_fill(is_empty, 0.0)
+
+    if temperature != 0.0:
+        noise = gumbel_noise(seed, *z.shape, z.device)
+        token = torch.add(noise, z / temperature).argmax(dim=-1, keepdim=True)
+
+    exponent = (z - top).clamp_min_(EXPONENT_FLOOR)
+    picked = exponent.gather(1, token).exp_()
+    weight = exponent.exp()
+    total = weight.sum(dim=-1, keepdim=True)
+    # H = log(sum w) - sum(w * x) / sum(w), with w = exp(x) and x = z - max z. Rounding may take it a hair below 0.
+    entropy = (total.log() - weight.mul_(exponent).sum(dim=-1, keepdim=True) / total).clamp_min_(0.0)
+    # p1 - p2 = (1 - exp(z2 - z1)) / sum(w): expm1 keeps the digits of a near tie.
+    margin = -torch.expm1(second - top) / total
+
+    out.token.copy_(token.masked_fill_(is_empty, -1).squeeze(1))
+    for statistic, value in ((out.probability, picked / total), (out.margin, margin), (out.entropy, entropy)):
+        statistic.copy_(value.masked_fill_(is_empty, 0.0).squeeze(1))

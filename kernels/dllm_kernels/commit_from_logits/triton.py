@@ -1,0 +1,161 @@
+"""The fast way: one pass over the vocabulary, one program per row. N rows, V vocabulary.
+
+Max, second max, sum and entropy are carried from tile to tile as an online softmax in float32 (arXiv:1805.02867); the best noisy
+score is carried beside them. Nothing of size V is written.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dllm_kernels.commit_from_logits.contract import CommitStats
+
+MAX_BLOCK_V = 4096
+_BYTE = torch.uint8
+
+
+@triton.jit
+def _gumbel(seed, row, group, BLOCK_V: tl.constexpr):
+    """Noise of columns 4 * group … 4 * group + 3, in order. [BLOCK_V / 4] -> [BLOCK_V]; see `philox.gumbel_noise`."""
+    zero = group * 0
+    w0, w1, w2, w3 = tl.philox(seed, group, zero + row, zero, zero)
+    word = tl.join(tl.join(w0, w2), tl.join(w1, w3)).reshape(BLOCK_V)  # [BLOCK_V / 4, 2, 2]: w0, w1, w2, w3
+    is_low = word < 0x80000000
+    distance = (tl.where(is_low, word, 0xFFFFFFFF - word).to(tl.float32) + 0.5) * 2.3283064365386963e-10  # 2^-32
+    # log1p(-d) from log alone: the rounding of 1 - d cancels (Kahan). Where 1 - d rounds to 1 it is -d.
+    rest = 1.0 - distance
+    is_tiny = rest == 1.0
+    log1p = tl.where(is_tiny, -distance, tl.log(rest) * (-distance / tl.where(is_tiny, 1.0, rest - 1.0)))
+    return -tl.log(-tl.where(is_low, log1p, tl.log(distance)))
+
+
+@triton.jit
+def _commit_kernel(
+    logits_ptr,
+    row_stride,
+    column_stride,
+    forbidden_ptr,
+    seed_ptr,
+    seed,
+    temperature,
+    token_ptr,
+    probability_ptr,
+    margin_ptr,
+    entropy_ptr,
+    V,
+    HAS_FORBIDDEN: tl.constexpr,
+    HAS_ROW_SEEDS: tl.constexpr,
+    IS_SAMPLING: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    # 64-bit addresses: 20,000 rows of a 126,464-token vocabulary already pass 2^31 elements.
+    row = tl.program_id(0).to(tl.int64)
+    row_ptr = logits_ptr + row * row_stride
+    if HAS_ROW_SEEDS:
+        key = tl.load(seed_ptr + row)
+        noise_row = tl.program_id(0) * 0
+    else:
+        key = seed
+        noise_row = tl.program_id(0)
+
+    infinity = float("inf")
+    best = -infinity
+    second = -infinity
+    best_index = -1
+    total = 0.0  # sum of exp(z - best)
+    weighted = 0.0  # sum of exp(z - best) * (z - best)
+    picked_score = -infinity
+    picked_index = -1
+    picked_logit = -infinity
+
+    for start in range(0, V, BLOCK_V):
+        column = start + tl.arange(0, BLOCK_V)
+        in_row = column < V
+        # [BLOCK_V]
+        z = tl.load(row_ptr + column.to(tl.int64) * column_stride, mask=in_row, other=-infinity).to(tl.float32)
+        z = tl.where(z == z, z, -infinity)
+        z = tl.minimum(z, 3.4028234663852886e38)
+        if HAS_FORBIDDEN:
+            # [BLOCK_V]
+            is_forbidden = tl.load(forbidden_ptr + column, mask=in_row, other=1) != 0
+            z = tl.where(is_forbidden, -infinity, z)
+
+        tile_best = tl.max(z, axis=0)
+        tile_index = tl.min(tl.where(z == tile_best, column, 0x7FFFFFFF), axis=0)
+        tile_second = tl.max(tl.where(column == tile_index, -infinity, z), axis=0)
+
+        # Strictly better only: on a tie the earlier tile keeps the lower index.
+        is_better = tile_best > best
+        second = tl.maximum(tl.minimum(best, tile_best), tl.maximum(second, tile_second))
+        best_index = tl.where(is_better, tile_index, best_index)
+        new_best = tl.maximum(best, tile_best)
+        # A row of nothing but -inf so far has no maximum to subtract. -1e4 stands for -inf: exp gives 0, and 0 * -1e4 is 0.
+        top = tl.where(new_best == -infinity, 0.0, new_best)
+        shift = tl.maximum(best - top, -1e4)
+        exponent = tl.maximum(z - top, -1e4)
+        weight = tl.exp(exponent)
+        scale = tl.exp(shift)
+        weighted = (weighted + total * shift) * scale + tl.sum(weight * exponent, axis=0)
+        total = total * scale + tl.sum(weight, axis=0)
+        best = new_best
+
+        if IS_SAMPLING:
+            group = start // 4 + tl.arange(0, BLOCK_V // 4)
+            # Rounded division, and a sum that no multiply can fuse with: the reference's very bits.
+            score = tl.math.div_rn(z, tl.full((BLOCK_V,), 0.0, tl.float32) + temperature)
+            score = score + _gumbel(key, noise_row, group, BLOCK_V)
+            score = tl.where(in_row, score, -infinity)
+            tile_score = tl.max(score, axis=0)
+            tile_picked = tl.min(tl.where(score == tile_score, column, 0x7FFFFFFF), axis=0)
+            tile_logit = tl.max(tl.where(column == tile_picked, z, -infinity), axis=0)
+            is_better = tile_score > picked_score
+            picked_score = tl.maximum(picked_score, tile_score)
+            picked_index = tl.where(is_better, tile_picked, picked_index)
+            picked_logit = tl.where(is_better, tile_logit, picked_logit)
+
+    if not IS_SAMPLING:
+        picked_index = best_index
+        picked_logit = best
+
+    is_empty = best == -infinity
+    top = tl.where(is_empty, 0.0, best)
+    total = tl.where(is_empty, 1.0, total)
+    # exp(second - top) <= 1, and near a tie their difference is exact; expm1's extra digits matter below 1e-7 only.
+    gap = second - top
+    small = gap * (1.0 + gap * (0.5 + gap * 0.16666667))
+    minus_expm1 = -tl.where(gap > -0.01, small, tl.exp(tl.maximum(gap, -1e4)) - 1.0)
+    entropy = tl.maximum(tl.log(total) - weighted / total, 0.0)
+    probability = tl.exp(tl.maximum(picked_logit - top, -1e4)) / total
+
+    tl.store(token_ptr + row, tl.where(is_empty, -1, picked_index).to(tl.int64))
+    tl.store(probability_ptr + row, tl.where(is_empty, 0.0, probability))
+    tl.store(margin_ptr + row, tl.where(is_empty, 0.0, minus_expm1 / total))
+    tl.store(entropy_ptr + row, tl.where(is_empty, 0.0, entropy))
+
+
+def commit_from_logits(
+    logits: Tensor, temperature: float, seed: int | Tensor, forbidden: Tensor | None, out: CommitStats
+) -> None:
+    """Write the statistics of `logits` [N, V] to `out`; see the package for the contract."""
+    rows, vocabulary = logits.shape
+    block_v = max(min(triton.next_power_of_2(vocabulary), MAX_BLOCK_V), 4)
+    has_row_seeds = isinstance(seed, Tensor)
+    _commit_kernel[(rows,)](
+        logits,
+        logits.stride(0),
+        logits.stride(1),
+        None if forbidden is None else forbidden.view(dtype=_BYTE),
+        seed if has_row_seeds else None,
+        0 if has_row_seeds else seed,
+        float(temperature),
+        *out,
+        vocabulary,
+        HAS_FORBIDDEN=forbidden is not None,
+        HAS_ROW_SEEDS=has_row_seeds,
+        IS_SAMPLING=temperature != 0.0,
+        BLOCK_V=block_v,
+        num_warps=8 if block_v >= 2048 else 4,
+    )
