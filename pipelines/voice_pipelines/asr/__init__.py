@@ -1,0 +1,1 @@
+"""Recognition with PocketSphinx: a language model made from the agent's vocabulary, and worker processes that decode with it."""

@@ -1,0 +1,199 @@
+"""A recogniser process: decodes several utterances by turns. `python -m voice_pipelines.asr.worker` with a request as JSON argument.
+
+The decoder holds Python's lock while it works, so it must not share a process with the runtime. The process reads messages
+(`asr/wire.py`) from its standard input and answers on its standard output; it ends when its input ends, which also happens when
+the runtime is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import assert_never
+
+from voice_pipelines.asr.decoder import BLOCK_SAMPLES, DecoderOptions, Hypothesis, SphinxDecoder
+from voice_pipelines.asr.junk import JunkOptions, without_junk
+from voice_pipelines.asr.model import ModelFiles
+from voice_pipelines.asr.wire import Kind, Message, MessageReader
+from voiceagent.transcript import LocalAgreement
+
+_BLOCK_BYTES = 2 * BLOCK_SAMPLES
+_READ_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRequest:
+    """What a worker is started with. `decoders` are loaded before it says READY; more are added on demand up to `max_decoders`."""
+
+    files: ModelFiles
+    options: DecoderOptions
+    junk: JunkOptions
+    decoders: int
+    max_decoders: int
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), default=str)
+
+    @staticmethod
+    def from_json(text: str) -> WorkerRequest:
+        table = json.loads(text)
+        files = ModelFiles(Path(table["files"]["language_model"]), Path(table["files"]["dictionary"]))
+        options, junk = DecoderOptions(**table["options"]), JunkOptions(**table["junk"])
+        return WorkerRequest(files, options, junk, table["decoders"], table["max_decoders"])
+
+
+@dataclass(slots=True)
+class _Utterance:
+    id: int
+    audio: bytearray = field(default_factory=bytearray)
+    is_finished: bool = False
+    decoder: SphinxDecoder | None = None
+    agreement: LocalAgreement = field(default_factory=lambda: LocalAgreement(agreeing=3, holdback=1))
+    shown: tuple[str, ...] = ()
+    peak: float = 0.0
+
+    @property
+    def has_work(self) -> bool:
+        return self.is_finished or len(self.audio) >= _BLOCK_BYTES
+
+
+class Worker:
+    """Decides what to decode next and does it, a block at a time, so that no caller waits for another's whole backlog."""
+
+    def __init__(self, request: WorkerRequest, out: int) -> None:
+        self._request = request
+        self._out = out
+        self._idle = [SphinxDecoder(request.files, request.options) for _ in range(request.decoders)]
+        self._loaded = request.decoders
+        self._utterances: dict[int, _Utterance] = {}
+        self._turns: deque[int] = deque()
+        """Utterances in the order of their last turn, longest ago first."""
+        self._send(Kind.READY, 0, {"decoders": self._loaded})
+
+    def take(self, message: Message) -> None:
+        """Act on one message; those for utterances that are over are ignored."""
+        utterance = self._utterances.get(message.utterance)
+        match message.kind:
+            case Kind.OPEN:
+                self._utterances[message.utterance] = _Utterance(message.utterance)
+                self._turns.append(message.utterance)
+            case Kind.AUDIO:
+                if utterance is not None:
+                    utterance.audio += message.payload
+            case Kind.FINISH:
+                if utterance is not None:
+                    utterance.is_finished = True
+            case Kind.CANCEL:
+                if utterance is not None:
+                    self._close(utterance)
+            case Kind.READY | Kind.PARTIAL | Kind.FINAL | Kind.FAILED:
+                raise ValueError(f"{message.kind.name} is said by workers, not to them")
+            case _:
+                assert_never(message.kind)
+
+    def work(self) -> bool:
+        """Decode one block of the utterance whose turn it is. False when there is nothing to do."""
+        utterance = self._next()
+        if utterance is None:
+            return False
+        self._turns.remove(utterance.id)
+        self._turns.append(utterance.id)
+        assert utterance.decoder is not None
+        try:
+            if len(utterance.audio) >= _BLOCK_BYTES:
+                utterance.decoder.feed(bytes(utterance.audio[:_BLOCK_BYTES]))
+                del utterance.audio[:_BLOCK_BYTES]
+                # Catching up: text that is about to be overtaken is not worth a message.
+                if not utterance.has_work:
+                    self._show(utterance, utterance.decoder.hypothesis())
+            else:
+                utterance.decoder.feed(bytes(utterance.audio))
+                heard = without_junk(utterance.decoder.finish(), self._request.junk)
+                self._send(Kind.FINAL, utterance.id, {"words": [asdict(word) for word in heard.words]})
+                self._close(utterance)
+        except RuntimeError as error:
+            self._send(Kind.FAILED, utterance.id, {"reason": str(error)})
+            self._close(utterance)
+        return True
+
+    def _next(self) -> _Utterance | None:
+        """The utterance with work and a decoder whose turn it is: callers who have finished first, the least left to do first."""
+        waiting = [utterance for id in self._turns if (utterance := self._utterances[id]).has_work]
+        waiting.sort(
+            key=lambda utterance: (not utterance.is_finished, len(utterance.audio) if utterance.is_finished else 0)
+        )
+        return next((utterance for utterance in waiting if self._equip(utterance)), None)
+
+    def _equip(self, utterance: _Utterance) -> bool:
+        """Give the utterance a decoder, loading one if there may be more."""
+        if utterance.decoder is None:
+            if not self._idle and self._loaded < self._request.max_decoders:
+                self._idle.append(SphinxDecoder(self._request.files, self._request.options))
+                self._loaded += 1
+            if not self._idle:
+                return False
+            utterance.decoder = self._idle.pop()
+            utterance.decoder.start()
+        return True
+
+    def _show(self, utterance: _Utterance, hypothesis: Hypothesis) -> None:
+        words = tuple(word.text for word in hypothesis.words)
+        before = utterance.agreement
+        utterance.agreement = before.hear(words)
+        if (words, before.stable) != (utterance.shown, utterance.agreement.stable):
+            utterance.shown = words
+            partial = utterance.agreement.partial
+            self._send(Kind.PARTIAL, utterance.id, {"stable": partial.stable, "unstable": partial.unstable})
+
+    def _close(self, utterance: _Utterance) -> None:
+        del self._utterances[utterance.id]
+        self._turns.remove(utterance.id)
+        if utterance.decoder is not None:
+            utterance.decoder.drop()
+            self._idle.append(utterance.decoder)
+
+    def _send(self, kind: Kind, utterance: int, body: dict[str, object]) -> None:
+        data = Message(kind, utterance, json.dumps(body).encode()).encode()
+        while data:
+            data = data[os.write(self._out, data) :]
+
+
+def serve(source: int, out: int, request: WorkerRequest) -> None:
+    """Work until `source` ends.
+
+    Raises:
+        BrokenPipeError: If nobody reads `out` any more.
+    """
+    worker = Worker(request, out)
+    reader = MessageReader()
+    is_busy = True
+    while True:
+        if select.select([source], [], [], 0 if is_busy else None)[0]:
+            data = os.read(source, _READ_BYTES)
+            if not data:
+                return
+            for message in reader.feed(data):
+                worker.take(message)
+        is_busy = worker.work()
+
+
+def main() -> None:
+    # Ctrl-C reaches the whole process group; the runtime decides when a caller has been served.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Whatever a library prints must not end up between the messages.
+    out = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        serve(0, out, WorkerRequest.from_json(sys.argv[1]))
+    except BrokenPipeError:
+        return
+
+
+if __name__ == "__main__":
+    main()
