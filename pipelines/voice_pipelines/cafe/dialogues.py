@@ -1,7 +1,11 @@
 """Training dialogues for a café's phone line, made by a program.
 
 The caller's side is written from templates, the notes come from the real order book, and the agent's side words each note: what the
-model learns and what it meets at run time agree by construction.
+model learns and what it meets at run time agree by construction. One line a dialogue, as `dllm train --data` reads them:
+
+    {"id": "...", "domain": "cafe", "turns": [{"role": "system" | "user" | "note" | "agent", "text": "...", "pins": ["$4.50"]}]}
+
+`pins` are the parts of an agent's text that come from the note and are pinned into the reply at run time.
 
     python -m voice_pipelines.cafe.dialogues --out FOLDER --count N --seed S
 """
@@ -10,70 +14,72 @@ import argparse
 import json
 import random
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from voice_pipelines.cafe import callers, replies
+from voice_pipelines.cafe.callers import Caller, misheard
 from voice_pipelines.cafe.hearing import Ear, plural
 from voice_pipelines.cafe.menu import Menu, Product, money, read_menu
-from voice_pipelines.cafe.order import Note, OrderBook
+from voice_pipelines.cafe.order import Facts, OrderBook, note_of
+from voice_pipelines.cafe.phrases import Exchange, phrase_book
+from voice_pipelines.cafe.replies import reply_to
 
 PRESET = Path(__file__).parent.parent / "presets" / "cafe.toml"
 
 
 @dataclass(frozen=True)
 class Cafe:
-    """One imagined café: its facts, its menu and the system prompt that tells the agent about them."""
+    """One imagined café: its menu, the system prompt, and what of its facts the prompt tells.
+
+    `facts` fill the slots of answers; `house_facts` are those that only some cafés have.
+    """
 
     name: str
-    opens: str
-    closes: str
-    weekend: str
-    address: str
-    wifi: str
     menu: Menu
     prompt: str
+    facts: Mapping[str, str]
     told: frozenset[str]
-    extras: dict[str, str]
+    house_facts: Mapping[str, str]
 
 
 def imagine_cafe(base: Menu, rng: random.Random) -> Cafe:
     """Vary name, hours, address, prices and what is sold."""
+    book = phrase_book()
+    lines = book.cafe
     menu = _vary(base, rng)
-    name = rng.choice(callers.CAFE_NAMES)
+    name = rng.choice(lines["cafe_names"])
     if rng.random() < 0.5:
-        name = f"{rng.choice(callers.FIRST_NAMES)} {rng.choice(callers.LAST_NAMES)}"
+        name = f"{rng.choice(lines['first_names'])} {rng.choice(lines['last_names'])}"
     opens, closes = f"{rng.choice((6, 7, 8, 9))} am", f"{rng.choice((3, 4, 5, 6, 7, 8, 9, 10))} pm"
     if rng.random() < 0.25:
         opens = opens.replace(" am", ":30 am")
     weekend = f"{rng.choice((8, 9, 10))} am to {rng.choice((2, 3, 4, 5, 6))} pm"
-    address = f"{rng.randint(1, 399)} {rng.choice(callers.STREETS)} {rng.choice(('Street', 'Road', 'Avenue', 'Lane'))}"
-    wifi = f"{rng.choice(callers.WIFI)}{rng.choice(callers.WIFI_TAILS)}"
-    drinks = [p for p in menu.products.values() if p.is_drink]
-    food = [p.name for p in menu.products.values() if not p.is_drink]
+    address = f"{rng.randint(1, 399)} {rng.choice(lines['streets'])} {rng.choice(lines['streets_end'])}"
+    wifi = f"{rng.choice(lines['wifi'])}{rng.choice(lines['wifi_tails'])}"
+    facts = {"o": opens, "c": closes, "w": weekend, "a": address, "p": wifi, "n": name}
+    drinks = [product for product in menu.products.values() if product.is_drink]
+    food = [product.name for product in menu.products.values() if not product.is_drink]
     some = rng.sample(drinks, min(len(drinks), rng.randint(3, 6)))
-    listed = ", ".join(f"{p.name} from {money(p.prices[0])}" for p in some)
-    parts = {
-        "hours": rng.choice(("Open {o} to {c} on weekdays, {w} on weekends.", "Hours: {o} to {c}, weekends {w}.",
-                             "We open at {o} and close at {c}; on weekends {w}.")).format(o=opens, c=closes, w=weekend),
-        "address": rng.choice(("Address: {a}.", "The café is at {a}.", "You find us at {a}.")).format(a=address),
-        "wifi": rng.choice(("The wifi is free, the password is {p}.", "Wifi password: {p}.", "Free wifi, password {p}.")).format(p=wifi),
-        "menu": rng.choice(("Drinks: {d}. Food: {f}.", "We sell {d}; to eat there is {f}.", "Menu: {d}; food: {f}.")).format(
-            d=listed, f=", ".join(rng.sample(food, min(len(food), 3)))),
-    }  # fmt: skip
-    extras = {key: rng.choice(values) for key, (_, values, _, _) in callers.EXTRA_FACTS.items() if rng.random() < 0.4}
+    listed = ", ".join(f"{product.name} from {money(product.prices[0])}" for product in some)
+    parts = {key: rng.choice(lines[line]).format(**facts) for key, line in _TOLD.items()}
+    parts["menu"] = rng.choice(lines["menu"]).format(d=listed, f=", ".join(rng.sample(food, min(len(food), 3))))
+    house = {key: rng.choice(fact.values) for key, fact in book.house_facts.items() if rng.random() < 0.4}
     told = frozenset(key for key in parts if rng.random() < 0.85)
     shown = [parts[key] for key in parts if key in told]
-    shown += [rng.choice(callers.EXTRA_FACTS[key][2]).format(x=value) for key, value in extras.items()]
+    shown += [rng.choice(book.house_facts[key].told).format(x=value) for key, value in house.items()]
     rng.shuffle(shown)
-    intro = rng.choice(callers.INTROS).format(n=name)
-    rules = rng.choice(callers.RULES)
+    intro = rng.choice(lines["intros"]).format(n=name)
+    rules = rng.choice(lines["rules"])
     prompt = " ".join([intro, *shown, rules] if rng.random() < 0.7 else [intro, rules, *shown])
-    return Cafe(name, opens, closes, weekend, address, wifi, menu, prompt, told, extras)
+    return Cafe(name, menu, prompt, facts, told, house)
+
+
+_TOLD = {"hours": "hours", "address": "address", "wifi": "wifi_told"}
 
 
 def _vary(base: Menu, rng: random.Random) -> Menu:
+    """Shift prices and drop some products, which then are known as not sold."""
     products: dict[str, Product] = {}
     gone: list[str] = []
     keep = rng.choice((1.0, 1.0, 0.85, 0.7))
@@ -82,7 +88,7 @@ def _vary(base: Menu, rng: random.Random) -> Menu:
             gone += [plural(name) for name in (product.name, *product.also)]
             continue
         shift = rng.randint(-3, 6) * 25 + rng.choice((0, 0, 0, -5, 5, 10, 20))
-        products[product.name] = replace(product, prices=tuple(max(100, p + shift) for p in product.prices))
+        products[product.name] = replace(product, prices=tuple(max(100, price + shift) for price in product.prices))
     extra = rng.choice((0, 25, 50, 60, 75))
     milks = {name: (extra if cost else 0) for name, cost in base.milks.items()}
     ready = f"{rng.choice((5, 8, 10, 10, 12, 15, 20, 25))} minutes"
@@ -94,111 +100,120 @@ class Writer:
 
     def __init__(self, cafe: Cafe, rng: random.Random) -> None:
         self.cafe, self.rng = cafe, rng
-        self.caller = callers.Caller(cafe.menu, rng)
-        self.book = OrderBook(cafe.menu, Ear(cafe.menu))
+        self.caller = Caller(cafe.menu, rng)
+        self.order = OrderBook(cafe.menu, Ear(cafe.menu))
         self.turns: list[dict[str, object]] = [{"role": "system", "text": cafe.prompt}]
         self.last_reply = ""
+        self._book = phrase_book()
 
     def say(self, text: str, pins: tuple[str, ...] = ()) -> None:
+        """Add an agent's turn."""
         turn: dict[str, object] = {"role": "agent", "text": text}
         if pins:
             turn["pins"] = list(pins)
         self.turns.append(turn)
         self.last_reply = text
 
-    def hear(self, text: str, otherwise: str) -> Note:
-        """Add a caller's turn, the book's note if there is one, and the reply: to the note, else `otherwise`."""
-        text = callers.misrecognise(text, self.rng) if self.rng.random() < 0.15 else text
+    def hear(self, text: str, otherwise: str) -> Facts:
+        """Add a caller's turn, the note if there is one, and the reply: to the note, else `otherwise`."""
+        text = misheard(text, self.rng)
         self.turns.append({"role": "user", "text": text})
-        self.book, note = self.book.hear(text)
-        if note.text:
+        self.order, facts = self.order.hear(text)
+        if facts:
+            note = note_of(facts)
             self.turns.append({"role": "note", "text": note.text})
-            self.say(replies.reply_to(note, self.rng), note.must_say)
+            self.say(reply_to(facts, self.rng), note.must_say)
         else:
             self.say(otherwise)
-        return note
+        return facts
+
+    def greet(self) -> None:
+        """Let the agent speak first, or let the caller say hello, or neither."""
+        rng = self.rng
+        if rng.random() < 0.6:
+            self.say(self._agent("greetings").format(n=self.cafe.name))
+        if rng.random() < 0.15:
+            self.hear(self.caller.line("hello"), self._agent("how_can_i_help"))
 
     def step(self) -> None:
         """Write one exchange of a kind that fits the state of the order."""
-        rng, caller, book = self.rng, self.caller, self.book
-        pardon = rng.choice(callers.PARDON)
-        kind = rng.choices(*zip(*callers.STEPS.items(), strict=True))[0]
-        if book.offered is not None and self.last_reply.endswith("?") and rng.random() < 0.6:
-            self.hear(rng.choice(callers.YES if rng.random() < 0.6 else callers.NO), pardon)
-        elif book.missing() and rng.random() < 0.8:
+        rng, caller, order = self.rng, self.caller, self.order
+        pardon = self._agent("pardon")
+        kind = rng.choices(*zip(*self._book.steps.items(), strict=True))[0]
+        if order.offered is not None and self.last_reply.endswith("?") and rng.random() < 0.6:
+            self.hear(caller.line("yes" if rng.random() < 0.6 else "no"), pardon)
+        elif order.missing and rng.random() < 0.8:
             self.hear(caller.size(), pardon)
-        elif kind == "order" or (not book.items and rng.random() < 0.3) or (kind in ("change", "remove") and not book.items):
-            self.hear(caller.order(bool(book.items)), pardon)
+        elif (
+            kind == "order"
+            or (not order.items and rng.random() < 0.3)
+            or (kind in ("change", "remove") and not order.items)
+        ):
+            self.hear(caller.order(bool(order.items)), pardon)
         elif kind == "change":
-            self.hear(caller.change(book.items), pardon)
+            self.hear(caller.change(order.items), pardon)
         elif kind == "remove":
-            self.hear(caller.remove(book.items), pardon)
+            self.hear(caller.remove(order.items), pardon)
         elif kind == "fact":
             self.ask_fact()
         elif kind == "repeat":
-            again = pardon if "$" in self.last_reply else self.last_reply or rng.choice(callers.HOW_CAN_I_HELP)
-            self.hear(rng.choice(callers.SAY_AGAIN), again)
-        elif kind == "talk" and not book.missing():
-            said, answers = rng.choice(callers.TALK)
-            self.hear(rng.choice(said), rng.choice(answers))
-        elif kind == "noise" or kind == "talk":
-            self.hear(rng.choice(callers.GARBLED), pardon)
+            # A reply with a price is repeated from its note; without a note the price would not be pinned.
+            again = pardon if "$" in self.last_reply else self.last_reply or self._agent("how_can_i_help")
+            self.hear(caller.line("say_again"), again)
+        elif kind == "talk" and not order.missing:
+            self._exchange(rng.choice(self._book.talk))
+        elif kind in ("noise", "talk"):
+            self.hear(caller.line("garbled"), pardon)
         else:
             self.hear(caller.question(kind), pardon)
 
     def ask_fact(self) -> None:
         """Write a question about the café, answered from the system prompt or not at all."""
-        cafe, rng = self.cafe, self.rng
-        kind = rng.choice(("hours", "hours", "address", "address", "wifi", "wifi", "name", *callers.EXTRA_FACTS))
-        if kind in callers.EXTRA_FACTS:
-            said, _, _, answers = callers.EXTRA_FACTS[kind]
-            answer = rng.choice(answers).format(x=cafe.extras.get(kind, ""))
-            is_told = kind in cafe.extras
-        else:
-            said, answers = callers.FACTS[kind]
-            answer = rng.choice(answers).format(
-                o=cafe.opens, c=cafe.closes, w=cafe.weekend, a=cafe.address, p=cafe.wifi, n=cafe.name
-            )
-            is_told = kind == "name" or kind in cafe.told
-        self.hear(rng.choice(said), answer if is_told else rng.choice(callers.UNKNOWN_FACT))
+        cafe, rng, book = self.cafe, self.rng, self._book
+        kind = rng.choice(("hours", "hours", "address", "address", "wifi", "wifi", "name", *book.house_facts))
+        house = book.house_facts.get(kind)
+        asked = house.asked if house else book.facts[kind]
+        answer = rng.choice(asked.answers).format(x=cafe.house_facts.get(kind, ""), **cafe.facts)
+        is_told = kind == "name" or kind in cafe.told or kind in cafe.house_facts
+        self.hear(rng.choice(asked.said), answer if is_told else self._agent("unknown_fact"))
 
     def close(self) -> None:
-        rng = self.rng
-        missing = bool(self.book.missing())
-        if missing:
-            self.hear(self.caller.size(), rng.choice(callers.PARDON))
-        note = self.hear(rng.choice(callers.CLOSINGS), rng.choice(callers.GOODBYES))
-        if rng.random() < 0.4 and note.text:
-            said, answers = callers.FAREWELL
-            self.hear(rng.choice(said), rng.choice(answers))
+        """Let the caller finish, sometimes with a goodbye after the agent's."""
+        if self.order.missing:
+            self.hear(self.caller.size(), self._agent("pardon"))
+        facts = self.hear(self.caller.line("closings"), self._agent("goodbyes"))
+        if self.rng.random() < 0.4 and facts:
+            self._exchange(self._book.farewell)
+
+    def _agent(self, key: str) -> str:
+        return self.rng.choice(self._book.agent[key])
+
+    def _exchange(self, exchange: Exchange) -> None:
+        self.hear(self.rng.choice(exchange.said), self.rng.choice(exchange.answers))
 
 
 def write_dialogue(base: Menu, seed: str) -> dict[str, object]:
-    """Return one dialogue; the same seed gives the same dialogue."""
+    """Return one dialogue; the same menu and seed give the same dialogue."""
     rng = random.Random(seed)
-    cafe = imagine_cafe(base, rng)
-    writer = Writer(cafe, rng)
-    if rng.random() < 0.6:
-        writer.say(rng.choice(callers.GREETINGS).format(n=cafe.name))
-    if rng.random() < 0.15:
-        writer.hear(rng.choice(callers.HELLO), rng.choice(callers.HOW_CAN_I_HELP))
+    writer = Writer(imagine_cafe(base, rng), rng)
+    writer.greet()
     for _ in range(rng.choice((1, 1, 2, 2, 3, 3, 4, 5, 6))):
         writer.step()
-    if rng.random() < 0.7 and (writer.book.items or rng.random() < 0.3):
+    if rng.random() < 0.7 and (writer.order.items or rng.random() < 0.3):
         writer.close()
     return {"id": f"cafe-{seed}", "domain": "cafe", "turns": writer.turns}
 
 
 def dialogues(count: int, seed: str) -> Iterator[dict[str, object]]:
-    """Yield `count` dialogues of one seed."""
+    """Yield `count` dialogues of one seed, written from the café preset's menu."""
     base = read_menu(tomllib.loads(PRESET.read_text(encoding="utf-8"))["menu"])
     for number in range(count):
         yield write_dialogue(base, f"{seed}-{number}")
 
 
 def main() -> None:
-    """Write cafe.train.jsonl and cafe.dev.jsonl."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    """Write cafe.train.jsonl and cafe.dev.jsonl, from seeds that differ."""
+    parser = argparse.ArgumentParser(description="Write training dialogues for a café's phone line.")
     parser.add_argument("--out", type=Path, required=True, help="folder for cafe.train.jsonl and cafe.dev.jsonl")
     parser.add_argument("--count", type=int, default=30_000, help="dialogues for training")
     parser.add_argument("--dev", type=int, default=500, help="dialogues for development, from a seed of their own")

@@ -9,22 +9,21 @@ from dataclasses import dataclass, field, replace
 
 from voice_pipelines.cafe.menu import Menu
 
-_NUMBERS = "a one two three four five six seven eight nine ten eleven twelve".split()
-COUNT_WORDS = ("no", "one", *_NUMBERS[2:])
+COUNT_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 MAX_COUNT = 12
 _AMOUNTS = (
     "a little bit of", "little bit of", "a bit of", "bit of", "a little", "a lot of", "lot of", "lots of", "some", "extra",
     "plenty of", "a splash of", "splash of", "a dash of", "dash of", "a spoon of", "light", "a touch of", "just a little",
     "just a bit of", "just a little bit of",
 )  # fmt: skip
-# Amounts whose first word the recogniser drops easily are written in full, so that the note stays regular.
+# Amounts whose first word is easily lost are written in full, so that notes stay regular.
 _AMOUNT_FORMS = {
     "little bit of": "a little bit of", "bit of": "a bit of", "lot of": "a lot of", "splash of": "a splash of",
     "dash of": "a dash of", "just a little": "a little", "just a bit of": "a bit of",
     "just a little bit of": "a little bit of",
 }  # fmt: skip
-_CORRECTION = ("no", "sorry", "actually", "wait", "i mean", "i meant", "rather", "make that", "make it", "or rather")
-_NEGATION = ("no", "without", "without any", "hold the", "not any", "minus", "minus the", "leave out the", "skip the")
+_REPAIRS = ("no", "sorry", "actually", "wait", "i mean", "i meant", "rather", "make that", "make it", "or rather")
+_NEGATIONS = ("no", "without", "without any", "hold the", "not any", "minus", "minus the", "leave out the", "skip the")
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Item:
 
     @property
     def is_empty(self) -> bool:
-        return self == Item()
+        return self == NOTHING
 
     def __str__(self) -> str:
         """Spell the item the one way notes do: count, size, heat, shots, roast, name, additions."""
@@ -63,6 +62,9 @@ class Item:
         count = COUNT_WORDS[self.count] if self.count > 1 else ""
         head = " ".join(word for word in (count, self.size, self.heat, shots, roast, name) if word)
         return head + (" with " + " and ".join(map(str, self.additions)) if self.additions else "")
+
+
+NOTHING = Item()
 
 
 def plural(name: str) -> str:
@@ -76,11 +78,11 @@ def plural(name: str) -> str:
 class Heard:
     """The products and changes in one transcript, in the order they were spoken.
 
-    `loose` are changes said without a product; `not_sold` names what the café does not have; `mentions` counts recognised words.
+    `loose` are changes said without a product; `not_sold` names what the café does not have.
     """
 
     items: tuple[Item, ...] = ()
-    loose: Item = Item()
+    loose: Item = NOTHING
     not_sold: tuple[str, ...] = ()
 
 
@@ -97,39 +99,29 @@ class _Scan:
     """Working state of one pass over the tags of a transcript."""
 
     items: list[Item] = field(default_factory=list)
-    ahead: Item = Item()
-    loose: Item = Item()
+    ahead: Item = NOTHING
+    loose: Item = NOTHING
     not_sold: list[str] = field(default_factory=list)
     amount: str = ""
     amount_end: int = 0
+    item_end: int = -1
     is_with: bool = False
     is_dropping: bool = False
     is_repair: bool = False
 
-    def attach(self, **changes: str | int) -> None:
-        """Put changes on the newest item, or keep them loose when there is none."""
+    def attach(self, details: Item) -> None:
+        """Put details on the newest item, or keep them loose when there is none."""
         if self.items:
-            self.items[-1] = replace(self.items[-1], **changes)  # type: ignore[arg-type]
+            self.items[-1] = merge_items(self.items[-1], details)
         else:
-            self.loose = replace(self.loose, **changes)  # type: ignore[arg-type]
-
-    def add(self, addition: Addition) -> None:
-        target = self.items[-1] if self.items else self.loose
-        merged = merge_additions(target.additions, (addition,))
-        if self.items:
-            self.items[-1] = replace(target, additions=merged)
-        else:
-            self.loose = replace(target, additions=merged)
+            self.loose = merge_items(self.loose, details)
 
     def settle(self) -> None:
         """Give words still waiting for a product to the newest item."""
-        if not self.ahead.is_empty:
-            if self.items:
-                late = replace(self.ahead, count=self.ahead.count if self.ahead.count > 1 else 0)
-                self.items[-1] = merge_items(self.items[-1], late)
-            else:
-                self.loose = merge_items(self.loose, self.ahead)
-            self.ahead = Item()
+        # An "a" that no product followed counts nothing: "three muffins and a ...".
+        count = self.ahead.count if self.ahead.count > 1 or not self.items else 0
+        self.attach(replace(self.ahead, count=count))
+        self.ahead = NOTHING
 
 
 def merge_additions(old: tuple[Addition, ...], new: tuple[Addition, ...]) -> tuple[Addition, ...]:
@@ -189,7 +181,10 @@ class Ear:
         following = rest[0] if rest and rest[0].start == tag.end else None
         match tag.kind:
             case "item":
-                self._take_item(scan, tag.value)
+                is_echo = bool(scan.items) and scan.items[-1].name == tag.value and scan.item_end == tag.start
+                if not is_echo:  # Recognisers double words: "large coffee coffee" is one coffee.
+                    self._take_item(scan, tag.value)
+                scan.item_end = tag.end
             case "addition":
                 amount = scan.amount if tag.start - scan.amount_end <= 1 else ""
                 scan.amount = ""
@@ -197,7 +192,7 @@ class Ear:
                     scan.ahead = replace(scan.ahead, additions=(*scan.ahead.additions, Addition(tag.value)))
                 else:
                     scan.settle()
-                    scan.add(Addition(tag.value, amount))
+                    scan.attach(Item(additions=(Addition(tag.value, amount),)))
             case "amount":
                 scan.amount, scan.amount_end = tag.value, tag.end
             case "negation":
@@ -208,16 +203,17 @@ class Ear:
             case "count":
                 self._take_count(scan, tag, following)
             case "size" | "shots" | "roast" | "heat":
+                details = _details(tag)
                 if scan.is_with and not any(later.kind == "item" for later in rest):
-                    scan.attach(**{tag.kind: tag.value})
-                elif tag.kind == "heat" and {scan.ahead.heat, tag.value} == {"iced", "decaf"}:
+                    scan.attach(details)
+                elif {scan.ahead.heat, details.heat} == {"iced", "decaf"}:
                     scan.ahead = replace(scan.ahead, heat="iced decaf")
                 else:
-                    scan.ahead = replace(scan.ahead, **{tag.kind: tag.value})  # type: ignore[arg-type]
+                    scan.ahead = merge_items(scan.ahead, details)
             case "with":
                 scan.is_with = True
             case "and":
-                scan.is_dropping = False
+                scan.is_dropping = scan.is_repair = False
                 if scan.items:
                     scan.settle()
             case "drop":
@@ -226,7 +222,7 @@ class Ear:
                 scan.is_repair = bool(scan.items)
             case "not_sold":
                 scan.not_sold.append(tag.value)
-                scan.ahead = Item()
+                scan.ahead = NOTHING
 
     def _take_item(self, scan: _Scan, name: str) -> None:
         ahead = scan.ahead
@@ -239,7 +235,7 @@ class Ear:
         if scan.is_repair and scan.items:
             new = merge_items(scan.items.pop(), new)
         scan.items.append(new)
-        scan.ahead = Item()
+        scan.ahead = NOTHING
         scan.amount = ""
         scan.is_with = scan.is_repair = False
 
@@ -256,6 +252,18 @@ class Ear:
             scan.is_with = False
 
 
+def _details(tag: _Tag) -> Item:
+    match tag.kind:
+        case "size":
+            return Item(size=tag.value)
+        case "shots":
+            return Item(shots=tag.value)
+        case "roast":
+            return Item(roast=tag.value)
+        case _:
+            return Item(heat=tag.value)
+
+
 def normalise(text: str) -> str:
     """Return lower-case words separated by single blanks: figures, letters and apostrophes only."""
     return " ".join(re.findall(r"[a-z0-9']+", text.lower().replace("’", "'")))
@@ -268,26 +276,40 @@ def _lexicon(menu: Menu) -> dict[tuple[str, ...], tuple[str, str]]:
     def put(kind: str, phrase: str, value: str) -> None:
         lexicon[tuple(phrase.split())] = (kind, value)
 
-    for number, word in enumerate(_NUMBERS):
-        put("count", word, str(max(1, number)))
+    put("count", "a", "1")
+    for number, word in enumerate(COUNT_WORDS[1:], start=1):
+        put("count", word, str(number))
+        pumps = f"{word} pump{'s' if number > 1 else ''} of"
+        put("amount", pumps, pumps)
     for number in range(1, MAX_COUNT + 1):
         put("count", str(number), str(number))
-    for phrase, number in (("an", 1), ("a couple of", 2), ("a couple", 2), ("couple of", 2), ("a pair of", 2), ("another", 1)):
+    for phrase, number in (
+        ("an", 1),
+        ("a couple of", 2),
+        ("a couple", 2),
+        ("couple of", 2),
+        ("a pair of", 2),
+        ("another", 1),
+    ):
         put("count", phrase, str(number))
-    for phrase in _CORRECTION:
+    for phrase in _REPAIRS:
         put("repair", phrase, phrase)
-    for phrase in _NEGATION:
+    for phrase in _NEGATIONS:
         put("negation", phrase, phrase)
     for phrase in _AMOUNTS:
         put("amount", phrase, _AMOUNT_FORMS.get(phrase, phrase))
-    for number, word in enumerate(_NUMBERS[1:], start=1):
-        put("amount", f"{word} pump{'s' if number > 1 else ''} of", f"{word} pump{'s' if number > 1 else ''} of")
     put("with", "with", "with")
     for phrase in ("and", "plus", "also"):
         put("and", phrase, phrase)
     for phrase in ("instead of", "not", "not a", "not the", "rather than", "instead of the", "instead of a"):
         put("drop", phrase, phrase)
-    for phrase, heat in (("iced", "iced"), ("decaf", "decaf"), ("decaffeinated", "decaf"), ("hot", "hot"), ("de caf", "decaf")):
+    for phrase, heat in (
+        ("iced", "iced"),
+        ("decaf", "decaf"),
+        ("decaffeinated", "decaf"),
+        ("hot", "hot"),
+        ("de caf", "decaf"),
+    ):
         put("heat", phrase, heat)
     for name, said in (*((s, s) for s in menu.sizes), *((s, s) for s in menu.said_sizes)):
         put("size", name, said)
@@ -303,9 +325,9 @@ def _lexicon(menu: Menu) -> dict[tuple[str, ...], tuple[str, str]]:
         put("shots", f"{shots} shot", shots)
         put("shots", f"{shots} shots", shots)
     for number, shots in enumerate(menu.shots, start=1):
-        put("shots", f"{_NUMBERS[number]} shot", shots)
-        put("shots", f"{_NUMBERS[number]} shots", shots)
-        put("shots", f"{_NUMBERS[number]} shots of espresso", shots)
+        put("shots", f"{COUNT_WORDS[number]} shot", shots)
+        put("shots", f"{COUNT_WORDS[number]} shots", shots)
+        put("shots", f"{COUNT_WORDS[number]} shots of espresso", shots)
     for name in (*menu.milks, *menu.extras):
         put("addition", name, name)
     for said, name in menu.said_additions.items():

@@ -172,7 +172,7 @@ def _products(table: Mapping[str, object], key: str, sizes: int) -> list[Product
         if ("price" in row) == ("prices" in row):
             raise MenuError(where, dict(row), "either `price` or `prices`")
         if "price" in row:
-            prices = (_cents(row["price"], f"{where}.price"),)
+            prices: tuple[int, ...] = (_cents(row["price"], f"{where}.price"),)
         else:
             listed = row["prices"]
             if not isinstance(listed, Sequence) or isinstance(listed, str) or len(listed) != sizes:
