@@ -12,7 +12,9 @@ import { LogView } from "./log-view.js";
 import { MediaClock } from "./media-clock.js";
 import { ALL_PARTS, Model } from "./model.js";
 import { base64FromBytes, bytesFromBase64, floatFromPcm16, meterFromRms } from "./pcm.js";
-import { microphoneProblem, serverProblem } from "./problems.js";
+import { PartsView } from "./parts-view.js";
+import { handshakeProblem, microphoneProblem, serverProblem } from "./problems.js";
+import { askReadiness } from "./readiness.js";
 import { RealtimeClient } from "./realtime.js";
 import { formatMs } from "./timeline.js";
 import { HistoryView, PlanView, WaterfallView } from "./timing-views.js";
@@ -20,6 +22,7 @@ import { HistoryView, PlanView, WaterfallView } from "./timing-views.js";
 const KEY_SLOT = "voiceagent.api_key";
 const MESSAGE_MS = 40;
 const REMEMBERED_ITEMS = 20;
+const LOOK_AGAIN_MS = 3_000;
 /** Errors that only say that two messages crossed on the wire. */
 const HARMLESS = new Set(["response_cancel_not_active", "item_truncate_invalid_item_id", "item_retrieve_invalid_item_id"]);
 
@@ -66,6 +69,7 @@ const historyView = new HistoryView(byId("history"), {
   count: byId("history-count"),
 });
 const planView = new PlanView(byId("plan"), byId("plan-reason"));
+const partsView = new PartsView(byId("parts"), byId("agent-name"));
 
 const PHASES = {
   idle: { chip: "Ready", hint: "Press once, then just speak." },
@@ -124,7 +128,7 @@ function drawPhase() {
   app.dataset.phase = name;
   app.dataset.connection = call.connection;
   setText(byId("chip-text"), PHASES[name].chip);
-  setText(byId("hint"), PHASES[name].hint);
+  setText(byId("hint"), name === "speaking" && !audio.microphoneOn ? "Press Stop reply to interrupt." : PHASES[name].hint);
   setText(byId("talk-label"), call.talking ? "End" : "Talk");
   byId("talk").setAttribute("aria-label", call.talking ? "End the call" : "Start talking");
   byId("talk").classList.toggle("is-on", call.talking);
@@ -464,5 +468,23 @@ function fileStamp(when) {
   return when.toISOString().slice(0, 19).replaceAll(":", "-");
 }
 
+// --- the start --------------------------------------------------------------------------------------------------------
+
+/** Ask the server who is at work, until it is ready; say what is in the way before the caller finds out by pressing Talk. */
+async function lookAround() {
+  const readiness = await askReadiness();
+  partsView.draw(readiness.body);
+  if (client.isWanted) return;
+  const hasKey = sessionStorage.getItem(KEY_SLOT) !== null;
+  if (readiness.status === 200 && (!readiness.body.key_required || hasKey)) {
+    settle("gone", "busy", "server");
+    return;
+  }
+  const problem = handshakeProblem(readiness, hasKey);
+  complain(problem);
+  if (problem.kind !== "key") setTimeout(lookAround, LOOK_AGAIN_MS);
+}
+
 client.setKey(sessionStorage.getItem(KEY_SLOT));
+lookAround();
 redraw([...ALL_PARTS]);

@@ -18,7 +18,7 @@ export function microphoneProblem(error) {
 
 /** Why an open connection was closed by the other side. */
 export function closeProblem(code, reason) {
-  const because = reason ? `: ${reason}` : ".";
+  const because = reason ? `: ${sentence(reason)}` : ".";
   if (code === 1008) {
     const isKey = /key|auth/i.test(reason);
     return { kind: isKey ? "key" : "refused", text: `The server refused the connection${because}` };
@@ -31,38 +31,22 @@ export function closeProblem(code, reason) {
 }
 
 /**
- * Why a connection could not be opened. The browser hides the answer to a failed handshake, so the server's own
- * readiness page is asked.
+ * Why a connection could not be opened, from the server's readiness (see readiness.js): the browser hides the answer to a
+ * failed handshake.
  */
-export async function probeProblem(hadKey) {
-  let answer;
-  try {
-    answer = await fetch(new URL("readyz", document.baseURI), { cache: "no-store" });
-  } catch {
-    return { kind: "gone", text: "The server does not answer. Is it running?" };
+export function handshakeProblem({ reachable, status, body }, hadKey) {
+  if (!reachable) return { kind: "gone", text: "The server does not answer. Is it running?" };
+  if (status === 503) return { kind: "busy", text: sentence(body.reason ?? body.error?.message, "The server takes no other conversation now") };
+  if (body.key_required || status === 401) {
+    return { kind: "key", text: hadKey ? "The server did not accept the API key." : "This server asks for an API key." };
   }
-  if (answer.status === 503) return { kind: "busy", text: `The server is not ready for another conversation. ${await explanation(answer)}`.trim() };
-  if (answer.status === 401 || answer.status === 403) return keyProblem(hadKey);
-  if (!answer.ok) return { kind: "server", text: `The server has a problem (HTTP ${answer.status}). ${await explanation(answer)}`.trim() };
-  return keyProblem(hadKey);
+  if (status !== 200) return { kind: "server", text: `The server has a problem (HTTP ${status}).` };
+  return { kind: "refused", text: `The server refused this page. If it is not at ${location.host} that you started it, name this address in its allowed_origins.` };
 }
 
-function keyProblem(hadKey) {
-  return {
-    kind: "key",
-    text: hadKey ? "The server refused the connection. The API key may be wrong." : "The server refused the connection. It may need an API key.",
-  };
-}
-
-async function explanation(answer) {
-  const body = await answer.text();
-  try {
-    const parsed = JSON.parse(body);
-    const text = parsed.error?.message ?? parsed.reason ?? parsed.detail ?? "";
-    return typeof text === "string" ? text.slice(0, 300) : "";
-  } catch {
-    return body.startsWith("<") ? "" : body.slice(0, 300);
-  }
+function sentence(text, otherwise) {
+  const chosen = typeof text === "string" && text !== "" ? text.slice(0, 300) : otherwise;
+  return /[.!?]$/.test(chosen) ? chosen : `${chosen}.`;
 }
 
 /** The server's `error` event. */

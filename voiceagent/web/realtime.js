@@ -5,7 +5,8 @@
  *   status  {status: "connecting" | "open" | "waiting" | "refused" | "closed", retryInMs?, problem?: Problem}
  *   event   the server's event, parsed
  */
-import { closeProblem, probeProblem } from "./problems.js";
+import { closeProblem, handshakeProblem } from "./problems.js";
+import { askReadiness } from "./readiness.js";
 
 const FIRST_DELAY_MS = 500;
 const LONGEST_DELAY_MS = 8_000;
@@ -64,9 +65,9 @@ export class RealtimeClient extends EventTarget {
       if (socket !== this.#socket) return;
       this.#socket = null;
       if (openedAt !== null && performance.now() - openedAt > STABLE_AFTER_MS) this.#attempt = 0;
-      const problem = openedAt === null ? await probeProblem(this.#key !== null) : closeProblem(code, reason);
+      const problem = openedAt === null ? handshakeProblem(await askReadiness(), this.#key !== null) : closeProblem(code, reason);
       if (!this.#wanted || this.#socket !== null) return;
-      if (problem.kind === "key") this.#refuse(problem);
+      if (problem.kind === "key" || problem.kind === "refused") this.#refuse(problem);
       else this.#retryLater(problem);
     };
   }
