@@ -313,6 +313,8 @@ def _lexicon(menu: Menu) -> dict[tuple[str, ...], tuple[str, str]]:
         put("heat", phrase, heat)
     for name, said in (*((s, s) for s in menu.sizes), *((s, s) for s in menu.said_sizes)):
         put("size", name, said)
+        put("size", f"{name} size", said)
+        put("size", f"{name} sized", said)
         if said.endswith(" ounce"):
             put("size", said + "s", said)
             put("size", said.removesuffix("ounce") + "oz", said)

@@ -12,8 +12,8 @@ def _any(*alternatives: str) -> re.Pattern[str]:
 
 
 CHANGE = _any(
-    r"make (?:that|it|the|my|them|those)", "change", "switch", "instead", "i said", "i meant", "i mean", "swap", "replace", "wrong",
-    r"(?<!why )not (?:a|an|the|that)", "should be", "rather", r"of (?:them|those)",
+    r"make (?:that|it|the|my|them|those)", "changed? my mind", "change", "switch", "instead", "i said", "i meant", "i mean", "swap", "replace", "wrong",
+    r"(?<!why )not (?:a|an|the|that)", "should be", r"(?:get|have) (?:that|it|those|them) (?:with|in|as)", "rather", r"of (?:them|those)",
 )  # fmt: skip
 NO_BUT = re.compile(r"(?:actually )?no (?!just|only|but|and|also|i'd|i would|can|could)")
 """A "no" with more after it, which corrects what was understood ("no a mocha"), unless it only answers "anything else?"."""
@@ -22,6 +22,7 @@ ORDERING = _any(
     r"(?:can|could|may|might) (?:i|you|we) (?:please )?(?:get|have|make|give|order|also|add|grab)", r"i(?:'d| would)? (?:like|want|need|love)",
     r"i'?ll (?:have|take|get)", r"(?:give|get|make|brew|bring) me", "brew", r"let me (?:get|have)", r"do you (?:have|sell|serve)",
 )  # fmt: skip
+ALL_OF_THEM = _any("both", r"(?:all|each) of (?:them|those)", "all three", "for all")
 JUST_ONE = re.compile(r"\b(?:(?:just|only|make (?:it|that)) one$|(?:just|only) one\b)")
 
 REMOVE = _any(
@@ -64,7 +65,13 @@ TOTAL = _any(
     r"repeat (?:my|the) order", r"read (?:my|the|that) (?:order )?back", "what did i order", "what's in my order",
     r"what(?:'s| is| have) (?:i|my) order\w*", r"what do (?:you|i) have (?:so far|down)", "my order so far", "what do i owe",
 )  # fmt: skip
-HAVE = _any(r"do you (?:have|sell|do|serve|offer|carry|make)", "have you got", "is there", "are there", "you have any")
+HAVE = _any(
+    r"do you (?:guys |also |still )?(?:have|sell|do|serve|offer|carry|make)",
+    "have you got",
+    "is there",
+    "are there",
+    "you have any",
+)
 LISTS = _any("what", "which", "any", "kinds?", "types?", "sorts?", "other", "list", "options?", "do you")
 WAIT = _any("how long", r"when (?:will|can)", "when is it ready", "ready")
 ALLERGY = _any(

@@ -175,6 +175,11 @@ class OrderBook:
         if heard.items:
             if self.items and is_change and not intents.ADDING.search(words):
                 return book._change_named(heard, is_refusal=is_refusal)
+            named = heard.items[0]
+            if len(heard.items) == 1 and named.name in self.missing and not intents.ADDING.search(words):
+                # The question for its size is often answered in full: "a large latte".
+                loose = merge_items(replace(named, name="", count=named.count if named.count > 1 else 0), heard.loose)
+                return book._change_loose(loose, only=named.name)
             return book._add((merge_items(self.unfinished, heard.items[0]), *heard.items[1:]))
         count = heard.loose.count if is_change or len(words.split()) < 3 else 0
         loose = replace(heard.loose, count=0 if count == 1 and not intents.JUST_ONE.search(words) else count)
@@ -183,7 +188,7 @@ class OrderBook:
         is_cut_off = not loose.additions and not is_change and bool(intents.ORDERING.search(words))
         if not self.items or (is_cut_off and not self.missing):
             return replace(book, unfinished=loose), ()
-        return book._change_loose(loose)
+        return book._change_loose(loose, is_for_all=bool(intents.ALL_OF_THEM.search(words)))
 
     def _add(self, items: tuple[Item, ...]) -> tuple["OrderBook", Facts]:
         new = tuple(self._fitted(item) for item in items)
@@ -214,21 +219,34 @@ class OrderBook:
         for item in heard.items:
             new = merge_items(new, replace(item, name=new.name if item is known else item.name))
         new = self._fitted(merge_items(new, heard.loose))
-        if new == self.items[place]:
-            return self._without([place]) if is_refusal else (self, ())
+        if new == self.items[place] and is_refusal:
+            return self._without([place])
         return self._with({place: new}), (Fact("change", str(new)),)
 
-    def _change_loose(self, loose: Item) -> tuple["OrderBook", Facts]:
-        """Apply changes said without a product to the items waiting for their size, else to the newest drink."""
-        waiting = [n for n, item in enumerate(self.items) if self.lacks_size(item)]
-        drinks = [n for n, item in enumerate(self.items) if self.menu.products[item.name].is_drink]
+    def _change_loose(self, loose: Item, *, only: str = "", is_for_all: bool = False) -> tuple["OrderBook", Facts]:
+        """Apply changes said without a product to the items waiting for their size, else to the newest drink.
+
+        Args:
+            loose: The changes.
+            only: Name of the items to change, if it was said.
+            is_for_all: Whether every drink changes.
+        """
+        waiting = [n for n, item in enumerate(self.items) if self.lacks_size(item) and only in ("", item.name)]
         fills = bool(waiting and loose.size)
-        places = waiting if fills else [drinks[-1] if drinks else len(self.items) - 1]
+        places = waiting if fills else self._places_for(loose, only, is_for_all)
         book = self._with({n: self._fitted(self._changed(self.items[n], loose)) for n in places})
-        if book.items == self.items and not waiting:
-            return self, ()
         key = ("order" if len(places) == len(self.items) else "add") if fills else "change"
         return book, _named(key, (str(book.items[n]) for n in places))
+
+    def _places_for(self, loose: Item, only: str, is_for_all: bool) -> list[int]:
+        """Return which items a change is for: all drinks, those it takes something off, or the newest drink."""
+        items = [n for n, item in enumerate(self.items) if only in ("", item.name)]
+        drinks = [n for n in items if self.menu.products[self.items[n].name].is_drink]
+        if is_for_all and drinks:
+            return drinks
+        refused = {addition.name for addition in loose.additions if addition.amount == "no"}
+        having = [n for n in drinks if refused & {addition.name for addition in self.items[n].additions}]
+        return [(having or drinks or items)[-1]]
 
     def _changed(self, item: Item, loose: Item) -> Item:
         """Merge changes into an item; a new milk takes the place of the old, and "no sugar" takes off any sugar."""
@@ -265,7 +283,7 @@ class OrderBook:
 
     def _answer(self, words: str) -> tuple["OrderBook", Facts] | None:
         """Return the facts that answer a question, or None if the words are not a question that the menu answers."""
-        if intents.ALLERGY.search(words) and not intents.ORDERING.match(words):
+        if intents.ALLERGY.search(words) and (intents.HAVE.search(words) or not intents.ORDERING.match(words)):
             return self, (Fact("allergens unknown"),)
         heard = self.ear.hear(words)
         if intents.TOTAL.search(words) and not heard.items:

@@ -53,6 +53,26 @@ CONVERSATIONS: dict[str, list[tuple[str, str]]] = {
         ("three lattes", "order: three lattes; size missing: latte"),
         ("make it a large", "order: three large lattes; total: $13.50"),
     ],
+    "the size is answered in full": [
+        ("a latte with soy", "order: latte with soy milk; size missing: latte"),
+        ("a large latte", "order: large latte with soy milk; total: $5.00"),
+        ("and a mocha", "add: mocha; size missing: mocha"),
+        ("medium sized mocha please", "add: medium mocha; total: $9.50"),
+        ("another mocha small", "add: small mocha; total: $13.50"),
+    ],
+    "all of them": [
+        ("a large latte and a large mocha", "order: large latte, large mocha; total: $9.50"),
+        ("actually make both of them small", "change: small latte, small mocha; total: $7.50"),
+    ],
+    "what is taken off is taken off where it is": [
+        ("a small latte with sugar and a small mocha", "order: small latte with sugar, small mocha; total: $7.50"),
+        ("forget the sugar", "change: small latte; total: $7.50"),
+    ],
+    "a change that was made already is confirmed": [
+        ("a small latte", "order: small latte; total: $3.50"),
+        ("no i said small", "change: small latte; total: $3.50"),
+        ("can i have that with dark roast please", "change: small dark roast latte; total: $3.50"),
+    ],
     "removing": [
         ("a large latte and a croissant", "order: large latte, croissant; total: $7.75"),
         ("remove the latte", "remove: large latte; total: $3.25"),
@@ -85,6 +105,7 @@ CONVERSATIONS: dict[str, list[tuple[str, str]]] = {
         ),
         ("do you have oat milk", "on the menu: oat milk"),
         ("is there gluten in the muffin", "allergens unknown"),
+        ("do you guys have gluten free muffins", "allergens unknown"),
         ("what is a cortado", ""),
         ("how long will it take", "ready in: 10 minutes"),
         ("do you sell tacos", "not on the menu: tacos"),
