@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 from starlette.datastructures import MutableHeaders
-from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
 WEB_FOLDER = Path(__file__).parent / "web"
 
@@ -27,22 +27,21 @@ _TYPES = {
 _HOST = re.compile(r"[A-Za-z0-9.\-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 
 
-async def index(request: Request) -> Response:
-    path = WEB_FOLDER / "index.html"
-    if not path.is_file():
-        return JSONResponse({"error": {"type": "server_error", "message": "The page is not installed."}}, 404)
-    return FileResponse(path, media_type=_TYPES[".html"])
-
-
 def static_files() -> ASGIApp:
-    """The files beside the page. They carry ETags and may be kept, but have to be asked for anew each time."""
-    return _TypedFiles(directory=WEB_FOLDER, check_dir=False)
+    """The page at `/` and the files beside it. They carry ETags and may be kept, but have to be asked for anew each time."""
+    return _TypedFiles(directory=WEB_FOLDER, html=True, check_dir=False)
 
 
 class _TypedFiles(StaticFiles):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await WebSocketClose()(scope, receive, send)  # before the handshake this is a 403
+            return
+        await super().__call__(scope, receive, send)
+
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
-        kind = _TYPES.get(Path(path).suffix.lower())
+        kind = _TYPES.get(Path(path).suffix.lower() or ".html")
         if kind is not None and response.status_code == 200:
             response.headers["content-type"] = kind
         return response
@@ -86,9 +85,8 @@ def content_policy(host: str) -> str:
     return "; ".join(
         (
             "default-src 'self'",
-            "script-src 'self' blob:",
-            "worker-src 'self' blob:",
-            "style-src 'self' 'unsafe-inline'",
+            "script-src 'self'",
+            "style-src 'self'",
             "img-src 'self' data: blob:",
             "media-src 'self' data: blob:",
             f"connect-src 'self'{sockets}",

@@ -140,12 +140,17 @@ class RealtimeServer:
         query = websocket.query_params
         if "call_id" in query or query.get("intent", "conversation") != "conversation":
             return _error(404, "not_found", "Only conversations over this websocket are offered (?model=…).")
+        full = self._why_full()
+        return None if full is None else _overloaded(full)
+
+    def _why_full(self) -> str | None:
+        """Why nobody can be let in now, or None."""
         if self.is_draining:
-            return _overloaded("The server is shutting down.")
+            return "The server is shutting down."
         if not self._runtime.ready:
-            return _overloaded("The models are still loading.")
+            return "The models are still loading."
         if len(self._connections) >= self._settings.max_sessions:
-            return _overloaded(str(OverloadedError(len(self._connections), self._settings.max_sessions)))
+            return str(OverloadedError(len(self._connections), self._settings.max_sessions))
         return None
 
     async def healthz(self, request: Request) -> Response:
@@ -154,11 +159,11 @@ class RealtimeServer:
 
     async def readyz(self, request: Request) -> Response:
         """Whether a caller would be let in now, and what would serve them. 503 when not."""
-        has_room = len(self._connections) < self._settings.max_sessions
-        is_ready = self._runtime.ready and not self.is_draining and has_room
+        reason = self._why_full()
         agent = self._runtime.agent
         body: Json = {
-            "ready": is_ready,
+            "ready": reason is None,
+            "reason": reason,
             "draining": self.is_draining,
             "agent": {"name": agent.name, "greeting": agent.greeting},
             "parts": [
@@ -169,7 +174,7 @@ class RealtimeServer:
             "max_sessions": self._settings.max_sessions,
             "key_required": self._settings.api_key is not None,
         }
-        return JSONResponse(body, 200 if is_ready else 503)
+        return JSONResponse(body, 200 if reason is None else 503)
 
     async def drain(self) -> None:
         """Let nobody in any more, let everybody's current reply finish, and close with 1001. Bounded by `drain_s` and a little."""
@@ -177,7 +182,7 @@ class RealtimeServer:
         waits = [asyncio.create_task(connection.drain(self._settings.drain_s)) for connection in self._connections]
         limit_s = self._settings.drain_s + 2 * self._settings.close_timeout_s
         timer = asyncio.create_task(self._clock.sleep_until(self._clock.now() + limit_s))
-        nobody = asyncio.create_task(self._wait_for_nobody())
+        nobody = asyncio.create_task(self.wait_until_empty())
         try:
             await asyncio.wait({timer, nobody}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -185,7 +190,8 @@ class RealtimeServer:
                 task.cancel()
             await asyncio.gather(*waits, timer, nobody, return_exceptions=True)
 
-    async def _wait_for_nobody(self) -> None:
+    async def wait_until_empty(self) -> None:
+        """Return once nobody is connected."""
         await self._nobody.wait()
 
 
@@ -200,11 +206,11 @@ def create_app(
     realtime = RealtimeServer(runtime, settings, clock or MonotonicClock(), wall_clock)
     app = Starlette(
         routes=[
-            Route("/", page.index),
-            Mount("/static", page.static_files()),
             Route("/healthz", realtime.healthz),
             Route("/readyz", realtime.readyz),
             WebSocketRoute("/v1/realtime", realtime.realtime),
+            Mount("/static", page.static_files()),
+            Mount("/", page.static_files()),
         ],
         middleware=[Middleware(page.PageHeaders), Middleware(_HostGuard, access=settings.access)],
     )

@@ -127,9 +127,11 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         drain = asyncio.create_task(self._realtime.drain())
         hurry = asyncio.create_task(self._hurry.wait())
-        await asyncio.wait({drain, hurry}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (drain, hurry):
-            task.cancel()
+        try:
+            await asyncio.wait({drain, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            drain.cancel()
+            hurry.cancel()
         await asyncio.gather(drain, hurry, return_exceptions=True)
         await super().shutdown(sockets)
 
