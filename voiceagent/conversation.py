@@ -177,9 +177,11 @@ class Conversation:
         if drain_s > 0 and not self._quiet.is_set():
             quiet = asyncio.ensure_future(self._quiet.wait())
             limit = asyncio.ensure_future(self._clock.sleep_until(self._clock.now() + drain_s))
-            await asyncio.wait((quiet, limit), return_when=asyncio.FIRST_COMPLETED)
-            for waiter in (quiet, limit):
-                waiter.cancel()
+            try:
+                await asyncio.wait((quiet, limit), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for waiter in (quiet, limit):
+                    waiter.cancel()
             await asyncio.gather(quiet, limit, return_exceptions=True)
         if self._is_closed:
             return
