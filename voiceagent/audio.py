@@ -87,7 +87,8 @@ PCMA_8K = AudioFormat(Encoding.PCMA, 8_000)
 def to_int16(samples: Samples) -> NDArray[np.int16]:
     """Nearest 16-bit values; clamps, and takes what is not a number as silence."""
     finite = np.nan_to_num(np.asarray(samples, dtype=np.float32), nan=0.0, posinf=1.0, neginf=-1.0)
-    return np.clip(np.rint(finite * _FULL_SCALE), -32768, 32767).astype(np.int16)
+    linear: NDArray[np.int16] = np.clip(np.rint(finite * _FULL_SCALE), -32768, 32767).astype(np.int16)
+    return linear
 
 
 def mono(samples: NDArray[np.floating]) -> Samples:
@@ -100,7 +101,8 @@ def mono(samples: NDArray[np.floating]) -> Samples:
         return samples.astype(np.float32, copy=False)
     if samples.ndim != 2 or samples.shape[1] == 0:
         raise ValueError(f"audio of shape {samples.shape}: expected [samples] or [samples, channels]")
-    return samples.mean(axis=1, dtype=np.float32)
+    averaged: Samples = samples.mean(axis=1, dtype=np.float32)
+    return averaged
 
 
 class StreamingResampler:
@@ -181,7 +183,8 @@ def _linear_to_ulaw() -> NDArray[np.uint8]:
     segment = np.floor(np.log2(magnitude)).astype(np.int32) - 5
     step = magnitude >> segment + 1 & 15
     sign = np.where(linear < 0, 0x80, 0)
-    return (~(sign | segment << 4 | step) & 0xFF).astype(np.uint8)
+    code: NDArray[np.uint8] = (~(sign | segment << 4 | step) & 0xFF).astype(np.uint8)
+    return code
 
 
 _ALAW_EVEN_BITS = 0x55
@@ -205,4 +208,5 @@ def _linear_to_alaw() -> NDArray[np.uint8]:
     segment = np.maximum(np.floor(np.log2(np.maximum(magnitude, 1))).astype(np.int32) - 4, 0)
     step = magnitude >> np.maximum(segment, 1) & 15
     sign = np.where(linear < 0, 0, 0x80)
-    return ((sign | segment << 4 | step) ^ _ALAW_EVEN_BITS).astype(np.uint8)
+    code: NDArray[np.uint8] = ((sign | segment << 4 | step) ^ _ALAW_EVEN_BITS).astype(np.uint8)
+    return code

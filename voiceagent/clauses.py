@@ -44,9 +44,10 @@ class _Boundary(Enum):
 _WORD = re.compile(r"\s*(?:[^\s—]*—+|[^\s—]+)")
 _LINE_BREAK = re.compile(r"\s*\n\s*")
 _CLOSERS = "\"'”’)]}*_"
-_ABBREVIATIONS = frozenset(
-    "mr mrs ms dr st ave rd blvd hwy apt prof sr jr vs etc approx dept est inc ltd oz lb lbs tsp tbsp fl pt qt gal "
-    "min mins hr hrs jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs fri".split()
+_ABBREVIATION = re.compile(
+    "mr|mrs|ms|dr|prof|jr|sr|st|ave|rd|blvd|hwy|apt|dept|inc|ltd|est|etc|vs|approx|oz|fl|lb|lbs|tsp|tbsp|pt|qt|gal|min|mins|hr|hrs"
+    "|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec|mon|tue|tues|wed|thu|thurs|fri",
+    re.IGNORECASE,
 )
 _INITIALS = re.compile(r"(?:[A-Za-z]\.)+[A-Za-z]?\.?")
 
@@ -133,7 +134,7 @@ def _boundary_after(word: str) -> _Boundary:
     if not bare.endswith(".") or bare.endswith(("..", "…")):
         return _Boundary.NONE
     core = bare[:-1].lstrip("\"'“‘([{*_")
-    if core.lower() in _ABBREVIATIONS:
+    if _ABBREVIATION.fullmatch(core):
         return _Boundary.NONE
     # "a.m.", "U.S.", "J. Smith"; but "I." can only be the end of "so do I."
     if core != "I" and _INITIALS.fullmatch(core + "."):

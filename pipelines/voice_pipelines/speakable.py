@@ -65,6 +65,7 @@ _CURRENCIES = {
 
 
 def _money(match: re.Match[str]) -> str:
+    """The amount in words, set apart from letters that touch it ("US$5")."""
     one, many, one_part, many_parts = _CURRENCIES[match["sign"]]
     whole, fraction, scale = match["whole"].replace(",", ""), match["fraction"] or "", match["scale"]
     if scale or len(fraction) > 2 or len(whole) > _LONGEST_CARDINAL:
@@ -82,8 +83,9 @@ def _money(match: re.Match[str]) -> str:
 # --- times and dates --------------------------------------------------------------------------------------------------
 
 _MONTHS = (
-    "January February March April May June July August September October November December"  # fmt: skip
-).split()
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
 
 
 def _half_of_day(text: str | None) -> str:
@@ -175,7 +177,7 @@ _WORDS_FOR = {
     "dept": "department",
     "approx": "approximately",
     "vs": "versus",
-    "etc": "et cetera",
+    "etc": "etcetera",
     "oz": "ounces",
     "lb": "pounds",
     "lbs": "pounds",
@@ -213,9 +215,7 @@ def _rule(pattern: str, say: Callable[[re.Match[str]], str] | str, flags: int = 
     return re.compile(pattern, flags), say if callable(say) else lambda match: match.expand(say)
 
 
-_units_by_length = "|".join(
-    re.escape(unit).replace(r"\ ", r"\s*") for unit in sorted(_UNITS, key=len, reverse=True)
-)
+_units_by_length = "|".join(re.escape(unit).replace(r"\ ", r"\s*") for unit in sorted(_UNITS, key=len, reverse=True))
 
 _MARKUP: tuple[_Rule, ...] = (
     _rule(r"!?\[([^\[\]]*)\]\([^()\s]*\)", r"\1"),  # [text](address)
@@ -238,14 +238,14 @@ _SPEECH: tuple[_Rule, ...] = (
     _rule(r"(?<![\w.,$€£/-])[0-9]{1,4}(?:-[0-9]{2,4}){2,4}(?![\w-])", _phone),
     _rule(r"(?<![\w.,$€£/-])[0-9]{3}-[0-9]{4}(?![\w-])", _phone),
     _rule(r"(?<![\w.,$€£])[0-9]{7,}(?![\w]|[.,][0-9])", _phone),
+    _rule(r"(?<![\w.-])([$€£]?[0-9][0-9,.:]*(?:\s?[ap]\.?m\.?)?)\s?[-–]\s?(?=[$€£]?[0-9])", r"\1 to ", re.IGNORECASE),
     _rule(r"#\s?([0-9]+)", lambda m: f"number {_cardinal(m[1]) if len(m[1]) < 3 else _one_by_one(m[1])}"),
     _rule(
         r"(?P<sign>[$€£])\s?(?P<whole>[0-9]+(?:,[0-9]{3})*|(?=\.[0-9]))(?:\.(?P<fraction>[0-9]+))?"
         r"(?:\s(?P<scale>thousand|million|billion|trillion)\b)?",
-        lambda m: _money(m) + ("" if m.end() == len(m.string) or not m.string[m.end()].isalnum() else " "),
+        lambda m: f" {_money(m)} ",
         re.IGNORECASE,
     ),
-    _rule(r"\b(dollars?|cents?|pence|euros?|pounds?)\s?[-–]\s?(?=[a-z])", r"\1 to "),
     _rule(
         r"(?<![\w:.])(?P<hour>[01]?[0-9]|2[0-4]):(?P<minute>[0-5][0-9])(?![0-9:])"
         r"(?:\s?(?P<half>[ap](?:m\b|\.\s?m\b(?:\.(?=\s*[a-z,;]))?)))?",
@@ -257,18 +257,33 @@ _SPEECH: tuple[_Rule, ...] = (
         lambda m: _cardinal(str(int(m["hour"]))) + _half_of_day(m["half"]),
         re.IGNORECASE,
     ),
-    _rule(r"\b(AM|PM|o'clock)\s?[-–]\s?(?=[a-z0-9])", r"\1 to "),
-    _rule(_FREE + r"([0-9]{1,2})\s?[-–]\s?(?=(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b)", r"\1 to "),
-    _rule(r"(?<![\w/])(?P<first>[0-9]{1,2})/(?P<second>[0-9]{1,2})(?:/(?P<year>[0-9]{4}|[0-9]{2}))?(?![\w/])", _slashed),
-    _rule(r"\b(in|since|of|year|from|until|by)\s((?:1[1-9]|20)[0-9]{2})\b(?![.,:-]?[0-9])", lambda m: f"{m[1]} {_year(m[2])}", re.IGNORECASE),
+    _rule(
+        r"(?<![\w/])(?P<first>[0-9]{1,2})/(?P<second>[0-9]{1,2})(?:/(?P<year>[0-9]{4}|[0-9]{2}))?(?![\w/])", _slashed
+    ),
+    _rule(
+        r"\b(in|since|of|year|from|until|by)\s((?:1[1-9]|20)[0-9]{2})\b(?![.,:-]?[0-9])",
+        lambda m: f"{m[1]} {_year(m[2])}",
+        re.IGNORECASE,
+    ),
+    _rule(
+        rf"\b({'|'.join(month[:3] for month in _MONTHS)}|Sept)\b\.?(?=\s[0-9])",
+        lambda m: next(month for month in _MONTHS if month.startswith(m[1][:3])),
+    ),
     _rule(
         rf"\b({'|'.join(_MONTHS)})\s([0-9]{{1,2}})(?:st|nd|rd|th)?\b(?![:,.][0-9])",
         lambda m: f"{m[1]} {_ordinal(m[2])}",
     ),
-    _rule(_FREE + rf"(?P<number>{_NUMBER})\s?(?P<unit>{_units_by_length})(?![\w°])\.?(?=(?P<rest>\s|$|\W))", _unit, re.IGNORECASE),
+    _rule(
+        _FREE + rf"(?P<number>{_NUMBER})\s?(?P<unit>{_units_by_length})(?![\w°])\.?(?=(?P<rest>\s|$|\W))",
+        _unit,
+        re.IGNORECASE,
+    ),
     _rule(rf"({_NUMBER})\s?%", lambda m: f"{_cardinal(m[1])} percent "),
-    _rule(r"(?<![.,0-9])([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:st|nd|rd|th)\b", lambda m: _ordinal(m[1].replace(",", "")), re.IGNORECASE),
-    _rule(_FREE + rf"({_NUMBER})\s?[-–]\s?(?={_NUMBER}(?![\w-]))", r"\1 to "),
+    _rule(
+        r"(?<![.,0-9])([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:st|nd|rd|th)\b",
+        lambda m: _ordinal(m[1].replace(",", "")),
+        re.IGNORECASE,
+    ),
     _rule(_FREE + rf"[-−](?={_NUMBER})", "minus "),
     _rule(r"\be\.\s?g\.,?", "for example"),
     _rule(r"\bi\.\s?e\.,?", "that is"),
@@ -295,12 +310,15 @@ _SYMBOLS: tuple[_Rule, ...] = (
     _rule(r"[\\/|<>{}\[\]^~_#*`\"$€£%°]", " "),
     _rule(r"\.{2,}|…", ", "),
     _rule(r"([,.?!;:])(?:\s*\1)+", r"\1"),
+    _rule(r"(?<=[^\s,.?!;:])\s*\n\s*(?=\S)", ", "),
     _rule(r"\s+", " "),
     _rule(r"\s+([,.?!;:])", r"\1"),
     _rule(r",(?=[.?!;:])", ""),
 )
 
-_TRANSLATE = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "−": "-", "‑": "-", "×": " by ", "½": " 1/2", "¼": " 1/4", "¾": " 3/4"})
+_TRANSLATE = str.maketrans(
+    {"‘": "'", "’": "'", "“": '"', "”": '"', "−": "-", "‑": "-", "×": " by ", "½": " 1/2", "¼": " 1/4", "¾": " 3/4"}
+)
 
 
 def speakable(text: str) -> str:
