@@ -273,7 +273,6 @@ class Reply:
         if is_first:
             self.trace.mark("first_audio", now)
             self.on_audio()
-            self._replan_rest()
 
 
 def expected_prompt_tokens(new_words: int) -> float:

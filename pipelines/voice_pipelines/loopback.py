@@ -113,7 +113,7 @@ async def call(
     return result
 
 
-async def speech_end_s(detector: VoiceDetector, samples: Samples, threshold: float = 0.5) -> float | None:
+async def find_speech_end_s(detector: VoiceDetector, samples: Samples, threshold: float = 0.5) -> float | None:
     """End of the last speech in a recording, to the detector's window (32 ms); None when it holds none."""
     stream = detector.open()
     window = detector.window_samples

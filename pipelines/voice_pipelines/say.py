@@ -1,0 +1,165 @@
+"""`voiceagent say`: one recording through the loop that the server runs, in real time, with every stage in view."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from voice_pipelines.local import build
+from voice_pipelines.loopback import Call, call, find_speech_end_s, latency_s
+from voice_pipelines.soundfiles import read_sound, write_sound
+from voiceagent.backends import BackendInfo, CanvasToken, TokenState
+from voiceagent.config import Config
+from voiceagent.errors import ConfigError
+from voiceagent.events import (
+    ConversationEvent,
+    ResponsePlanned,
+    ResponseStepped,
+    ResponseText,
+    TranscriptFinal,
+    TranscriptPartial,
+)
+
+MASK = "▒"
+
+
+async def say(
+    config: Config, file: Path, *, out: Path | None = None, as_json: bool = False, speech_end_s: float | None = None
+) -> int:
+    """Play `file` to the agent; 0 when it answered, 1 when it heard nothing to answer.
+
+    Raises:
+        VoiceAgentError: If the file cannot be read or a model cannot be loaded.
+    """
+    try:
+        samples = read_sound(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError("recording", str(file), f"a sound file ({error})") from error
+    screen = sys.stderr if as_json else sys.stdout
+
+    def report(info: BackendInfo) -> None:
+        if not as_json:
+            print(f"{info.part.upper()}: {info.name} ({info.reason})", file=screen)
+
+    runtime = await build(config, report=report)
+    try:
+        end_s = speech_end_s if speech_end_s is not None else await find_speech_end_s(runtime.backends.vad, samples)
+        result = await call(
+            runtime.open_conversation, samples, runtime.clock, on_event=_Show(screen) if not as_json else _ignore
+        )
+    finally:
+        await runtime.aclose()
+    report_json = summary(result, end_s, config)
+    if out is not None and result.track is not None:
+        try:
+            write_sound(out, result.track.samples(), result.track.rate_hz)
+        except (OSError, ValueError) as error:
+            raise ConfigError("--out", str(out), f"a file that can be written ({error})") from error
+    if as_json:
+        print(json.dumps(report_json, ensure_ascii=False))
+    else:
+        _print_summary(report_json, screen)
+        if out is not None and result.track is not None:
+            print(f"reply written to {out}", file=screen)
+    return 0 if report_json["reply"] else 1
+
+
+def summary(result: Call, end_s: float | None, config: Config) -> dict[str, object]:
+    """What `--json` prints. `voice_to_voice_ms` is measured from the two waveforms, for the last turn of the recording."""
+    measured = latency_s(result, end_s)
+    last = result.timelines[-1] if result.timelines else {}
+    finished = result.finished[-1] if result.finished else None
+    return {
+        "transcript": " ".join(text for text in result.transcripts if text),
+        "reply": str(last.get("reply", "")),
+        "status": finished.status if finished else "silent",
+        "voice_to_voice_ms": None if measured is None else round(measured * 1000, 1),
+        "speech_end_s": None if end_s is None else round(end_s, 3),
+        "target_ms": round(config.budget.target_s * 1000, 1),
+        "plan": last.get("plan"),
+        "steps": last.get("steps", []),
+        "timeline": last,
+        "turns": result.timelines,
+        "underruns_ms": [round(gap * 1000, 1) for gap in (result.track.underruns_s if result.track else [])],
+    }
+
+
+def _ignore(event: ConversationEvent) -> None:
+    pass
+
+
+class _Show:
+    """Prints what happens while it happens."""
+
+    def __init__(self, screen: TextIO) -> None:
+        self._screen = screen
+        self._heard = ""
+
+    def __call__(self, event: ConversationEvent) -> None:
+        match event:
+            case TranscriptPartial(stable=stable, unstable=unstable):
+                heard = f"{stable} {unstable}".strip()
+                if heard and heard != self._heard:
+                    self._heard = heard
+                    self._print(f"  hearing  {heard}")
+            case TranscriptFinal(text=text):
+                self._print(f"heard      {text or '(nothing)'}")
+            case ResponsePlanned(plan=plan, reason=reason):
+                self._print(
+                    f"  plan     {plan.steps_first} steps for the first clause, up to {plan.steps_rest} for the rest, "
+                    f"canvas of {plan.canvas_width}: {reason}"
+                )
+            case ResponseStepped(step=step, canvas=canvas):
+                self._print(f"  step {step:<3} {show_canvas(canvas)}")
+            case ResponseText(delta=delta):
+                self._print(f"says       {delta.strip()}")
+            case _:
+                pass
+
+    def _print(self, line: str) -> None:
+        print(line, file=self._screen, flush=True)
+
+
+def show_canvas(canvas: Sequence[CanvasToken]) -> str:
+    """A canvas on one line: masks as blocks, provisional text in braces, committed text plain."""
+    parts: list[str] = []
+    for token in canvas:
+        if token.state is TokenState.MASKED:
+            parts.append(MASK)
+        elif token.state is TokenState.PROVISIONAL:
+            parts.append(f"{{{token.text}}}" if token.text else MASK)
+        else:
+            parts.append(token.text)
+    return "".join(parts).replace("\n", " ").strip()
+
+
+def _print_summary(report: dict[str, object], screen: TextIO) -> None:
+    timeline = report["timeline"]
+    assert isinstance(timeline, dict)
+    print("\ntimeline of the last turn (ms after the end of speech)", file=screen)
+    for mark in timeline.get("marks", []):
+        print(f"  {mark['at_ms']:>9.1f}  {mark['name']}", file=screen)
+    stages = timeline.get("stages", [])
+    if stages:
+        print("stages, with what was predicted (p50 / p95)", file=screen)
+    for stage in stages:
+        took = stage["end_ms"] - stage["start_ms"]
+        expected = (
+            f"({stage['predicted_p50_ms']:.0f} / {stage['predicted_p95_ms']:.0f})"
+            if stage["predicted_p50_ms"] is not None
+            else ""
+        )
+        print(f"  {stage['name']:<14} {took:>7.1f} ms  {expected}", file=screen)
+    if timeline.get("missed_deadline"):
+        missed = timeline["missed_deadline"]
+        print(f"  the target was missed by {missed['late_ms']:.0f} ms; most of it in: {missed['stage']}", file=screen)
+    print(f"heard             {report['transcript'] or '(nothing)'}", file=screen)
+    print(f"reply             {report['reply'] or '(none)'}", file=screen)
+    measured = report["voice_to_voice_ms"]
+    print(
+        f"voice to voice    {'no audible reply' if measured is None else f'{measured} ms, from the audio itself'}",
+        file=screen,
+    )
