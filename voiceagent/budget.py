@@ -223,6 +223,8 @@ class BudgetController:
         floor = self.settings.min_steps
         steps = min(max(fits, floor), useful)
         if fits < floor:
+            # Late anyway: the deadline moves to where the floor ends, or it would take the floor's steps away again.
+            first_deadline = request.now + expected.prefill.p95 + floor * expected.step.p95
             reason = f"floor of {floor} steps: {fits} fit before the deadline"
         elif fits >= useful:
             reason = f"all {useful} useful steps fit ({fits} would)"
@@ -241,16 +243,15 @@ class BudgetController:
     def replan_first(self, plan: StepPlan, *, now: float, step: int, active_drafts: int = 1) -> StepPlan | None:
         """Cut the first clause's remaining steps when time has gone faster than planned.
 
-        At the deadline the best complete draft is spoken: one step that commits everything is always left. Returns None when the
-        plan still holds.
+        At the deadline the best complete draft is spoken: one step that commits everything is always left, and the floor is
+        never undercut. Returns None when the plan still holds.
         """
         if plan.first_deadline is None or step >= plan.steps_first:
             return None
         cost = self.costs.predict(Stage.STEP, plan.canvas_width * active_drafts)
         fits = max(math.floor((plan.first_deadline - now) / max(cost.p95, 1e-6)), 1)
-        if step + fits >= plan.steps_first:
-            return None
-        return replace(plan, steps_first=step + fits)
+        steps = max(step + fits, self.settings.min_steps)
+        return None if steps >= plan.steps_first else replace(plan, steps_first=steps)
 
     def plan_rest(
         self, plan: StepPlan, *, now: float, dry_at: float, clause_chars: int = 60, active_drafts: int = 1

@@ -41,6 +41,10 @@ def test_a_deadline_that_is_gone_still_gets_the_floor_and_says_so() -> None:
     assert grant.plan.steps_first == 3
     assert not grant.is_on_time
     assert "floor" in grant.reason
+    assert grant.plan.first_deadline == pytest.approx(2.0 + 0.02 + 3 * 0.01), (
+        "time for the floor, not a deadline in the past"
+    )
+    assert controller(min_steps=3).replan_first(grant.plan, now=9.0, step=1) is None, "a late step does not undercut it"
 
 
 def test_never_more_steps_than_the_curve_says_still_help() -> None:
