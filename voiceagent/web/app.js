@@ -26,6 +26,7 @@ const LOOK_AGAIN_MS = 3_000;
 /** Errors that only say that two messages crossed on the wire. */
 const HARMLESS = new Set(["response_cancel_not_active", "item_truncate_invalid_item_id", "item_retrieve_invalid_item_id"]);
 
+/** Its data attributes say what the page is doing, for styles, for tests and for whoever looks for a fault. */
 const app = byId("app");
 const model = new Model();
 const audio = new AudioIO();
@@ -368,7 +369,7 @@ audio.addEventListener("played", ({ detail: { type, itemId, time, playedMs } }) 
   if (type === "progress" || type === "finished") {
     const heardMs = type === "finished" ? playedMs : Math.max(0, playedMs - audio.outputLatency * 1000);
     client.send("voiceagent.playout", { item_id: itemId, played_ms: Math.round(heardMs) });
-    app.dataset.playedMs = String(Math.round(playedMs));
+    app.dataset.loudest = Math.max(Number(app.dataset.loudest ?? 0), audio.outputRms).toFixed(4);
   }
   if (type === "finished" && call.playingItem === itemId) call.playingItem = null;
   redraw(["phase"]);

@@ -4,7 +4,8 @@
  * Entries are the lines of the conversation, in order:
  *   {id, role: "user" | "agent" | "note", text, unstable, committed, final, spoken, responseId, status, heardMs, heardText}
  * Responses are what one reply went through:
- *   {id, itemId, startedBy: "speech" | "text" | "agent", speechEndMs, plan, planReason, steps, timeline, status, reason, pageMs}
+ *   {id, itemId, startedBy: "speech" | "text" | "agent", speechEndMs, plan, planReason, grantedFirst, grantedRest,
+ *    steps, timeline, status, reason, pageMs}
  */
 
 const KEPT_ENTRIES = 300;
@@ -110,6 +111,8 @@ export class Model {
       speechEndMs: startedBy === "speech" ? this.lastSpeech.endMs : null,
       plan: null,
       planReason: "",
+      grantedFirst: null,
+      grantedRest: null,
       steps: [],
       timeline: null,
       status: "in_progress",
@@ -264,6 +267,10 @@ const HANDLERS = {
   },
   "voiceagent.response.plan": (model, event) => {
     const response = model.ensureResponse(event.response_id);
+    // A plan counts the steps from the moment it is made.
+    const done = (phase) => response.steps.filter((step) => step.phase === phase).length;
+    response.grantedFirst ??= event.plan.steps_first;
+    response.grantedRest = done("rest") + event.plan.steps_rest;
     response.plan = event.plan;
     response.planReason = event.reason ?? "";
     return ["plan"];

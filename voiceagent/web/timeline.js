@@ -10,6 +10,9 @@ export const STAGE_LABELS = {
   transport: "Sending",
 };
 
+/** A stage counts as late when it took this much longer than its p95: below that nobody can hear or do anything about it. */
+const LATE_MARGIN_MS = 5;
+
 /** Where a clock starts, in the words of the axis. */
 export function originLabel(timeline) {
   return timeline.origin === "speech_end" ? "end of speech" : "request";
@@ -67,7 +70,7 @@ export function layoutTimeline(timeline, pageMs = null) {
         p95Ms,
         p50At: p50Ms === null ? null : place(stage.start_ms + p50Ms),
         p95At: p95Ms === null ? null : place(stage.start_ms + p95Ms),
-        late: p95Ms !== null && durationMs > p95Ms,
+        late: p95Ms !== null && durationMs > p95Ms + LATE_MARGIN_MS,
       };
     }),
     steps: (timeline.steps ?? []).filter((one) => isNumber(one.at_ms) && one.at_ms <= endMs).map((one) => ({ step: one.step, phase: one.phase, ms: one.at_ms, at: place(one.at_ms) })),

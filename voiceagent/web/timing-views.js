@@ -89,7 +89,7 @@ export class HistoryView {
     this.#bars.replaceChildren(...shown.map((turn) => column(turn, top)));
     this.#bars.classList.toggle("is-empty", shown.length === 0);
     this.#bars.setAttribute("aria-label", shown.length === 0 ? "No spoken turn yet" : `Server times of the last ${shown.length} spoken turns: ${shown.map((turn) => formatMs(turn.serverMs)).join(", ")}`);
-    const target = shown.at(-1)?.targetMs ?? null;
+    const target = shown.findLast((turn) => turn.targetMs !== null)?.targetMs ?? null;
     this.#bars.classList.toggle("has-target", target !== null);
     if (target !== null) setVariable(this.#bars, "--target", target / top);
   }
@@ -107,6 +107,15 @@ function column(turn, top) {
   return el("span", { class: "column", title: `server ${formatMs(turn.serverMs)}, this page ${formatMs(turn.pageMs)}` }, ...children);
 }
 
+/** A trace counts deadlines from the end of speech (or the request), a plan from the moment it was made. */
+function dueText(response) {
+  const traced = response.timeline?.plan?.first_deadline_ms;
+  if (typeof traced === "number") return `at ${formatMs(traced)}`;
+  const planned = response.plan?.first_deadline_ms;
+  if (typeof planned !== "number") return "no deadline";
+  return planned > 0 ? `in ${formatMs(planned)}` : "now";
+}
+
 export class PlanView {
   #list;
   #reason;
@@ -119,17 +128,15 @@ export class PlanView {
   draw(model) {
     const response = [...model.responses.values()].findLast((candidate) => candidate.plan !== null || candidate.timeline?.plan);
     if (response === undefined) return;
-    const plan = response.timeline?.plan ?? response.plan;
-    // A trace counts from the end of speech, a plan from the moment it was made.
-    const due = response.timeline?.plan ? "at" : "in";
+    const plan = response.plan ?? response.timeline.plan;
     const used = (phase) => response.steps.filter((step) => step.phase === phase).length;
     const batch = Math.max(1, ...response.steps.map((step) => step.batch));
     const rows = [
       ["Canvas", `${plan.canvas_width} tokens`],
-      ["Steps, first clause", `${used("first")} of ${plan.granted_first ?? plan.steps_first}`],
-      ["Steps, rest", `${used("rest")} of ${plan.granted_rest ?? plan.steps_rest}`],
+      ["Steps, first clause", `${used("first")} of ${response.grantedFirst ?? plan.granted_first}`],
+      ["Steps, rest", `${used("rest")} of ${response.grantedRest ?? plan.granted_rest}`],
       ["Commit above", `${Math.round(plan.threshold * 100)} % sure`],
-      ["First clause due", plan.first_deadline_ms === null || plan.first_deadline_ms === undefined ? "no deadline" : `${due} ${formatMs(plan.first_deadline_ms)}`],
+      ["First clause due", dueText(response)],
       ["Shared forward", batch === 1 ? "alone" : `with ${batch - 1} more`],
     ];
     this.#list.replaceChildren(...rows.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));

@@ -1,0 +1,479 @@
+"""The page in a real browser, with a recording as its microphone and the real server behind it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from playwright.sync_api import BrowserType, WebSocketRoute, expect, sync_playwright
+
+from tests.e2e.browser import OpenPage, Speech, microphone_file, open_page, running_server
+
+pytestmark = pytest.mark.browser
+
+PATIENCE_MS = 30_000
+ORDER = "order/00e09cf0-a01d-453e-9b89-dc6e6d31d362.flac"
+"""A caller asks for an iced coffee."""
+
+OpenWith = Callable[[Path | None], OpenPage]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with running_server() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser_type() -> Iterator[BrowserType]:
+    with sync_playwright() as playwright:
+        yield playwright.chromium
+
+
+@pytest.fixture
+def open_with(browser_type: BrowserType, chromium: str, server: str, tmp_path: Path) -> Iterator[OpenWith]:
+    """Opens the page with the given microphone, None for one that is refused."""
+    opened = []
+
+    def open_one(microphone: Path | None) -> OpenPage:
+        manager = open_page(browser_type, chromium, server, tmp_path / f"profile{len(opened)}", microphone=microphone)
+        opened.append(manager)
+        return manager.__enter__()
+
+    yield open_one
+    for manager in opened:
+        manager.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def quiet_page(
+    browser_type: BrowserType, chromium: str, server: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OpenPage]:
+    """One page for the tests of its modules, which need no conversation."""
+    with open_page(browser_type, chromium, server, tmp_path_factory.mktemp("profile"), microphone=None) as opened:
+        yield opened
+
+
+def type_message(opened: OpenPage, text: str) -> None:
+    opened.page.fill("#text", text)
+    opened.page.press("#text", "Enter")
+
+
+def wait_for_reply(opened: OpenPage, count: int) -> None:
+    """Until `count` replies of the agent stand in the conversation, and the newest is complete."""
+    expect(opened.page.locator("#log .line-agent:not(.is-live)")).to_have_count(count, timeout=PATIENCE_MS)
+
+
+# --- conversations ----------------------------------------------------------------------------------------------------
+
+
+def test_a_spoken_order_is_transcribed_and_answered_aloud(open_with: OpenWith, data_dir: Path, tmp_path: Path) -> None:
+    order = Speech.find(data_dir, ORDER)
+    opened = open_with(microphone_file(tmp_path / "order.wav", [9.0, order, 60.0]))
+    page = opened.page
+
+    page.click("#talk")
+    wait_for_reply(opened, 1)  # the greeting
+    opened.wait_for_state("phase", "hearing")
+    opened.wait_for_state("phase", "speaking")
+    wait_for_reply(opened, 2)
+
+    heard = " ".join(opened.lines("user")).lower().split()
+    expected = order.text.split()
+    assert sum(word in heard for word in expected) >= len(expected) / 2, heard
+    assert len(opened.lines("agent")[-1].split()) >= 2
+
+    # The reply is audible at the loudspeaker, and its canvas was shown step by step.
+    expect(page.locator("#waterfall .stage").first).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.locator("#server-p50")).not_to_have_text("–", timeout=PATIENCE_MS)
+    assert float(opened.state("loudest") or 0) > 0.01
+    assert len((opened.state("audible-items") or "").split()) == 2
+    expect(page.locator("#draft-counter")).to_have_text(re.compile(r"step \d+ of \d+"))
+    expect(page.locator("#draft-tokens .is-committed").first).to_be_visible()
+    page.locator("#draft-slider").focus()
+    page.keyboard.press("Home")
+    expect(page.locator("#draft-counter")).to_have_text(re.compile(r"step 1 of \d+"))
+    expect(page.locator("#draft-live")).to_be_visible()
+
+    # The waterfall has the stages of a spoken turn; both clocks agree on a plausible answer time.
+    names = page.locator("#waterfall .stage .name").all_inner_texts()
+    assert {"End of turn", "Recognition", "Denoising", "Voice"} <= set(names)
+    expect(page.locator("#waterfall-caption")).to_contain_text("audible here after")
+    expect(page.locator("#history .column")).to_have_count(1)
+    expect(page.locator("#page-p50")).to_have_text(re.compile(r"^[\d.]+ m?s$"))
+    expect(page.locator("#plan dd")).to_have_count(6)
+
+    with page.expect_download() as saved:
+        page.click("#save-timelines")
+    record = json.loads(Path(saved.value.path()).read_text("utf-8"))
+    spoken = [response for response in record["responses"] if response["started_by"] == "speech"]
+    assert len(spoken) == 1
+    assert spoken[0]["timeline"]["server_latency_ms"] > 0
+    assert spoken[0]["speech_end_to_first_audible_sample_in_page_ms"] > 0
+    assert spoken[0]["steps"][0]["canvas"]
+
+    with page.expect_download() as saved:
+        page.click("#save-transcript")
+    transcript = Path(saved.value.path()).read_text("utf-8")
+    assert "You: " in transcript and "Agent: " in transcript
+
+    page.click("#talk")
+    opened.wait_for_state("connection", "closed")
+    assert opened.lines("note") == ["call ended"]
+    assert opened.complaints == []
+
+
+def test_a_caller_who_speaks_up_stops_the_reply(open_with: OpenWith, data_dir: Path, tmp_path: Path) -> None:
+    # The caller orders again and again, with pauses of which some end while the agent is speaking.
+    order = Speech.find(data_dir, ORDER)
+    pauses = (1.6, 2.0, 2.4, 2.8) * 3
+    parts = [part for pause in pauses for part in (order, pause)]
+    opened = open_with(microphone_file(tmp_path / "orders.wav", [0.5, *parts, 30.0]))
+    opened.page.click("#talk")
+    interrupted = opened.page.locator("#log .line-agent .aside", has_text="interrupted after")
+    expect(interrupted.first).to_be_visible(timeout=60_000)
+
+    line = opened.page.locator("#log .line-agent", has=interrupted).first
+    heard = line.locator(".stable").all_inner_texts()
+    whole = line.locator(".said").inner_text()
+    assert whole.startswith(" ".join(heard).strip())
+    assert opened.complaints == []
+
+
+def test_typing_works_when_the_microphone_is_refused(open_with: OpenWith) -> None:
+    opened = open_with(None)
+    page = opened.page
+    page.click("#talk")
+    expect(page.locator("#alert-text")).to_contain_text("not allowed to use the microphone", timeout=PATIENCE_MS)
+
+    type_message(opened, "hello <b>can i</b> get a small latte")
+    expect(page.locator("#log .line-user .said")).to_have_text("hello <b>can i</b> get a small latte")
+    opened.wait_for_state("phase", "speaking")
+    wait_for_reply(opened, 1)
+    expect(page.locator("#draft-tokens .is-committed").first).to_be_visible()
+    expect(page.locator("#waterfall .stage").first).to_be_visible(timeout=PATIENCE_MS)
+    assert float(opened.state("loudest") or 0) > 0.01
+    assert opened.complaints == []
+
+
+def test_a_lost_connection_is_announced_and_the_conversation_goes_on(open_with: OpenWith) -> None:
+    opened = open_with(None)
+    page = opened.page
+    routes: list[WebSocketRoute] = []
+    sent: list[dict[str, Any]] = []
+
+    def pass_on(route: WebSocketRoute) -> None:
+        routes.append(route)
+        upstream = route.connect_to_server()
+
+        def to_server(message: str | bytes) -> None:
+            sent.append(json.loads(message))
+            upstream.send(message)
+
+        route.on_message(to_server)
+
+    page.route_web_socket(re.compile("/v1/realtime"), pass_on)
+    type_message(opened, "hello there")
+    wait_for_reply(opened, 1)
+
+    routes[-1].close(code=1012, reason="restart")
+    expect(page.locator("#alert-text")).to_contain_text("restarting")
+    expect(page.locator("#log .line-note")).to_have_text("reconnected, the conversation goes on", timeout=PATIENCE_MS)
+    expect(page.locator("#alert")).to_be_hidden()
+    remembered = [message["item"] for message in sent if message.get("event_id", "").startswith("memory_")]
+    assert remembered[0]["content"] == [{"type": "input_text", "text": "hello there"}]
+
+    type_message(opened, "a small latte please")
+    wait_for_reply(opened, 2)
+    assert opened.complaints == []
+
+
+def test_a_server_with_a_key_asks_for_it_before_the_caller_talks(open_with: OpenWith) -> None:
+    opened = open_with(None)
+    page = opened.page
+    page.route("**/readyz", lambda route: route.fulfill(json={"ready": True, "key_required": True, "parts": []}))
+    page.reload()
+    expect(page.locator("#alert-text")).to_have_text("This server asks for an API key.")
+    page.fill("#key", "a-secret")
+    page.press("#key", "Enter")
+    expect(page.locator("#alert")).to_be_hidden()
+    opened.wait_for_state("connection", "open")
+    assert page.evaluate("sessionStorage.getItem('voiceagent.api_key')") == "a-secret"
+    assert page.evaluate("document.cookie + JSON.stringify(localStorage)") == "{}"
+
+
+def test_the_page_can_be_worked_by_keyboard(open_with: OpenWith) -> None:
+    opened = open_with(None)
+    page = opened.page
+    reached = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id"))
+    assert [name for name in reached if name in ("talk", "text", "log", "target")] == ["talk", "text", "log", "target"]
+    unnamed = page.evaluate(
+        """[...document.querySelectorAll("button, input")].filter(
+          (control) => !control.labels?.length && !control.ariaLabel && !control.textContent.trim() && control.type !== "hidden",
+        ).map((control) => control.id || control.outerHTML)"""
+    )
+    assert unnamed == ["alert-action"]  # hidden until it has a text
+
+
+# --- the page's pure modules ------------------------------------------------------------------------------------------
+
+
+def in_page(opened: OpenPage, module: str, body: str, argument: object = None) -> Any:
+    """What `body` returns, with the page's module as `m` and the argument as `a`."""
+    return opened.page.evaluate(
+        f"async (a) => {{ const m = await import('/{module}'); {body} }}",
+        argument,
+    )
+
+
+def test_samples_survive_the_way_into_a_message_and_back(quiet_page: OpenPage) -> None:
+    samples = [0.0, 0.5, -0.5, 1.0, -1.0, 1.7, -3.0]
+    body = "return Array.from(m.floatFromPcm16(m.bytesFromBase64(m.base64FromBytes(m.pcm16FromFloat(new Float32Array(a))))));"
+    back = in_page(quiet_page, "pcm.js", body, samples)
+    np.testing.assert_allclose(back, np.clip(samples, -1, 1), atol=1 / 32767)
+    body = "const b = new Uint8Array(100001).map((_, i) => i * 7); return m.bytesFromBase64(m.base64FromBytes(b)).every((v, i) => v === b[i]);"
+    assert in_page(quiet_page, "pcm.js", body)
+    assert in_page(quiet_page, "pcm.js", "return m.floatFromPcm16(new Uint8Array([0, 64, 9])).length") == 1
+    assert in_page(quiet_page, "pcm.js", "return [m.meterFromRms(0), m.meterFromRms(1), m.meterFromRms(0.001)]") == [
+        0,
+        1,
+        0,
+    ]
+
+
+RESAMPLE = """
+const whole = (samples) => { const r = new m.Resampler(a.from, a.to); return [...r.push(samples), ...r.finish()]; };
+const input = Float32Array.from({ length: a.length }, (_, i) => Math.sin((2 * Math.PI * a.hz * i) / a.from));
+if (a.cut === 0) return whole(input);
+const r = new m.Resampler(a.from, a.to);
+const out = [];
+for (let i = 0; i < input.length; i += a.cut) out.push(...r.push(input.subarray(i, i + a.cut)));
+return [...out, ...r.finish()];
+"""
+
+
+@pytest.mark.parametrize(
+    ("rate_in", "rate_out"), [(48_000, 24_000), (44_100, 24_000), (16_000, 24_000), (24_000, 24_000)]
+)
+def test_a_tone_keeps_its_shape_through_the_resampler_however_it_is_cut(
+    quiet_page: OpenPage, rate_in: int, rate_out: int
+) -> None:
+    argument = {"from": rate_in, "to": rate_out, "hz": 440, "length": rate_in // 5}
+    whole = in_page(quiet_page, "resampler.js", RESAMPLE, argument | {"cut": 0})
+    for cut in (1, 128, 1000):
+        assert in_page(quiet_page, "resampler.js", RESAMPLE, argument | {"cut": cut}) == whole
+    assert abs(len(whole) - rate_out // 5) <= 2
+    expected = np.sin(2 * np.pi * 440 * np.arange(len(whole)) / rate_out)
+    edge = 100  # the tone begins and ends abruptly: the filter rings there
+    np.testing.assert_allclose(whole[edge:-edge], expected[edge:-edge], atol=2e-3)
+
+
+def test_the_resampler_removes_what_the_lower_rate_cannot_hold(quiet_page: OpenPage) -> None:
+    argument = {"from": 48_000, "to": 24_000, "hz": 15_000, "length": 9600, "cut": 0}
+    out = np.array(in_page(quiet_page, "resampler.js", RESAMPLE, argument))[100:-100]
+    assert np.sqrt(np.mean(out**2)) < 1e-3  # -60 dB; the tone went in at -3 dB
+
+
+QUEUE = """
+const q = new m.PlaybackQueue({ startSamples: 60, restartSamples: 40, patienceSamples: 100, fadeSamples: 8 });
+const log = [];
+const render = (n) => { const out = new Float32Array(n); for (const e of q.render(out)) log.push([e.type, e.itemId, e.playedSamples]); return Array.from(out); };
+const ones = (n) => new Float32Array(n).fill(1);
+"""
+
+
+def test_playback_waits_for_jitter_and_counts_only_what_was_played(quiet_page: OpenPage) -> None:
+    body = (
+        QUEUE
+        + """
+q.push("a", ones(50)); const early = render(20);
+q.push("a", ones(50)); const playing = render(60); render(60); const dry = q.current;
+q.push("a", ones(10)); q.end("a"); render(30);
+return { early, playing, dry, log, active: q.active };
+"""
+    )
+    result = in_page(quiet_page, "playback-queue.js", body)
+    assert result["early"] == [0] * 20
+    assert result["playing"] == [1] * 60
+    assert result["dry"] == {"itemId": "a", "playedSamples": 100, "queuedSamples": 0}
+    assert result["log"] == [["started", "a", 0], ["audible", "a", 0], ["underrun", "a", 100], ["finished", "a", 110]]
+    assert not result["active"]
+
+
+def test_a_short_utterance_starts_without_waiting_for_more(quiet_page: OpenPage) -> None:
+    body = QUEUE + 'q.push("a", ones(10)); const r = []; for (let i = 0; i < 12; i++) r.push(...render(10)); return r;'
+    rendered = in_page(quiet_page, "playback-queue.js", body)
+    assert rendered == [0] * 100 + [1] * 10 + [0] * 10
+    body = QUEUE + 'q.push("a", ones(10)); q.end("a"); return render(20);'
+    assert in_page(quiet_page, "playback-queue.js", body) == [1] * 10 + [0] * 10
+
+
+def test_a_flush_fades_to_silence_and_says_how_much_was_played(quiet_page: OpenPage) -> None:
+    body = (
+        QUEUE
+        + 'q.push("a", ones(200)); render(70); q.push("b", ones(50)); const dropped = q.flush(); return { dropped, after: render(20), log };'
+    )
+    result = in_page(quiet_page, "playback-queue.js", body)
+    assert result["dropped"] == [{"itemId": "a", "playedSamples": 70}, {"itemId": "b", "playedSamples": 0}]
+    fade = result["after"][:8]
+    assert fade == sorted(fade, reverse=True) and 0 < fade[-1] < fade[0] < 1
+    assert result["after"][8:] == [0] * 12
+    assert [entry[0] for entry in result["log"]] == ["started", "audible"]
+
+
+def test_playback_is_the_same_however_it_arrives_and_is_asked_for(quiet_page: OpenPage) -> None:
+    body = (
+        QUEUE
+        + """
+const samples = Float32Array.from({ length: 300 }, (_, i) => Math.sin(i));
+for (let i = 0; i < 300; i += a.arrives) q.push("a", samples.slice(i, i + a.arrives));
+q.end("a");
+const out = [];
+while (out.length < 300) out.push(...render(a.asked));
+return out.slice(0, 300);
+"""
+    )
+    answers = [
+        in_page(quiet_page, "playback-queue.js", body, {"arrives": arrives, "asked": asked})
+        for arrives, asked in [(300, 300), (1, 128), (7, 1), (128, 50)]
+    ]
+    assert all(answer == answers[0] for answer in answers)
+
+
+TIMELINE = {
+    "origin": "speech_end",
+    "target_ms": 500,
+    "server_latency_ms": 620.0,
+    "stages": [
+        {"name": "endpoint", "start_ms": 0, "end_ms": 400, "predicted_p50_ms": None, "predicted_p95_ms": None},
+        {"name": "asr", "start_ms": 400, "end_ms": 410, "predicted_p50_ms": 5, "predicted_p95_ms": 20},
+        {"name": "denoise_first", "start_ms": 410, "end_ms": 600, "predicted_p50_ms": 90, "predicted_p95_ms": 120},
+        {"name": "new_stage", "start_ms": 600, "end_ms": 620, "predicted_p50_ms": None, "predicted_p95_ms": None},
+    ],
+    "steps": [{"step": 1, "phase": "first", "at_ms": 500}, {"step": 2, "phase": "rest", "at_ms": 5000}],
+}
+
+
+def test_the_waterfall_places_what_happened_beside_what_was_predicted(quiet_page: OpenPage) -> None:
+    layout = in_page(quiet_page, "timeline.js", "return m.layoutTimeline(a, 780)", json.loads(json.dumps(TIMELINE)))
+    end = layout["endMs"]
+    assert end >= 780
+    asr = layout["rows"][1]
+    assert (asr["label"], asr["late"]) == ("Recognition", False)
+    assert asr["at"] == pytest.approx(400 / end)
+    assert asr["width"] == pytest.approx(10 / end)
+    assert asr["p95At"] == pytest.approx(420 / end)
+    assert layout["rows"][2]["late"]
+    assert layout["rows"][3]["label"] == "new_stage"
+    assert layout["target"]["at"] == pytest.approx(500 / end)
+    assert layout["page"]["ms"] == 780
+    assert [step["step"] for step in layout["steps"]] == [1]
+    assert 3 <= len(layout["ticks"]) <= 8
+
+
+def test_an_empty_timeline_is_still_an_axis(quiet_page: OpenPage) -> None:
+    layout = in_page(quiet_page, "timeline.js", "return m.layoutTimeline({ server_latency_ms: null, target_ms: null })")
+    assert layout["rows"] == [] and layout["server"] is None
+    assert len(layout["ticks"]) >= 2
+
+
+def test_percentiles_are_those_of_numpy(quiet_page: OpenPage) -> None:
+    values = [612.0, 480.5, 1400.0, 733.25, 590.0]
+    for share in (0.0, 0.5, 0.95, 1.0):
+        found = in_page(quiet_page, "timeline.js", "return m.quantile(a.values, a.q)", {"values": values, "q": share})
+        assert found == pytest.approx(np.quantile(values, share))
+    assert in_page(quiet_page, "timeline.js", "return m.quantile([], 0.5)") is None
+
+
+def test_answer_times_leave_out_typed_turns(quiet_page: OpenPage) -> None:
+    responses = [
+        {"id": "r1", "startedBy": "speech", "pageMs": 800, "timeline": {"server_latency_ms": 600, "target_ms": 500}},
+        {"id": "r2", "startedBy": "text", "pageMs": None, "timeline": {"server_latency_ms": 100, "target_ms": 500}},
+        {"id": "r3", "startedBy": "speech", "pageMs": None, "timeline": None},
+    ]
+    times = in_page(quiet_page, "timeline.js", "return m.answerTimes(a)", responses)
+    assert [turn["id"] for turn in times["turns"]] == ["r1"]
+    assert times["server"] == {"p50": 600, "p95": 600, "count": 1}
+
+
+def test_media_time_counts_only_audio_that_was_sent(quiet_page: OpenPage) -> None:
+    body = """
+const clock = new m.MediaClock();
+clock.sent(40, 10.0); clock.sent(40, 10.04);
+clock.sent(40, 11.0); // a message between was not sent
+return [clock.timeOf(20), clock.timeOf(79), clock.timeOf(100), clock.timeOf(121)];
+"""
+    found = in_page(quiet_page, "media-clock.js", body)
+    assert found[:3] == pytest.approx([10.02, 10.079, 11.02])
+    assert found[3] is None
+
+
+def test_attempts_to_reconnect_slow_down_and_never_stop(quiet_page: OpenPage) -> None:
+    delays = in_page(quiet_page, "realtime.js", "return Array.from({ length: 12 }, (_, i) => m.backoffMs(i, 0))")
+    assert delays[:3] == [500, 1000, 2000]
+    assert delays == sorted(delays) and delays[-1] == 8000
+    assert in_page(quiet_page, "realtime.js", "return m.backoffMs(0, 0.999)") > 350
+
+
+APPLY = "const model = new m.Model(); const changed = a.map((event) => [...model.apply(event)]);"
+
+
+def test_a_conversation_can_be_followed_from_its_events(quiet_page: OpenPage) -> None:
+    at = {"response_id": "r", "item_id": "a", "output_index": 0, "content_index": 0}
+    events: list[dict[str, Any]] = [
+        {"type": "input_audio_buffer.speech_started", "item_id": "u", "audio_start_ms": 100},
+        {"type": "voiceagent.transcript.partial", "item_id": "u", "stable": "two", "unstable": "lat"},
+        {"type": "input_audio_buffer.speech_stopped", "item_id": "u", "audio_end_ms": 900},
+        {"type": "input_audio_buffer.committed", "item_id": "u"},
+        {"type": "conversation.item.input_audio_transcription.completed", "item_id": "u", "transcript": "two lattes"},
+        {"type": "some.event.of.the.future", "item_id": "u"},
+        {"type": "response.created", "response": {"id": "r"}},
+        {"type": "response.output_item.added", "response_id": "r", "item": {"id": "a", "type": "message"}},
+        {"type": "response.output_audio_transcript.delta", "delta": "Two lattes, ", **at},
+        {"type": "response.output_audio_transcript.delta", "delta": "coming up.", **at},
+        {"type": "response.done", "response": {"id": "r", "status": "cancelled", "output": [{"id": "a"}]}},
+        {"type": "conversation.item.truncated", "item_id": "a", "content_index": 0, "audio_end_ms": 700},
+        {"type": "conversation.item.retrieved", "item": {"id": "a", "content": [{"transcript": "Two lattes,"}]}},
+    ]
+    body = APPLY + "return { changed, entries: model.entries, memory: model.memory(9), response: model.response('r') };"
+    result = in_page(quiet_page, "model.js", body, events)
+    assert result["changed"][5] == []
+    assert [entry["text"] for entry in result["entries"]] == ["two lattes", "Two lattes, coming up."]
+    assert result["response"]["startedBy"] == "speech" and result["response"]["speechEndMs"] == 900
+    # Another connection is told what was heard, not what was written.
+    assert result["memory"] == [{"role": "user", "text": "two lattes"}, {"role": "agent", "text": "Two lattes,"}]
+
+
+def test_a_turn_in_which_nothing_was_understood_waits_for_nobody(quiet_page: OpenPage) -> None:
+    events = [
+        {"type": "input_audio_buffer.speech_started", "item_id": "u", "audio_start_ms": 100},
+        {"type": "input_audio_buffer.speech_stopped", "item_id": "u", "audio_end_ms": 900},
+        {"type": "conversation.item.input_audio_transcription.completed", "item_id": "u", "transcript": ""},
+    ]
+    body = APPLY + "return { awaiting: model.awaitingReply, speech: model.lastSpeech, memory: model.memory(9) };"
+    assert in_page(quiet_page, "model.js", body, events) == {"awaiting": False, "speech": None, "memory": []}
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "kind", "words"),
+    [
+        (1006, "", "gone", "lost"),
+        (1012, "", "gone", "restarting"),
+        (1013, "full", "busy", "full"),
+        (1008, "bad api key", "key", "bad api key"),
+        (1011, "", "server", "1011"),
+    ],
+)
+def test_a_closed_connection_is_explained(quiet_page: OpenPage, code: int, reason: str, kind: str, words: str) -> None:
+    body = "return m.closeProblem(a.code, a.reason)"
+    problem = in_page(quiet_page, "problems.js", body, {"code": code, "reason": reason})
+    assert problem["kind"] == kind
+    assert words in problem["text"] and problem["text"].endswith(".")
