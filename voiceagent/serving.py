@@ -62,6 +62,7 @@ async def serve(app: Starlette, settings: ServerSettings, *, on_started: Callabl
             lifespan="off",
             access_log=False,
             log_config=None,
+            log_level="warning",  # below that, the protocol library logs every header, keys included
             server_header=False,
         )
         config.load()

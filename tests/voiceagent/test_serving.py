@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -113,14 +114,19 @@ def test_a_client_holds_a_typed_conversation_over_a_real_socket_without_compress
     scene(scenario)
 
 
-def test_realtime_is_selected_when_offered_and_the_key_is_not_echoed() -> None:
+def test_realtime_is_selected_when_offered_and_the_key_is_neither_echoed_nor_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def scenario(place: Place) -> None:
         offered: Any = ["realtime", "openai-insecure-api-key.ek_secret.1", "openai-agents-sdk.0.20.0"]
         async with connect_websocket(place.url, subprotocols=offered) as websocket:
             assert websocket.subprotocol == "realtime"
             assert "ek_secret" not in str(websocket.response.headers)  # type: ignore[union-attr]
 
-    scene(scenario, ServerSettings(port=0, api_key="ek_secret.1"))
+    # "websockets" is the client of this test, which logs what it sends.
+    with caplog.at_level(logging.DEBUG), caplog.at_level(logging.WARNING, logger="websockets"):
+        scene(scenario, ServerSettings(port=0, api_key="ek_secret.1"))
+    assert "ek_secret" not in caplog.text
 
 
 def test_a_refused_handshake_has_a_json_body() -> None:
