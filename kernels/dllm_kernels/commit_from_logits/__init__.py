@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dllm_kernels.commit_from_logits import reference
-from dllm_kernels.commit_from_logits.contract import CommitStats, check_arguments, empty_stats
+from dllm_kernels.commit_from_logits.contract import CommitStats as CommitStats
+from dllm_kernels.commit_from_logits.contract import check_arguments, empty_stats
 
 
 class _Implementation(Protocol):

@@ -8,6 +8,7 @@ from torch import Tensor
 from dllm_kernels.commit_from_logits.contract import CommitStats
 from dllm_kernels.philox import gumbel_noise
 
+LARGEST = torch.finfo(torch.float32).max
 EXPONENT_FLOOR = -1e4
 """exp of it is exactly 0, and 0 times it is 0: a finite stand-in for -inf that needs no special case in the entropy."""
 
@@ -16,7 +17,7 @@ def commit_from_logits(
     logits: Tensor, temperature: float, seed: int | Tensor, forbidden: Tensor | None, out: CommitStats
 ) -> None:
     """Write the statistics of `logits` [N, V] to `out`; see the package for the contract."""
-    z = torch.nan_to_num(logits.float(), nan=-torch.inf, posinf=torch.finfo(torch.float32).max, neginf=-torch.inf)
+    z = torch.nan_to_num(logits.float(), nan=-torch.inf, posinf=LARGEST, neginf=-torch.inf)
     if forbidden is not None:
         z.masked_fill_(forbidden, -torch.inf)
     best, token = z.max(dim=-1, keepdim=True)
@@ -27,8 +28,10 @@ def commit_from_logits(
     top = best.masked_fill(is_empty, 0.0)
 
     if temperature != 0.0:
-        noise = gumbel_noise(seed, *z.shape, z.device)
-        token = torch.add(noise, z / temperature).argmax(dim=-1, keepdim=True)
+        noise = gumbel_noise(seed, z.shape[0], z.shape[1], z.device)
+        # A finite logit over a small temperature may overflow; it must not fall among the forbidden.
+        score = (z / temperature).clamp_(-LARGEST, LARGEST).masked_fill_(z == -torch.inf, -torch.inf)
+        token = score.add_(noise).argmax(dim=-1, keepdim=True)
 
     exponent = (z - top).clamp_min_(EXPONENT_FLOOR)
     picked = exponent.gather(1, token).exp_()

@@ -25,11 +25,11 @@ def _gumbel(seed, row, group, BLOCK_V: tl.constexpr):
     word = tl.join(tl.join(w0, w2), tl.join(w1, w3)).reshape(BLOCK_V)  # [BLOCK_V / 4, 2, 2]: w0, w1, w2, w3
     is_low = word < 0x80000000
     distance = (tl.where(is_low, word, 0xFFFFFFFF - word).to(tl.float32) + 0.5) * 2.3283064365386963e-10  # 2^-32
-    # log1p(-d) from log alone: the rounding of 1 - d cancels (Kahan). Where 1 - d rounds to 1 it is -d.
-    rest = 1.0 - distance
-    is_tiny = rest == 1.0
-    log1p = tl.where(is_tiny, -distance, tl.log(rest) * (-distance / tl.where(is_tiny, 1.0, rest - 1.0)))
-    return -tl.log(-tl.where(is_low, log1p, tl.log(distance)))
+    uniform = tl.where(is_low, 1.0 - distance, distance)
+    log_uniform = tl.log(uniform)
+    is_one = uniform == 1.0
+    kahan = tl.where(is_one, -distance, log_uniform * (-distance / tl.where(is_one, 1.0, uniform - 1.0)))
+    return -tl.log(-tl.where(is_low, kahan, log_uniform))
 
 
 @triton.jit
@@ -106,8 +106,9 @@ def _commit_kernel(
             group = start // 4 + tl.arange(0, BLOCK_V // 4)
             # Rounded division, and a sum that no multiply can fuse with: the reference's very bits.
             score = tl.math.div_rn(z, tl.full((BLOCK_V,), 0.0, tl.float32) + temperature)
-            score = score + _gumbel(key, noise_row, group, BLOCK_V)
-            score = tl.where(in_row, score, -infinity)
+            # A finite logit over a small temperature may overflow; it must not fall among the forbidden.
+            score = tl.minimum(tl.maximum(score, -3.4028234663852886e38), 3.4028234663852886e38)
+            score = tl.where(z == -infinity, -infinity, score) + _gumbel(key, noise_row, group, BLOCK_V)
             tile_score = tl.max(score, axis=0)
             tile_picked = tl.min(tl.where(score == tile_score, column, 0x7FFFFFFF), axis=0)
             tile_logit = tl.max(tl.where(column == tile_picked, z, -infinity), axis=0)
