@@ -1,0 +1,392 @@
+"""Speech recognition with faster-whisper: one model, many callers, partials while they speak.
+
+A caller's audio grows in an `UtteranceWindow`, which says what to decode next. Worker threads decode (CTranslate2 releases the
+global lock); all decisions are made on the event loop. Callers whose audio has ended come first, in the order in which it ended;
+then those who pause; then partials, least recently served first, and of partials only the newest audio is ever decoded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from voice_pipelines.adapters.whisper_guards import SILENCE_DBFS, Segment, believable
+from voice_pipelines.adapters.whisper_window import Span, UtteranceWindow, WindowOptions
+from voiceagent.backends import INPUT_RATE_HZ, BackendInfo, Partial, Samples, Transcript, Word
+from voiceagent.clock import Clock, MonotonicClock
+from voiceagent.errors import BackendError, OverloadedError
+from voiceagent.transcript import LocalAgreement
+
+if TYPE_CHECKING:
+    from voice_pipelines.models import WhisperChoice
+
+_log = logging.getLogger(__name__)
+
+Decode: TypeAlias = Callable[[Samples, str], tuple[Segment, ...]]
+"""Decode one window, given the text before it. Called on worker threads, several at a time."""
+
+MAX_HOT_WORD_TOKENS = 120
+MAX_PROMPT_TOKENS = 100
+MAX_NEW_TOKENS = 200
+"""Together with the special tokens these fit Whisper's 448 positions."""
+TOKENS_PER_SECOND = 12
+"""More tokens than anybody speaks; a decoder that loops stops here instead of at the last position."""
+
+
+class WhisperDecoder:
+    """A loaded faster-whisper model: one window of at most 30 s in, one encoder pass and one greedy or beam search out.
+
+    The batched pipeline is used for its single window: `WhisperModel.transcribe` decodes again from the last word's end, which
+    doubles the time of a window that ends in silence. There is no temperature fallback for the same reason; doubtful text is
+    left to the guards.
+
+    Args:
+        folder: A converted checkpoint: `model.bin`, `config.json`, `tokenizer.json` and the vocabulary.
+        vocabulary: Words and phrases to expect; those that fit the first 120 tokens are given to the model as hot words.
+        language: Two-letter code; English-only checkpoints ignore it.
+
+    Raises:
+        BackendError: If the folder holds no checkpoint that CTranslate2 can load.
+    """
+
+    def __init__(
+        self, folder: Path, choice: WhisperChoice, *, vocabulary: Sequence[str] = (), language: str = "en"
+    ) -> None:
+        if not (folder / "model.bin").is_file() or not (folder / "tokenizer.json").is_file():
+            # Without its tokenizer faster-whisper would go to the network for one.
+            raise BackendError(
+                "asr", f"{folder} lacks model.bin or tokenizer.json; it is no converted Whisper checkpoint"
+            )
+        from faster_whisper import BatchedInferencePipeline, WhisperModel
+
+        try:
+            self._model = WhisperModel(
+                str(folder),
+                device=choice.device,
+                compute_type=choice.compute_type,
+                cpu_threads=choice.threads,
+                num_workers=choice.workers,
+                local_files_only=True,
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise BackendError("asr", f"could not load Whisper from {folder}: {error}") from error
+        self._pipeline = BatchedInferencePipeline
+        self._beam_size = choice.beam_size
+        self._language = language if self._model.model.is_multilingual else "en"
+        self.hot_words = self._within(vocabulary, MAX_HOT_WORD_TOKENS, separator=", ")
+        self(np.zeros(INPUT_RATE_HZ, np.float32), "")
+
+    def __call__(self, samples: Samples, prompt: str) -> tuple[Segment, ...]:
+        duration_s = len(samples) / INPUT_RATE_HZ
+        recent = self._within(prompt.split()[::-1], MAX_PROMPT_TOKENS, separator=" ").split()[::-1]
+        # A pipeline keeps the last speech time of a call in itself: a fresh one per call keeps threads apart, and costs nothing.
+        segments, _ = self._pipeline(self._model).transcribe(
+            samples,
+            language=self._language,
+            beam_size=self._beam_size,
+            temperature=0.0,
+            batch_size=1,
+            clip_timestamps=[{"start": 0.0, "end": duration_s}],
+            without_timestamps=True,
+            word_timestamps=True,
+            condition_on_previous_text=False,
+            initial_prompt=" ".join(recent) or None,
+            hotwords=self.hot_words or None,
+            max_new_tokens=min(math.ceil(8 + TOKENS_PER_SECOND * duration_s), MAX_NEW_TOKENS),
+        )
+        return tuple(
+            Segment(
+                text=segment.text.strip(),
+                words=tuple(
+                    Word(
+                        text=word.word.strip(),
+                        start_s=float(word.start),
+                        end_s=float(word.end),
+                        probability=min(max(float(word.probability), 0.0), 1.0),
+                    )
+                    for word in segment.words or ()
+                    if word.word.strip()
+                ),
+                avg_logprob=float(segment.avg_logprob),
+                no_speech_probability=float(segment.no_speech_prob),
+                compression_ratio=float(segment.compression_ratio),
+            )
+            for segment in segments
+        )
+
+    def _within(self, parts: Sequence[str], max_tokens: int, *, separator: str) -> str:
+        """As many of the parts, from the first, as fit the tokens."""
+        kept: list[str] = []
+        used = 0
+        for part in parts:
+            used += len(self._model.hf_tokenizer.encode(" " + part + separator.strip(), add_special_tokens=False).ids)
+            if used > max_tokens:
+                break
+            kept.append(part)
+        return separator.join(kept)
+
+
+class FasterWhisperTranscriber:
+    """Implements `Transcriber` for any number of callers over one decoder.
+
+    Args:
+        decode: Usually a `WhisperDecoder`.
+        workers: Decodes that run at a time.
+        max_utterances: Callers served at a time; `open` refuses more.
+    """
+
+    def __init__(
+        self,
+        decode: Decode,
+        info: BackendInfo,
+        *,
+        workers: int = 1,
+        max_utterances: int = 64,
+        options: WindowOptions | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.info = info
+        self._decode = decode
+        self._max_utterances = max_utterances
+        self._options = options or WindowOptions()
+        self._clock = clock or MonotonicClock()
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="whisper")
+        self._free = workers
+        self._order = itertools.count()
+        self._open: set[WhisperUtterance] = set()
+        self._waiting: set[WhisperUtterance] = set()
+        self._closed = False
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        choice: WhisperChoice,
+        info: BackendInfo,
+        *,
+        vocabulary: Sequence[str] = (),
+        language: str = "en",
+    ) -> FasterWhisperTranscriber:
+        """Load and warm up a checkpoint; blocks for seconds, so call it on a thread.
+
+        Raises:
+            BackendError: If the checkpoint cannot be loaded.
+        """
+        decoder = WhisperDecoder(folder, choice, vocabulary=vocabulary, language=language)
+        return cls(decoder, info, workers=choice.workers)
+
+    async def open(self, on_partial: Callable[[Partial], None]) -> WhisperUtterance:
+        """Start one utterance.
+
+        Raises:
+            OverloadedError: If as many utterances as allowed are open.
+            BackendError: After `aclose`.
+        """
+        if self._closed:
+            raise BackendError("asr", "the recogniser is closed")
+        if len(self._open) >= self._max_utterances:
+            raise OverloadedError(len(self._open), self._max_utterances)
+        utterance = WhisperUtterance(self, UtteranceWindow(self._options), on_partial, self._clock)
+        self._open.add(utterance)
+        return utterance
+
+    async def aclose(self) -> None:
+        """Fail what is open and wait for the decodes that run. Safe twice."""
+        self._closed = True
+        for utterance in tuple(self._open):
+            utterance.fail(BackendError("asr", "the recogniser was closed"))
+        await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
+
+    def advance(self, utterance: WhisperUtterance) -> None:
+        """Queue the utterance if it has work, then keep the workers busy."""
+        if utterance in self._open and not utterance.is_decoding:
+            if utterance.next_span() is not None:
+                self._waiting.add(utterance)
+            else:
+                self._waiting.discard(utterance)
+                utterance.settle()
+        while self._free and self._waiting:
+            first = min(self._waiting, key=lambda waiting: waiting.rank)
+            self._waiting.discard(first)
+            self._start(first)
+
+    def forget(self, utterance: WhisperUtterance) -> None:
+        self._open.discard(utterance)
+        self._waiting.discard(utterance)
+
+    def next_order(self) -> int:
+        return next(self._order)
+
+    def _start(self, utterance: WhisperUtterance) -> None:
+        span = utterance.next_span()
+        if span is None:
+            return
+        level_dbfs = utterance.window.level_dbfs(span)
+        if level_dbfs < SILENCE_DBFS:
+            utterance.take(span, ())
+            self.advance(utterance)
+            return
+        self._free -= 1
+        utterance.begin(span, self.next_order())
+        task = asyncio.get_running_loop().run_in_executor(
+            self._threads, self._work, utterance.window.audio(span), utterance.window.prompt, level_dbfs
+        )
+        task.add_done_callback(lambda done: self._done(utterance, span, done))
+
+    def _work(self, samples: Samples, prompt: str, level_dbfs: float) -> tuple[Word, ...]:
+        segments = believable(self._decode(samples, prompt), level_dbfs)
+        return tuple(word for segment in segments for word in segment.words)
+
+    def _done(self, utterance: WhisperUtterance, span: Span, task: asyncio.Future[tuple[Word, ...]]) -> None:
+        self._free += 1
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            utterance.take(span, task.result())
+        elif isinstance(error, Exception):
+            utterance.stumble(error)
+        else:
+            raise error
+        self.advance(utterance)
+
+
+class WhisperUtterance:
+    """Implements `Utterance`. Its public attributes are for the transcriber that owns it."""
+
+    def __init__(
+        self,
+        owner: FasterWhisperTranscriber,
+        window: UtteranceWindow,
+        on_partial: Callable[[Partial], None],
+        clock: Clock,
+    ) -> None:
+        self.window = window
+        self.is_decoding = False
+        self._owner = owner
+        self._on_partial = on_partial
+        self._clock = clock
+        self._agreement = LocalAgreement()
+        self._last_partial: Partial | None = None
+        self._is_over = False
+        self._error: Exception | None = None
+        self._result: asyncio.Future[Transcript] | None = None
+        self._ended_at = 0.0
+        self._ended_order = 0
+        self._served_order = owner.next_order()
+
+    def feed(self, samples: Samples) -> None:
+        """Queue 16 kHz samples. Ignored once the utterance has been finished or cancelled."""
+        if self._is_over or self._result is not None:
+            return
+        self.window.feed(samples)
+        self._owner.advance(self)
+
+    async def finish(self) -> Transcript:
+        """No more audio: the final result; an empty one if the utterance is cancelled meanwhile.
+
+        The final may correct a word that partials called stable: it is the decode with the most context, and it depends on the
+        audio only, whereas partials depend on how busy the machine was.
+        """
+        if self._result is not None:
+            raise RuntimeError("finish may be called once per utterance")
+        self._result = asyncio.get_running_loop().create_future()
+        self._ended_at = self._clock.now()
+        self._ended_order = self._owner.next_order()
+        self.window.close()
+        if self._is_over:
+            self._resolve()
+        elif isinstance(self._error, BackendError):
+            self.fail(self._error)
+        else:
+            self._error = None
+            self._owner.advance(self)
+        try:
+            return await self._result
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Drop the utterance. A decode that runs is finished by its thread and ignored."""
+        self._is_over = True
+        self._owner.forget(self)
+        if self._result is not None and not self._result.done():
+            self._result.set_result(Transcript(""))
+
+    # --- for the transcriber ----------------------------------------------------------------------------------------
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Who is served first: smaller is sooner."""
+        if self._result is not None:
+            return 0, self._ended_order
+        span = self.next_span()
+        return (1 if span is not None and span.purpose == "pause" else 2), self._served_order
+
+    def next_span(self) -> Span | None:
+        """What to decode next. After a failure nothing, until the end of the audio gives it a second chance."""
+        return None if self._error is not None else self.window.due()
+
+    def begin(self, span: Span, order: int) -> None:
+        self.is_decoding = True
+        self._served_order = order
+
+    def take(self, span: Span, words: tuple[Word, ...]) -> None:
+        self.is_decoding = False
+        if self._is_over:
+            return
+        self.window.absorb(span, words)
+        if self._result is None:
+            self._report()
+
+    def stumble(self, error: Exception) -> None:
+        """A decode failed: fatal for the final, otherwise forgiven."""
+        self.is_decoding = False
+        if self._is_over:
+            return
+        if self._result is not None:
+            failure = BackendError("asr", f"Whisper failed: {error}")
+            failure.__cause__ = error
+            self.fail(failure)
+            return
+        _log.warning("a partial decode failed: %s", error)
+        self._error = error
+
+    def settle(self) -> None:
+        """Nothing is left to decode: answer whoever waits."""
+        if self._result is not None and not self._result.done():
+            self._resolve()
+
+    def fail(self, error: BackendError) -> None:
+        self._error = error
+        self._owner.forget(self)
+        if self._result is not None and not self._result.done():
+            self._result.set_exception(error)
+
+    def _resolve(self) -> None:
+        assert self._result is not None
+        words = () if self._is_over else self.window.words
+        confidence = sum(word.probability for word in words) / len(words) if words else 1.0
+        self._result.set_result(
+            Transcript(
+                text=" ".join(word.text for word in words),
+                words=words,
+                confidence=confidence,
+                compute_s=self._clock.now() - self._ended_at,
+            )
+        )
+
+    def _report(self) -> None:
+        self._agreement = self._agreement.hear([word.text for word in self.window.words])
+        partial = self._agreement.partial
+        if partial != self._last_partial and partial.text:
+            self._last_partial = partial
+            self._on_partial(partial)
