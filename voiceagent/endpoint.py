@@ -49,7 +49,8 @@ def decide(utterance: VoicedUtterance | None, settings: EndpointSettings) -> End
     """Whether the turn is over, asked once per window; None while it is not, or while nobody speaks."""
     if utterance is None:
         return None
-    if utterance.is_paused and utterance.silence_s >= settings.silence_s:
+    # Voice that has just come back gets the window it needs to prove itself: the turn must not end on the first word after a pause.
+    if utterance.is_paused and not utterance.is_stirring and utterance.silence_s >= settings.silence_s:
         return EndpointDecision(utterance.voice_end_sample, utterance.position_sample, "silence")
     if utterance.duration_s >= settings.max_utterance_s:
         return EndpointDecision(utterance.voice_end_sample, utterance.position_sample, "too_long")

@@ -87,6 +87,8 @@ class VoicedUtterance:
     position_sample: int
     """One past the last sample looked at."""
     is_paused: bool
+    is_stirring: bool
+    """In the pause there is voice right now, too short so far to count as `Resumed`."""
 
     @property
     def silence_s(self) -> float:
@@ -125,7 +127,13 @@ class VoiceActivity:
     def utterance(self) -> VoicedUtterance | None:
         if self._utterance_start is None:
             return None
-        return VoicedUtterance(self._utterance_start, self._voice_end, self._position, self._is_paused)
+        return VoicedUtterance(
+            start_sample=self._utterance_start,
+            voice_end_sample=self._voice_end,
+            position_sample=self._position,
+            is_paused=self._is_paused,
+            is_stirring=self._is_paused and self._run_windows > 0,
+        )
 
     def update(self, probability: float, *, agent_is_speaking: bool = False) -> tuple[VoiceChange, ...]:
         """Take the next window's speech probability; say what changed with it.
