@@ -124,7 +124,7 @@ def test_realtime_is_selected_when_offered_and_the_key_is_neither_echoed_nor_log
             assert "ek_secret" not in str(websocket.response.headers)  # type: ignore[union-attr]
 
     # "websockets" is the client of this test, which logs what it sends.
-    with caplog.at_level(logging.DEBUG), caplog.at_level(logging.WARNING, logger="websockets"):
+    with caplog.at_level(logging.WARNING, logger="websockets"), caplog.at_level(logging.DEBUG):
         scene(scenario, ServerSettings(port=0, api_key="ek_secret.1"))
     assert "ek_secret" not in caplog.text
 
