@@ -6,6 +6,7 @@ Order of service and failures are shown with decoders that do as they are told.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ def orders(data_dir: Path) -> list[Samples]:
 
 def pieces(audio: Samples, cuts: Sequence[int]) -> Iterator[Samples]:
     edges = [0, *cuts, len(audio)]
-    return (audio[a:b] for a, b in zip(edges, edges[1:], strict=False))
+    return (audio[a:b] for a, b in itertools.pairwise(edges))
 
 
 class Paced:
@@ -132,7 +133,7 @@ def test_partials_arrive_while_the_caller_speaks_and_stable_words_stay(
         for audio in orders[:3]:
             _, partials = await recognise(transcriber, audio, range(320, len(audio), 320), paced)
             assert len(partials) >= 2
-            for earlier, later in zip(partials, partials[1:], strict=False):
+            for earlier, later in itertools.pairwise(partials):
                 assert later.stable.split()[: len(earlier.stable.split())] == earlier.stable.split()
             assert partials[-1].stable
 

@@ -92,21 +92,21 @@ class PiperSynthesizer:
         trimmer = SilenceTrimmer(self.rate_hz)
         for piece in split_for_speech(clause, MAX_PIECE_CHARS):
             sentences = self._sentences(piece)
-            while (audio := await loop.run_in_executor(self._threads, self._next, sentences)) is not None:
+            while not self._closed:
+                audio = await loop.run_in_executor(self._threads, next, sentences, None)
+                if audio is None:
+                    break
                 if len(audible := trimmer.push(audio)):
                     yield audible
+            if self._closed:
+                raise BackendError("tts", "the voice is closed")
         if len(tail := trimmer.flush()):
             yield tail
 
     async def aclose(self) -> None:
-        """Wait for the sentence being synthesised; what is queued fails. Safe twice."""
+        """Wait for the sentences begun; clauses not yet finished fail. Safe twice."""
         self._closed = True
         await asyncio.to_thread(self._threads.shutdown, wait=True)
-
-    def _next(self, sentences: Iterator[Samples]) -> Samples | None:
-        if self._closed:
-            raise BackendError("tts", "the voice is closed")
-        return next(sentences, None)
 
     def _sentences(self, text: str) -> Iterator[Samples]:
         try:

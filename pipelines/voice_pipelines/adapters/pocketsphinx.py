@@ -111,7 +111,7 @@ class PocketSphinxTranscriber:
         return transcriber
 
     async def open(self, on_partial: Callable[[Partial], None]) -> PocketSphinxUtterance:
-        """Start one utterance with the least busy worker.
+        """Start one utterance with the least busy worker; waits only when the last worker died and its replacement is still loading.
 
         Raises:
             BackendError: If the recogniser is closed or no worker is alive.
@@ -119,6 +119,8 @@ class PocketSphinxTranscriber:
         """
         if self._is_closed:
             raise BackendError("asr", "the recogniser is closed")
+        while not self._workers and self._replacements:
+            await asyncio.wait(self._replacements)
         if not self._workers:
             raise BackendError("asr", "no recogniser process is alive")
         worker = min(self._workers, key=lambda worker: len(worker.utterances))

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from voice_pipelines.asr.cepstrum import Cepstrum, MeanOptions, RunningMean
 from voice_pipelines.asr.model import ModelFiles
-from voiceagent.backends import INPUT_RATE_HZ, Word
+from voiceagent.backends import Word
 
 BLOCK_SAMPLES = 1_600
 """Audio is decoded in blocks of 100 ms, however it arrives, so that equal audio gives equal text."""
 _BLOCK_BYTES = 2 * BLOCK_SAMPLES
 _FRAME_S = 0.01
-_BYTES_PER_SECOND = 2 * INPUT_RATE_HZ
+_FRAME_SAMPLES = 160
+_SPHINX_PRIOR_FRAMES = 500
+"""How many frames PocketSphinx takes a mean that it is given to stand for (CMN_WIN in its cmn.h)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +32,7 @@ class DecoderOptions:
     """Word insertion penalty: below 1 it costs."""
     beam: float = 1e-48
     wbeam: float = 7e-29
-    cmninit: str = "40,3,-1"
-    """Cepstral mean a caller is taken to have before anything was heard."""
+    mean: MeanOptions = field(default_factory=MeanOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,44 +69,80 @@ class SphinxDecoder:
             loglevel="FATAL",
         )
         self._pending = bytearray()
-        self._is_started = False
+        self._mean = RunningMean(options.mean)
+        self._is_searching = False
+        self._searched_bytes = 0
 
     def start(self) -> None:
         """Begin an utterance; one that was not finished is dropped."""
         self.drop()
-        self._decoder.set_cmn(self._options.cmninit)
-        self._decoder.start_utt()
-        self._is_started = True
+        self._mean = RunningMean(self._options.mean)
 
-    def feed(self, pcm: bytes | memoryview) -> None:
+    def feed(self, pcm: bytes) -> None:
         """Take little-endian 16-bit samples at 16 kHz; whole blocks are decoded now, the rest waits."""
         self._pending += pcm
         whole = len(self._pending) - len(self._pending) % _BLOCK_BYTES
-        for start in range(0, whole, _BLOCK_BYTES):
-            self._decoder.process_raw(bytes(self._pending[start : start + _BLOCK_BYTES]), False, False)
-        del self._pending[:whole]
+        if not self._is_searching:
+            if whole < self._options.mean.lookahead_blocks * _BLOCK_BYTES:
+                return
+            self._begin_search()
+        self._search(whole)
 
     def hypothesis(self) -> Hypothesis:
         """The best path so far."""
-        if not self._is_started:
-            return Hypothesis()
-        return Hypothesis(_words(self._decoder.seg() or ()))
+        return Hypothesis(_words(self._decoder.seg() or ())) if self._is_searching else Hypothesis()
 
     def finish(self) -> Hypothesis:
         """No more audio: decode what waits and return the best path of the whole utterance."""
-        if self._pending:
-            self._decoder.process_raw(bytes(self._pending), False, False)
-        self._pending.clear()
+        if not self._is_searching:
+            self._begin_search()
+        self._search(len(self._pending))
         self._decoder.end_utt()
-        self._is_started = False
+        self._is_searching = False
         return Hypothesis(_words(self._decoder.seg() or ()))
 
     def drop(self) -> None:
         """Forget the utterance."""
         self._pending.clear()
-        if self._is_started:
+        if self._is_searching:
             self._decoder.end_utt()
-            self._is_started = False
+        self._is_searching = False
+
+    def _begin_search(self) -> None:
+        """Take the mean of what waits, without searching, then start the real pass over it."""
+        self._decoder.start_utt()
+        for block in self._blocks(self._options.mean.lookahead_blocks * _BLOCK_BYTES):
+            self._mean.add(*self._process(block, RunningMean(self._options.mean).value, no_search=True))
+        self._decoder.end_utt()
+        self._decoder.start_utt()
+        self._is_searching = True
+        self._searched_bytes = 0
+
+    def _search(self, size: int) -> None:
+        """Decode that many of the waiting bytes."""
+        lookahead = self._options.mean.lookahead_blocks * _BLOCK_BYTES
+        for block in self._blocks(size):
+            measured = self._process(block, self._mean.value, no_search=False)
+            if self._searched_bytes >= lookahead:
+                self._mean.add(*measured)
+            self._searched_bytes += len(block)
+        del self._pending[:size]
+
+    def _blocks(self, size: int) -> list[bytes]:
+        waiting = bytes(self._pending[:size])
+        return [waiting[start : start + _BLOCK_BYTES] for start in range(0, len(waiting), _BLOCK_BYTES)]
+
+    def _process(self, block: bytes, mean: Cepstrum, *, no_search: bool) -> tuple[Cepstrum, float]:
+        """Put a block through the front end, and the search, with this mean subtracted. Returns its own mean and its frames.
+
+        PocketSphinx has no call for a block's cepstra, but gives (500 given + sum of the block) / (500 + frames) as its new mean.
+        """
+        self._decoder.set_cmn(",".join(f"{value:.4f}" for value in mean))
+        self._decoder.process_raw(block, no_search, False)
+        after = np.array([float(value) for value in self._decoder.get_cmn(True).split(",")])
+        frames = max(len(block) / 2 / _FRAME_SAMPLES, 1.0)
+        given = np.round(mean, 4)
+        return (after * (_SPHINX_PRIOR_FRAMES + frames) - _SPHINX_PRIOR_FRAMES * given) / frames, frames
 
 
 def _words(segments: Sequence[Any]) -> tuple[Word, ...]:

@@ -164,9 +164,9 @@ class _Parser:
 
 @dataclass(slots=True)
 class _Expected:
-    """What one expression says: the distributions of its edges and the expected counts inside it.
+    """What one expression says: the distributions of its edges, the expected counts inside it, and how often it uses each slot.
 
-    Texts shorter than _EDGE words are kept whole in `short`, because their first and last words overlap; of longer ones the first
+    Counts inside slots are left to the slots, each of which is worked out once. Texts shorter than _EDGE words are kept whole in `short`, because their first and last words overlap; of longer ones the first
     and last _EDGE words are enough, and independent of each other as far as joints are concerned.
     """
 
@@ -174,6 +174,7 @@ class _Expected:
     heads: dict[Context, float] = field(default_factory=lambda: defaultdict(float))
     tails: dict[Context, float] = field(default_factory=lambda: defaultdict(float))
     counts: dict[Context, float] = field(default_factory=lambda: defaultdict(float))
+    uses: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @staticmethod
     def of_words(words: Context) -> _Expected:
@@ -196,6 +197,12 @@ class _Expected:
         ):
             for key, value in theirs.items():
                 mine[key] += weight * value
+        for name, times in other.uses.items():
+            self.uses[name] += weight * times
+
+    def as_slot(self, name: str) -> _Expected:
+        """The same texts, seen from outside the slot."""
+        return _Expected(self.short, self.heads, self.tails, uses={name: 1.0})
 
     def then(self, other: _Expected) -> _Expected:
         """This expression followed by another, chosen independently."""
@@ -203,6 +210,9 @@ class _Expected:
         for counts in (self.counts, other.counts):
             for ngram, value in counts.items():
                 result.counts[ngram] += value
+        for uses in (self.uses, other.uses):
+            for name, times in uses.items():
+                result.uses[name] += times
         for head, p in self.heads.items():
             result.heads[head] += p
         for tail, p in other.tails.items():
@@ -248,13 +258,12 @@ class Grammar:
     def __init__(self, phrases: Sequence[str], slots: Mapping[str, Sequence[str]]) -> None:
         self.root = choice_of(phrases)
         self._slots = {name: choice_of(options) for name, options in slots.items()}
-        self._order: list[str] = []
         self._visit(self.root, ())
         for name, expression in self._slots.items():
             self._visit(expression, (name,))
 
     def _visit(self, expression: Expression, inside: tuple[str, ...]) -> None:
-        """Check slots depth first, and list them so that every slot comes after those it uses."""
+        """Check that every slot exists and none contains itself."""
         match expression:
             case Words():
                 pass
@@ -338,7 +347,7 @@ class Grammar:
                 case Slot(name):
                     if name not in known:
                         known[name] = expect(self._slots[name])
-                    return known[name]
+                    return known[name].as_slot(name)
                 case _:
                     assert_never(expression)
 
@@ -346,6 +355,9 @@ class Grammar:
         ends = (_Expected.of_words((START,)), _Expected.of_words((END,)))
         for weight, phrase in self.root.options:
             result.mix(weight, ends[0].then(expect(phrase)).then(ends[1]))
+        # `known` was filled innermost slots first, so a slot's own uses are complete when its turn comes.
+        for name, inside in reversed(known.items()):
+            result.mix(result.uses[name], _Expected(counts=inside.counts, uses=inside.uses))
         counts = Counts()
         for ngram, value in result.counts.items():
             if (expected := value * sentences) > max(least, 1e-9):

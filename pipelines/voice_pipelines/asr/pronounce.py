@@ -45,17 +45,21 @@ def pronunciations(words: Iterable[str]) -> dict[str, tuple[str, ...]]:
     Raises:
         ValueError: If eSpeak can make nothing of a word.
     """
+    words = frozenset(words)
     bundled = bundled_dictionary()
     found = {word: bundled[word] for word in words if word in bundled}
-    if missing := sorted(set(words) - found.keys()):
-        speller = _espeak()
-        for word in missing:
-            text = ctypes.c_char_p(word.encode("utf-8"))
-            ipa = speller.espeak_TextToPhonemes(ctypes.byref(text), _UTF8, _IPA | ord(_SEPARATOR) << 8).decode("utf-8")
-            if not (phones := arpabet(ipa)):
-                raise ValueError(f"{word!r}: eSpeak gives no phones for it")
-            found[word] = (phones,)
+    for word in sorted(words - found.keys()):
+        if not (phones := spell(word)):
+            raise ValueError(f"{word!r}: eSpeak gives no phones for it")
+        found[word] = (phones,)
     return found
+
+
+def spell(word: str) -> str:
+    """Phones of a word as eSpeak says it; empty when it says nothing."""
+    text = ctypes.c_char_p(word.encode("utf-8"))
+    ipa: bytes = _espeak().espeak_TextToPhonemes(ctypes.byref(text), _UTF8, _IPA | ord(_SEPARATOR) << 8)
+    return arpabet(ipa.decode("utf-8"))
 
 
 def arpabet(ipa: str) -> str:

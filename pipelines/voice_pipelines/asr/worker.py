@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import assert_never
 
+from voice_pipelines.asr.cepstrum import MeanOptions
 from voice_pipelines.asr.decoder import BLOCK_SAMPLES, DecoderOptions, Hypothesis, SphinxDecoder
 from voice_pipelines.asr.junk import JunkOptions, without_junk
 from voice_pipelines.asr.model import ModelFiles
@@ -44,7 +45,9 @@ class WorkerRequest:
     def from_json(text: str) -> WorkerRequest:
         table = json.loads(text)
         files = ModelFiles(Path(table["files"]["language_model"]), Path(table["files"]["dictionary"]))
-        options, junk = DecoderOptions(**table["options"]), JunkOptions(**table["junk"])
+        mean = table["options"].pop("mean")
+        mean = MeanOptions(**{**mean, "prior": tuple(mean["prior"])})
+        options, junk = DecoderOptions(**table["options"], mean=mean), JunkOptions(**table["junk"])
         return WorkerRequest(files, options, junk, table["decoders"], table["max_decoders"])
 
 
