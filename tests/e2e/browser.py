@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
-from playwright.sync_api import BrowserType, ConsoleMessage, Page
+from playwright.sync_api import BrowserType, ConsoleMessage, Page, ViewportSize
 
 LISTENS = "listens on "
 MICROPHONE_RATE_HZ = 48_000
-VIEWPORT = {"width": 1280, "height": 800}
+VIEWPORT = ViewportSize(width=1280, height=800)
 
 
 @contextmanager

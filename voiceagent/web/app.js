@@ -190,6 +190,7 @@ async function startCall() {
     call.talking = true;
     audio.setMuted(call.muted);
     settle("microphone");
+    announce(call.muted ? "The call begins, your microphone is muted" : "The call begins, speak");
   } catch (error) {
     complain(microphoneProblem(error));
   }
@@ -283,7 +284,12 @@ client.addEventListener("status", ({ detail }) => {
   if (status === "waiting") {
     complain({ ...problem, text: `${problem.text} Trying again in ${formatSeconds(retryInMs)}.` }, { label: "Try now", run: () => client.connect() });
   }
-  if (status === "refused") complain(problem, problem.kind === "key" ? null : { label: "Try again", run: () => client.connect() });
+  if (status === "refused") {
+    // Nobody listens any more: a microphone that stays on would only look as if.
+    call.talking = false;
+    audio.stopMicrophone();
+    complain(problem, problem.kind === "key" ? null : { label: "Connect again", run: () => client.connect() });
+  }
   redraw(["phase", "log"]);
 });
 

@@ -11,6 +11,8 @@ import { askReadiness } from "./readiness.js";
 const FIRST_DELAY_MS = 500;
 const LONGEST_DELAY_MS = 8_000;
 const STABLE_AFTER_MS = 5_000;
+/** Problems that another attempt would not solve. */
+const FINAL = new Set(["key", "refused", "closed"]);
 /** More unsent bytes than this (about ten seconds of audio) mean that the network does not keep up. */
 export const BACKLOG_BYTES = 640 * 1024;
 
@@ -67,7 +69,7 @@ export class RealtimeClient extends EventTarget {
       if (openedAt !== null && performance.now() - openedAt > STABLE_AFTER_MS) this.#attempt = 0;
       const problem = openedAt === null ? handshakeProblem(await askReadiness(), this.#key !== null) : closeProblem(code, reason);
       if (!this.#wanted || this.#socket !== null) return;
-      if (problem.kind === "key" || problem.kind === "refused") this.#refuse(problem);
+      if (FINAL.has(problem.kind)) this.#refuse(problem);
       else this.#retryLater(problem);
     };
   }
