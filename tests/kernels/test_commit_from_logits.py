@@ -43,7 +43,17 @@ def run(
     else:
         from dllm_kernels.commit_from_logits import triton
 
-        triton.commit_from_logits(logits, temperature, seed, forbidden, out)
+        # On a GPU where there is one; otherwise the interpreter takes tensors of the CPU.
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        moved = CommitStats(*(statistic.to(device) for statistic in out))
+        triton.commit_from_logits(
+            logits.to(device),
+            temperature,
+            seed.to(device) if isinstance(seed, Tensor) else seed,
+            None if forbidden is None else forbidden.to(device),
+            moved,
+        )
+        out = CommitStats(*(statistic.to(logits.device) for statistic in moved))
     return out
 
 
