@@ -4,21 +4,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from voiceagent.errors import ConfigError
+
 _PRICE = re.compile(r"(\d{1,4})\.(\d\d)")
 
 
-class MenuError(ValueError):
-    """A menu table that cannot be used.
-
-    Args:
-        key: Dotted path of the key, e.g. `menu.drinks.latte.prices`.
-        value: What was found there.
-        expected: What should have been there.
-    """
-
-    def __init__(self, key: str, value: object, expected: str) -> None:
-        self.key, self.value, self.expected = key, value, expected
-        super().__init__(f"{key} = {value!r}: expected {expected}")
+class MenuError(ConfigError):
+    """A menu table that cannot be used; `key` is the dotted path, such as `menu.drinks.latte.prices`."""
 
 
 @dataclass(frozen=True)
