@@ -38,7 +38,7 @@ def test_a_word_that_begins_in_the_last_moment_of_the_silence_keeps_the_turn_ope
     settings = EndpointSettings(silence_s=0.32)
     pause = [0.9] * 10 + [0.0] * 9
     assert first_decision(pause + [0.9] * 2, settings) is None
-    breath = first_decision(pause + [0.9, 0.0], settings)
+    breath = first_decision([*pause, 0.9, 0.0], settings)
     assert breath == EndpointDecision(10 * W, 21 * W, "silence")
 
 

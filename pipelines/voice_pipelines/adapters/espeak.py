@@ -202,7 +202,7 @@ class EspeakSynthesizer:
     async def speak(self, clause: str) -> AsyncGenerator[Samples]:
         """Audio of one clause at `rate_hz`, leading silence (below -50 dBFS) cut to 2 ms and trailing silence to 120 ms.
 
-        Nothing is yielded for text without anything to say. Closing the iterator stops the work within one chunk of 40 ms.
+        Nothing is yielded for text without anything to say. Closing the iterator stops the work within one chunk of about 50 ms.
 
         Raises:
             BackendError: If eSpeak failed on this clause, or the synthesizer is closed.
