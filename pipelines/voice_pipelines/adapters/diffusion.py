@@ -224,20 +224,23 @@ class DiffusionDrafter:
             self._codec.encode_turn(turn.role, spoken_form(turn.text) if turn.role == "user" else turn.text)
             for turn in turns
         ]
-        head = encoded[:1] if turns and turns[0].role == "system" else []
-        rest = encoded[len(head) :]
+        head = encoded[0] if turns and turns[0].role == "system" else []
+        rest = encoded[1:] if head else encoded
+        room = self._spec.max_position_embeddings - self._spec.max_canvas - 1
+        limit = min(PROMPT_LIMIT, room)
         dropped = self._dropped.get(conversation_id, 0)
         if dropped >= len(rest):
             dropped = 0
-        size = sum(map(len, head)) + sum(map(len, rest[dropped:])) + 1
-        if size > PROMPT_LIMIT:
-            while size > PROMPT_KEEP and dropped < len(rest) - 2:
+        size = len(head) + sum(map(len, rest[dropped:]))
+        if size > limit:
+            while size > min(PROMPT_KEEP, limit * 2 // 3) and dropped < len(rest) - 2:
                 size -= len(rest[dropped])
                 dropped += 1
         self._dropped[conversation_id] = dropped
-        tokens = [token for turn in (*head, *rest[dropped:]) for token in turn]
-        longest = self._spec.max_position_embeddings - self._spec.max_canvas - 1
-        return [*tokens[-longest:], self._codec.special.agent]
+        tail = [token for turn in rest[dropped:] for token in turn]
+        # Instructions or a single turn beyond all positions: the beginning of the first and the end of the last count most.
+        head = head[: max(room - len(tail), room // 2)]
+        return [*head, *tail[max(len(tail) - (room - len(head)), 0) :], self._codec.special.agent]
 
     def _deliver(self, events: Sequence[dllm_engine.Event]) -> None:
         from dllm import engine

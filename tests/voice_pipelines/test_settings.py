@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from voice_pipelines import settings
+from voiceagent.errors import ConfigError
+
+
+def test_both_presets_load_and_the_cafe_is_what_starts_by_default() -> None:
+    assert {"cafe", "open"} <= set(settings.preset_names())
+    config = settings.load()
+    assert config.preset == "cafe"
+    profile = settings.agent_profile(config)
+    assert profile.greeting and profile.instructions and profile.notes is not None
+    note = profile.notes().hear("can i get a large mocha with oat milk")
+    assert note is not None and "large mocha with oat milk" in note.text
+    assert note.must_say and note.must_say[0].startswith("$")
+    assert settings.agent_profile(settings.load(assignments=["preset=open"])).notes is None
+
+
+def test_two_conversations_do_not_share_an_order() -> None:
+    profile = settings.agent_profile(settings.load())
+    assert profile.notes is not None
+    first, second = profile.notes(), profile.notes()
+    first.hear("can i get a large mocha")
+    note = second.hear("that's all")
+    assert note is None or "mocha" not in note.text
+
+
+def test_stronger_layers_win(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text('[server]\nport = 9001\n[agent]\nname = "Ours"\n')
+    config = settings.load(
+        file=mine, assignments=["server.port=9003"], environ={"VOICEAGENT_SERVER_PORT": "9002", "HOME": "/nowhere"}
+    )
+    assert (config.server.port, config.agent.name) == (9003, "Ours")
+    assert settings.load(environ={"VOICEAGENT_CONFIG": str(mine)}).server.port == 9001
+
+
+def test_a_preset_may_be_anyones_file(tmp_path: Path) -> None:
+    mine = tmp_path / "florist.toml"
+    mine.write_text('[agent]\nname = "florist"\ninstructions = "You sell flowers."\n')
+    assert settings.load(assignments=[f"preset={mine}"]).agent.name == "florist"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "key"),
+    [
+        ("preset=nowhere", "preset"),
+        ("server.port=many", "server.port"),
+        ("notes.function=no.such:thing", "notes.function"),
+        ("agent.nmae=x", "agent.nmae"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected(assignment: str, key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        settings.agent_profile(settings.load(assignments=[assignment]))
+    assert caught.value.key == key
+    assert caught.value.expected
