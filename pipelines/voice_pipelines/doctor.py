@@ -1,0 +1,378 @@
+"""`voiceagent doctor`: what works on this machine, what does not, and what to do about it.
+
+`look` reads the machine into `Facts`; every check is a pure function of them; `report` prints a line each.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import socket
+import ssl
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from voice_pipelines.models import (
+    PIPER_UPGRADE,
+    FoundModel,
+    WhisperChoice,
+    choose_model,
+    find_piper,
+    find_whisper,
+    models_folder,
+    whisper_upgrade,
+)
+from voiceagent.config import Config
+from voiceagent.errors import BackendError
+
+PACKAGES = {
+    "numpy": True,
+    "soxr": True,
+    "starlette": True,
+    "uvicorn": True,
+    "websockets": True,
+    "torch": True,
+    "tokenizers": True,
+    "safetensors": True,
+    "onnxruntime": True,
+    "silero-vad": True,
+    "pocketsphinx": True,
+    "espeakng-loader": True,
+    "num2words": True,
+    "faster-whisper": False,
+    "piper-tts": False,
+    "uvloop": False,
+}
+"""Distributions, and whether a conversation with the built-in models is impossible without them."""
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class Verdict(StrEnum):
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the report. `remedy` says what to do unless all is well."""
+
+    name: str
+    verdict: Verdict
+    finding: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was read from the machine."""
+
+    python: tuple[int, int, int]
+    packages: dict[str, str | None]
+    """Installed version by distribution; None when it is missing."""
+    cores: int
+    memory_gib: float
+    cuda: str | None
+    """Name of the CUDA device, or None."""
+    cuda_memory_gib: float
+    models_folder: Path
+    whisper_choice: WhisperChoice
+    whisper: FoundModel | None
+    piper: FoundModel | None
+    espeak_data: Path | None
+    """eSpeak NG's data folder, or None when its package does not have one."""
+    built_in_llm: Path
+    missing_llm_files: tuple[str, ...]
+    host: str
+    port: int
+    port_error: str | None
+    """Why the port cannot be listened on, or None."""
+    tls_error: str | None = None
+    """Why the certificate and key cannot be used, or None."""
+    has_tls: bool = False
+
+
+# --- checks: pure -----------------------------------------------------------------------------------------------------
+
+
+def check_python(facts: Facts) -> Check:
+    version = ".".join(map(str, facts.python))
+    if facts.python < (3, 11, 0):
+        return Check("Python", Verdict.FAIL, version, "install Python 3.11 or newer and run make run again")
+    return Check("Python", Verdict.OK, version)
+
+
+def check_packages(facts: Facts) -> Check:
+    missing = [name for name, version in facts.packages.items() if version is None]
+    needed = [name for name in missing if PACKAGES.get(name, True)]
+    here = ", ".join(f"{name} {version}" for name, version in facts.packages.items() if version is not None)
+    if needed:
+        return Check(
+            "packages", Verdict.FAIL, f"missing: {', '.join(missing)}", "run: pip install 'voiceagent[engine,local]'"
+        )
+    if missing:
+        return Check("packages", Verdict.WARN, f"missing: {', '.join(missing)}", "run: pip install 'voiceagent[local]'")
+    return Check("packages", Verdict.OK, here)
+
+
+def check_devices(facts: Facts) -> Check:
+    cpu = f"{facts.cores} CPU cores, {facts.memory_gib:.0f} GiB"
+    if facts.cuda is not None:
+        return Check("devices", Verdict.OK, f"{cpu}; {facts.cuda}, {facts.cuda_memory_gib:.0f} GiB")
+    if facts.cores < 2:
+        return Check(
+            "devices", Verdict.WARN, f"{cpu}, no CUDA device", "two cores or more keep recognition and reply apart"
+        )
+    return Check("devices", Verdict.OK, f"{cpu}, no CUDA device")
+
+
+def check_recognition(facts: Facts) -> Check:
+    if facts.whisper is None:
+        return Check(
+            "recognition",
+            Verdict.WARN,
+            f"no Whisper in {facts.models_folder}: the PocketSphinx fallback knows the agent's own vocabulary only",
+            f"{whisper_upgrade(facts.whisper_choice)}   ({facts.whisper_choice.reason})",
+        )
+    info = facts.whisper.info
+    verdict = Verdict.OK if info.upgrade is None else Verdict.WARN
+    return Check("recognition", verdict, f"{info.name}: {info.reason}", info.upgrade or "")
+
+
+def check_voice(facts: Facts) -> Check:
+    if facts.piper is not None:
+        return Check("voice", Verdict.OK, f"{facts.piper.info.name}: {facts.piper.info.reason}")
+    if facts.espeak_data is None:
+        return Check(
+            "voice",
+            Verdict.FAIL,
+            "neither a Piper voice nor eSpeak NG's data",
+            f"pip install espeakng-loader, or {PIPER_UPGRADE}",
+        )
+    return Check("voice", Verdict.WARN, f"eSpeak NG, understandable but robotic ({facts.espeak_data})", PIPER_UPGRADE)
+
+
+def check_language_model(facts: Facts) -> Check:
+    if facts.missing_llm_files:
+        return Check(
+            "language model",
+            Verdict.FAIL,
+            f"the built-in model lacks {', '.join(facts.missing_llm_files)}",
+            "install the package or clone the repository again, or name a checkpoint in the configuration",
+        )
+    return Check("language model", Verdict.OK, f"built-in, in {facts.built_in_llm}")
+
+
+def check_port(facts: Facts) -> Check:
+    address = f"{facts.host}:{facts.port}"
+    if facts.port_error is not None:
+        return Check(
+            "port", Verdict.FAIL, f"{address}: {facts.port_error}", "stop what uses it, or choose another with --port"
+        )
+    return Check("port", Verdict.OK, f"{address} is free")
+
+
+def check_tls(facts: Facts) -> Check:
+    if facts.tls_error is not None:
+        return Check(
+            "TLS", Verdict.FAIL, facts.tls_error, "--tls-cert and --tls-key name a PEM certificate and its key"
+        )
+    return Check("TLS", Verdict.OK, "the certificate and key can be used" if facts.has_tls else "not asked for")
+
+
+def check_microphone(facts: Facts) -> Check:
+    if facts.has_tls or facts.host in LOOPBACK:
+        where = "over https" if facts.has_tls else "from this machine only"
+        return Check("microphone", Verdict.OK, f"browsers grant it {where}")
+    return Check(
+        "microphone",
+        Verdict.WARN,
+        f"browsers refuse it to pages that {facts.host} serves without https",
+        "give --tls-cert and --tls-key, or open the page on this machine",
+    )
+
+
+CHECKS: tuple[Callable[[Facts], Check], ...] = (
+    check_python,
+    check_packages,
+    check_devices,
+    check_recognition,
+    check_voice,
+    check_language_model,
+    check_port,
+    check_tls,
+    check_microphone,
+)
+
+
+def examine(facts: Facts) -> tuple[Check, ...]:
+    return tuple(check(facts) for check in CHECKS)
+
+
+def report(checks: tuple[Check, ...]) -> str:
+    """A line per check, its remedy below it, and a summary."""
+    lines = []
+    for check in checks:
+        lines.append(f"{check.verdict:<5} {check.name}: {check.finding}")
+        if check.remedy and check.verdict is not Verdict.OK:
+            lines.append(f"      -> {check.remedy}")
+    failed = sum(check.verdict is Verdict.FAIL for check in checks)
+    warned = sum(check.verdict is Verdict.WARN for check in checks)
+    lines.append(f"{failed} to mend, {warned} that could be better, {len(checks) - failed - warned} fine")
+    return "\n".join(lines)
+
+
+def exit_code(checks: tuple[Check, ...]) -> int:
+    """1 when something must be mended before a conversation works, else 0."""
+    return int(any(check.verdict is Verdict.FAIL for check in checks))
+
+
+# --- reading the machine ----------------------------------------------------------------------------------------------
+
+
+def look(
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    *,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+    models: Path | None = None,
+    language: str = "en",
+) -> Facts:
+    """Read the machine. Opens and closes the port; loads no model and no network."""
+    root = models or models_folder()
+    cores, memory_gib = available_cores(), _memory_gib()
+    cuda, cuda_memory_gib = _cuda()
+    choice = device_choice(language)
+    built_in = _built_in_llm()
+    wanted = ("config.json", "tokenizer.json", "model.safetensors")
+    return Facts(
+        python=sys.version_info[:3],
+        packages={name: _version(name) for name in PACKAGES},
+        cores=cores,
+        memory_gib=memory_gib,
+        cuda=cuda,
+        cuda_memory_gib=cuda_memory_gib,
+        models_folder=root,
+        whisper_choice=choice,
+        whisper=find_whisper(root, choice, language),
+        piper=find_piper(root),
+        espeak_data=_espeak_data(),
+        built_in_llm=built_in,
+        missing_llm_files=tuple(name for name in wanted if not (built_in / name).is_file()),
+        host=host,
+        port=port,
+        port_error=_port_error(host, port),
+        tls_error=_tls_error(tls_cert, tls_key),
+        has_tls=tls_cert is not None and tls_key is not None,
+    )
+
+
+def run_doctor(config: Config, out: Callable[[str], object] = print) -> int:
+    """Look, check, print; the exit code of `voiceagent doctor`."""
+    server = config.server
+    facts = look(
+        server.host,
+        server.port,
+        tls_cert=Path(server.tls_cert).expanduser() if server.tls_cert else None,
+        tls_key=Path(server.tls_key).expanduser() if server.tls_key else None,
+        models=Path(config.models.folder).expanduser() if config.models.folder else None,
+        language=config.agent.language,
+    )
+    checks = examine(facts)
+    out(report(checks))
+    return exit_code(checks)
+
+
+def available_cores() -> int:
+    """CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def device_choice(language: str = "en") -> WhisperChoice:
+    """The recogniser that suits this machine."""
+    cuda, cuda_memory_gib = _cuda()
+    if cuda:
+        return choose_model("cuda", available_cores(), cuda_memory_gib, language)
+    return choose_model("cpu", available_cores(), _memory_gib(), language)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _memory_gib() -> float:
+    """Available memory where the system says so, else all of it."""
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line)
+        return int(fields["MemAvailable"].split()[0]) / 2**20
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
+def _cuda() -> tuple[str | None, float]:
+    """Name and free memory in GiB of the first CUDA device that CTranslate2 can use."""
+    if not importlib.util.find_spec("ctranslate2") or not importlib.util.find_spec("torch"):
+        return None, 0.0
+    import torch
+
+    ctranslate2 = importlib.import_module("ctranslate2")
+    if not torch.cuda.is_available() or not ctranslate2.get_cuda_device_count():
+        return None, 0.0
+    free, _ = torch.cuda.mem_get_info(0)
+    return torch.cuda.get_device_name(0), free / 2**30
+
+
+def _espeak_data() -> Path | None:
+    if not importlib.util.find_spec("espeakng_loader"):
+        return None
+    import espeakng_loader
+
+    path = Path(espeakng_loader.get_data_path())
+    return path if (path / "phontab").is_file() else None
+
+
+def _built_in_llm() -> Path:
+    spec = importlib.util.find_spec("dllm")
+    if spec is None or not spec.submodule_search_locations:
+        raise BackendError("llm", "the package dllm is not installed")
+    return Path(spec.submodule_search_locations[0]) / "builtin"
+
+
+def _port_error(host: str, port: int) -> str | None:
+    if not 0 <= port <= 65_535:
+        return "a port is a number from 0 to 65535"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _tls_error(cert: Path | None, key: Path | None) -> str | None:
+    if cert is None and key is None:
+        return None
+    if cert is None or key is None:
+        return f"only the {'key' if cert is None else 'certificate'} is given"
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
+    except ssl.SSLError as error:
+        return f"{cert} and {key} do not fit together: {error.reason or error}"
+    except OSError as error:
+        unreadable = next((path for path in (cert, key) if not os.access(path, os.R_OK)), cert)
+        return f"{unreadable} cannot be read: {error.strerror}"
+    return None

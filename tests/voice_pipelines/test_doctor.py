@@ -1,0 +1,169 @@
+"""Each finding of the doctor has its verdict and a remedy, and the machine itself can be read."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from voice_pipelines.doctor import (
+    PACKAGES,
+    Check,
+    Facts,
+    Verdict,
+    available_cores,
+    device_choice,
+    examine,
+    exit_code,
+    look,
+    report,
+    run_doctor,
+)
+from voice_pipelines.models import FoundModel, choose_model
+from voiceagent.backends import BackendInfo
+from voiceagent.config import Config, ModelsConfig, ServerConfig
+
+WHISPER = FoundModel("base.en", Path("/m"), BackendInfo("asr", "faster-whisper base.en", "fetched"))
+PIPER = FoundModel("en_US-a-low", Path("/m"), BackendInfo("tts", "Piper en_US-a-low", "fetched"))
+
+WELL = Facts(
+    python=(3, 11, 7),
+    packages=dict.fromkeys(PACKAGES, "1.0"),
+    cores=4,
+    memory_gib=16.0,
+    cuda=None,
+    cuda_memory_gib=0.0,
+    models_folder=Path("/m"),
+    whisper_choice=choose_model("cpu", 4, 16.0),
+    whisper=WHISPER,
+    piper=PIPER,
+    espeak_data=Path("/espeak"),
+    built_in_llm=Path("/dllm/builtin"),
+    missing_llm_files=(),
+    host="127.0.0.1",
+    port=8080,
+    port_error=None,
+)
+
+
+def check(name: str, **changes: object) -> Check:
+    return next(c for c in examine(replace(WELL, **changes)) if c.name == name)  # type: ignore[arg-type]
+
+
+def test_a_machine_with_everything_is_well() -> None:
+    checks = examine(WELL)
+    assert {c.verdict for c in checks} == {Verdict.OK}
+    assert exit_code(checks) == 0
+    assert "->" not in report(checks)
+    assert report(checks).endswith("0 to mend, 0 that could be better, 9 fine")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "verdict", "remedy"),
+    [
+        ("Python", {"python": (3, 10, 4)}, "fail", "3.11"),
+        ("packages", {"packages": WELL.packages | {"torch": None}}, "fail", "pip install"),
+        ("packages", {"packages": WELL.packages | {"piper-tts": None}}, "warn", "pip install"),
+        ("devices", {"cores": 1}, "warn", "two cores"),
+        ("recognition", {"whisper": None}, "warn", "voiceagent models fetch whisper-base.en"),
+        (
+            "recognition",
+            {
+                "whisper": replace(
+                    WHISPER, info=replace(WHISPER.info, upgrade="voiceagent models fetch whisper-base.en")
+                )
+            },
+            "warn",
+            "whisper-base.en",
+        ),
+        ("voice", {"piper": None}, "warn", "voiceagent models fetch piper"),
+        ("voice", {"piper": None, "espeak_data": None}, "fail", "espeakng-loader"),
+        ("language model", {"missing_llm_files": ("model.safetensors",)}, "fail", "clone"),
+        ("port", {"port_error": "Address already in use"}, "fail", "--port"),
+        ("TLS", {"tls_error": "key.pem cannot be read"}, "fail", "--tls-key"),
+        ("microphone", {"host": "0.0.0.0"}, "warn", "--tls-cert"),
+    ],
+)
+def test_what_is_wrong_is_said_with_what_to_do(
+    name: str, changes: dict[str, object], verdict: str, remedy: str
+) -> None:
+    found = check(name, **changes)
+    assert found.verdict == verdict
+    assert remedy in found.remedy
+    text = report(examine(replace(WELL, **changes)))  # type: ignore[arg-type]
+    assert f"-> {found.remedy}" in text
+    assert exit_code((found,)) == (1 if verdict == "fail" else 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "finding"),
+    [
+        ("devices", {"cuda": "NVIDIA H200", "cuda_memory_gib": 139.0}, "NVIDIA H200, 139 GiB"),
+        ("microphone", {"host": "0.0.0.0", "has_tls": True}, "https"),
+        ("TLS", {"has_tls": True}, "can be used"),
+    ],
+)
+def test_what_is_well_says_why(name: str, changes: dict[str, object], finding: str) -> None:
+    found = check(name, **changes)
+    assert found.verdict is Verdict.OK
+    assert finding in found.finding
+
+
+def test_this_machine_can_be_read(tmp_path: Path) -> None:
+    facts = look(port=0, models=tmp_path)
+    assert facts.cores == available_cores() >= 1
+    assert facts.memory_gib > 0
+    assert facts.packages["numpy"] and facts.packages["onnxruntime"]
+    assert facts.espeak_data is not None
+    assert (facts.whisper, facts.piper, facts.port_error, facts.tls_error) == (None, None, None, None)
+    assert facts.whisper_choice.size == device_choice().size
+
+
+def test_the_doctor_prints_a_line_each_and_returns_its_verdict(tmp_path: Path) -> None:
+    printed: list[str] = []
+    config = Config(server=ServerConfig(port=0), models=ModelsConfig(folder=str(tmp_path)))
+    code = run_doctor(config, printed.append)
+    lines = [line for line in printed[0].splitlines() if not line.startswith("      ->")]
+    assert len(lines) == 10
+    assert code == int(any(line.startswith("fail") for line in lines))
+
+
+def test_a_port_in_use_is_seen() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert "in use" in (look(port=taken.getsockname()[1]).port_error or "")
+
+
+def test_a_port_that_cannot_be_is_seen() -> None:
+    assert look(port=70_000).port_error is not None
+
+
+def test_tls_files_are_tried(tmp_path: Path) -> None:
+    cert, key, other = tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "other.pem"
+    assert "only the certificate" in (look(port=0, tls_cert=cert).tls_error or "")
+    assert "cannot be read" in (look(port=0, tls_cert=cert, tls_key=key).tls_error or "")
+    cert.write_text("no certificate")
+    key.write_text("no key")
+    assert "do not fit" in (look(port=0, tls_cert=cert, tls_key=key).tls_error or "")
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-subj",
+        "/CN=localhost",
+        "-days",
+        "2",
+    ]
+    for target in (key, other):
+        subprocess.run([*command, "-keyout", str(target), "-out", str(cert)], check=True, capture_output=True)
+    assert look(port=0, tls_cert=cert, tls_key=other).tls_error is None
+    assert "do not fit" in (look(port=0, tls_cert=cert, tls_key=key).tls_error or "")
