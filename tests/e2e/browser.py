@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import soundfile
@@ -21,7 +22,20 @@ from playwright.sync_api import BrowserType, ConsoleMessage, Page, ViewportSize
 
 LISTENS = "listens on "
 MICROPHONE_RATE_HZ = 48_000
-VIEWPORT = ViewportSize(width=1280, height=800)
+
+
+@dataclass(frozen=True)
+class Look:
+    """The screen that the page is on."""
+
+    width: int = 1280
+    height: int = 800
+    scheme: Literal["light", "dark"] = "light"
+    scale: float = 1.0
+    is_phone: bool = False
+
+
+LAPTOP = Look()
 
 
 @contextmanager
@@ -145,7 +159,13 @@ class OpenPage:
 
 @contextmanager
 def open_page(
-    chromium: BrowserType, executable: str, address: str, profile: Path, *, microphone: Path | None
+    chromium: BrowserType,
+    executable: str,
+    address: str,
+    profile: Path,
+    *,
+    microphone: Path | None,
+    look: Look = LAPTOP,
 ) -> Iterator[OpenPage]:
     """The page at `address` in a fresh browser. A microphone of None means that its use is refused."""
     arguments = [
@@ -164,7 +184,15 @@ def open_page(
     else:
         arguments += ["--use-fake-ui-for-media-stream", f"--use-file-for-fake-audio-capture={microphone}%noloop"]
     context = chromium.launch_persistent_context(
-        profile, executable_path=executable, headless=True, args=arguments, viewport=VIEWPORT
+        profile,
+        executable_path=executable,
+        headless=True,
+        args=arguments,
+        viewport=ViewportSize(width=look.width, height=look.height),
+        color_scheme=look.scheme,
+        device_scale_factor=look.scale,
+        is_mobile=look.is_phone,
+        has_touch=look.is_phone,
     )
     try:
         page = context.pages[0]

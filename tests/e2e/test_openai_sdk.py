@@ -54,7 +54,7 @@ def conversation(sdk_python: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     script = str(HERE / "openai_conversation.py")
     with running_server() as server:
         command = [str(sdk_python), script, f"{server.url}/v1", str(recording)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr + "".join(server.lines)
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer

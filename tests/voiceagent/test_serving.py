@@ -78,7 +78,7 @@ def scene(scenario: Callable[[Place], Awaitable[None]], settings: ServerSettings
         others = asyncio.all_tasks() - {asyncio.current_task()}
         assert {task for task in others if task.get_coro().__qualname__ not in _WRAPPERS} == set()  # type: ignore[union-attr]
 
-    run_async(main())
+    run_async(main(), timeout_s=120.0)
 
 
 _WRAPPERS = {"run_async.<locals>.bounded"}
