@@ -47,7 +47,11 @@ class DenoiseBatch:
     """
 
     def __init__(
-        self, model: LlamaDiffusion, prefixes: Sequence[Sequence[LayerStore]], lengths: Sequence[int], widths: Sequence[int]
+        self,
+        model: LlamaDiffusion,
+        prefixes: Sequence[Sequence[LayerStore]],
+        lengths: Sequence[int],
+        widths: Sequence[int],
     ) -> None:
         weight = model.embed_tokens.weight
         self._model, self._widths = model, tuple(widths)

@@ -30,6 +30,9 @@ FinishReason: TypeAlias = Literal["end_of_turn", "canvas_full"]
 _BANS_PER_COMMIT = 4
 """How many stuttering tokens are refused at one position before the best remaining one is taken as it is."""
 
+_PIN_CONFIDENCE = 0.5
+"""A pin is fixed once its tokens' mean probability at the best place is above this."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -301,10 +304,10 @@ class Engine:
         batch = self._batch_for(drafts)
         wanted = [draft.canvas.masked() for draft in drafts]
         logits = batch.logits([draft.canvas.model_input() for draft in drafts], wanted)
-        pieces = logits.split([len(positions) for positions in wanted])
+        pieces = torch.split(logits, [len(positions) for positions in wanted])
         # Drafts at temperature 0 are read in one call; the rest need noise of their own.
         for positions, piece, draft in zip(wanted, pieces, drafts, strict=True):
-            ban(piece, self._early_ends(draft, positions))
+            ban(piece, self._impossible(draft, positions))
         greedy = self._sampler.guess(logits)
         outcomes: list[tuple[int, int] | Exception] = []
         at = 0
@@ -338,10 +341,16 @@ class Engine:
             self._batch = (key, DenoiseBatch(self.model, prefixes, lengths, widths))
         return self._batch[1]
 
-    def _early_ends(self, draft: Draft, positions: list[int]) -> list[tuple[int, int]]:
-        """A reply may not end before its last pin, nor be empty: (row, end token) pairs to rule out."""
-        first_allowed = max(1, draft.canvas.last_pin() + 1)
-        return [(row, self.table.end) for row, position in enumerate(positions) if position < first_allowed]
+    def _impossible(self, draft: Draft, positions: list[int]) -> list[tuple[int, int]]:
+        """(row, token) pairs to rule out: a reply is not empty, does not end before its last pin, and does not start a pin twice."""
+        canvas = draft.canvas
+        first_end = max(1, canvas.last_pin() + 1)
+        pairs = [(row, self.table.end) for row, position in enumerate(positions) if position < first_end]
+        for row, position in enumerate(positions):
+            near = range(max(0, position - 2), min(canvas.width, position + 3))
+            if any(canvas.states[at] is CellState.PINNED for at in near):
+                pairs += [(row, token) for pin in draft.spec.pins for token in pin[:2]]
+        return pairs
 
     def _advance(
         self, draft: Draft, positions: list[int], logits: Tensor, guesses: Guesses, now: float
@@ -358,29 +367,54 @@ class Engine:
             guesses = self._sampler.guess(logits, draft.spec.temperature, seed)
         for position, token, probability in zip(positions, guesses.tokens, guesses.probabilities, strict=True):
             canvas.guess(position, token, probability)
-        if draft.spec.pins and not draft.pins_placed:
-            return self._place_pins(draft, logits), 0
         steps = plan.steps_first if draft.phase == "first" else plan.steps_rest
         steps_left = steps - draft.phase_steps + 1 if now < draft.deadline else 1
         stop = canvas.first_clause_end() if draft.phase == "first" else min(canvas.reply_end() + 1, canvas.width)
-        urgent = [position for position in positions if position < stop]
+        open_positions = positions
+        pinned = 0
+        if draft.spec.pins and not draft.pins_placed:
+            open_positions, pinned = self._consider_pins(draft, positions, logits, stop, steps_left)
+        urgent = [position for position in open_positions if position < stop]
+        if not urgent and pinned:
+            return pinned, 0
         chosen = select(
-            canvas.confidence, positions, urgent, plan.threshold, deadline_floor(len(urgent), steps_left)
+            canvas.confidence, open_positions, urgent, plan.threshold, deadline_floor(len(urgent), steps_left)
         )
         rows = {position: row for row, position in enumerate(positions)}
         for position in chosen.positions:
             token, probability = self._without_stutter(draft, position, logits[rows[position]])
             canvas.commit(position, token, probability)
         draft.forced += len(chosen.forced)
-        return len(chosen.positions), len(chosen.forced)
+        return pinned + len(chosen.positions), len(chosen.forced)
 
-    def _place_pins(self, draft: Draft, logits: Tensor) -> int:
-        """Fix the pinned spans where the all-masked forward likes them best. That forward commits nothing else."""
-        starts = place_spans(logits, draft.spec.pins)
-        for pin, start in zip(draft.spec.pins, starts, strict=True):
-            draft.canvas.pin(start, pin)
+    def _consider_pins(
+        self, draft: Draft, positions: list[int], logits: Tensor, stop: int, steps_left: int
+    ) -> tuple[list[int], int]:
+        """Fix the pinned spans once it is clear where they go.
+
+        On an all-masked canvas every place is a little likely, and a wrong one forces words into a gap of the wrong size. So text is
+        committed to the left of the likely place first, which makes it sharp; the pins are fixed when the model is sure, when nothing
+        is left to write before them, or when one step is left for what follows them.
+
+        Returns:
+            Positions that may be committed in this step, and how many were pinned.
+        """
+        canvas, pins = draft.canvas, draft.spec.pins
+        placement = place_spans(logits, positions, pins, canvas.width)
+        if placement is None:
+            raise PinsDoNotFitError(sum(len(pin) for pin in pins), canvas.width)
+        first = min(placement.starts)
+        openings = {token for pin in pins for token in pin[:2]} | {self.table.end}
+        before = [at for at in positions if at < first and canvas.tokens[at] not in openings]
+        due = steps_left <= 2 and first < stop
+        if placement.confidence <= _PIN_CONFIDENCE and before and any(at < stop for at in before) and not due:
+            return before, 0
+        for pin, start in zip(pins, placement.starts, strict=True):
+            canvas.pin(start, pin)
         draft.pins_placed = True
-        return sum(len(pin) for pin in draft.spec.pins)
+        # What is right of the pins was guessed without them; it waits for a step, unless there is none.
+        open_positions = [at for at in canvas.masked() if steps_left <= 1 or at < first]
+        return [at for at in open_positions if canvas.tokens[at] not in openings], sum(len(pin) for pin in pins)
 
     def _without_stutter(self, draft: Draft, position: int, row: Tensor) -> tuple[int, float]:
         """The guess at a position, or the best other token when it would repeat a span."""

@@ -62,12 +62,12 @@ def read_spec(path: Path) -> ModelSpec:
     if not config_path.is_file():
         raise CheckpointError(f"{config_path}: no such file")
     try:
-        body: dict[str, Any] = json.loads(config_path.read_text("utf-8"))
+        body: dict[str, Any] = dict(json.loads(config_path.read_text("utf-8")))
         family = str(body.get("model_type", ""))
         if family not in FAMILIES:
             raise UnknownFamilyError(config_path, family, tuple(FAMILIES))
         return ModelSpec.from_json(body)
-    except (json.JSONDecodeError, ConfigError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, ConfigError, TypeError) as error:
         raise CheckpointError(f"{config_path}: {error}") from error
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from dllm_kernels import commit_from_logits
 from torch import Tensor
 
 from dllm.canvas import TokenTable
+from dllm_kernels import commit_from_logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,51 +44,78 @@ def ban(logits: Tensor, rows_and_tokens: Iterable[tuple[int, int]]) -> None:
         logits[list(rows), list(tokens)] = float("-inf")
 
 
-def place_spans(logits: Tensor, spans: Sequence[Sequence[int]]) -> list[int]:
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where spans would go. `confidence` is the geometric mean of their tokens' probabilities there, over the least likely span."""
+
+    starts: tuple[int, ...]
+    confidence: float
+
+
+def place_spans(
+    logits: Tensor, positions: Sequence[int], spans: Sequence[Sequence[int]], width: int
+) -> Placement | None:
     """Where the model would write given spans.
 
     Each start position is scored by the sum of log-probabilities of the span's tokens; the best-scoring span takes its place first and
-    the others find theirs around it. Ties go left. The last position is never used: the reply must be able to end.
+    the others find theirs around it. Ties go left. The last position is never used: the reply must be able to end. Should the best
+    places leave no room for another span, all go end to end as far right as they fit.
 
     Args:
-        logits: [W, V] for the whole canvas, all masked.
+        logits: [N, V], the rows of the masked positions.
+        positions: Those N positions, ascending; only they may be used.
+        width: Of the canvas.
 
     Returns:
-        A start per span. Should the best places leave too little room for the last ones, all go to the end, in order.
-
-    Raises:
-        ValueError: If the spans and one more position do not fit.
+        A start per span; None when they do not fit.
     """
+    free = [position in set(positions) and position < width - 1 for position in range(width)]
     log_probabilities = torch.log_softmax(logits.float(), dim=-1)
-    width = len(logits)
-    total = sum(len(span) for span in spans)
-    if total + 1 > width:
-        raise ValueError(f"spans of {total} tokens do not fit a canvas of {width}")
-    taken = [False] * (width - 1) + [True]
+    row_of = {position: row for row, position in enumerate(positions)}
+    scores = [_span_scores(log_probabilities, row_of, free, span) for span in spans]
     starts = [-1] * len(spans)
-    scores = []
-    for span in spans:
-        columns = log_probabilities[:, list(span)]
-        scores.append(
-            [
-                float(columns[range(start, start + len(span)), range(len(span))].sum())
-                for start in range(width - len(span) + 1)
-            ]
-        )
     waiting = set(range(len(spans)))
     while waiting:
-        best: tuple[float, int, int] | None = None
-        for index in sorted(waiting):
-            for start, score in enumerate(scores[index]):
-                if any(taken[start : start + len(spans[index])]):
-                    continue
-                if best is None or score > best[0]:
-                    best = (score, index, start)
-        if best is None:
-            ends = list(itertools.accumulate(len(span) for span in spans))
-            return [width - 1 - total + end - len(span) for end, span in zip(ends, spans, strict=True)]
-        _, index, start = best
-        starts[index] = start
-        taken[start : start + len(spans[index])] = [True] * len(spans[index])
-        waiting.remove(index)
-    return starts
+        candidates = [
+            (score, -start, -index)
+            for index in waiting
+            for start, score in scores[index].items()
+            if all(free[start : start + len(spans[index])])
+        ]
+        if not candidates:
+            return _end_to_end(scores, spans, positions, width)
+        _, start, index = max(candidates)
+        starts[-index] = -start
+        free[-start : -start + len(spans[-index])] = [False] * len(spans[-index])
+        waiting.remove(-index)
+    return Placement(tuple(starts), _confidence(scores, spans, starts))
+
+
+def _span_scores(
+    log_probabilities: Tensor, row_of: dict[int, int], free: Sequence[bool], span: Sequence[int]
+) -> dict[int, float]:
+    """Sum of log-probabilities by start position."""
+    size = len(span)
+    starts = [start for start in range(len(free) - size + 1) if all(free[start : start + size])]
+    if not starts:
+        return {}
+    rows = torch.tensor([[row_of[start + offset] for offset in range(size)] for start in starts])
+    sums = log_probabilities[rows.to(log_probabilities.device), list(span)].sum(dim=1).tolist()
+    return dict(zip(starts, sums, strict=True))
+
+
+def _end_to_end(
+    scores: Sequence[dict[int, float]], spans: Sequence[Sequence[int]], positions: Sequence[int], width: int
+) -> Placement | None:
+    free = {position for position in positions if position < width - 1}
+    total = sum(len(span) for span in spans)
+    for first in range(width - 1 - total, -1, -1):
+        if all(first + offset in free for offset in range(total)):
+            offsets = itertools.accumulate((len(span) for span in spans[:-1]), initial=first)
+            starts = list(offsets)
+            return Placement(tuple(starts), _confidence(scores, spans, starts))
+    return None
+
+
+def _confidence(scores: Sequence[dict[int, float]], spans: Sequence[Sequence[int]], starts: Sequence[int]) -> float:
+    return min(math.exp(score[start] / len(span)) for score, span, start in zip(scores, spans, starts, strict=True))

@@ -31,8 +31,14 @@ class SpecialTokens:
     @property
     def forbidden_in_reply(self) -> tuple[int, ...]:
         """Everything but `end` and text."""
-        return (self.pad, self.mask, self.system, self.user, self.note, self.agent) + tuple(
-            range(self.agent + 1, self.agent + 1 + self.reserved)
+        return (
+            self.pad,
+            self.mask,
+            self.system,
+            self.user,
+            self.note,
+            self.agent,
+            *tuple(range(self.agent + 1, self.agent + 1 + self.reserved)),
         )
 
 

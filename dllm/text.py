@@ -17,7 +17,8 @@ from typing import Literal, TypeAlias
 from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel, Sequence as PreSequence, Split
+from tokenizers.pre_tokenizers import ByteLevel, Split
+from tokenizers.pre_tokenizers import Sequence as PreSequence
 from tokenizers.trainers import BpeTrainer
 
 from dllm.canvas import TokenTable
@@ -221,7 +222,7 @@ def _spoken_clock(found: re.Match[str]) -> str:
 def _digits(figures: str) -> str:
     """A cardinal up to 9999; longer ones and those with a leading zero digit by digit, as people dictate them."""
     plain = figures.replace(",", "")
-    if len(plain) > 1 and plain[0] == "0" or len(plain) > (7 if "," in figures else 4):
+    if (len(plain) > 1 and plain[0] == "0") or len(plain) > (7 if "," in figures else 4):
         return " ".join(_words(int(digit)) for digit in plain)
     if len(plain) == 4 and "," not in figures and plain[0] in "12" and plain[1:3] != "00":
         return _words(int(plain), "year")

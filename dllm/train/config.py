@@ -25,6 +25,8 @@ class SourceConfig:
     """Probability of exchanging user and agent, for talk between equals."""
     system: str = ""
     """System turn for dialogues without one; `{domain}` is filled in. Added to half of the rows."""
+    drop_system: float = 0.0
+    """Probability of leaving a dialogue's own system turn out."""
     max_agent_tokens: int = 63
     """Agent turns longer than this are cut after a sentence, or only read."""
 
@@ -64,8 +66,12 @@ class TrainConfig:
     """Loss weight of closing tokens after the first, which only fill the canvas."""
     prefix_share: float = 0.35
     """Share of canvases masked as a suffix instead of at random: what the first-clause phase meets."""
+    masked_tail_share: float = 0.5
+    """Share of the other canvases whose closing tokens are all masked: generation never sees where a reply ends beforehand."""
     pinned_share: float = 0.9
     """Probability that a turn's pins are left unmasked."""
+    renamed_share: float = 0.5
+    """Probability that content words shared by notes and answers are exchanged for random words: teaches reading, not reciting."""
     spoken_share: float = 0.85
     """Probability that a user turn is written as a recogniser would."""
     noise_share: float = 0.3
@@ -79,7 +85,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.rows_per_step % self.rows_per_forward:
             raise ConfigError("rows_per_step", self.rows_per_step, "a multiple of rows_per_forward")
-        for name in ("prefix_share", "pinned_share", "spoken_share", "noise_share"):
+        for name in (
+            "prefix_share",
+            "masked_tail_share",
+            "pinned_share",
+            "renamed_share",
+            "spoken_share",
+            "noise_share",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(name, getattr(self, name), "a probability")
 

@@ -7,12 +7,13 @@ comes from (seed, row number), so a run continues exactly where it stopped with 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import lzma
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Literal, cast
 
@@ -137,16 +138,38 @@ def source_weights(folders: Sequence[Path], names: Sequence[str], config: TrainC
         for folder in folders:
             if (folder / "mixture.json").is_file():
                 mixture |= json.loads((folder / "mixture.json").read_text("utf-8"))
-        chosen = {
-            name: SourceConfig(weight=mixture.get(name, 0.0 if mixture else 1.0)) for name in names
-        }
+        chosen = {name: SourceConfig(weight=mixture.get(name, 0.0 if mixture else 1.0)) for name in names}
     chosen = {name: source for name, source in chosen.items() if source.weight > 0}
     if not chosen:
         raise ConfigError("sources", ", ".join(config.sources), f"at least one of: {', '.join(names)}")
     return chosen
 
 
-_FUNCTION_WORDS = ("a", "the", "to", "of", "and", "in", "is", "it", "for", "on", "i", "that", "with", "at", "an", "some", "uh")
+_FUNCTION_WORDS = (
+    "a",
+    "the",
+    "to",
+    "of",
+    "and",
+    "in",
+    "is",
+    "it",
+    "for",
+    "on",
+    "i",
+    "that",
+    "with",
+    "at",
+    "an",
+    "some",
+    "uh",
+)
+_KEPT_WORDS = (
+    "with without and for the that have has had you your our what would like size total order orders ready minutes minute add added "
+    "change changed remove removed done missing item items all are not can get will this today else anything menu price from bit lot "
+    "some little extra of course sorry unknown closed open until out one two three four five six please thanks"
+)
+"""Words that make sentences; renaming them would unteach the language."""
 _SENTENCE_END = re.compile(r"[.?!](?= |$)")
 
 
@@ -155,6 +178,11 @@ class RowMaker:
 
     def __init__(self, codec: DialogueCodec, config: TrainConfig) -> None:
         self.codec, self.config = codec, config
+        texts = {token: codec.token_bytes(token) for token in range(codec.vocab_size)}
+        kept = {token for word in _KEPT_WORDS.split() for token in codec.encode_text(word)}
+        self._word_starts = [token for token, text in texts.items() if re.fullmatch(rb" [a-z]{3,}", text)]
+        self._word_rests = [token for token, text in texts.items() if re.fullmatch(rb"[a-z]{2,}", text)]
+        self._content_starts = set(self._word_starts) - kept
 
     def make(self, dialogue: Dialogue, source: SourceConfig, rng: random.Random) -> Row | None:
         """One window of the dialogue, or None when no agent turn fits in it."""
@@ -162,6 +190,8 @@ class RowMaker:
         if source.swap_roles and rng.random() < source.swap_roles:
             other: dict[Role, Role] = {"user": "agent", "agent": "user"}
             turns = [Turn(other.get(turn.role, turn.role), turn.text) for turn in turns]
+        if turns[0].role == "system" and len(turns) > 1 and rng.random() < source.drop_system:
+            del turns[0]
         if source.system and turns[0].role != "system" and rng.random() < 0.5:
             turns.insert(0, Turn("system", source.system.format(domain=dialogue.domain.replace("_", " "))))
         pieces = [self._piece(turn, source, rng) for turn in turns]
@@ -178,7 +208,11 @@ class RowMaker:
         ids, offsets = self.codec.encode_with_offsets(text) if text else ([], [])
         if len(ids) > source.max_agent_tokens:
             cut = max(
-                (found.end() for found in _SENTENCE_END.finditer(text) if offsets[source.max_agent_tokens - 1][1] >= found.end() + 1),
+                (
+                    found.end()
+                    for found in _SENTENCE_END.finditer(text)
+                    if offsets[source.max_agent_tokens - 1][1] >= found.end() + 1
+                ),
                 default=0,
             )
             text = text[:cut]
@@ -221,19 +255,37 @@ class RowMaker:
         clean_ids: list[int] = list(pieces[0][0]) if head else []
         predicted = [False] * len(clean_ids)
         answers: list[Answer] = []
+        noted: set[int] = set()
         for turn, (ids, answer) in zip(turns[first:], pieces[first:], strict=True):
             if len(clean_ids) + len(ids) > limit:
                 break
             if answer is not None:
                 answers.append(Answer(len(clean_ids) + 1, answer.tokens, answer.pinned))
+            if turn.role == "note":
+                noted.update(ids)
             clean_ids += ids
-            predicted += [turn.role in ("user", "agent")] * len(ids)
+            # Notes are predicted too: they repeat what the caller said, so they teach copying at no cost.
+            predicted += [True] * len(ids)
         if not answers:
             return None
         if len(answers) > self.config.max_answers:
             kept = sorted(rng.sample(range(len(answers)), self.config.max_answers))
             answers = [answers[index] for index in kept]
-        return Row(tuple(clean_ids), tuple(predicted), tuple(answers), head_tokens)
+        row = Row(tuple(clean_ids), tuple(predicted), tuple(answers), head_tokens)
+        if noted and rng.random() < self.config.renamed_share:
+            return self._renamed(row, noted, rng)
+        return row
+
+    def _renamed(self, row: Row, noted: set[int], rng: random.Random) -> Row:
+        """The row with content words that its notes and answers share exchanged for random ones, everywhere alike.
+
+        What a note says can then be said back only by reading the note: a menu's words cannot be learned by heart.
+        """
+        answered = {token for answer in row.answers for token in answer.tokens}
+        new = {token: rng.choice(self._word_starts) for token in sorted(noted & answered & self._content_starts)}
+        new |= {token: rng.choice(self._word_rests) for token in sorted(noted & answered & set(self._word_rests))}
+        answers = (replace(a, tokens=tuple(new.get(token, token) for token in a.tokens)) for a in row.answers)
+        return replace(row, clean=tuple(new.get(token, token) for token in row.clean), answers=tuple(answers))
 
 
 def with_recogniser_noise(spoken: str, rng: random.Random, share: float = 0.03) -> str:
@@ -257,7 +309,9 @@ def with_recogniser_noise(spoken: str, rng: random.Random, share: float = 0.03) 
 class Mixture:
     """Rows by number: row k is the same in every run with this seed, these files and this configuration."""
 
-    def __init__(self, folders: Sequence[Path], codec: DialogueCodec, config: TrainConfig, split: Split = "train") -> None:
+    def __init__(
+        self, folders: Sequence[Path], codec: DialogueCodec, config: TrainConfig, split: Split = "train"
+    ) -> None:
         paths = find_sources(folders, split)
         self.sources = source_weights(folders, list(paths), config)
         self.dialogues = {name: list(read_dialogues(paths[name])) for name in self.sources}
@@ -276,3 +330,9 @@ class Mixture:
             if row is not None:
                 return row
         raise ConfigError("sources", ", ".join(self._names), "dialogues with agent turns short enough for a canvas")
+
+    def rows_of(self, name: str, count: int) -> list[Row]:
+        """Up to `count` rows of one source, one per dialogue from the beginning of its file; the same on every call."""
+        rng = random.Random(self.seed)
+        made = (self.maker.make(dialogue, self.sources[name], rng) for dialogue in self.dialogues[name])
+        return list(itertools.islice((row for row in made if row is not None), count))

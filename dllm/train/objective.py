@@ -70,10 +70,22 @@ class Losses:
     causal_tokens: int
 
 
-def canvas_width(length: int, extra: int, spec: ModelSpec) -> int:
-    """Smallest multiple of `canvas_multiple` that holds `length` tokens, plus `extra` groups, at most `max_canvas`."""
-    groups = math.ceil(length / spec.canvas_multiple) + extra
-    return min(groups * spec.canvas_multiple, spec.max_canvas)
+def canvas_width(length: int, draw: float, spec: ModelSpec) -> int:
+    """A width for an answer of `length` tokens: a multiple of `canvas_multiple`, at most `max_canvas`.
+
+    Mostly the smallest that fits or one or two groups more, at times anything: whoever sets the width at inference does not know how
+    long the reply will be.
+
+    Args:
+        draw: Uniform in [0, 1).
+    """
+    smallest = math.ceil(length / spec.canvas_multiple)
+    largest = spec.max_canvas // spec.canvas_multiple
+    if draw < 0.75:
+        groups = smallest + (0 if draw < 0.35 else 1 if draw < 0.6 else 2)
+    else:
+        groups = smallest + int((draw - 0.75) * 4 * (largest - smallest + 1))
+    return min(groups, largest) * spec.canvas_multiple
 
 
 def choose_masked(maskable: Tensor, t: float, style: MaskStyle, generator: torch.Generator) -> Tensor:
@@ -151,14 +163,13 @@ def noisy_canvas(
     """
     end = spec.special.end
     draw = torch.rand(4, generator=generator).tolist()
-    width = canvas_width(len(answer.tokens), int(draw[0] * 3), spec)
+    width = canvas_width(len(answer.tokens), draw[0], spec)
     closing = width - len(answer.tokens)
     tokens = list(answer.tokens) + [end] * closing
     pinned = answer.pinned if draw[1] < config.pinned_share else (False,) * len(answer.tokens)
     weights = [0.0 if is_pinned else 1.0 for is_pinned in pinned] + [config.closing_weight] * closing
     style: MaskStyle = "suffix" if draw[2] < config.prefix_share else "random"
-    # Half of the random canvases keep the whole tail masked: generation never sees where the reply ends before it is written.
-    tail_masked = style == "suffix" or draw[3] < 0.5
+    tail_masked = style == "suffix" or draw[3] < config.masked_tail_share
     text = torch.tensor([at for at in range(len(answer.tokens)) if not pinned[at]])
     tail = list(range(len(answer.tokens), width))
     if tail_masked:

@@ -8,7 +8,6 @@ Muon works in bfloat16, which a CPU without AVX-512 multiplies three times slowe
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,8 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     for _ in range(steps):
         gram = x @ x.T
         x = _A * x + torch.addmm(gram, gram, gram, beta=_B, alpha=_C) @ x
-    return x.T if tall else x
+    flat: Tensor = x.T if tall else x
+    return flat
 
 
 class Muon(torch.optim.Optimizer):
@@ -37,8 +37,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        assert closure is None
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -56,7 +55,9 @@ class Muon(torch.optim.Optimizer):
 
 def build(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """The optimisers of a run. Each group keeps its peak rate in `peak_lr`."""
-    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name and "head" not in name]
+    matrices = [
+        p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name and "head" not in name
+    ]
     embeddings = [p for name, p in model.named_parameters() if p.dim() == 2 and ("embed" in name or "head" in name)]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     muon = Muon(matrices, config.matrix_lr, config.momentum, config.weight_decay)

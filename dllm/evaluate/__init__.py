@@ -1,0 +1,1 @@
+"""Measuring a checkpoint: held-back likelihood, and quality by number of steps."""

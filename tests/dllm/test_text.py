@@ -1,0 +1,104 @@
+"""Text to tokens and back, and spelling as a recogniser does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dllm.errors import CheckpointError, SpecialTokenError
+from dllm.spec import SpecialTokens
+from dllm.text import DialogueCodec, clean, spoken_form
+from tests.dllm import tiny
+
+
+@given(st.text())
+def test_any_text_comes_back_with_white_space_joined(text: str) -> None:
+    codec = tiny.codec()
+    assert codec.decode(codec.encode_text(text)) == clean(text).replace("\ufffd", "").strip()
+
+
+@pytest.mark.parametrize("before", ["that's ", "", "mocha, ", "x"])
+def test_a_price_is_the_same_tokens_wherever_it_stands(before: str) -> None:
+    codec = tiny.codec()
+    price = [codec.tokenizer.token_to_id(char) for char in "$4.50"]
+    assert codec.encode_text(f"{before}$4.50?")[-6:-1] == price
+
+
+def test_a_cut_at_a_word_boundary_tokenises_to_a_prefix() -> None:
+    codec = tiny.codec()
+    words = tiny.LINES[1].split()
+    whole = codec.encode_text(tiny.LINES[1])
+    for cut in range(1, len(words)):
+        part = codec.encode_text(" ".join(words[:cut]))
+        assert whole[: len(part)] == part
+
+
+def test_text_that_spells_a_special_token_stays_text() -> None:
+    codec = tiny.codec()
+    ids = codec.encode_text("<end> <mask> <agent>")
+    assert min(ids) > codec.special.agent + codec.special.reserved
+    assert codec.decode(ids) == "<end> <mask> <agent>"
+
+
+def test_a_prompt_ends_where_the_reply_begins() -> None:
+    codec = tiny.codec()
+    special = codec.special
+    ids = codec.encode_prompt([("system", "hi"), ("user", "tea"), ("note", "total: $1")])
+    assert [token for token in ids if token <= special.agent] == [
+        special.system, special.end, special.user, special.end, special.note, special.end, special.agent,
+    ]  # fmt: skip
+    assert ids[-1] == special.agent
+
+
+def test_token_table_knows_boundaries_and_what_a_reply_may_not_say() -> None:
+    codec = tiny.codec()
+    table = codec.token_table
+    assert codec.tokenizer.token_to_id(".") in table.sentence_end
+    assert codec.tokenizer.token_to_id(",") in table.clause_end
+    assert {codec.tokenizer.token_to_id(digit) for digit in "0123456789"} == table.digit
+    assert codec.special.end not in table.forbidden
+    assert {codec.special.mask, codec.special.pad, codec.special.user} <= table.forbidden
+    assert all(codec.token_bytes(token).startswith(b" ") for token in table.word_start)
+
+
+@pytest.mark.parametrize(
+    ("written", "spoken"),
+    [
+        ("$30", "thirty dollars"),
+        ("7 pm", "seven p m"),
+        ("It's $4.50, OK?", "it's four dollars and fifty cents ok"),
+        ("At 10:05 AM.", "at ten oh five a m"),
+        ("Meet me at 4:30!", "meet me at four thirty"),
+        ("the 3rd of May", "the third of may"),
+        ("zip 90210", "zip nine zero two one zero"),
+        ("1,200 people in 2019", "one thousand two hundred people in twenty nineteen"),
+        ("'quoted' isn't", "quoted isn't"),
+        ("12.5%", "twelve point five percent"),
+        ("...", ""),
+    ],
+)
+def test_figures_are_written_as_a_recogniser_hears_them(written: str, spoken: str) -> None:
+    assert spoken_form(written) == spoken
+
+
+@given(st.text())
+def test_spoken_form_is_lower_case_words_and_stable(text: str) -> None:
+    spoken = spoken_form(text)
+    assert set(spoken) <= set("abcdefghijklmnopqrstuvwxyz' ")
+    assert spoken_form(spoken) == spoken
+
+
+def test_loading_checks_the_special_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    with pytest.raises(CheckpointError, match="no such file"):
+        DialogueCodec.load(path)
+    path.write_text("{}")
+    with pytest.raises(CheckpointError, match="not a tokenizer"):
+        DialogueCodec.load(path)
+    tiny.codec().tokenizer.save(str(path))
+    assert DialogueCodec.load(path).encode_text("tea") == tiny.codec().encode_text("tea")
+    with pytest.raises(SpecialTokenError, match="<reserved9>.*no such token"):
+        DialogueCodec.load(path, SpecialTokens(reserved=10))
