@@ -29,7 +29,7 @@ PRESETS = sorted((REPOSITORY / "pipelines" / "voice_pipelines" / "presets").glob
 def test_no_layers_give_the_defaults() -> None:
     config = load_config()
     assert config == Config()
-    assert (config.server.host, config.server.port, config.turn.silence_s) == ("127.0.0.1", 8080, 0.4)
+    assert (config.server.host, config.server.port, config.turn.silence_s) == ("127.0.0.1", 8080, 0.35)
     assert config.turn.detection() == TurnDetection()
     assert config.session_settings() == SessionSettings()
 
@@ -96,8 +96,6 @@ def test_slots_become_tuples_by_name() -> None:
         ("VOICEAGENT_SERVER_ALLOWED_ORIGINS", "https://a.example, https://b.example", "server", "allowed_origins", ("https://a.example", "https://b.example")),
         ("VOICEAGENT_SERVER_ALLOWED_ORIGINS", '["https://a.example"]', "server", "allowed_origins", ("https://a.example",)),
         ("VOICEAGENT_TURN_INTERRUPT_RESPONSE", "false", "turn", "interrupt_response", False),
-        ("VOICEAGENT_TURN_IDLE_TIMEOUT_S", "30", "turn", "idle_timeout_s", 30.0),
-        ("VOICEAGENT_TURN_IDLE_TIMEOUT_S", "none", "turn", "idle_timeout_s", None),
         ("VOICEAGENT_AGENT_GREETING", "Hi = hello", "agent", "greeting", "Hi = hello"),
         ("VOICEAGENT_VOCABULARY_SLOTS", '{size = ["small"]}', "vocabulary", "slots", {"size": ("small",)}),
     ],
