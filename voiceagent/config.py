@@ -132,12 +132,6 @@ class TurnConfig:
     )
     create_response: bool = _key(_TURN.create_response, "Whether the end of a turn starts a reply.", "true or false")
     interrupt_response: bool = _key(_TURN.interrupt_response, "Whether speech stops the agent.", "true or false")
-    idle_timeout_s: float | None = _key(
-        _TURN.idle_timeout_s,
-        "Silence after which the agent speaks up by itself.",
-        "seconds from 1 to 600, or 'none'",
-        _optional_within(1.0, 600.0),
-    )
 
     def __post_init__(self) -> None:
         _checked("turn", self.detection)
@@ -149,7 +143,6 @@ class TurnConfig:
             silence_s=self.silence_s,
             create_response=self.create_response,
             interrupt_response=self.interrupt_response,
-            idle_timeout_s=self.idle_timeout_s,
         )
 
 

@@ -207,6 +207,13 @@ def test_turn_detection_is_replaced_whole() -> None:
     assert shown["audio"]["input"]["turn_detection"]["silence_duration_ms"] == 400
 
 
+@pytest.mark.parametrize("idle_ms", [None, 5000, 30_000])
+def test_an_idle_timeout_is_accepted_and_answered_with_none(idle_ms: int | None) -> None:
+    given = {"type": "server_vad", "idle_timeout_ms": idle_ms}
+    shown = update(make_codec(), audio={"input": {"turn_detection": given}})
+    assert shown["audio"]["input"]["turn_detection"]["idle_timeout_ms"] is None
+
+
 def test_eagerness_orders_the_silence_that_ends_a_turn() -> None:
     silences = []
     for eagerness in ("high", "medium", "low"):
@@ -434,7 +441,7 @@ def test_each_mistake_is_named_with_its_code_and_place(message: Event, code: str
             "audio.input.turn_detection.silence_duration_ms",
         ),
         (
-            {"audio": {"input": {"turn_detection": {"type": "server_vad", "idle_timeout_ms": 10}}}},
+            {"audio": {"input": {"turn_detection": {"type": "server_vad", "idle_timeout_ms": "soon"}}}},
             "audio.input.turn_detection.idle_timeout_ms",
         ),
         (

@@ -247,7 +247,6 @@ def _read_turn_detection(
         base,
         create_response=True if create is None else create,
         interrupt_response=True if interrupt is None else interrupt,
-        idle_timeout_s=None,
     )
     if kind == "semantic_vad":
         eagerness = cast(Eagerness, chosen.choice("eagerness", tuple(_SILENCE_SCALE)) or "auto")
@@ -255,7 +254,8 @@ def _read_turn_detection(
     threshold = chosen.number("threshold", 0.0, 1.0)
     prefix_ms = chosen.number("prefix_padding_ms", 0, MAX_MS)
     silence_ms = chosen.number("silence_duration_ms", 0, MAX_MS)
-    idle_ms = chosen.number("idle_timeout_ms", 0, MAX_MS)
+    # Nobody is asked whether they are still there: the number is checked, and the answer says null.
+    chosen.number("idle_timeout_ms", 0, MAX_MS)
     try:
         detection = replace(
             base,
@@ -263,7 +263,6 @@ def _read_turn_detection(
             threshold=base.threshold if threshold is None else min(max(threshold, 0.01), 0.99),
             prefix_padding_s=base.prefix_padding_s if prefix_ms is None else prefix_ms / 1000,
             silence_s=base.silence_s if silence_ms is None else silence_ms / 1000,
-            idle_timeout_s=None if idle_ms is None else idle_ms / 1000,
         )
     except ConfigError as error:
         key = error.key.rpartition(".")[2]
@@ -276,7 +275,6 @@ def _read_turn_detection(
 _WIRE_NAMES = {
     "silence_s": "silence_duration_ms",
     "prefix_padding_s": "prefix_padding_ms",
-    "idle_timeout_s": "idle_timeout_ms",
 }
 
 
@@ -294,6 +292,6 @@ def _turn_detection_json(detection: TurnDetection | None, eagerness: Eagerness |
         "threshold": detection.threshold,
         "prefix_padding_ms": round(detection.prefix_padding_s * 1000),
         "silence_duration_ms": round(detection.silence_s * 1000),
-        "idle_timeout_ms": None if detection.idle_timeout_s is None else round(detection.idle_timeout_s * 1000),
+        "idle_timeout_ms": None,
         **flags,
     }
