@@ -166,9 +166,9 @@ def choose_model(device: Device, cores: int, memory_gib: float, language: str = 
         cores: CPU cores this process may use.
         memory_gib: Free memory of the device.
 
-    A decode costs one encoder pass over 30 s whatever was said, so the size alone decides. With random weights in the real
-    geometries, int8, on one core of a busy two-core machine a pass took 0.8 s (tiny), 1.2 s (base) and 5.0 s (small); it shrinks
-    about with the number of cores. Memory: weights in the given type and as much again for the work.
+    A decode costs one encoder pass over 30 s whatever was said, so the size alone decides. Measured with random weights in the
+    real geometries, int8, one thread of a two-core machine that was also busy with other work: 0.8 s (tiny), 1.2 s (base), 5.0 s
+    (small). That more cores take proportionally less, and the memory limits, are estimates.
     """
     suffix = ".en" if language == "en" else ""
     if device == "cuda":
