@@ -126,6 +126,8 @@ def save(
         name: weights[source][first : first + rows].detach().to("cpu", dtype).contiguous().clone()
         for name, (source, first, rows) in disk_tensors(spec).items()
     }
-    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    weights_path = path / "model.safetensors"
+    save_file(tensors, weights_path, metadata={"format": "pt"})
+    weights_path.chmod(0o644)  # safetensors writes for the owner alone
     (path / "config.json").write_text(json.dumps(spec.to_json(), indent=2) + "\n", "utf-8")
     codec.tokenizer.save(str(path / "tokenizer.json"))

@@ -1,0 +1,115 @@
+"""The command: train, generate, eval and export from end to end on a tiny run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dllm import loader
+from dllm.cli import main
+from tests.dllm import tiny
+
+CONFIG = """
+vocab_size = 320
+hidden_size = 32
+intermediate_size = 48
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 1
+head_dim = 16
+rows_per_step = 4
+rows_per_forward = 4
+compiled = false
+[sources.tea]
+weight = 1.0
+"""
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("run")
+    tiny.write_dialogues(root / "data")
+    tiny.write_dialogues(root / "data", split="dev", count=4)
+    (root / "tiny.toml").write_text(CONFIG)
+    code = main(
+        [
+            "train",
+            "--data",
+            str(root / "data"),
+            "--out",
+            str(root / "out"),
+            "--config",
+            str(root / "tiny.toml"),
+            "--tokens",
+            "2000",
+        ]
+    )
+    assert code == 0
+    return root
+
+
+def test_train_leaves_a_run_that_resumes(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = (run_folder / "out" / "log.jsonl").read_text().splitlines()
+    assert json.loads(log[0])["step"] == 1
+    arguments = [
+        "--data",
+        str(run_folder / "data"),
+        "--out",
+        str(run_folder / "out"),
+        "--config",
+        str(run_folder / "tiny.toml"),
+    ]
+    assert main(["train", *arguments, "--resume", "--tokens", "3000"]) == 0
+    assert len((run_folder / "out" / "log.jsonl").read_text().splitlines()) > len(log)
+    assert "sources: tea" in capsys.readouterr().out
+
+
+def test_export_is_a_checkpoint(run_folder: Path, tmp_path: Path) -> None:
+    assert main(["export", "--run", str(run_folder / "out"), "--out", str(tmp_path / "model")]) == 0
+    assert loader.load(tmp_path / "model").spec.hidden_size == 32
+
+
+def test_generate_shows_every_step_and_the_reply(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--model", str(run_folder / "out" / "export"), "--width", "16", "--steps-first", "2", "--steps-rest", "2"]
+    assert (
+        main(["generate", *model, "A tea, please!", "--system", "Hi.", "--turn", "agent:Hello!", "--pin", "$1.00"]) == 0
+    )
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("prefill")
+    assert " ms |" in printed[1]
+    assert "$1.00" in printed[-1]
+    assert main(["generate", *model, "tea", "--quiet"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_eval_prints_nats_and_steps_writes_the_curve(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shared = [
+        "--model",
+        str(run_folder / "out" / "export"),
+        "--data",
+        str(run_folder / "data"),
+        "--config",
+        str(run_folder / "tiny.toml"),
+    ]
+    assert main(["eval", *shared, "--rows", "3"]) == 0
+    assert "tea" in capsys.readouterr().out
+    assert main(["eval", "steps", *shared, "--rows", "1"]) == 0
+    curve = json.loads((run_folder / "out" / "export" / "quality_curve.json").read_text())
+    assert len(curve["quality"]) == len(curve["widths"])
+    assert len(curve["quality"][0]) == len(curve["steps"])
+
+
+def test_mistakes_are_one_line_and_exit_code_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "hi", "--model", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"dllm generate: {tmp_path}/config.json: no such file")
+    assert main(["train", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "no *.train.jsonl" in capsys.readouterr().err
+    (tmp_path / "bad.toml").write_text("speed = 1")
+    tiny.write_dialogues(tmp_path)
+    assert (
+        main(["train", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--config", str(tmp_path / "bad.toml")])
+        == 2
+    )
+    assert "speed" in capsys.readouterr().err

@@ -1,0 +1,68 @@
+"""Tokens from logits, and places for pinned spans."""
+
+from __future__ import annotations
+
+import torch
+
+from dllm.sampling import Sampler, ban, place_spans
+from tests.dllm import tiny
+
+
+def peaked(width: int, wishes: dict[int, int], vocab: int = 50, height: float = 9.0) -> torch.Tensor:
+    logits = torch.zeros(width, vocab)
+    for position, token in wishes.items():
+        logits[position, token] = height
+    return logits
+
+
+def test_forbidden_tokens_are_never_guessed() -> None:
+    table = tiny.codec().token_table
+    sampler = Sampler(table, 50, torch.device("cpu"))
+    guesses = sampler.guess(peaked(3, {0: table.mask, 1: 20, 2: table.end}))
+    assert guesses.tokens[0] not in table.forbidden
+    assert guesses.tokens[1:] == [20, table.end]
+    assert guesses.probabilities[1] > 0.9
+
+
+def test_ban_rules_out_single_tokens_in_single_rows() -> None:
+    logits = peaked(2, {0: 20, 1: 20})
+    ban(logits, [(0, 20)])
+    ban(logits, [])
+    assert logits[0, 20] == float("-inf")
+    assert logits[1, 20] == 9.0
+
+
+def test_span_goes_where_all_its_tokens_are_likely() -> None:
+    placement = place_spans(peaked(10, {4: 30, 5: 31, 7: 30}), range(10), [(30, 31)], 10)
+    assert placement is not None
+    assert placement.starts == (4,)
+    assert placement.confidence > 0.9
+
+
+def test_spans_do_not_overlap_and_the_likelier_one_chooses_first() -> None:
+    logits = peaked(10, {3: 30, 4: 31}) + peaked(10, {3: 40, 4: 41}, height=8.0)
+    placement = place_spans(logits, range(10), [(40, 41), (30, 31)], 10)
+    assert placement is not None
+    assert placement.starts[1] == 3
+    assert set(range(placement.starts[0], placement.starts[0] + 2)).isdisjoint({3, 4})
+
+
+def test_ties_go_left_and_the_last_position_stays_free() -> None:
+    placement = place_spans(torch.zeros(6, 50), range(6), [(30, 31)], 6)
+    assert placement is not None and placement.starts == (0,)
+    placement = place_spans(peaked(6, {4: 30, 5: 31}), range(6), [(30, 31)], 6)
+    assert placement is not None and placement.starts[0] < 4
+
+
+def test_only_masked_positions_are_used() -> None:
+    positions = [0, 3, 4, 5]
+    placement = place_spans(torch.zeros(4, 50), positions, [(30, 31)], 6)
+    assert placement is not None and placement.starts == (3,)
+    assert place_spans(torch.zeros(2, 50), [0, 2], [(30, 31)], 6) is None
+
+
+def test_spans_whose_best_places_leave_no_room_go_end_to_end() -> None:
+    logits = peaked(6, {1: 40})
+    placement = place_spans(logits, range(6), [(40,), (30, 31), (32, 33)], 6)
+    assert placement is not None
+    assert placement.starts == (0, 1, 3)
