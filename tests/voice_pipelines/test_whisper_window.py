@@ -97,7 +97,7 @@ def test_word_times_count_from_the_start_of_the_utterance() -> None:
     assert [word.start_s for word in words] == pytest.approx([word.start_s for word in truth], abs=0.03)
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(
     cuts=st.lists(st.integers(0, len(LONG)), max_size=40),
     busy=st.lists(st.booleans(), max_size=41),
