@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 
 from voice_pipelines.asr.decoder import DecoderOptions
-from voice_pipelines.asr.junk import JunkOptions
 from voice_pipelines.asr.model import LanguageOptions, ModelFiles, cached_files
 from voice_pipelines.asr.process import RecogniserProcess, environment
 from voice_pipelines.asr.vocabulary import Vocabulary
@@ -50,7 +49,6 @@ class PocketSphinxOptions:
     max_waiting: int = 48
     language: LanguageOptions = field(default_factory=LanguageOptions)
     search: DecoderOptions = field(default_factory=DecoderOptions)
-    junk: JunkOptions = field(default_factory=JunkOptions)
 
     def __post_init__(self) -> None:
         if self.workers < 0 or not 1 <= self.decoders <= self.max_decoders <= self.max_waiting:
@@ -90,7 +88,7 @@ class PocketSphinxTranscriber:
         """
         options = options or PocketSphinxOptions()
         files = await _model_files(vocabulary, options.language, cache or default_cache())
-        request = WorkerRequest(files, options.search, options.junk, options.decoders, options.max_decoders)
+        request = WorkerRequest(files, options.search, options.decoders, options.max_decoders)
         words = (
             f"built from {len(vocabulary.phrases)} phrases of the agent"
             if vocabulary

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from voice_pipelines.asr.cepstrum import Cepstrum, MeanOptions, RunningMean
+from voice_pipelines.asr.junk import JunkOptions, believable
 from voice_pipelines.asr.model import ModelFiles
-from voiceagent.backends import Word
+from voiceagent.backends import INPUT_RATE_HZ, Word
 
 BLOCK_SAMPLES = 1_600
 """Audio is decoded in blocks of 100 ms, however it arrives, so that equal audio gives equal text."""
@@ -26,13 +27,16 @@ _SPHINX_PRIOR_FRAMES = 500
 class DecoderOptions:
     """PocketSphinx's search parameters that matter here, named as it names them. Defaults were measured; see docs/asr.md."""
 
-    lw: float = 10.0
+    lw: float = 8.0
     """Weight of the language model against the sound."""
     wip: float = 0.65
     """Word insertion penalty: below 1 it costs."""
-    beam: float = 1e-48
-    wbeam: float = 7e-29
+    beam: float = 1e-60
+    """For all phones; 1e-48, its own default, loses paths in "a double shot"."""
+    wbeam: float = 1e-40
+    """For the ends of words."""
     mean: MeanOptions = field(default_factory=MeanOptions)
+    junk: JunkOptions = field(default_factory=JunkOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +69,17 @@ class SphinxDecoder:
             lw=options.lw,
             wip=options.wip,
             beam=options.beam,
+            pbeam=options.beam,
             wbeam=options.wbeam,
+            lponlybeam=options.wbeam,
+            lpbeam=options.wbeam * 1e-10,
             loglevel="FATAL",
         )
         self._pending = bytearray()
         self._mean = RunningMean(options.mean)
         self._is_searching = False
         self._searched_bytes = 0
+        self._levels_dbfs: list[float] = []
 
     def start(self) -> None:
         """Begin an utterance; one that was not finished is dropped."""
@@ -93,13 +101,15 @@ class SphinxDecoder:
         return Hypothesis(_words(self._decoder.seg() or ())) if self._is_searching else Hypothesis()
 
     def finish(self) -> Hypothesis:
-        """No more audio: decode what waits and return the best path of the whole utterance."""
+        """No more audio: decode what waits and return what is believable of the best path of the whole utterance."""
         if not self._is_searching:
             self._begin_search()
         self._search(len(self._pending))
         self._decoder.end_utt()
         self._is_searching = False
-        return Hypothesis(_words(self._decoder.seg() or ()))
+        words = _words(self._decoder.seg() or ())
+        audio_s = self._searched_bytes / 2 / INPUT_RATE_HZ
+        return Hypothesis(believable(words, self._levels_dbfs, audio_s, self._options.junk))
 
     def drop(self) -> None:
         """Forget the utterance."""
@@ -117,6 +127,7 @@ class SphinxDecoder:
         self._decoder.start_utt()
         self._is_searching = True
         self._searched_bytes = 0
+        self._levels_dbfs = []
 
     def _search(self, size: int) -> None:
         """Decode that many of the waiting bytes."""
@@ -126,6 +137,7 @@ class SphinxDecoder:
             if self._searched_bytes >= lookahead:
                 self._mean.add(*measured)
             self._searched_bytes += len(block)
+            self._levels_dbfs.append(_level_dbfs(block))
         del self._pending[:size]
 
     def _blocks(self, size: int) -> list[bytes]:
@@ -143,6 +155,11 @@ class SphinxDecoder:
         frames = max(len(block) / 2 / _FRAME_SAMPLES, 1.0)
         given = np.round(mean, 4)
         return (after * (_SPHINX_PRIOR_FRAMES + frames) - _SPHINX_PRIOR_FRAMES * given) / frames, frames
+
+
+def _level_dbfs(block: bytes) -> float:
+    samples = np.frombuffer(block, dtype="<i2").astype(np.float64) / 32_768
+    return float(10 * np.log10(np.square(samples).mean() + 1e-12))
 
 
 def _words(segments: Sequence[Any]) -> tuple[Word, ...]:

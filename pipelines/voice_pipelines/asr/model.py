@@ -32,7 +32,7 @@ class LanguageOptions:
     times in them are left out.
     """
 
-    domain_weight: float = 0.8
+    domain_weight: float = 0.9
     sentences: float = 20_000.0
     least: float = 0.05
 

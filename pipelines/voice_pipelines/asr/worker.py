@@ -19,7 +19,7 @@ from typing import assert_never
 
 from voice_pipelines.asr.cepstrum import MeanOptions
 from voice_pipelines.asr.decoder import BLOCK_SAMPLES, DecoderOptions, Hypothesis, SphinxDecoder
-from voice_pipelines.asr.junk import JunkOptions, without_junk
+from voice_pipelines.asr.junk import JunkOptions
 from voice_pipelines.asr.model import ModelFiles
 from voice_pipelines.asr.wire import Kind, Message, MessageReader
 from voiceagent.transcript import LocalAgreement
@@ -34,7 +34,6 @@ class WorkerRequest:
 
     files: ModelFiles
     options: DecoderOptions
-    junk: JunkOptions
     decoders: int
     max_decoders: int
 
@@ -45,10 +44,10 @@ class WorkerRequest:
     def from_json(text: str) -> WorkerRequest:
         table = json.loads(text)
         files = ModelFiles(Path(table["files"]["language_model"]), Path(table["files"]["dictionary"]))
-        mean = table["options"].pop("mean")
-        mean = MeanOptions(**{**mean, "prior": tuple(mean["prior"])})
-        options, junk = DecoderOptions(**table["options"], mean=mean), JunkOptions(**table["junk"])
-        return WorkerRequest(files, options, junk, table["decoders"], table["max_decoders"])
+        options = table["options"]
+        mean = MeanOptions(**{**options["mean"], "prior": tuple(options["mean"]["prior"])})
+        search = DecoderOptions(**{**options, "mean": mean, "junk": JunkOptions(**options["junk"])})
+        return WorkerRequest(files, search, table["decoders"], table["max_decoders"])
 
 
 @dataclass(slots=True)
@@ -59,7 +58,6 @@ class _Utterance:
     decoder: SphinxDecoder | None = None
     agreement: LocalAgreement = field(default_factory=lambda: LocalAgreement(agreeing=3, holdback=1))
     shown: tuple[str, ...] = ()
-    peak: float = 0.0
 
     @property
     def has_work(self) -> bool:
@@ -117,7 +115,7 @@ class Worker:
                     self._show(utterance, utterance.decoder.hypothesis())
             else:
                 utterance.decoder.feed(bytes(utterance.audio))
-                heard = without_junk(utterance.decoder.finish(), self._request.junk)
+                heard = utterance.decoder.finish()
                 self._send(Kind.FINAL, utterance.id, {"words": [asdict(word) for word in heard.words]})
                 self._close(utterance)
         except RuntimeError as error:

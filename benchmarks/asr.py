@@ -1,0 +1,208 @@
+"""Word error rate and speed of the PocketSphinx recogniser on recordings, with and without an agent's vocabulary.
+
+    python benchmarks/asr.py --data tests/data
+    python benchmarks/asr.py --data ../shared/data/speech --kinds order telephone noisy
+
+The folder holds `manifest.jsonl` (`path`, `kind`, `text`, perhaps `speech_start_s` and `speech_end_s`, one recording a line) and 16 kHz
+recordings. Each is cut to what the voice detector would pass on, 0.3 s before the speech to 0.5 s after it, and decoded in blocks of
+100 ms on one thread. Speed is the process's own CPU time, so that other work on the machine does not count: real-time factor is CPU
+time over audio time, "end to final" the CPU time between the last block and the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from voice_pipelines.asr.decoder import BLOCK_SAMPLES, DecoderOptions, SphinxDecoder
+from voice_pipelines.asr.model import LanguageOptions, ModelFiles, build, cached_files
+from voice_pipelines.asr.vocabulary import Vocabulary
+from voiceagent.backends import INPUT_RATE_HZ, Samples
+from voiceagent.transcript import WordErrors, normalise, word_errors
+
+PRE_ROLL_S, HANGOVER_S = 0.3, 0.5
+ROOT = Path(__file__).parent.parent
+_ONE_SPELLING = {"an": "a", "ok": "okay"}
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    path: str
+    kind: str
+    words: list[str]
+    samples: Samples
+
+    @property
+    def audio_s(self) -> float:
+        return self.samples.size / INPUT_RATE_HZ
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one kind of recording came to."""
+
+    clips: int = 0
+    audio_s: float = 0.0
+    cpu_s: float = 0.0
+    errors: WordErrors = field(default_factory=WordErrors)
+    with_text: int = 0
+    all_right: int = 0
+    finals_s: list[float] = field(default_factory=list)
+
+
+def plain_words(text: str) -> list[str]:
+    """Lower case without punctuation; "an" counts as "a", "ok" as "okay"."""
+    return [_ONE_SPELLING.get(word, word) for word in normalise(text).split()]
+
+
+def clips(folder: Path, kinds: list[str] | None) -> Iterator[Clip]:
+    """Recordings of a manifest, cut to their speech. What only the agent plays is left out; whole calls are a kind of their own."""
+    for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        kind = entry["kind"]
+        if kind == "bargein" and "far" not in entry:
+            continue
+        if kind == "telephone" and "turns" in entry:
+            kind = "telephone call"
+        if kinds and kind not in kinds:
+            continue
+        samples, rate = soundfile.read(folder / entry["path"], dtype="float32")
+        if rate != INPUT_RATE_HZ:
+            raise ValueError(f"{entry['path']}: {rate} Hz, expected {INPUT_RATE_HZ}")
+        if "speech_end_s" in entry:
+            start = max(entry["speech_start_s"] - PRE_ROLL_S, 0.0)
+            samples = samples[int(start * rate) : int((entry["speech_end_s"] + HANGOVER_S) * rate)]
+        yield Clip(entry["path"], kind, plain_words(entry["text"] or ""), samples)
+
+
+def measure(decoder: SphinxDecoder, recordings: list[Clip], log: list[dict[str, object]]) -> dict[str, Tally]:
+    """Decode everything; appends what was said and heard to `log`."""
+    tallies: dict[str, Tally] = {}
+    for clip in recordings:
+        tally = tallies.setdefault(clip.kind, Tally())
+        pcm = np.rint(np.clip(clip.samples, -1, 1) * 32_767).astype("<i2")
+        began = time.process_time()
+        decoder.start()
+        for start in range(0, pcm.size, BLOCK_SAMPLES):
+            decoder.feed(pcm[start : start + BLOCK_SAMPLES].tobytes())
+        ended = time.process_time()
+        hypothesis = decoder.finish()
+        done = time.process_time()
+        heard = plain_words(hypothesis.text)
+        errors = word_errors(clip.words, heard)
+        tally.clips += 1
+        tally.audio_s += clip.audio_s
+        tally.cpu_s += done - began
+        tally.errors += errors
+        tally.with_text += bool(heard)
+        tally.all_right += errors.total == 0
+        tally.finals_s.append(done - ended)
+        log.append({"path": clip.path, "said": " ".join(clip.words), "heard": " ".join(heard), "errors": errors.total})
+    return tallies
+
+
+def row(kind: str, tally: Tally) -> dict[str, object]:
+    finals = sorted(tally.finals_s)
+    return {
+        "kind": kind,
+        "clips": tally.clips,
+        "audio_s": round(tally.audio_s, 1),
+        "words": tally.errors.reference_words,
+        "word_error_rate": round(tally.errors.rate, 4) if tally.errors.reference_words else None,
+        **{name: value for name, value in asdict(tally.errors).items() if name != "reference_words"},
+        "clips_without_error": tally.all_right,
+        "clips_with_text": tally.with_text,
+        "real_time_factor": round(tally.cpu_s / tally.audio_s, 3),
+        "end_to_final_p50_ms": round(1000 * finals[len(finals) // 2], 1),
+        "end_to_final_p95_ms": round(1000 * finals[min(int(len(finals) * 0.95), len(finals) - 1)], 1),
+    }
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    lines = [
+        "| kind | clips | words | word error rate | clips without error | clips with text | real-time factor | end to final p50 / p95 |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for each in rows:
+        rate = "–" if each["word_error_rate"] is None else f"{100 * float(str(each['word_error_rate'])):.1f} %"
+        lines.append(
+            f"| `{each['kind']}` | {each['clips']} | {each['words']} | {rate} | {each['clips_without_error']} | {each['clips_with_text']} "
+            f"| {each['real_time_factor']} | {each['end_to_final_p50_ms']} / {each['end_to_final_p95_ms']} ms |"
+        )
+    return "\n".join(lines)
+
+
+def decoder_for(vocabulary: Vocabulary | None, cache: Path) -> tuple[SphinxDecoder, float]:
+    """A decoder, and the CPU seconds that building its language model took (0 when it was in the cache)."""
+    options = LanguageOptions()
+    files, is_there = cached_files(cache, vocabulary, options)
+    began = time.process_time()
+    if not is_there:
+        build(vocabulary, options, files)
+    built_s = time.process_time() - began
+    return SphinxDecoder(ModelFiles(files.language_model, files.dictionary), DecoderOptions()), built_s
+
+
+def about() -> dict[str, object]:
+    """The machine and the commit."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return {
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "commit": commit.stdout.strip() or "unknown",
+        "load_average": round(os.getloadavg()[0], 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, default=ROOT / "tests" / "data", help="folder with manifest.jsonl")
+    parser.add_argument(
+        "--preset", type=Path, default=ROOT / "pipelines/voice_pipelines/presets/cafe.toml", help="agent"
+    )
+    parser.add_argument("--kinds", nargs="+", help="only these kinds of recordings")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the results")
+    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "asr", help="folder for built language models")
+    parser.add_argument("--errors", action="store_true", help="print what was misheard")
+    options = parser.parse_args()
+    with options.preset.open("rb") as file:
+        vocabulary = Vocabulary.from_table(tomllib.load(file)["vocabulary"])
+    recordings = list(clips(options.data, options.kinds))
+    result: dict[str, object] = {**about(), "recordings": options.data.name, "runs": {}}
+    text = [
+        f"# Recognition of {options.data.name}\n\n{result['machine']}; commit {result['commit']}; load average {result['load_average']}"
+    ]
+    for name, words in (("with the vocabulary", vocabulary), ("everyday language only", None)):
+        decoder, built_s = decoder_for(words, options.cache)
+        log: list[dict[str, object]] = []
+        tallies = measure(decoder, recordings, log)
+        rows = [row(kind, tally) for kind, tally in sorted(tallies.items())]
+        result["runs"][name] = {"language_model_built_cpu_s": round(built_s, 1), "kinds": rows, "clips": log}  # type: ignore[index]
+        text += [f"\n## {name}\n", table(rows)]
+        print("\n".join(text[-2:]), flush=True)
+        if options.errors:
+            text += [
+                f"{each['path']}\n  said  {each['said']}\n  heard {each['heard']}" for each in log if each["errors"]
+            ]
+    options.out.mkdir(parents=True, exist_ok=True)
+    stem = options.out / f"asr-{options.data.name}"
+    stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    stem.with_suffix(".md").write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    os.nice(10)
+    sys.exit(main())

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+from tests.voice_pipelines.asr.orders import ORDER, ORDER_TEXT, recording, said
+from voice_pipelines.asr.decoder import BLOCK_SAMPLES, DecoderOptions, Hypothesis, SphinxDecoder
+from voiceagent.backends import Samples
+
+
+@pytest.fixture(scope="module")
+def decoder(model):
+    return SphinxDecoder(model, DecoderOptions())
+
+
+def hear(decoder: SphinxDecoder, audio: Samples, cut: int = BLOCK_SAMPLES) -> Hypothesis:
+    pcm = np.rint(audio * 32_767).astype("<i2").tobytes()
+    decoder.start()
+    for start in range(0, len(pcm), 2 * cut):
+        decoder.feed(pcm[start : start + 2 * cut])
+    return decoder.finish()
+
+
+def test_the_hypothesis_does_not_depend_on_how_the_audio_is_cut(decoder):
+    whole = hear(decoder, ORDER, ORDER.size)
+    assert said(whole.text) == ORDER_TEXT
+    for cut in (333, 1_600, 7_001):
+        assert hear(decoder, ORDER, cut) == whole
+
+
+def test_a_caller_leaves_no_trace_in_the_result_of_the_next(decoder):
+    first = hear(decoder, ORDER)
+    hear(decoder, recording("telephone/phone_18ae57a1.flac", 1.0, 3.0))
+    decoder.start()
+    decoder.feed(b"\x55\x22" * 30_000)
+    assert hear(decoder, ORDER) == first
+
+
+def test_words_carry_times_inside_the_utterance_and_in_order(decoder):
+    words = hear(decoder, ORDER).words
+    assert [word.text for word in words][-2:] == ["iced", "coffee"]
+    edges = [edge for word in words for edge in (word.start_s, word.end_s)]
+    assert edges == sorted(edges)
+    # The recording's own times: speech from 0.36 s to 3.29 s of this cut, give or take a syllable.
+    assert 0.1 < edges[0] < 0.6 and 3.0 < edges[-1] < 3.6
+    assert all(0 <= word.probability <= 1 for word in words)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 100, 1_600, 16_000])
+def test_no_audio_and_digital_silence_are_empty(decoder, samples):
+    assert hear(decoder, np.zeros(samples)).text == ""
+
+
+@pytest.mark.parametrize("path", ["room/room_2630f6ea.flac", "room/room_a54bceb3.flac", "noise/babble_0.flac"])
+def test_a_quiet_room_and_babble_say_nothing(decoder, path):
+    assert hear(decoder, recording(path, 0, 3)).text == ""
