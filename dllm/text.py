@@ -164,7 +164,7 @@ _BYTES = _byte_alphabet()
 
 def _token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
     text = tokenizer.id_to_token(token)
-    if text is None or text in tokenizer.get_added_tokens_decoder().values():
+    if text is None or token in tokenizer.get_added_tokens_decoder():
         return b""
     return bytes(_BYTES.get(char, 0x3F) for char in text)
 

@@ -43,6 +43,14 @@ def test_text_that_spells_a_special_token_stays_text() -> None:
     assert codec.decode(ids) == "<end> <mask> <agent>"
 
 
+def test_special_tokens_have_no_text_of_their_own() -> None:
+    codec = tiny.codec()
+    special = codec.special
+    first_text = special.agent + 1 + special.reserved
+    assert [codec.token_bytes(token) for token in range(first_text)] == [b""] * first_text
+    assert codec.token_bytes(first_text) != b""
+
+
 def test_a_prompt_ends_where_the_reply_begins() -> None:
     codec = tiny.codec()
     special = codec.special
