@@ -72,8 +72,14 @@ const historyView = new HistoryView(byId("history"), {
 const planView = new PlanView(byId("plan"), byId("plan-reason"));
 const partsView = new PartsView(byId("parts"), byId("agent-name"));
 
+/** Kind of the problem on show, or null. */
+let alertKind = null;
+/** Problems that keep the caller from talking and typing. */
+const OBSTACLES = new Set(["key", "busy", "gone", "refused"]);
+
 const PHASES = {
   idle: { chip: "Ready", hint: "Press once, then just speak." },
+  stopped: { chip: "Not connected", hint: "The message above says why." },
   connecting: { chip: "Connecting", hint: "Reaching the server…" },
   waiting: { chip: "Reconnecting", hint: "The page tries again by itself." },
   ready: { chip: "Ready", hint: "Type, or press Talk to speak." },
@@ -88,7 +94,7 @@ function phase() {
   if (call.connection === "waiting") return "waiting";
   if (call.connection === "connecting" || call.starting) return "connecting";
   if (call.playingItem !== null) return "speaking";
-  if (!client.isOpen) return "idle";
+  if (!client.isOpen) return OBSTACLES.has(alertKind) ? "stopped" : "idle";
   if (model.callerSpeaking) return "hearing";
   if (model.awaitingReply || model.activeResponseId !== null) return "thinking";
   if (!audio.microphoneOn) return "ready";
@@ -156,8 +162,6 @@ function announce(text) {
 
 // --- problems ---------------------------------------------------------------------------------------------------------
 
-let alertKind = null;
-
 /** Show a problem until it is solved, dismissed or replaced. action: {label, run} or null. */
 function complain(problem, action = null) {
   alertKind = problem.kind;
@@ -165,6 +169,7 @@ function complain(problem, action = null) {
   byId("alert").dataset.kind = problem.kind;
   setText(byId("alert-text"), problem.text);
   byId("key-form").hidden = problem.kind !== "key";
+  redraw(["phase"]);
   const button = byId("alert-action");
   button.hidden = action === null;
   if (action === null) return;
@@ -173,9 +178,13 @@ function complain(problem, action = null) {
 }
 
 function settle(...kinds) {
-  if (alertKind === null || !kinds.includes(alertKind)) return;
+  if (kinds.includes(alertKind)) dismiss();
+}
+
+function dismiss() {
   alertKind = null;
   byId("alert").hidden = true;
+  redraw(["phase"]);
 }
 
 // --- the call ---------------------------------------------------------------------------------------------------------
@@ -413,10 +422,7 @@ document.addEventListener("visibilitychange", () => {
 byId("talk").addEventListener("click", () => (call.talking ? endCall() : startCall()));
 byId("mute").addEventListener("click", toggleMute);
 byId("stop").addEventListener("click", silence);
-byId("alert-close").addEventListener("click", () => {
-  alertKind = null;
-  byId("alert").hidden = true;
-});
+byId("alert-close").addEventListener("click", dismiss);
 
 byId("type-form").addEventListener("submit", (submit) => {
   submit.preventDefault();

@@ -81,7 +81,7 @@ export class CanvasView {
       const isEnd = state !== "masked" && (token.text ?? "") === "";
       const name = isEnd ? `token is-${state} is-end` : `token is-${state}`;
       if (cell.className !== name) cell.className = name;
-      setText(cell, state === "masked" ? "░" : isEnd ? "·" : token.text);
+      setText(cell, state === "masked" ? "░" : isEnd ? "·" : i === 0 ? token.text.trimStart() : token.text);
       setVariable(cell, "--confidence", String(Math.max(0, Math.min(1, token.confidence ?? 0))));
     });
   }

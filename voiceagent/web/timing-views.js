@@ -113,6 +113,7 @@ function dueText(response) {
   if (typeof traced === "number") return `at ${formatMs(traced)}`;
   const planned = response.plan?.first_deadline_ms;
   if (typeof planned !== "number") return "no deadline";
+  if (response.steps.some((step) => step.phase === "rest")) return "past";
   return planned > 0 ? `in ${formatMs(planned)}` : "now";
 }
 
