@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -74,7 +76,14 @@ def _train(args: argparse.Namespace) -> int:
                     flush=True,
                 )
 
-        trainer.run(on_step, lambda: print(f"saved {args.out}", flush=True), args.checkpoint_minutes * 60)
+        stop = threading.Event()
+        before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+        try:
+            trainer.run(
+                on_step, lambda: print(f"saved {args.out}", flush=True), args.checkpoint_minutes * 60, stop.is_set
+            )
+        finally:
+            signal.signal(signal.SIGTERM, before)
     return 0
 
 

@@ -58,6 +58,8 @@ class TrainConfig:
     weight_decay: float = 0.01
     warmup_steps: int = 60
     final_lr_fraction: float = 0.02
+    decay_share: float = 0.3
+    """Share of the budget, at its end, over which the learning rate falls."""
     clip: float = 1.0
     ema_decay: float = 0.998
     causal_weight: float = 0.5

@@ -7,7 +7,6 @@ checkpoint made from the averaged weights. Randomness comes from (seed, step), s
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -56,10 +55,13 @@ class StepReport:
 
 
 def learning_rate_factor(step: int, progress: float, config: TrainConfig) -> float:
-    """Linear warm-up by steps, then cosine by progress down to `final_lr_fraction`."""
-    floor = config.final_lr_fraction
-    cosine = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-    return min(1.0, (step + 1) / max(1, config.warmup_steps)) * cosine
+    """Linear warm-up by steps, constant, then linear decay to `final_lr_fraction` over the last `decay_share` of the budget.
+
+    A constant middle lets a run be resumed with a larger budget as if it had been planned so.
+    """
+    left = min(1.0, (1.0 - progress) / config.decay_share)
+    decay = config.final_lr_fraction + (1 - config.final_lr_fraction) * left
+    return min(1.0, (step + 1) / max(1, config.warmup_steps)) * decay
 
 
 def make_codec(folders: Sequence[Path], config: TrainConfig, extra: Sequence[Path] = ()) -> DialogueCodec:
@@ -154,10 +156,11 @@ class Trainer:
         on_step: Callable[[StepReport], None] = lambda _: None,
         on_checkpoint: Callable[[], None] = lambda: None,
         checkpoint_every_s: float = 300.0,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Train until the budget is used, saving on the way and at the end."""
+        """Train until the budget is used or the run is told to stop, saving on the way and at the end."""
         saved = time.monotonic()
-        while self.progress < 1.0:
+        while self.progress < 1.0 and not should_stop():
             on_step(self.train_step())
             if time.monotonic() - saved >= checkpoint_every_s:
                 self.save()

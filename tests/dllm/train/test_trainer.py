@@ -80,6 +80,14 @@ def test_a_run_ends_with_its_budget_and_leaves_a_checkpoint(data: Path, tmp_path
     assert json.loads((tmp_path / "run" / "config.json").read_text())["hidden_size"] == 32
 
 
+def test_a_run_told_to_stop_saves_first(data: Path, tmp_path: Path) -> None:
+    one = trainer(data, tmp_path / "run")
+    one.run(should_stop=lambda: one.step == 2)
+    resumed = trainer(data, tmp_path / "run")
+    resumed.restore()
+    assert resumed.step == 2
+
+
 def test_resuming_what_is_not_there_or_of_another_shape_is_an_error(data: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nothing to resume"):
         trainer(data, tmp_path / "run").restore()
@@ -100,10 +108,10 @@ def test_tokenizer_is_the_same_for_the_same_data(data: Path) -> None:
     assert one.vocab_size <= 320
 
 
-def test_learning_rate_warms_up_and_falls_to_its_floor() -> None:
+def test_learning_rate_warms_up_stays_and_falls_to_its_floor() -> None:
     factors = [learning_rate_factor(step, step / 100, CONFIG) for step in range(101)]
     assert factors[0] == pytest.approx(1 / 3, rel=0.01)
-    assert max(factors) == factors[2]
+    assert factors[2] == max(factors) == factors[60] == 1.0
     assert factors[-1] == pytest.approx(CONFIG.final_lr_fraction)
 
 
