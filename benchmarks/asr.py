@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import time
 import tomllib
 from collections.abc import Iterator
@@ -205,4 +204,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     os.nice(10)
-    sys.exit(main())
+    main()

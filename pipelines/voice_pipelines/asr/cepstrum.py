@@ -6,6 +6,7 @@ audio, longer than most turns; over a telephone line that alone raised word erro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,8 @@ Cepstrum = NDArray[np.float64]
 class MeanOptions:
     """Defaults were measured; see docs/asr.md.
 
-    Before any word is decoded, `lookahead_blocks` of audio are listened to. `prior_frames` frames of 10 ms with the `prior` mean
+    Before any word is decoded, `lookahead_blocks` of audio are listened to, or fewer when `pause_blocks` that are `pause_db` below
+    the loudest follow it: "yes" must not wait. `prior_frames` frames of 10 ms with the `prior` mean
     (its leading coefficients; the rest are 0) are taken to have come before. Blocks whose energy is more than `gate` below the
     loudest block's are silence and say nothing about the voice.
     """
@@ -30,6 +32,8 @@ class MeanOptions:
     prior_frames: float = 30.0
     prior: tuple[float, ...] = (40.0, 3.0, -1.0)
     gate: float = 12.0
+    pause_blocks: int = 3
+    pause_db: float = 15.0
 
     def __post_init__(self) -> None:
         if (
@@ -41,6 +45,16 @@ class MeanOptions:
             raise ValueError(
                 f"{self}: expected lookahead_blocks >= 0, positive prior_frames and gate, at most {COEFFICIENTS} values"
             )
+
+
+def heard_enough(levels_dbfs: Sequence[float], options: MeanOptions) -> bool:
+    """Whether decoding may begin after blocks of this loudness."""
+    if len(levels_dbfs) >= options.lookahead_blocks:
+        return True
+    tail = levels_dbfs[-options.pause_blocks :]
+    return (
+        max(tail, default=0.0) < max(levels_dbfs, default=0.0) - options.pause_db and len(tail) == options.pause_blocks
+    )
 
 
 class RunningMean:
@@ -65,4 +79,5 @@ class RunningMean:
         means, frames = np.array(self._means), np.array(self._frames)
         frames = np.where(means[:, 0] > means[:, 0].max() - self._options.gate, frames, 0.0)
         weight = self._options.prior_frames
-        return (frames @ means + weight * self._prior) / (frames.sum() + weight)
+        mean: Cepstrum = (frames @ means + weight * self._prior) / (frames.sum() + weight)
+        return mean

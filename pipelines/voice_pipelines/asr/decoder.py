@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from voice_pipelines.asr.cepstrum import Cepstrum, MeanOptions, RunningMean
+from voice_pipelines.asr.cepstrum import Cepstrum, MeanOptions, RunningMean, heard_enough
 from voice_pipelines.asr.junk import JunkOptions, believable
 from voice_pipelines.asr.model import ModelFiles
 from voiceagent.backends import INPUT_RATE_HZ, Word
@@ -78,6 +78,7 @@ class SphinxDecoder:
         self._pending = bytearray()
         self._mean = RunningMean(options.mean)
         self._is_searching = False
+        self._lookahead_bytes = 0
         self._searched_bytes = 0
         self._levels_dbfs: list[float] = []
 
@@ -85,15 +86,20 @@ class SphinxDecoder:
         """Begin an utterance; one that was not finished is dropped."""
         self.drop()
         self._mean = RunningMean(self._options.mean)
+        self._levels_dbfs = []
 
     def feed(self, pcm: bytes) -> None:
         """Take little-endian 16-bit samples at 16 kHz; whole blocks are decoded now, the rest waits."""
         self._pending += pcm
         whole = len(self._pending) - len(self._pending) % _BLOCK_BYTES
         if not self._is_searching:
-            if whole < self._options.mean.lookahead_blocks * _BLOCK_BYTES:
-                return
-            self._begin_search()
+            # Block by block, so that the search begins at the same place however the audio arrives.
+            while not heard_enough(self._levels_dbfs, self._options.mean):
+                start = len(self._levels_dbfs) * _BLOCK_BYTES
+                if start >= whole:
+                    return
+                self._levels_dbfs.append(_level_dbfs(self._pending[start : start + _BLOCK_BYTES]))
+            self._begin_search(len(self._levels_dbfs) * _BLOCK_BYTES)
         self._search(whole)
 
     def hypothesis(self) -> Hypothesis:
@@ -103,7 +109,7 @@ class SphinxDecoder:
     def finish(self) -> Hypothesis:
         """No more audio: decode what waits and return what is believable of the best path of the whole utterance."""
         if not self._is_searching:
-            self._begin_search()
+            self._begin_search(len(self._pending))
         self._search(len(self._pending))
         self._decoder.end_utt()
         self._is_searching = False
@@ -118,23 +124,23 @@ class SphinxDecoder:
             self._decoder.end_utt()
         self._is_searching = False
 
-    def _begin_search(self) -> None:
-        """Take the mean of what waits, without searching, then start the real pass over it."""
+    def _begin_search(self, lookahead_bytes: int) -> None:
+        """Take the mean of the first waiting audio, without searching, then start the real pass over it."""
         self._decoder.start_utt()
-        for block in self._blocks(self._options.mean.lookahead_blocks * _BLOCK_BYTES):
+        for block in self._blocks(lookahead_bytes):
             self._mean.add(*self._process(block, RunningMean(self._options.mean).value, no_search=True))
         self._decoder.end_utt()
         self._decoder.start_utt()
         self._is_searching = True
+        self._lookahead_bytes = lookahead_bytes
         self._searched_bytes = 0
         self._levels_dbfs = []
 
     def _search(self, size: int) -> None:
         """Decode that many of the waiting bytes."""
-        lookahead = self._options.mean.lookahead_blocks * _BLOCK_BYTES
         for block in self._blocks(size):
             measured = self._process(block, self._mean.value, no_search=False)
-            if self._searched_bytes >= lookahead:
+            if self._searched_bytes >= self._lookahead_bytes:
                 self._mean.add(*measured)
             self._searched_bytes += len(block)
             self._levels_dbfs.append(_level_dbfs(block))
@@ -157,7 +163,7 @@ class SphinxDecoder:
         return (after * (_SPHINX_PRIOR_FRAMES + frames) - _SPHINX_PRIOR_FRAMES * given) / frames, frames
 
 
-def _level_dbfs(block: bytes) -> float:
+def _level_dbfs(block: bytes | bytearray) -> float:
     samples = np.frombuffer(block, dtype="<i2").astype(np.float64) / 32_768
     return float(10 * np.log10(np.square(samples).mean() + 1e-12))
 
