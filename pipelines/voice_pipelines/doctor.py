@@ -297,9 +297,9 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def device_choice(language: str = "en") -> WhisperChoice:
-    """The recogniser that suits this machine."""
-    cuda, cuda_memory_gib = _cuda()
+def device_choice(language: str = "en", *, use_cuda: bool = True) -> WhisperChoice:
+    """The recogniser that suits this machine, or its processor alone."""
+    cuda, cuda_memory_gib = _cuda() if use_cuda else (None, 0.0)
     if cuda:
         return choose_model("cuda", available_cores(), cuda_memory_gib, language)
     return choose_model("cpu", available_cores(), _memory_gib(), language)

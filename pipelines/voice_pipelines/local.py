@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
-from voice_pipelines.models import (
-    PIPER_UPGRADE,
-    choose_model,
-    find_llm,
-    find_piper,
-    find_whisper,
-    models_folder,
-    whisper_upgrade,
-)
+from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, choose_vad
 from voice_pipelines.settings import agent_profile
 from voiceagent.agent import AgentProfile
 from voiceagent.backends import (
     BackendInfo,
+    Drafter,
     DraftEvent,
     DraftFailed,
     DraftFinished,
@@ -32,19 +21,14 @@ from voiceagent.backends import (
     DraftStepped,
     PromptTurn,
     StepPlan,
-    Synthesizer,
     Transcriber,
 )
 from voiceagent.budget import BudgetController, BudgetSettings, CostModel, Stage
 from voiceagent.clock import Clock, MonotonicClock
 from voiceagent.config import Config
 from voiceagent.conversation import Backends, Conversation
-from voiceagent.errors import ConfigError
 from voiceagent.events import ConversationEvent
 from voiceagent.session import SessionSettings
-
-if TYPE_CHECKING:
-    from voice_pipelines.adapters.diffusion import DiffusionDrafter
 
 CALIBRATION_CLAUSES = (
     "Sure.",
@@ -101,159 +85,46 @@ async def build(config: Config, *, report: Callable[[BackendInfo], None] = lambd
     """Choose and load every part, then calibrate. `report` gets each part's choice as soon as it is loaded.
 
     Raises:
-        ConfigError: If the configuration asks for something that is not there.
-        BackendError: If a model cannot be loaded.
+        ConfigError: If the configuration asks for something that is not there; said before anything is loaded.
+        BackendError: If a model cannot be loaded. What was loaded before it is closed again.
     """
-    from voice_pipelines.adapters.silero import SileroDetector
-
     agent = agent_profile(config)
-    if config.models.vad != "silero":
-        raise ConfigError("models.vad", config.models.vad, "`silero`, the only voice detector there is")
-    vad = SileroDetector()
-    report(vad.info)
-    # The recogniser's worker processes load while this process loads the language model.
-    asr_loading = asyncio.create_task(_load_asr(config))
-    try:
-        llm = await asyncio.to_thread(_load_llm, config)
+    load_vad, load_asr = choose_vad(config), choose_asr(config)
+    load_llm, load_tts = choose_llm(config), choose_tts(config)
+    async with contextlib.AsyncExitStack() as loaded:
+        vad = load_vad()
+        loaded.push_async_callback(vad.aclose)
+        report(vad.info)
+        # The recogniser's worker processes load while this process loads the language model.
+        asr_loading = asyncio.create_task(load_asr())
+        loaded.push_async_callback(_close_loading, asr_loading)
+        llm = await asyncio.to_thread(load_llm)
+        loaded.push_async_callback(llm.aclose)
         asr = await asr_loading
-    except BaseException:
-        asr_loading.cancel()
-        await asyncio.gather(asr_loading, return_exceptions=True)
-        raise
-    report(asr.info)
-    report(llm.info)
-    tts = await asyncio.to_thread(_load_tts, config)
-    report(tts.info)
-    budget = BudgetController(_with_floor(config, llm), CostModel(), llm.quality_curve)
-    runtime = LocalRuntime(config, agent, Backends(vad, asr, llm, tts), budget, MonotonicClock())
-    await calibrate(runtime)
+        report(asr.info)
+        report(llm.info)
+        tts = await asyncio.to_thread(load_tts)
+        loaded.push_async_callback(tts.aclose)
+        report(tts.info)
+        budget = BudgetController(_with_floor(config, llm), CostModel(), llm.quality_curve)
+        runtime = LocalRuntime(config, agent, Backends(vad, asr, llm, tts), budget, MonotonicClock())
+        await calibrate(runtime)
+        loaded.pop_all()
     return runtime
 
 
-def _with_floor(config: Config, llm: DiffusionDrafter) -> BudgetSettings:
+async def _close_loading(loading: asyncio.Task[Transcriber]) -> None:
+    """Close a recogniser whether or not it has come up; its own error, if any, is told by whoever awaits it."""
+    loading.cancel()
+    with contextlib.suppress(asyncio.CancelledError, Exception):
+        await (await loading).aclose()
+
+
+def _with_floor(config: Config, llm: Drafter) -> BudgetSettings:
     """The configured limits, with the model's own floor: below it a reply is not worth hearing, however late it is."""
     limits = config.budget.settings()
     floor = min(max(limits.min_steps, llm.min_steps), limits.max_steps)
     return replace(limits, min_steps=floor)
-
-
-def root_folder(config: Config) -> Path:
-    """Where fetched models are."""
-    return Path(config.models.folder).expanduser() if config.models.folder else models_folder()
-
-
-def device_of(config: Config) -> str:
-    """The device that the configuration means; `auto` is CUDA where there is one."""
-    import torch
-
-    if config.models.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return config.models.device
-
-
-async def _load_asr(config: Config) -> Transcriber:
-    from voice_pipelines.adapters.pocketsphinx import PocketSphinxTranscriber
-    from voice_pipelines.adapters.whisper import FasterWhisperTranscriber
-    from voice_pipelines.asr.vocabulary import Vocabulary
-
-    wanted = config.models.asr
-    language = config.agent.language
-    choice = choose_model(_whisper_device(config), os.cpu_count() or 1, _free_memory_gib(), language)
-    vocabulary = Vocabulary(config.vocabulary.phrases, config.vocabulary.slots) if config.vocabulary.phrases else None
-    if wanted not in ("auto", "pocketsphinx") and not wanted.startswith(("whisper", "faster-whisper")):
-        raise ConfigError("models.asr", wanted, "`auto`, `pocketsphinx`, `faster-whisper` or `faster-whisper:SIZE`")
-    if wanted != "pocketsphinx":
-        _, _, size = wanted.partition(":")
-        found = find_whisper(root_folder(config), choice, language)
-        if size:
-            folder = root_folder(config) / "whisper" / size
-            if not (folder / "model.bin").is_file():
-                raise ConfigError("models.asr", wanted, f"a fetched model; run: voiceagent models fetch whisper-{size}")
-            info = BackendInfo("asr", f"faster-whisper {size}", "chosen in the configuration")
-            return await asyncio.to_thread(
-                FasterWhisperTranscriber.load, folder, choice, info, vocabulary=hot_words(config), language=language
-            )
-        if found is not None:
-            return await asyncio.to_thread(
-                FasterWhisperTranscriber.load,
-                found.path,
-                choice,
-                found.info,
-                vocabulary=hot_words(config),
-                language=language,
-            )
-        if wanted != "auto":
-            raise ConfigError("models.asr", wanted, f"a fetched model; run: {whisper_upgrade(choice)}")
-    if language != "en":
-        raise ConfigError(
-            "agent.language", language, "'en': the PocketSphinx fallback knows English only; fetch Whisper"
-        )
-    return await PocketSphinxTranscriber.create(vocabulary)
-
-
-def hot_words(config: Config) -> tuple[str, ...]:
-    """Words that Whisper should expect: the entries of the vocabulary's slots that are plain phrases."""
-    entries = (entry for slot in config.vocabulary.slots.values() for entry in slot)
-    return tuple(dict.fromkeys(entry for entry in entries if not set("{}[]()|") & set(entry)))
-
-
-def _whisper_device(config: Config) -> Literal["cpu", "cuda"]:
-    import ctranslate2
-
-    return "cuda" if config.models.device in ("auto", "cuda") and ctranslate2.get_cuda_device_count() else "cpu"
-
-
-def _free_memory_gib() -> float:
-    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    return pages * size / 2**30
-
-
-def _load_llm(config: Config) -> DiffusionDrafter:
-    import torch
-
-    from dllm import loader
-    from voice_pipelines.adapters.diffusion import DiffusionDrafter
-
-    wanted = config.models.llm
-    device = device_of(config)
-    if config.models.threads:
-        torch.set_num_threads(config.models.threads)
-    elif device == "cpu":
-        torch.set_num_threads(max((os.cpu_count() or 2) - 1, 1))
-    if wanted in ("auto", "builtin"):
-        checkpoint = loader.load(None, device)
-        size = sum(parameter.numel() for parameter in checkpoint.model.parameters()) / 1e6
-        info = BackendInfo(
-            "llm",
-            f"built-in diffusion model, {size:.1f} M parameters on {device}",
-            "chosen in the configuration" if wanted == "builtin" else "no other model is configured (models.llm)",
-        )
-        return DiffusionDrafter(checkpoint, info)
-    path = Path(wanted).expanduser()
-    if not path.is_dir():
-        found = find_llm(root_folder(config), wanted) if "/" in wanted else None
-        if found is None:
-            raise ConfigError("models.llm", wanted, "`auto`, `builtin`, a checkpoint folder or a fetched hub id")
-        path = found
-    checkpoint = loader.load(path, device)
-    return DiffusionDrafter(checkpoint, BackendInfo("llm", f"{path.name} on {device}", "chosen in the configuration"))
-
-
-def _load_tts(config: Config) -> Synthesizer:
-    from voice_pipelines.adapters.espeak import EspeakSynthesizer
-    from voice_pipelines.adapters.piper import PiperSynthesizer
-
-    wanted = config.models.tts
-    kind, _, voice = wanted.partition(":")
-    if kind not in ("auto", "piper", "espeak"):
-        raise ConfigError("models.tts", wanted, "`auto`, `espeak`, `piper` or `piper:VOICE`")
-    if kind != "espeak":
-        found = find_piper(root_folder(config), voice or None)
-        if found is not None:
-            return PiperSynthesizer.load(found.path, found.info)
-        if kind == "piper":
-            raise ConfigError("models.tts", wanted, f"a fetched voice; run: {PIPER_UPGRADE}")
-    return EspeakSynthesizer()
 
 
 async def calibrate(runtime: LocalRuntime) -> None:
@@ -275,10 +146,10 @@ async def calibrate(runtime: LocalRuntime) -> None:
             await _time_draft(runtime, DraftRequest(f"calibration-{width}", prompt, _calibration_plan(runtime, width)))
         backends.llm.forget(f"calibration-{width}")
     for clause in CALIBRATION_CLAUSES * 2:
-        asked = time.monotonic()
+        asked = runtime.clock.now()
         async with contextlib.aclosing(backends.tts.speak(clause)) as audio:
             async for _ in audio:
-                costs.observe(Stage.TTS, time.monotonic() - asked, len(clause))
+                costs.observe(Stage.TTS, runtime.clock.now() - asked, len(clause))
                 break
 
 

@@ -1,0 +1,202 @@
+"""Which models a configuration means on this machine, known before any of them is loaded.
+
+Each function looks at the configuration and at what is on disk, and returns how to load its choice. `auto` never downloads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from voice_pipelines.doctor import available_cores, device_choice
+from voice_pipelines.download import FetchError
+from voice_pipelines.models import (
+    PIPER_UPGRADE,
+    FoundModel,
+    find_llm,
+    find_piper,
+    find_whisper,
+    is_whisper,
+    models_folder,
+    whisper_upgrade,
+)
+from voiceagent.backends import BackendInfo, Synthesizer, Transcriber, VoiceDetector
+from voiceagent.config import Config
+from voiceagent.errors import BackendError, ConfigError
+
+if TYPE_CHECKING:
+    from voice_pipelines.adapters.diffusion import DiffusionDrafter
+
+LoadTranscriber: TypeAlias = Callable[[], Coroutine[Any, Any, Transcriber]]
+
+
+def root_folder(config: Config) -> Path:
+    """Where fetched models are."""
+    return Path(config.models.folder).expanduser() if config.models.folder else models_folder()
+
+
+def device_of(config: Config) -> str:
+    """The language model's device; `auto` is CUDA where there is one.
+
+    Raises:
+        ConfigError: If `models.device` asks for a CUDA device that is not there.
+    """
+    import torch
+
+    wanted = config.models.device
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError("models.device", wanted, "`auto` or `cpu`: PyTorch finds no CUDA device here")
+    return wanted
+
+
+def choose_vad(config: Config) -> Callable[[], VoiceDetector]:
+    """Silero, the only one.
+
+    Raises:
+        ConfigError: If `models.vad` is not one of ours.
+    """
+    from voice_pipelines.adapters.silero import SileroDetector
+
+    if config.models.vad != "silero":
+        raise ConfigError("models.vad", config.models.vad, "`silero`, the only voice detector there is")
+    return SileroDetector
+
+
+def choose_asr(config: Config) -> LoadTranscriber:
+    """A fetched Whisper, else PocketSphinx on the agent's vocabulary, unless `models.asr` names one of them.
+
+    Raises:
+        ConfigError: If `models.asr` is unknown or names a Whisper that was not fetched, or if only the fallback is there and the
+            agent does not speak English.
+    """
+    wanted, language = config.models.asr, config.agent.language
+    kind, _, size = wanted.partition(":")
+    if kind not in ("auto", "pocketsphinx", "whisper", "faster-whisper") or (size and not kind.endswith("whisper")):
+        raise ConfigError("models.asr", wanted, "`auto`, `pocketsphinx`, `faster-whisper` or `faster-whisper:SIZE`")
+    if kind != "pocketsphinx":
+        whisper = _choose_whisper(config, size)
+        if whisper is not None:
+            return whisper
+    if language != "en":
+        raise ConfigError(
+            "agent.language", language, "'en': the PocketSphinx fallback knows English only; fetch Whisper"
+        )
+
+    async def load() -> Transcriber:
+        from voice_pipelines.adapters.pocketsphinx import PocketSphinxTranscriber
+        from voice_pipelines.asr.vocabulary import Vocabulary
+
+        phrases = config.vocabulary.phrases
+        return await PocketSphinxTranscriber.create(Vocabulary(phrases, config.vocabulary.slots) if phrases else None)
+
+    return load
+
+
+def _choose_whisper(config: Config, size: str) -> LoadTranscriber | None:
+    """The Whisper of that size, or the one that suits the machine; None when `auto` finds none on disk."""
+    root, language = root_folder(config), config.agent.language
+    choice = device_choice(language, use_cuda=config.models.device.startswith(("auto", "cuda")))
+    found: FoundModel | None
+    if size:
+        path = root / "whisper" / size
+        info = BackendInfo("asr", f"faster-whisper {size}", "chosen in the configuration")
+        found = FoundModel(size, path, info) if is_whisper(path) else None
+    else:
+        found = find_whisper(root, choice, language)
+    if found is None:
+        if config.models.asr == "auto":
+            return None
+        command = f"voiceagent models fetch whisper-{size}" if size else whisper_upgrade(choice)
+        raise ConfigError("models.asr", config.models.asr, f"a fetched model; run: {command}")
+    path, info = found.path, found.info
+
+    async def load() -> Transcriber:
+        from voice_pipelines.adapters.whisper import FasterWhisperTranscriber
+        from voice_pipelines.asr.vocabulary import Vocabulary
+
+        words = Vocabulary(config.vocabulary.phrases, config.vocabulary.slots).hot_words()
+        return await asyncio.to_thread(
+            FasterWhisperTranscriber.load, path, choice, info, vocabulary=words, language=language
+        )
+
+    return load
+
+
+def choose_llm(config: Config) -> Callable[[], DiffusionDrafter]:
+    """The built-in model unless `models.llm` names a checkpoint folder or a fetched model.
+
+    Raises:
+        ConfigError: If it names neither. What is in the folder is seen when it is loaded, which raises `BackendError`.
+    """
+    wanted = config.models.llm
+    if wanted in ("auto", "builtin"):
+        reason = "chosen in the configuration" if wanted == "builtin" else "no other model is configured (models.llm)"
+        return lambda: _load_llm(config, None, reason)
+    path = Path(wanted).expanduser()
+    if not path.is_dir():
+        found = _fetched_llm(config)
+        if found is None:
+            raise ConfigError("models.llm", wanted, "`auto`, `builtin`, a checkpoint folder or a fetched model")
+        path = found
+    return lambda: _load_llm(config, path, "chosen in the configuration")
+
+
+def _fetched_llm(config: Config) -> Path | None:
+    try:
+        return find_llm(root_folder(config), config.models.llm)
+    except FetchError:  # no name of a model at all
+        return None
+
+
+def _load_llm(config: Config, path: Path | None, reason: str) -> DiffusionDrafter:
+    import torch
+
+    from dllm import loader
+    from dllm.errors import DllmError
+    from voice_pipelines.adapters.diffusion import DiffusionDrafter
+
+    device = device_of(config)
+    if config.models.threads:
+        torch.set_num_threads(config.models.threads)
+    elif device == "cpu":
+        # The other core listens and speaks meanwhile.
+        torch.set_num_threads(max(available_cores() - 1, 1))
+    try:
+        checkpoint = loader.load(path, device)
+    except (DllmError, RuntimeError) as error:  # RuntimeError: torch has no such device, or no memory on it
+        raise BackendError("llm", f"could not load {config.models.llm!r} on {device}: {error}") from error
+    size = sum(parameter.numel() for parameter in checkpoint.model.parameters()) / 1e6
+    name = "built-in diffusion model" if path is None else path.name
+    return DiffusionDrafter(checkpoint, BackendInfo("llm", f"{name}, {size:.1f} M parameters on {device}", reason))
+
+
+def choose_tts(config: Config) -> Callable[[], Synthesizer]:
+    """A fetched Piper voice, else eSpeak NG, unless `models.tts` names one of them.
+
+    Raises:
+        ConfigError: If `models.tts` is unknown or names a voice that was not fetched.
+    """
+    from voice_pipelines.adapters.espeak import EspeakSynthesizer
+
+    wanted = config.models.tts
+    kind, _, voice = wanted.partition(":")
+    if kind not in ("auto", "piper", "espeak") or (voice and kind != "piper"):
+        raise ConfigError("models.tts", wanted, "`auto`, `espeak`, `piper` or `piper:VOICE`")
+    found = None if kind == "espeak" else find_piper(root_folder(config), voice or None)
+    if found is not None:
+        return functools.partial(_load_piper, found)
+    if kind == "piper":
+        command = f"voiceagent models fetch {voice}" if voice else PIPER_UPGRADE
+        raise ConfigError("models.tts", wanted, f"a fetched voice; run: {command}")
+    return EspeakSynthesizer
+
+
+def _load_piper(voice: FoundModel) -> Synthesizer:
+    from voice_pipelines.adapters.piper import PiperSynthesizer
+
+    return PiperSynthesizer.load(voice.path, voice.info)

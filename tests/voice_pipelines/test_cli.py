@@ -1,0 +1,143 @@
+"""The `voiceagent` command, in this process: what it prints and how it ends."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from voice_pipelines.cli import main, print_info
+from voice_pipelines.models import CATALOGUE
+from voice_pipelines.soundfiles import write_sound
+from voiceagent.backends import BackendInfo
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("VOICEAGENT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("VOICEAGENT_MODELS", str(tmp_path / "models"))
+
+
+def silent_file(folder: Path) -> Path:
+    path = folder / "silence.wav"
+    write_sound(path, np.zeros(1600, np.float32), 16_000)
+    return path
+
+
+def test_the_doctor_says_a_line_for_each_part_and_what_to_do(capsys: Capture) -> None:
+    code = main(["doctor", "--set", "server.port=0"])
+    lines = capsys.readouterr().out.splitlines()
+    assert code == int(any(line.startswith("fail") for line in lines))
+    for part in ("Python", "packages", "devices", "recognition", "voice", "language model", "port", "TLS"):
+        assert any(f"{part}: " in line for line in lines), part
+    assert any("voiceagent models fetch whisper-" in line for line in lines)
+
+
+def test_the_doctor_looks_at_the_configuration_it_is_given(capsys: Capture, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        mine = tmp_path / "mine.toml"
+        mine.write_text(f"[server]\nport = {port}\n", encoding="utf-8")
+        assert main(["doctor", "--config", str(mine)]) == 1
+    assert f"127.0.0.1:{port}" in capsys.readouterr().out
+
+
+def test_models_are_listed_with_those_on_disk_marked(capsys: Capture, tmp_path: Path) -> None:
+    folder = tmp_path / "models" / CATALOGUE["whisper-tiny.en"].place
+    folder.mkdir(parents=True)
+    assert main(["models", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    marked = [line.split()[1] for line in lines if line.startswith("  * ")]
+    assert marked == ["whisper-tiny.en"]
+    assert str(tmp_path / "models") in lines[0]
+    assert {line[4:].split()[0] for line in lines[1:-1]} == set(CATALOGUE)
+
+
+def test_fetching_an_unknown_model_names_the_known_ones(capsys: Capture) -> None:
+    assert main(["models", "fetch", "whisper-gigantic"]) == 2
+    error = capsys.readouterr().err
+    assert "'whisper-gigantic'" in error and all(name in error for name in CATALOGUE)
+
+
+def test_fetching_a_model_that_is_there_needs_no_network(capsys: Capture, tmp_path: Path) -> None:
+    folder = tmp_path / "models" / CATALOGUE["piper"].place
+    folder.mkdir(parents=True)
+    assert main(["models", "fetch", "piper"]) == 0
+    assert str(folder) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("turn.silence_s=99", "turn.silence_s = '99': expected seconds from 0.05 to 10"),
+        ("turn.silence_s=soon", "turn.silence_s = 'soon'"),
+        ("turn.silense_s=1", "did you mean turn.silence_s"),
+        ("nonsense", "nonsense"),
+        ("preset=nowhere", "preset = 'nowhere': expected one of cafe, open"),
+        ("models.llm=nowhere", "models.llm = 'nowhere'"),
+        ("notes.function=no.such:thing", "notes.function = 'no.such:thing'"),
+    ],
+)
+@pytest.mark.parametrize("command", [["run"], ["serve"], ["say", "recording.wav"]])
+def test_a_bad_setting_is_named_and_nothing_starts(
+    capsys: Capture, tmp_path: Path, command: list[str], assignment: str, expected: str
+) -> None:
+    command = [str(silent_file(tmp_path)) if word == "recording.wav" else word for word in command]
+    assert main([*command, "--set", assignment]) == 2
+    captured = capsys.readouterr()
+    assert expected in captured.err and captured.err.startswith(f"voiceagent {command[0]}: ")
+    assert captured.out == "" and "Traceback" not in captured.err
+
+
+def test_a_missing_file_and_a_missing_preset_are_named(capsys: Capture, tmp_path: Path) -> None:
+    assert main(["run", "--config", str(tmp_path / "none.toml")]) == 2
+    assert "none.toml" in capsys.readouterr().err
+    assert main(["run", "--preset", str(tmp_path / "none.toml")]) == 2
+    assert "none.toml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--host", "0.0.0.0"], "loopback address as long as no api_key is set"),
+        (["--port", "70000"], "server.port = '70000': expected an integer from 0 to 65535"),
+        (["--tls-cert", "cert.pem"], "tls_key"),
+    ],
+)
+def test_an_address_that_may_not_be_served_is_refused_before_models_load(
+    capsys: Capture, options: list[str], expected: str
+) -> None:
+    assert main(["run", *options]) == 2
+    captured = capsys.readouterr()
+    assert expected in captured.err and captured.out == ""
+
+
+def test_a_key_is_never_printed(capsys: Capture) -> None:
+    assert main(["run", "--api-key", "not a token, too secret"]) == 2
+    captured = capsys.readouterr()
+    assert "secret" not in captured.out + captured.err
+
+
+def test_each_part_has_its_line_with_what_would_be_better(capsys: Capture) -> None:
+    print_info(BackendInfo("asr", "pocketsphinx", "nothing else on disk", "voiceagent models fetch whisper-tiny.en"))
+    print_info(BackendInfo("vad", "Silero", "the only one"))
+    assert capsys.readouterr().out.splitlines() == [
+        "ASR: pocketsphinx (nothing else on disk; better: voiceagent models fetch whisper-tiny.en)",
+        "VAD: Silero (the only one)",
+    ]
+
+
+@pytest.mark.parametrize("words", [[], ["dance"], ["models"], ["say"], ["run", "--port"]])
+def test_a_command_that_is_none_shows_its_usage(capsys: Capture, words: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "usage: voiceagent" in capsys.readouterr().err

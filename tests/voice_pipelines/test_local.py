@@ -1,0 +1,155 @@
+"""What a configuration makes of the models on disk, and how the runtime comes up and learns its speed."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import run_async
+from tests.voice_pipelines.tiny_piper import make_tiny_piper
+from tests.voice_pipelines.tiny_whisper import make_tiny_whisper
+from tests.voiceagent.standins import LevelDetector, ScriptedDrafter, ScriptedTranscriber, ToneSynthesizer
+from voice_pipelines import settings
+from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, device_of
+from voice_pipelines.local import LocalRuntime, build, calibrate
+from voiceagent.agent import AgentProfile
+from voiceagent.backends import BackendInfo
+from voiceagent.budget import BudgetController, CostModel, Stage
+from voiceagent.clock import Clock, ManualClock, MonotonicClock
+from voiceagent.config import Config
+from voiceagent.conversation import Backends
+from voiceagent.errors import BackendError, ConfigError
+
+
+def configure(folder: Path, *assignments: str) -> Config:
+    return settings.load(assignments=[f"models.folder={folder}", *assignments])
+
+
+# --- choices ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("models.vad=webrtc", "expected `silero`"),
+        ("models.asr=kaldi", "expected `auto`, `pocketsphinx`, `faster-whisper` or `faster-whisper:SIZE`"),
+        ("models.asr=faster-whisperer", "expected `auto`"),
+        ("models.asr=pocketsphinx:large", "expected `auto`"),
+        ("models.asr=faster-whisper", "voiceagent models fetch whisper-"),
+        ("models.asr=whisper:small.en", "voiceagent models fetch whisper-small.en"),
+        ("models.llm=gpt", "a checkpoint folder or a fetched model"),
+        ("models.llm=llada-8b", "a checkpoint folder or a fetched model"),
+        ("models.llm=some/where", "a checkpoint folder or a fetched model"),
+        ("models.tts=festival", "expected `auto`, `espeak`, `piper` or `piper:VOICE`"),
+        ("models.tts=espeak:whisper", "expected `auto`"),
+        ("models.tts=piper", "voiceagent models fetch piper"),
+        ("models.tts=piper:de_DE-thorsten-medium", "voiceagent models fetch de_DE-thorsten-medium"),
+        ("agent.language=de", "the PocketSphinx fallback knows English only; fetch Whisper"),
+    ],
+)
+def test_a_model_that_is_not_there_is_named_before_any_is_loaded(
+    tmp_path: Path, assignment: str, expected: str
+) -> None:
+    loaded: list[BackendInfo] = []
+    key, _, value = assignment.partition("=")
+    with pytest.raises(ConfigError) as caught:
+        run_async(build(configure(tmp_path, assignment), report=loaded.append))
+    assert (caught.value.key, caught.value.value) == (key, value)
+    assert expected in str(caught.value)
+    assert loaded == []
+
+
+def test_a_cuda_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert device_of(configure(tmp_path)) == "cpu"
+    assert device_of(configure(tmp_path, "models.device=mps")) == "mps"
+    with pytest.raises(ConfigError, match="no CUDA device"):
+        device_of(configure(tmp_path, "models.device=cuda"))
+
+
+def test_a_folder_without_a_checkpoint_is_a_readable_error(tmp_path: Path) -> None:
+    load = choose_llm(configure(tmp_path, f"models.llm={tmp_path}", "models.device=cpu"))
+    with pytest.raises(BackendError, match=r"llm: could not load .*config\.json: no such file"):
+        load()
+
+
+def test_auto_takes_the_voice_that_was_fetched(tmp_path: Path) -> None:
+    assert choose_tts(configure(tmp_path))().info.name == "espeak"
+    make_tiny_piper(tmp_path / "piper" / "en_US-clicks-medium")
+    for name in ("auto", "piper", "piper:en_US-clicks-medium"):
+        voice = choose_tts(configure(tmp_path, f"models.tts={name}"))()
+        assert voice.info.name == "Piper en_US-clicks-medium" and voice.info.reason
+        run_async(voice.aclose())
+    assert choose_tts(configure(tmp_path, "models.tts=espeak"))().info.name == "espeak"
+
+
+def test_auto_takes_the_whisper_that_was_fetched(tmp_path: Path) -> None:
+    (tmp_path / "whisper").mkdir()
+    make_tiny_whisper(tmp_path / "made").rename(tmp_path / "whisper" / "tiny.en")
+
+    async def name_of(asr: str) -> str:
+        transcriber = await choose_asr(configure(tmp_path, f"models.asr={asr}", "models.device=cpu"))()
+        await transcriber.aclose()
+        return transcriber.info.name
+
+    assert run_async(name_of("auto"), timeout_s=120.0).startswith("faster-whisper tiny.en")
+    assert run_async(name_of("faster-whisper:tiny.en"), timeout_s=120.0) == "faster-whisper tiny.en"
+
+
+# --- coming up --------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_loaded_before_a_failure_is_closed_again(tmp_path: Path) -> None:
+    voice = make_tiny_piper(tmp_path / "piper" / "en_US-clicks-medium")
+    voice.write_bytes(b"no network")
+    before = set(threading.enumerate())
+    loaded: list[str] = []
+    config = configure(tmp_path, "models.device=cpu", "models.asr=pocketsphinx")
+    with pytest.raises(BackendError, match="tts: "):
+        run_async(build(config, report=lambda info: loaded.append(info.part)), timeout_s=300.0)
+    assert loaded == ["vad", "asr", "llm"]
+    assert not any(thread.name == "diffusion-engine" for thread in set(threading.enumerate()) - before)
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+
+def made_of(clock: Clock, drafter: ScriptedDrafter) -> LocalRuntime:
+    backends = Backends(LevelDetector(), ScriptedTranscriber(), drafter, ToneSynthesizer())
+    return LocalRuntime(Config(), AgentProfile("test"), backends, BudgetController(costs=CostModel()), clock)
+
+
+def test_calibration_fills_the_cost_model_with_what_was_measured() -> None:
+    async def main() -> tuple[LocalRuntime, ScriptedDrafter]:
+        clock = ManualClock(10.0)
+        drafter = ScriptedDrafter(clock, "One large coffee with milk.", steps=4, step_s=0.012)
+        runtime = made_of(clock, drafter)
+        calibrating = asyncio.create_task(calibrate(runtime))
+        while not calibrating.done():
+            await clock.advance(0.004)
+        await calibrating
+        return runtime, drafter
+
+    runtime, drafter = run_async(main())
+    costs = runtime.budget.costs
+    # Two drafts for each of two widths; the first of a draft's four steps does not count.
+    assert costs.observations(Stage.STEP) == 2 * 2 * 3
+    for width in drafter.canvas_widths:
+        assert costs.predict(Stage.STEP, width).p95 == pytest.approx(0.012)
+    assert costs.observations(Stage.PREFILL) == 4
+    assert costs.observations(Stage.TTS) == 6
+    assert costs.observations(Stage.ASR) == 0, "only real speech shows it"
+    assert {draft.request.plan.canvas_width for draft in drafter.drafts} == set(drafter.canvas_widths)
+    assert set(drafter.forgotten) == {draft.request.conversation_id for draft in drafter.drafts}
+
+
+def test_a_model_that_cannot_draft_is_told_at_the_start() -> None:
+    async def main() -> None:
+        clock = MonotonicClock()
+        await calibrate(made_of(clock, ScriptedDrafter(clock, BackendError("llm", "out of memory"))))
+
+    with pytest.raises(BackendError, match="llm: out of memory"):
+        run_async(main())
