@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import soundfile
@@ -22,20 +21,7 @@ from playwright.sync_api import BrowserType, ConsoleMessage, Page, ViewportSize
 
 LISTENS = "listens on "
 MICROPHONE_RATE_HZ = 48_000
-
-
-@dataclass(frozen=True)
-class Look:
-    """The screen that the page is on."""
-
-    width: int = 1280
-    height: int = 800
-    scheme: Literal["light", "dark"] = "light"
-    scale: float = 1.0
-    is_phone: bool = False
-
-
-LAPTOP = Look()
+LAPTOP = ViewportSize(width=1280, height=800)
 
 
 @contextmanager
@@ -125,7 +111,7 @@ class OpenPage:
     page: Page
     complaints: list[str] = field(default_factory=list)
 
-    def wait_for_state(self, name: str, value: str, timeout_s: float = 30.0) -> None:
+    def wait_for_state(self, name: str, value: str, timeout_s: float = 60.0) -> None:
         """Until the page's `data-<name>` has been `value`, however briefly: an observer sees what polling would miss."""
         self.page.evaluate(
             """([name, value, timeoutMs]) => new Promise((resolve, reject) => {
@@ -165,7 +151,7 @@ def open_page(
     profile: Path,
     *,
     microphone: Path | None,
-    look: Look = LAPTOP,
+    scale: float = 1.0,
 ) -> Iterator[OpenPage]:
     """The page at `address` in a fresh browser. A microphone of None means that its use is refused."""
     arguments = [
@@ -188,11 +174,8 @@ def open_page(
         executable_path=executable,
         headless=True,
         args=arguments,
-        viewport=ViewportSize(width=look.width, height=look.height),
-        color_scheme=look.scheme,
-        device_scale_factor=look.scale,
-        is_mobile=look.is_phone,
-        has_touch=look.is_phone,
+        viewport=LAPTOP,
+        device_scale_factor=scale,
     )
     try:
         page = context.pages[0]

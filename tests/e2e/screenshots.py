@@ -1,6 +1,7 @@
 """Takes the pictures of the page for the README: `python -m tests.e2e.screenshots docs/images`.
 
-A real server, a real browser and two recorded orders; each picture shows the page a moment after the second reply began.
+A real server, a real browser and recorded orders; the pictures show the page while it answers the second. The times in them
+are those of the machine at that moment: take them on one that has nothing else to do.
 """
 
 from __future__ import annotations
@@ -8,22 +9,28 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
+from typing import Literal
 
-from playwright.sync_api import BrowserType, Page, expect, sync_playwright
+from playwright.sync_api import ViewportSize, expect, sync_playwright
 
 from tests.conftest import DATA, find_chromium
-from tests.e2e.browser import Look, Speech, microphone_file, open_page, running_server
+from tests.e2e.browser import LAPTOP, Speech, microphone_file, open_page, running_server
 
-ORDERS = ("order/00e09cf0-a01d-453e-9b89-dc6e6d31d362.flac", "order/02b77977-ada7-4f37-a1b3-8cb433c8c8da.flac")
-GREETING_S = 6.0
-REPLY_S = 9.0
-PATIENCE_MS = 60_000
+ORDERS = (
+    "order/02b77977-ada7-4f37-a1b3-8cb433c8c8da.flac",
+    "order/05ae073e-842f-4492-9fdc-e8a5bba5ace0.flac",
+    "order/00e09cf0-a01d-453e-9b89-dc6e6d31d362.flac",
+)
+GREETING_S = 8.0
+REPLY_S = 12.0
+PATIENCE_MS = 120_000
+PHONE = ViewportSize(width=390, height=844)
 
-LOOKS = {
-    "page-laptop-light": Look(scheme="light", scale=2),
-    "page-laptop-dark": Look(scheme="dark", scale=2),
-    "page-phone-light": Look(390, 844, "light", 2, is_phone=True),
-    "page-phone-dark": Look(390, 844, "dark", 2, is_phone=True),
+LOOKS: dict[str, tuple[ViewportSize, Literal["light", "dark"]]] = {
+    "page-laptop-light": (LAPTOP, "light"),
+    "page-laptop-dark": (LAPTOP, "dark"),
+    "page-phone-light": (PHONE, "light"),
+    "page-phone-dark": (PHONE, "dark"),
 }
 
 
@@ -34,28 +41,19 @@ def main(folder: Path) -> None:
         raise SystemExit("no Chromium is installed")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch, running_server() as address, sync_playwright() as playwright:
-        first, second = (Speech.find(DATA, name) for name in ORDERS)
-        microphone = microphone_file(Path(scratch) / "orders.wav", [GREETING_S, first, REPLY_S, second, 60.0])
-        for name, look in LOOKS.items():
-            page_picture(
-                playwright.chromium, executable, address, Path(scratch) / name, microphone, look, folder / f"{name}.png"
-            )
-
-
-def page_picture(
-    chromium: BrowserType, executable: str, address: str, profile: Path, microphone: Path, look: Look, target: Path
-) -> None:
-    with open_page(chromium, executable, address, profile, microphone=microphone, look=look) as opened:
-        page: Page = opened.page
-        page.click("#talk")
-        agent = page.locator("#log .line-agent")
-        expect(agent).to_have_count(3, timeout=PATIENCE_MS)
-        opened.wait_for_state("phase", "speaking")
-        expect(page.locator("#page-p50")).not_to_have_text("–", timeout=PATIENCE_MS)
-        # The dot of the second answer: its first audible sample was heard.
-        expect(page.locator("#history .column")).to_have_count(2, timeout=PATIENCE_MS)
-        page.screenshot(path=target)
-        print(target)
+        parts = [part for name in ORDERS for part in (Speech.find(DATA, name), REPLY_S)]
+        microphone = microphone_file(Path(scratch) / "orders.wav", [GREETING_S, *parts, 60.0])
+        profile = Path(scratch) / "profile"
+        with open_page(playwright.chromium, executable, address, profile, microphone=microphone, scale=2) as opened:
+            page = opened.page
+            page.click("#talk")
+            # The dot of the second answer: its first audible sample was heard.
+            expect(page.locator("#history .column:nth-child(2) .page")).to_be_attached(timeout=PATIENCE_MS)
+            for name, (viewport, scheme) in LOOKS.items():
+                page.set_viewport_size(viewport)
+                page.emulate_media(color_scheme=scheme)
+                page.screenshot(path=folder / f"{name}.png")
+                print(folder / f"{name}.png")
 
 
 if __name__ == "__main__":

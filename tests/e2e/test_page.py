@@ -17,7 +17,9 @@ from tests.e2e.browser import OpenPage, Speech, microphone_file, open_page, runn
 
 pytestmark = pytest.mark.browser
 
-PATIENCE_MS = 30_000
+PATIENCE_MS = 60_000
+"""Two busy cores take their time; every wait ends as soon as its condition holds."""
+
 ORDER = "order/00e09cf0-a01d-453e-9b89-dc6e6d31d362.flac"
 """A caller asks for an iced coffee."""
 
@@ -82,14 +84,12 @@ def saved_record(opened: OpenPage) -> Any:
 
 def test_a_spoken_order_is_transcribed_and_answered_aloud(open_with: OpenWith, data_dir: Path, tmp_path: Path) -> None:
     order = Speech.find(data_dir, ORDER)
-    opened = open_with(microphone_file(tmp_path / "order.wav", [8.0, order, 60.0]))
+    opened = open_with(microphone_file(tmp_path / "order.wav", [10.0, order, 60.0]))
     page = opened.page
 
     page.click("#talk")
-    wait_for_reply(opened, 1)  # the greeting
-    opened.wait_for_state("phase", "hearing")
-    opened.wait_for_state("phase", "speaking")
-    wait_for_reply(opened, 2)
+    wait_for_reply(opened, 2)  # the greeting, and what is said to the order
+    expect(page.locator("#app")).to_have_attribute("data-audible-items", re.compile(r"^\S+ \S+$"), timeout=PATIENCE_MS)
 
     heard = " ".join(opened.lines("user")).lower().split()
     expected = order.text.split()
@@ -100,7 +100,6 @@ def test_a_spoken_order_is_transcribed_and_answered_aloud(open_with: OpenWith, d
     expect(page.locator("#waterfall .stage").first).to_be_visible(timeout=PATIENCE_MS)
     expect(page.locator("#server-p50")).not_to_have_text("–", timeout=PATIENCE_MS)
     assert float(opened.state("loudest") or 0) > 0.01
-    assert len((opened.state("audible-items") or "").split()) == 2
     expect(page.locator("#draft-counter")).to_have_text(re.compile(r"step \d+ of \d+"))
     expect(page.locator("#draft-tokens .is-committed").first).to_be_visible()
     page.locator("#draft-slider").focus()
