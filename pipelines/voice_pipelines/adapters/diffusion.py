@@ -46,6 +46,8 @@ PROMPT_LIMIT = 384
 PROMPT_KEEP = 256
 """What is left after dropping: well below the limit, so that the cut (and with it the cache) stays put for several turns."""
 
+ROOM_AROUND_PINS = 16
+"""Canvas positions for the model's own words beside what must be said; a wider canvas is taken when there are fewer."""
 FLOOR_STEPS = 4
 """Steps for the first clause when the checkpoint brings no quality curve."""
 FLOOR_QUALITY = 0.9
@@ -171,7 +173,7 @@ class DiffusionDrafter:
             tokens = self._tokens(request.conversation_id, request.turns)
             pins = tuple(self._codec.encode_pin(text) for text in dict.fromkeys(request.must_say))
             width = request.plan.canvas_width
-            while sum(map(len, pins)) + 8 > width and width < self._spec.max_canvas:
+            while sum(map(len, pins)) + ROOM_AROUND_PINS > width and width < self._spec.max_canvas:
                 width += self._spec.canvas_multiple
             draft.engine_draft = self._engine.submit(
                 DraftSpec(

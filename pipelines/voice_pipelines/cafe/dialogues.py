@@ -122,7 +122,9 @@ class Writer:
         if facts:
             note = note_of(facts)
             self.turns.append({"role": "note", "text": note.text})
-            self.say(reply_to(facts, self.rng), note.must_say)
+            reply = reply_to(facts, self.rng)
+            # A name at the start of a sentence is written with a capital there: those few are learnt without a pin.
+            self.say(reply, tuple(pin for pin in note.must_say if f" {pin}" in f" {reply}"))
         else:
             self.say(otherwise)
         return facts

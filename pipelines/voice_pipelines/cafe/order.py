@@ -59,9 +59,30 @@ Facts = tuple[Fact, ...]
 
 
 def note_of(facts: Facts) -> Note:
-    """Write facts as a note; every price in it must be said."""
+    """Write facts as a note. Every price in it must be said, and what was ordered, changed or asked for by name."""
     text = "; ".join(map(str, facts))
-    return Note(text, tuple(dict.fromkeys(re.findall(r"\$\d+\.\d\d", text))))
+    prices = re.findall(r"\$\d+\.\d\d", text)
+    names = [name for fact in facts for name in _names_to_say(fact)]
+    if sum(len(name.split()) for name in names) > _MAX_NAMED_WORDS:
+        names = []
+    return Note(text, tuple(dict.fromkeys((*names, *prices))))
+
+
+_MAX_NAMED_WORDS = 20
+"""A read-back longer than this does not fit a spoken reply word for word: then only its price must be said."""
+_SAID_BY_NAME = frozenset(
+    {"order", "add", "change", "remove", "repeat", "not added", "on the menu", "not on the menu", "ready in"}
+)
+_SAID_AS_LIST = frozenset({"milks", "teas", "syrups", "sizes", "roasts", "pastries", "sandwiches", "food", "drinks"})
+
+
+def _names_to_say(fact: Fact) -> list[str]:
+    if fact.key == "price":
+        return [fact.value.partition(" $")[0]] if fact.value.count("$") == 1 else []
+    names = fact.value.split(", ")
+    if fact.key in _SAID_AS_LIST:
+        return [" and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)]
+    return names if fact.key in _SAID_BY_NAME and fact.value != "everything" else []
 
 
 @dataclass(frozen=True)

@@ -166,11 +166,23 @@ def test_words_that_order_nothing_give_an_empty_note(preset: dict[str, Any], tex
     assert (note.text, note.must_say) == ("", ())
 
 
-def test_every_price_in_a_note_must_be_said(preset: dict[str, Any]) -> None:
+def test_names_and_prices_of_a_note_must_be_said(preset: dict[str, Any]) -> None:
     notes = cafe_notes(preset["menu"])
-    assert notes.hear("a large latte").must_say == ("$4.50",)
+    assert notes.hear("a large latte").must_say == ("large latte", "$4.50")
     assert notes.hear("how much is a tea").must_say == ("$2.25", "$2.75", "$3.25")
-    assert notes.hear("do you have tacos").must_say == ()
+    assert notes.hear("how much is a large tea").must_say == ("large tea", "$3.25")
+    assert notes.hear("do you have tacos").must_say == ("tacos",)
+    milks = notes.hear("what milks do you have").must_say
+    assert len(milks) == 1 and " and " in milks[0]
+
+
+def test_a_read_back_too_long_for_a_spoken_reply_must_only_say_its_price(preset: dict[str, Any]) -> None:
+    notes = cafe_notes(preset["menu"])
+    said = notes.hear(
+        "a large double shot dark roast mocha with a little bit of almond milk and a lot of brown sugar and a large double shot "
+        "dark roast latte with a little bit of oat milk and a lot of brown sugar"
+    ).must_say
+    assert len(said) == 1 and said[0].startswith("$")
 
 
 def test_a_book_is_a_value_that_hearing_does_not_change(menu: Menu) -> None:
