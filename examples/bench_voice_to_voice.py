@@ -35,14 +35,21 @@ from server_process import server
 KNOWN_ANSWER_S = 0.300
 
 
-async def calibrate() -> dict[str, float]:
+async def calibrate(
+    tones: int = 5, tone_s: float = 1.0, resolution_s: tuple[float, float] = (-0.005, 0.060)
+) -> dict[str, float]:
     """Measure a server that answers exactly 300 ms of audio after the end of a tone; the error is the meter's own.
 
     The answer can leave only with the message that completes those 300 ms, and the meter's frames are 5 ms: an error up to one
     20 ms message plus one frame is the resolution, and it is never early.
+
+    Raises:
+        RuntimeError: If an answer is not heard, or the worst error is outside `resolution_s`.
     """
-    tone = (0.3 * np.sin(2 * np.pi * 440 * np.arange(RATE_HZ) / RATE_HZ)).astype(np.float32)
-    recording = Recording("tone", "calibration", "", np.concatenate([tone, np.zeros_like(tone)]), 0.0, 1.0)
+    t = np.arange(round(tone_s * RATE_HZ)) / RATE_HZ
+    tone = (0.3 * np.sin(2 * np.pi * 440 * t)).astype(np.float32)
+    quiet = np.zeros(round((KNOWN_ANSWER_S + 0.1) * RATE_HZ), dtype=np.float32)
+    recording = Recording("tone", "calibration", "", np.concatenate([tone, quiet]), 0.0, tone_s)
 
     async def answer(socket: ServerConnection) -> None:
         await socket.send(json.dumps({"type": "session.created"}))
@@ -69,13 +76,13 @@ async def calibrate() -> dict[str, float]:
 
     async with serve(answer, "127.0.0.1", 0, compression=None) as fake:
         port = next(iter(fake.sockets)).getsockname()[1]
-        result = await Caller(f"ws://127.0.0.1:{port}").call([recording] * 5, first_pause_s=0.2)
+        result = await Caller(f"ws://127.0.0.1:{port}").call([recording] * tones, first_pause_s=0.2)
     measured = [turn.voice_to_voice_s for turn in result.turns if turn.voice_to_voice_s is not None]
-    if len(measured) != 5:
-        raise RuntimeError(f"the meter heard {len(measured)} of 5 known answers")
+    if len(measured) != tones:
+        raise RuntimeError(f"the meter heard {len(measured)} of {tones} known answers")
     errors = [value - KNOWN_ANSWER_S for value in measured]
     worst = max(errors, key=abs)
-    if not -0.005 <= worst <= 0.060:
+    if not resolution_s[0] <= worst <= resolution_s[1]:
         raise RuntimeError(
             f"the meter is off by {worst * 1000:.1f} ms on a known answer; the machine is too busy to measure"
         )

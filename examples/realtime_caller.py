@@ -19,6 +19,7 @@ import numpy as np
 import soundfile
 import soxr
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from voice_pipelines.measure import Track, first_audible_s, voice_to_voice_s
 from voiceagent.backends import Samples
@@ -109,7 +110,7 @@ class Caller:
     async def call(
         self, recordings: Sequence[Recording], *, first_pause_s: float = 0.5, greet: bool = False
     ) -> CallResult:
-        """Play the recordings as consecutive turns of one conversation."""
+        """Play the recordings as consecutive turns of one conversation. A server that hangs up ends it, with an entry in `errors`."""
         async with connect(
             self._url, additional_headers=self._headers, max_size=None, compression=None, ping_interval=20
         ) as socket:
@@ -126,21 +127,28 @@ class Caller:
                 },
             )
             self._start = time.monotonic()
+            if greet:
+                await self._send(socket, {"type": "voiceagent.greet"})
             reader = asyncio.create_task(self._read(socket))
             microphone = asyncio.create_task(self._microphone(socket))
+            talking = asyncio.create_task(self._talk(recordings, first_pause_s))
             try:
-                if greet:
-                    await self._send(socket, {"type": "voiceagent.greet"})
-                await self._quiet(first_pause_s)
-                for recording in recordings:
-                    await self._take_turn(recording)
-                    if reader.done():
-                        break
+                await asyncio.wait({talking, reader, microphone}, return_when=asyncio.FIRST_COMPLETED)
+                for task in (talking, reader, microphone):
+                    if task.done() and not isinstance(task.exception(), ConnectionClosed):
+                        task.result()
+                if not talking.done():
+                    self.result.errors.append(f"the server closed the call: {socket.close_code} {socket.close_reason}")
             finally:
-                microphone.cancel()
-                reader.cancel()
-                await asyncio.gather(microphone, reader, return_exceptions=True)
+                for task in (talking, microphone, reader):
+                    task.cancel()
+                await asyncio.gather(talking, microphone, reader, return_exceptions=True)
         return self.result
+
+    async def _talk(self, recordings: Sequence[Recording], first_pause_s: float) -> None:
+        await self._quiet(first_pause_s)
+        for recording in recordings:
+            await self._take_turn(recording)
 
     def now_s(self) -> float:
         return time.monotonic() - self._start

@@ -1,0 +1,63 @@
+"""The latency benchmark: its meter on a known answer, and its sums on results made up here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from examples import bench_voice_to_voice as bench
+from tests.conftest import run_async
+
+
+def test_a_known_answer_is_never_measured_early() -> None:
+    # How late it is measured says how busy this machine is, which is no finding of a test.
+    measured = run_async(bench.calibrate(tones=1, tone_s=0.2, resolution_s=(-0.005, 60.0)), timeout_s=120.0)
+    assert measured["known_ms"] == pytest.approx(300.0)
+    assert measured["worst_error_ms"] >= -5.0
+
+
+def test_a_meter_that_is_off_measures_nothing() -> None:
+    with pytest.raises(RuntimeError, match=r"off by \d+.* ms on a known answer"):
+        run_async(bench.calibrate(tones=1, tone_s=0.2, resolution_s=(-0.1, -0.05)), timeout_s=120.0)
+
+
+def turn(latency_s: float | None, *, cut_off: bool = False, granted: int = 6, **fields: Any) -> bench.Turn:
+    timeline = {
+        "plan": {"granted_first": granted},
+        "stages": [{"name": "endpoint", "start_ms": 0.0, "end_ms": 400.0}],
+    }
+    return bench.Turn("a.flac", "a mocha", 2.0, latency_s, cut_off=cut_off, timeline=timeline, **fields)
+
+
+def test_results_of_all_lines_are_summed_up() -> None:
+    report = bench.summarise(
+        [
+            bench.CallResult([turn(0.5), turn(0.7, granted=4), turn(None)], ["slow down"]),
+            bench.CallResult([turn(0.2, cut_off=True), turn(0.9, granted=9, underruns_s=[0.1, 0.2])]),
+        ]
+    )
+    assert (report["turns"], report["unanswered"], report["cut_off"], report["underruns"]) == (5, 1, 1, 2)
+    assert report["errors"] == ["slow down"]
+    assert report["voice_to_voice"]["count"] == 4
+    assert report["voice_to_voice"]["p50_ms"] == 500.0 and report["voice_to_voice"]["p99_ms"] == 900.0
+    assert report["voice_to_voice_without_cut_offs"]["count"] == 3
+    assert report["voice_to_voice_without_cut_offs"]["p50_ms"] == 700.0
+    assert report["server_stages"]["endpoint"]["p95_ms"] == 400.0
+    assert report["steps_granted_first_clause"] == {"min": 4, "max": 9}
+
+
+@pytest.mark.parametrize("results", [[], [bench.CallResult()], [bench.CallResult([turn(None)])]])
+def test_nothing_heard_has_no_latency(results: list[bench.CallResult]) -> None:
+    report = bench.summarise(results)
+    assert report["voice_to_voice"] is None and report["voice_to_voice_without_cut_offs"] is None
+    assert report["steps_granted_first_clause"] is None
+    bench.show(1, report)
+
+
+def test_an_answer_without_a_timeline_still_counts() -> None:
+    answered = turn(0.4)
+    answered.timeline = None
+    report = bench.summarise([bench.CallResult([answered])])
+    assert report["voice_to_voice"]["count"] == 1
+    assert report["server_stages"] == {} and report["steps_granted_first_clause"] is None
