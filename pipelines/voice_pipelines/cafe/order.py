@@ -22,7 +22,7 @@ gives the note before once more. An empty note says that nothing about the order
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from voice_pipelines.cafe import intents
@@ -70,9 +70,8 @@ def note_of(facts: Facts) -> Note:
 
 _MAX_NAMED_WORDS = 20
 """A read-back longer than this does not fit a spoken reply word for word: then only its price must be said."""
-_SAID_BY_NAME = frozenset(
-    {"order", "add", "change", "remove", "repeat", "not added", "on the menu", "not on the menu", "ready in"}
-)
+_SAID_AS_ORDER = frozenset({"order", "add", "change", "remove", "repeat"})
+_SAID_BY_NAME = frozenset({"not added", "on the menu", "not on the menu", "ready in"})
 _SAID_AS_LIST = frozenset({"milks", "teas", "syrups", "sizes", "roasts", "pastries", "sandwiches", "food", "drinks"})
 
 
@@ -80,9 +79,23 @@ def _names_to_say(fact: Fact) -> list[str]:
     if fact.key == "price":
         return [fact.value.partition(" $")[0]] if fact.value.count("$") == 1 else []
     names = fact.value.split(", ")
+    if fact.key in _SAID_AS_ORDER and fact.value != "everything":
+        # One span, so that two drinks cannot change places; the word before the first is the model's own.
+        return [_listed([names[0], *map(_with_article, names[1:])])]
     if fact.key in _SAID_AS_LIST:
-        return [" and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)]
-    return names if fact.key in _SAID_BY_NAME and fact.value != "everything" else []
+        return [_listed(names)]
+    return names if fact.key in _SAID_BY_NAME else []
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
+
+
+def _with_article(item: str) -> str:
+    first, *rest = item.split()
+    if first in COUNT_WORDS and rest[:1] != ["ounce"]:
+        return item
+    return f"{'an' if item[0] in 'aeiou' else 'a'} {item}"
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,9 @@ def test_pins_are_from_the_note_hold_all_its_prices_and_stand_in_the_reply(sampl
         for _, note, reply, pins in exchanges(dialogue):
             assert [pin for pin in pins if "$" in pin] == list(dict.fromkeys(PRICE.findall(note)))
             assert all(pin in reply for pin in pins)
-            assert all(word in note for pin in pins for word in pin.replace(",", "").split() if word != "and")
+            assert all(
+                word in note for pin in pins for word in pin.replace(",", "").split() if word not in ("and", "a", "an")
+            )
             named += any("$" not in pin for pin in pins)
     assert named > 0
 
