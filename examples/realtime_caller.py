@@ -28,6 +28,8 @@ RATE_HZ = 24_000
 FRAME_S = 0.02
 ANSWER_LIMIT_S = 20.0
 """A turn without any audible answer this long after the caller's last word counts as unanswered."""
+TAIL_S = 1.2
+"""Room sound kept after the last word; the answer has begun by then, and the line goes on with silence."""
 PAUSE_S = 0.4
 """The caller waits this long after the agent has finished before speaking again."""
 
@@ -78,6 +80,7 @@ def load_recordings(folder: Path, kinds: Sequence[str]) -> list[Recording]:
         if entry["kind"] not in kinds or "speech_end_s" not in entry:
             continue
         samples, rate = soundfile.read(folder / entry["path"], dtype="float32")
+        samples = samples[: round((entry["speech_end_s"] + TAIL_S) * rate)]
         samples = soxr.resample(samples, rate, RATE_HZ).astype(np.float32)
         found.append(
             Recording(
@@ -92,8 +95,9 @@ def load_recordings(folder: Path, kinds: Sequence[str]) -> list[Recording]:
 class Caller:
     """One websocket and a microphone that never stops: silence between recordings, as a phone line has."""
 
-    def __init__(self, url: str, api_key: str | None = None) -> None:
+    def __init__(self, url: str, api_key: str | None = None, *, answer_limit_s: float = ANSWER_LIMIT_S) -> None:
         self._url = url
+        self._answer_limit_s = answer_limit_s
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.result = CallResult(track=Track(RATE_HZ))
         self._start = 0.0
@@ -163,14 +167,14 @@ class Caller:
         self._speaking = (recording.samples, 0)
         await self._spoken.wait()
         turn.speech_end_s = self._spoken_at_s + recording.speech_end_s
-        limit = turn.speech_end_s + ANSWER_LIMIT_S
+        limit = turn.speech_end_s + self._answer_limit_s
         while self.now_s() < limit:
             waiting = max((self._open and 0.02) or 0.0, 0.02)
             heard = first_audible_s(track.samples(), RATE_HZ, turn.speech_end_s)
             over = track.end_s <= self.now_s() and not self._open
             if heard is not None and over and turn.timeline is not None:
                 break
-            await asyncio.sleep(waiting)
+            await asyncio.sleep(0.02)
         turn.voice_to_voice_s = voice_to_voice_s(track.samples(), RATE_HZ, turn.speech_end_s)
         turn.cut_off = any(at < turn.speech_end_s - 0.15 for at in self.stop_notices_s)
         turn.underruns_s, track.underruns_s = track.underruns_s, []
@@ -180,7 +184,7 @@ class Caller:
     async def _quiet(self, duration_s: float) -> None:
         """Wait until the agent has been silent for a while."""
         assert self.result.track is not None
-        limit = self.now_s() + ANSWER_LIMIT_S
+        limit = self.now_s() + self._answer_limit_s
         while self.now_s() < limit:
             quiet_for = self.now_s() - self.result.track.end_s
             if not self._open and quiet_for >= duration_s:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import os
 import sys
@@ -134,8 +133,9 @@ def _announce(address: str) -> None:
 
 def _say(args: argparse.Namespace) -> int:
     from voice_pipelines.say import say
+    from voiceagent.serving import run
 
-    return asyncio.run(say(_config(args), args.file, out=args.out, as_json=args.json, speech_end_s=args.speech_end))
+    return run(say(_config(args), args.file, out=args.out, as_json=args.json, speech_end_s=args.speech_end))
 
 
 def _list_models(args: argparse.Namespace) -> int:
