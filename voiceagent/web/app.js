@@ -105,7 +105,7 @@ new Grille(byId("grille"), () => ({
   phase: phase(),
   microphone: call.muted || !audio.microphoneOn ? 0 : call.microphoneLevel,
   voice: meterFromRms(audio.outputRms),
-  tokens: model.latestResponse?.steps.at(-1)?.canvas.map((token) => token.state) ?? [],
+  tokens: model.response(model.activeResponseId)?.steps.at(-1)?.canvas.map((token) => token.state) ?? [],
 }));
 
 const pendingParts = new Set();

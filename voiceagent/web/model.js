@@ -28,10 +28,6 @@ export class Model {
     this.typed = false; // the next response answers a typed message
   }
 
-  get latestResponse() {
-    return [...this.responses.values()].at(-1) ?? null;
-  }
-
   response(id) {
     return this.responses.get(id) ?? null;
   }
