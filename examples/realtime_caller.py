@@ -169,7 +169,6 @@ class Caller:
         turn.speech_end_s = self._spoken_at_s + recording.speech_end_s
         limit = turn.speech_end_s + self._answer_limit_s
         while self.now_s() < limit:
-            waiting = max((self._open and 0.02) or 0.0, 0.02)
             heard = first_audible_s(track.samples(), RATE_HZ, turn.speech_end_s)
             over = track.end_s <= self.now_s() and not self._open
             if heard is not None and over and turn.timeline is not None:
