@@ -369,23 +369,30 @@ class Engine:
             canvas.guess(position, token, probability)
         steps = plan.steps_first if draft.phase == "first" else plan.steps_rest
         steps_left = steps - draft.phase_steps + 1 if now < draft.deadline else 1
-        stop = canvas.first_clause_end() if draft.phase == "first" else min(canvas.reply_end() + 1, canvas.width)
+        stop = canvas.first_clause_end() if draft.phase == "first" else canvas.reply_end()
         open_positions = positions
         pinned = 0
         if draft.spec.pins and not draft.pins_placed:
             open_positions, pinned = self._consider_pins(draft, positions, logits, stop, steps_left)
-        urgent = [position for position in open_positions if position < stop]
-        if not urgent and pinned:
-            return pinned, 0
+        # Ends wait: one decided early on the right would fix the reply's length before its words are known.
+        text_positions = [position for position in open_positions if canvas.tokens[position] != self.table.end]
+        urgent = [position for position in text_positions if position < stop]
         chosen = select(
-            canvas.confidence, open_positions, urgent, plan.threshold, deadline_floor(len(urgent), steps_left)
+            canvas.confidence, text_positions, urgent, plan.threshold, deadline_floor(len(urgent), steps_left)
         )
         rows = {position: row for row, position in enumerate(positions)}
         for position in chosen.positions:
             token, probability = self._without_stutter(draft, position, logits[rows[position]])
             canvas.commit(position, token, probability)
-        draft.forced += len(chosen.forced)
-        return pinned + len(chosen.positions), len(chosen.forced)
+        committed, forced = len(chosen.positions), len(chosen.forced)
+        end = canvas.decided_prefix()
+        if end in open_positions and canvas.tokens[end] == self.table.end:
+            is_confident = canvas.confidence[end] > plan.threshold
+            if is_confident or not urgent or steps_left <= 1:
+                canvas.commit(end, self.table.end, canvas.confidence[end])
+                committed, forced = committed + 1, forced + (not is_confident)
+        draft.forced += forced
+        return pinned + committed, forced
 
     def _consider_pins(
         self, draft: Draft, positions: list[int], logits: Tensor, stop: int, steps_left: int

@@ -58,7 +58,7 @@ def place_spans(
     """Where the model would write given spans.
 
     Each start position is scored by the sum of log-probabilities of the span's tokens; the best-scoring span takes its place first and
-    the others find theirs around it. Ties go left. The last position is never used: the reply must be able to end. Should the best
+    the others find theirs around it. Ties go left. Spans of one length keep their order. The last position is never used: the reply must be able to end. Should the best
     places leave no room for another span, all go end to end as far right as they fit.
 
     Args:
@@ -88,6 +88,11 @@ def place_spans(
         starts[-index] = -start
         free[-start : -start + len(spans[-index])] = [False] * len(spans[-index])
         waiting.remove(-index)
+    for length in {len(span) for span in spans}:
+        # Alike spans differ in their figures only, and models mix those up: they keep the order they were given in.
+        alike = [index for index, span in enumerate(spans) if len(span) == length]
+        for index, start in zip(alike, sorted(starts[index] for index in alike), strict=True):
+            starts[index] = start
     return Placement(tuple(starts), _confidence(scores, spans, starts))
 
 

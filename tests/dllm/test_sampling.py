@@ -40,11 +40,17 @@ def test_span_goes_where_all_its_tokens_are_likely() -> None:
 
 
 def test_spans_do_not_overlap_and_the_likelier_one_chooses_first() -> None:
-    logits = peaked(10, {3: 30, 4: 31}) + peaked(10, {3: 40, 4: 41}, height=8.0)
-    placement = place_spans(logits, range(10), [(40, 41), (30, 31)], 10)
+    logits = peaked(10, {3: 30, 4: 31, 5: 32}) + peaked(10, {3: 40, 4: 41}, height=8.0)
+    placement = place_spans(logits, range(10), [(40, 41), (30, 31, 32)], 10)
     assert placement is not None
     assert placement.starts[1] == 3
-    assert set(range(placement.starts[0], placement.starts[0] + 2)).isdisjoint({3, 4})
+    assert set(range(placement.starts[0], placement.starts[0] + 2)).isdisjoint({3, 4, 5})
+
+
+def test_spans_of_one_length_keep_the_order_they_were_given_in() -> None:
+    logits = peaked(10, {1: 40, 2: 41, 5: 30, 6: 31})
+    placement = place_spans(logits, range(10), [(30, 31), (40, 41)], 10)
+    assert placement is not None and placement.starts == (1, 5)
 
 
 def test_ties_go_left_and_the_last_position_stays_free() -> None:

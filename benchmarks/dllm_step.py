@@ -1,0 +1,103 @@
+"""Time of one denoising step and of a prefill with the built-in model: prints machine, commit, p50 and p95 in milliseconds.
+
+    python benchmarks/dllm_step.py [--model FOLDER] [--threads 1] [--repeats 100] [--json FILE]
+
+A step is the engine's whole round: forward over the canvas, sampling, selection, events. CPU time is beside the wall time because the
+machine may be shared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dllm import loader
+from dllm.denoise import prefill
+from dllm.engine import DraftSpec, Engine, Plan
+
+
+def measure(run: Callable[[], object], repeats: int) -> dict[str, float]:
+    """p50 and p95 of wall time and p50 of CPU time, after a tenth of the repeats as warm-up."""
+    wall, cpu = [], []
+    for index in range(repeats + repeats // 10):
+        wall_began, cpu_began = time.perf_counter(), time.process_time()
+        run()
+        if index >= repeats // 10:
+            wall.append((time.perf_counter() - wall_began) * 1e3)
+            cpu.append((time.process_time() - cpu_began) * 1e3)
+    wall.sort()
+    return {
+        "p50_ms": round(statistics.median(wall), 2),
+        "p95_ms": round(wall[int(0.95 * (len(wall) - 1))], 2),
+        "cpu_p50_ms": round(statistics.median(cpu), 2),
+    }
+
+
+def step_times(checkpoint: loader.Checkpoint, width: int, cached: int, batch: int, repeats: int) -> dict[str, float]:
+    """Rounds in which nothing is ever finished: threshold 1 and far more steps than masks, started anew when they run out."""
+    engine = Engine(checkpoint.model, checkpoint.codec.token_table, max_batch=batch)
+    prompt = tuple(16 + (index * 7919) % 4000 for index in range(cached))
+
+    def fill() -> None:
+        for draft in engine.drafts:
+            engine.cancel(draft)
+        for index in range(batch):
+            engine.submit(DraftSpec(prompt, f"bench{index}", width, Plan(10_000, 10_000, 1.0)))
+        engine.run_round()
+
+    fill()
+    began = engine.drafts[0]
+
+    def step() -> None:
+        if began not in engine.drafts or engine.drafts[0].steps_first > width // 2:
+            fill()
+        engine.run_round()
+
+    return measure(step, repeats)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    checkpoint = loader.load(args.model)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    report: dict[str, Any] = {
+        "machine": f"{platform.machine()}, {platform.system()}, {args.threads} thread(s)",
+        "torch": torch.__version__,
+        "commit": commit.strip(),
+        "parameters": sum(parameter.numel() for parameter in checkpoint.model.parameters()),
+        "rows": [],
+    }
+    print(report["machine"], "torch", report["torch"], "commit", report["commit"])
+    for width, cached, batch in ((16, 300, 1), (32, 300, 1), (64, 300, 1), (32, 100, 1), (32, 300, 4), (32, 300, 8)):
+        row = {"what": "step", "width": width, "cached": cached, "batch": batch}
+        row |= step_times(checkpoint, width, cached, batch, args.repeats)
+        report["rows"].append(row)
+        print(row)
+    with torch.inference_mode():
+        for new in (16, 64, 256):
+            tokens = list(range(20, 20 + new))
+            row = {"what": "prefill", "new": new}
+            row |= measure(lambda tokens=tokens: prefill(checkpoint.model, tokens, None, 0), max(20, args.repeats // 4))  # type: ignore[misc]
+            report["rows"].append(row)
+            print(row)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
