@@ -116,7 +116,12 @@ class Caller:
     ) -> CallResult:
         """Play the recordings as consecutive turns of one conversation. A server that hangs up ends it, with an entry in `errors`."""
         async with connect(
-            self._url, additional_headers=self._headers, max_size=None, compression=None, ping_interval=20
+            self._url,
+            additional_headers=self._headers,
+            max_size=None,
+            compression=None,
+            open_timeout=self._answer_limit_s,
+            ping_timeout=self._answer_limit_s,
         ) as socket:
             await self._expect(socket, "session.created")
             audio = {"type": "audio/pcm", "rate": RATE_HZ}
