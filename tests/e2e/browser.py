@@ -25,7 +25,7 @@ LAPTOP = ViewportSize(width=1280, height=800)
 
 
 @contextmanager
-def running_server(*options: str, start_timeout_s: float = 180.0) -> Iterator[str]:
+def running_server(*options: str, start_timeout_s: float = 300.0) -> Iterator[str]:
     """`voiceagent serve` with the café on a free port; gives its address. Everything it printed is in the error when it does not start."""
     command = [sys.executable, "-m", "voice_pipelines.cli", "serve", "--host", "127.0.0.1", "--port", "0"]
     process = subprocess.Popen(
