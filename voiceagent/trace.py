@@ -79,16 +79,17 @@ class TurnTrace:
         return found
 
     def missed_deadline(self) -> Mapping[str, object] | None:
-        """The stage that exceeded its p95 prediction most, when the first audio came after the target.
+        """The stage that exceeded its median prediction most, when the first audio came after the target.
 
-        When every stage kept its prediction the wait before the plan was the cause: the endpoint's hangover.
+        The median, not p95: on a machine that has been slow for a while p95 is slow too, and would excuse the stage that eats the
+        time. When every stage kept its median the wait before the plan was the cause: the endpoint's hangover.
         """
         latency = self.latency_s
         if latency is None or latency <= self.target_s:
             return None
         worst, excess = "endpoint", 0.0
         for stage in self.stages():
-            predicted = stage["predicted_p95_ms"]
+            predicted = stage["predicted_p50_ms"]
             start, end = stage["start_ms"], stage["end_ms"]
             if isinstance(predicted, float) and isinstance(start, float) and isinstance(end, float):
                 over = (end - start) - predicted

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+
+from voiceagent.backends import StepPlan
+from voiceagent.budget import Cost, Prediction
+from voiceagent.trace import StepRecord, TurnTrace
+
+PREDICTION = Prediction(
+    asr=Cost(0.02, 2.0),
+    prefill=Cost(0.02, 0.05),
+    step=Cost(0.01, 0.02),
+    tts=Cost(0.01, 0.03),
+    transport=Cost(0.0, 0.0),
+    spent_s=0.4,
+)
+
+
+def traced(asr_s: float = 0.02, tts_s: float = 0.01, target_s: float = 0.5) -> TurnTrace:
+    trace = TurnTrace(turn=1, origin=100.0, target_s=target_s, is_spoken=True, prediction=PREDICTION)
+    trace.plans.append((100.4, StepPlan(32, 4, 8, 0.9, first_deadline=100.48), "4 steps fit"))
+    at = 100.36
+    trace.mark("endpoint", at)
+    for name, took in (("asr_final", asr_s), ("draft_start", 0.0), ("prefill", 0.02), ("first_clause", 0.04)):
+        at += took
+        trace.mark(name, at)
+    trace.mark("tts_audio", at + tts_s)
+    trace.mark("first_audio", at + tts_s)
+    trace.steps.append(StepRecord(1, "first", 100.42, 0.01, 12, 0, 1))
+    return trace
+
+
+def test_a_turn_on_time_misses_nothing() -> None:
+    assert traced().missed_deadline() is None
+
+
+def test_a_missed_target_names_the_stage_that_took_longer_than_it_usually_does() -> None:
+    assert traced(asr_s=0.3).missed_deadline() == {"stage": "asr", "late_ms": 240.0}
+    assert traced(tts_s=0.2).missed_deadline() == {"stage": "tts", "late_ms": 140.0}
+
+
+def test_when_every_stage_was_as_usual_the_wait_for_silence_was_the_cause() -> None:
+    missed = traced(target_s=0.2).missed_deadline()
+    assert missed is not None and missed["stage"] == "endpoint"
+
+
+def test_the_first_mark_of_a_name_counts() -> None:
+    trace = traced()
+    trace.mark("endpoint", 999.0)
+    assert trace.marks["endpoint"] == 100.36
+
+
+def test_the_timeline_is_json_in_milliseconds_from_the_end_of_speech() -> None:
+    timeline = json.loads(json.dumps(traced().as_json()))
+    marks = {mark["name"]: mark["at_ms"] for mark in timeline["marks"]}
+    assert marks["speech_end"] == 0.0
+    assert marks["endpoint"] == 360.0
+    assert marks["step 1"] == 420.0
+    assert [mark["at_ms"] for mark in timeline["marks"]] == sorted(mark["at_ms"] for mark in timeline["marks"])
+    assert timeline["server_latency_ms"] == 450.0
+    assert timeline["plan"]["first_deadline_ms"] == 480.0
+    stages = {stage["name"]: stage["end_ms"] - stage["start_ms"] for stage in timeline["stages"]}
+    assert set(stages) == {"endpoint", "asr", "prefill", "denoise_first", "tts", "transport"}
+    assert round(sum(stages.values()), 3) == 450.0, "the stages are the whole way from speech end to first audio"
+
+
+def test_a_turn_that_never_spoke_has_no_latency() -> None:
+    trace = TurnTrace(turn=2, origin=5.0, target_s=0.5, is_spoken=False, status="cancelled", reason="client_cancelled")
+    timeline = trace.as_json()
+    assert timeline["server_latency_ms"] is None
+    assert timeline["origin"] == "request"
+    assert timeline["stages"] == [] and timeline["plan"] is None
