@@ -18,6 +18,7 @@ import platform
 import subprocess
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -66,8 +67,9 @@ def plain_words(text: str) -> list[str]:
     return [_ONE_SPELLING.get(word, word) for word in normalise(text).split()]
 
 
-def clips(folder: Path, kinds: list[str] | None) -> Iterator[Clip]:
+def clips(folder: Path, kinds: list[str] | None, every: int = 1) -> Iterator[Clip]:
     """Recordings of a manifest, cut to their speech. What only the agent plays is left out; whole calls are a kind of their own."""
+    seen: Counter[str] = Counter()
     for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
         kind = entry["kind"]
@@ -76,6 +78,9 @@ def clips(folder: Path, kinds: list[str] | None) -> Iterator[Clip]:
         if kind == "telephone" and "turns" in entry:
             kind = "telephone call"
         if kinds and kind not in kinds:
+            continue
+        seen[kind] += 1
+        if (seen[kind] - 1) % every:
             continue
         samples, rate = soundfile.read(folder / entry["path"], dtype="float32")
         if rate != INPUT_RATE_HZ:
@@ -173,14 +178,17 @@ def main() -> None:
         "--preset", type=Path, default=ROOT / "pipelines/voice_pipelines/presets/cafe.toml", help="agent"
     )
     parser.add_argument("--kinds", nargs="+", help="only these kinds of recordings")
+    parser.add_argument(
+        "--every", type=int, default=1, help="take every n-th recording of each kind only, for a quick look"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the results")
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "asr", help="folder for built language models")
     parser.add_argument("--errors", action="store_true", help="print what was misheard")
     options = parser.parse_args()
     with options.preset.open("rb") as file:
         vocabulary = Vocabulary.from_table(tomllib.load(file)["vocabulary"])
-    recordings = list(clips(options.data, options.kinds))
-    result: dict[str, object] = {**about(), "recordings": options.data.name, "runs": {}}
+    recordings = list(clips(options.data, options.kinds, options.every))
+    result: dict[str, object] = {**about(), "recordings": options.data.name, "every": options.every, "runs": {}}
     text = [
         f"# Recognition of {options.data.name}\n\n{result['machine']}; commit {result['commit']}; load average {result['load_average']}"
     ]
