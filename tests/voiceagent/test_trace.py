@@ -35,7 +35,7 @@ def test_a_turn_on_time_misses_nothing() -> None:
 
 
 def test_a_missed_target_names_the_stage_that_took_longer_than_it_usually_does() -> None:
-    assert traced(asr_s=0.3).missed_deadline() == {"stage": "asr", "late_ms": 240.0}
+    assert traced(asr_s=0.3).missed_deadline() == {"stage": "asr", "late_ms": 230.0}
     assert traced(tts_s=0.2).missed_deadline() == {"stage": "tts", "late_ms": 140.0}
 
 
