@@ -40,7 +40,7 @@ class ServerSettings:
     """What a reply being spoken may still take when the server is asked to stop."""
     ping_interval_s: float = 20.0
     """Proxies drop sockets that are idle for 30 to 60 s."""
-    ping_timeout_s: float = 20.0
+    ping_timeout_s: float = 60.0
     max_malformed_messages: int = 10
     """So many messages in a row that are not JSON close the connection with 1007."""
 
