@@ -5,7 +5,7 @@ Pure state. Which tokens end a clause or begin a word is told by a `TokenTable`;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -35,6 +35,8 @@ class TokenTable:
     digit: frozenset[int]
     word_start: frozenset[int]
     """Tokens that begin with a space: the text before them is whole words."""
+    case_variants: Mapping[int, tuple[int, ...]]
+    """For a word start, the other tokens that differ from it in case only."""
     word: frozenset[int]
     """Word starts with a letter: repeating one three times is a stutter."""
 

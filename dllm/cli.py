@@ -62,7 +62,8 @@ def _train(args: argparse.Namespace) -> int:
         trainer.restore()
     args.out.mkdir(parents=True, exist_ok=True)
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    print(f"{parameters / 1e6:.2f} M parameters, sources: {', '.join(trainer.mixture.sources)}", flush=True)
+    layers = "layers compiled" if trainer.is_compiled else "layers not compiled"
+    print(f"{parameters / 1e6:.2f} M parameters, {layers}, sources: {', '.join(trainer.mixture.sources)}", flush=True)
     with (args.out / "log.jsonl").open("a", encoding="utf-8") as log:
 
         def on_step(report: StepReport) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import torch
@@ -152,7 +152,8 @@ class Draft:
     """Steps in the present phase since its plan was set."""
     emitted: int = 0
     forced: int = 0
-    pins_placed: bool = False
+    unplaced: list[int] = field(default_factory=list)
+    """Pins that have no place yet, by their index."""
 
     @property
     def deadline(self) -> float:
@@ -210,7 +211,8 @@ class Engine:
         pinned = sum(len(pin) for pin in spec.pins)
         if pinned + 1 > spec.width:
             raise PinsDoNotFitError(pinned, spec.width)
-        draft = Draft(spec, next(self._numbers), Canvas(spec.width, self.table), spec.plan)
+        canvas = Canvas(spec.width, self.table)
+        draft = Draft(spec, next(self._numbers), canvas, spec.plan, unplaced=list(range(len(spec.pins))))
         self._drafts.append(draft)
         return draft
 
@@ -346,10 +348,14 @@ class Engine:
         canvas = draft.canvas
         first_end = max(1, canvas.last_pin() + 1)
         pairs = [(row, self.table.end) for row, position in enumerate(positions) if position < first_end]
+        variants = self.table.case_variants
+        openings = {
+            other for pin in draft.spec.pins for token in pin[:2] for other in (token, *variants.get(token, ()))
+        }
         for row, position in enumerate(positions):
             near = range(max(0, position - 2), min(canvas.width, position + 3))
             if any(canvas.states[at] is CellState.PINNED for at in near):
-                pairs += [(row, token) for pin in draft.spec.pins for token in pin[:2]]
+                pairs += [(row, token) for token in openings]
         return pairs
 
     def _advance(
@@ -372,7 +378,7 @@ class Engine:
         stop = canvas.first_clause_end() if draft.phase == "first" else canvas.reply_end()
         open_positions = positions
         pinned = 0
-        if draft.spec.pins and not draft.pins_placed:
+        if draft.unplaced:
             open_positions, pinned = self._consider_pins(draft, positions, logits, stop, steps_left)
         # Ends wait: one decided early on the right would fix the reply's length before its words are known.
         text_positions = [position for position in open_positions if canvas.tokens[position] != self.table.end]
@@ -397,31 +403,35 @@ class Engine:
     def _consider_pins(
         self, draft: Draft, positions: list[int], logits: Tensor, stop: int, steps_left: int
     ) -> tuple[list[int], int]:
-        """Fix the pinned spans once it is clear where they go.
+        """Fix pinned spans, left to right, once it is clear where they go.
 
         On an all-masked canvas every place is a little likely, and a wrong one forces words into a gap of the wrong size. So text is
-        committed to the left of the likely place first, which makes it sharp; the pins are fixed when the model is sure, when nothing
-        is left to write before them, or when one step is left for what follows them.
+        committed to the left of the leftmost span's likely place first, which makes it sharp; the span is fixed when the model is
+        sure, when nothing is left to write before it, or when the steps run out. The others are looked for again in the next step.
 
         Returns:
             Positions that may be committed in this step, and how many were pinned.
         """
-        canvas, pins = draft.canvas, draft.spec.pins
+        canvas, pins = draft.canvas, [draft.spec.pins[index] for index in draft.unplaced]
         placement = place_spans(logits, positions, pins, canvas.width)
         if placement is None:
             raise PinsDoNotFitError(sum(len(pin) for pin in pins), canvas.width)
-        first = min(placement.starts)
-        openings = {token for pin in pins for token in pin[:2]} | {self.table.end}
+        spans = sorted(zip(placement.starts, draft.unplaced, placement.confidences, strict=True))
+        first = spans[0][0]
+        openings = {token for pin in draft.spec.pins for token in pin[:2]} | {self.table.end}
         before = [at for at in positions if at < first and canvas.tokens[at] not in openings]
         due = steps_left <= 2 and first < stop
-        if placement.confidence <= _PIN_CONFIDENCE and before and any(at < stop for at in before) and not due:
+        if spans[0][2] <= _PIN_CONFIDENCE and any(at < stop for at in before) and not due:
             return before, 0
-        for pin, start in zip(pins, placement.starts, strict=True):
-            canvas.pin(start, pin)
-        draft.pins_placed = True
+        pinned = 0
+        for start, index, _ in spans if due else spans[:1]:
+            if start == first or start < stop:
+                canvas.pin(start, draft.spec.pins[index])
+                draft.unplaced.remove(index)
+                pinned += len(draft.spec.pins[index])
         # What is right of the pins was guessed without them; it waits for a step, unless there is none.
-        open_positions = [at for at in canvas.masked() if steps_left <= 1 or at < first]
-        return [at for at in open_positions if canvas.tokens[at] not in openings], sum(len(pin) for pin in pins)
+        open_positions = [at for at in canvas.masked() if at < first or (steps_left <= 1 and not draft.unplaced)]
+        return [at for at in open_positions if canvas.tokens[at] not in openings], pinned
 
     def _without_stutter(self, draft: Draft, position: int, row: Tensor) -> tuple[int, float]:
         """The guess at a position, or the best other token when it would repeat a span."""

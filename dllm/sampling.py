@@ -44,12 +44,15 @@ def ban(logits: Tensor, rows_and_tokens: Iterable[tuple[int, int]]) -> None:
         logits[list(rows), list(tokens)] = float("-inf")
 
 
+_MAX_PERMUTED = 4
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where spans would go. `confidence` is the geometric mean of their tokens' probabilities there, over the least likely span."""
+    """Where spans would go, and the geometric mean of the probabilities of each span's tokens there."""
 
     starts: tuple[int, ...]
-    confidence: float
+    confidences: tuple[float, ...]
 
 
 def place_spans(
@@ -57,9 +60,9 @@ def place_spans(
 ) -> Placement | None:
     """Where the model would write given spans.
 
-    Each start position is scored by the sum of log-probabilities of the span's tokens; the best-scoring span takes its place first and
-    the others find theirs around it. Ties go left. Spans of one length keep their order. The last position is never used: the reply must be able to end. Should the best
-    places leave no room for another span, all go end to end as far right as they fit.
+    Each start position is scored by the sum of log-probabilities of the span's tokens; the places with the best total win, over all
+    orders of up to four spans (more keep the order they were given in). Spans of one length keep their order: they differ in their
+    figures only, and models mix those up. Ties go left. The last position is never used: the reply must be able to end.
 
     Args:
         logits: [N, V], the rows of the masked positions.
@@ -69,31 +72,58 @@ def place_spans(
     Returns:
         A start per span; None when they do not fit.
     """
-    free = [position in set(positions) and position < width - 1 for position in range(width)]
+    masked = set(positions)
+    free = [position in masked and position < width - 1 for position in range(width)]
     log_probabilities = torch.log_softmax(logits.float(), dim=-1)
     row_of = {position: row for row, position in enumerate(positions)}
     scores = [_span_scores(log_probabilities, row_of, free, span) for span in spans]
-    starts = [-1] * len(spans)
-    waiting = set(range(len(spans)))
-    while waiting:
-        candidates = [
-            (score, -start, -index)
-            for index in waiting
-            for start, score in scores[index].items()
-            if all(free[start : start + len(spans[index])])
-        ]
-        if not candidates:
-            return _end_to_end(scores, spans, positions, width)
-        _, start, index = max(candidates)
-        starts[-index] = -start
-        free[-start : -start + len(spans[-index])] = [False] * len(spans[-index])
-        waiting.remove(-index)
-    for length in {len(span) for span in spans}:
-        # Alike spans differ in their figures only, and models mix those up: they keep the order they were given in.
-        alike = [index for index, span in enumerate(spans) if len(span) == length]
-        for index, start in zip(alike, sorted(starts[index] for index in alike), strict=True):
-            starts[index] = start
-    return Placement(tuple(starts), _confidence(scores, spans, starts))
+    lengths = [len(span) for span in spans]
+    best: tuple[float, tuple[int, ...]] | None = None
+    for order in _orders(lengths):
+        arranged = _arrange([scores[index] for index in order], [lengths[index] for index in order], width)
+        if arranged is not None and (best is None or arranged[0] > best[0]):
+            starts = dict(zip(order, arranged[1], strict=True))
+            best = arranged[0], tuple(starts[index] for index in range(len(spans)))
+    if best is None:
+        return None
+    confidences = (
+        math.exp(score[start] / length) for score, start, length in zip(scores, best[1], lengths, strict=True)
+    )
+    return Placement(best[1], tuple(confidences))
+
+
+def _orders(lengths: Sequence[int]) -> list[tuple[int, ...]]:
+    """Orders in which spans may stand, left to right."""
+    if len(lengths) > _MAX_PERMUTED:
+        return [tuple(range(len(lengths)))]
+    return [
+        order
+        for order in itertools.permutations(range(len(lengths)))
+        if all(
+            order.index(one) < order.index(other)
+            for one, other in itertools.combinations(range(len(lengths)), 2)
+            if lengths[one] == lengths[other]
+        )
+    ]
+
+
+def _arrange(
+    scores: Sequence[dict[int, float]], lengths: Sequence[int], width: int
+) -> tuple[float, tuple[int, ...]] | None:
+    """Best total and starts of spans that stand in this order: dynamic programming over the end of the placed part."""
+    best: list[tuple[float, tuple[int, ...]] | None] = [(0.0, ())] * (width + 1)
+    for score, length in zip(scores, lengths, strict=True):
+        following: list[tuple[float, tuple[int, ...]] | None] = [None] * (width + 1)
+        for end in range(length, width + 1):
+            following[end] = following[end - 1]
+            before, start = best[end - length], end - length
+            if before is None or start not in score:
+                continue
+            total, kept = before[0] + score[start], following[end]
+            if kept is None or total > kept[0]:
+                following[end] = total, (*before[1], start)
+        best = following
+    return best[width]
 
 
 def _span_scores(
@@ -107,20 +137,3 @@ def _span_scores(
     rows = torch.tensor([[row_of[start + offset] for offset in range(size)] for start in starts])
     sums = log_probabilities[rows.to(log_probabilities.device), list(span)].sum(dim=1).tolist()
     return dict(zip(starts, sums, strict=True))
-
-
-def _end_to_end(
-    scores: Sequence[dict[int, float]], spans: Sequence[Sequence[int]], positions: Sequence[int], width: int
-) -> Placement | None:
-    free = {position for position in positions if position < width - 1}
-    total = sum(len(span) for span in spans)
-    for first in range(width - 1 - total, -1, -1):
-        if all(first + offset in free for offset in range(total)):
-            offsets = itertools.accumulate((len(span) for span in spans[:-1]), initial=first)
-            starts = list(offsets)
-            return Placement(tuple(starts), _confidence(scores, spans, starts))
-    return None
-
-
-def _confidence(scores: Sequence[dict[int, float]], spans: Sequence[Sequence[int]], starts: Sequence[int]) -> float:
-    return min(math.exp(score[start] / len(span)) for score, span, start in zip(scores, spans, starts, strict=True))

@@ -138,7 +138,17 @@ class DialogueCodec:
         def having(test: Callable[[bytes], bool]) -> frozenset[int]:
             return frozenset(token for token, text in texts.items() if text and test(text))
 
+        by_lower: dict[bytes, list[int]] = {}
+        for token, text in texts.items():
+            if text.startswith(b" "):
+                by_lower.setdefault(text.lower(), []).append(token)
         return TokenTable(
+            case_variants={
+                token: tuple(other for other in alike if other != token)
+                for alike in by_lower.values()
+                if len(alike) > 1
+                for token in alike
+            },
             end=special.end,
             mask=special.mask,
             forbidden=frozenset(special.forbidden_in_reply),

@@ -21,7 +21,7 @@ from dllm.models.llama import LlamaDiffusion
 from dllm.train.data import Row
 
 FILE_NAME = "quality_curve.json"
-WIDTHS = (16, 24, 32, 48, 64)
+WIDTHS = (16, 24, 32, 40, 64)
 STEPS = (1, 2, 3, 4, 6, 8, 12, 16)
 
 

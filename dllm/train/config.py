@@ -79,7 +79,7 @@ class TrainConfig:
     noise_share: float = 0.3
     """Probability that a spoken user turn also gets recogniser-like word errors."""
     compiled: bool = True
-    """Compile the layers (needs a C++ compiler): about 1.4 times faster on two AVX2 cores, results differ in the last bits."""
+    """Compile the layers where there is a C++ compiler: about 1.4 times faster on two AVX2 cores, results differ in the last bits."""
     tokens: int = 12_000_000
     """Budget when no wall-clock budget is given: clean and noisy positions."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)

@@ -7,6 +7,7 @@ checkpoint made from the averaged weights. Randomness comes from (seed, step), s
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,11 @@ def learning_rate_factor(step: int, progress: float, config: TrainConfig) -> flo
     return min(1.0, (step + 1) / max(1, config.warmup_steps)) * decay
 
 
+def has_compiler() -> bool:
+    """Whether torch.compile has the C++ compiler it needs for CPU code."""
+    return any(shutil.which(name) for name in ("c++", "g++", "clang++"))
+
+
 def make_codec(folders: Sequence[Path], config: TrainConfig, extra: Sequence[Path] = ()) -> DialogueCodec:
     """Train the tokenizer on a sample of the mixture, user turns in both spellings.
 
@@ -102,7 +108,8 @@ class Trainer:
             raise ConfigError("vocab_size", self.spec.vocab_size, f"at least the tokenizer's {codec.vocab_size}")
         self.model = LlamaDiffusion(self.spec)
         self.model.reset_parameters(torch.Generator().manual_seed(config.seed))
-        if config.compiled:
+        self.is_compiled = config.compiled and has_compiler()
+        if self.is_compiled:
             for layer in self.model.layers:
                 layer.compile(dynamic=True)
         self.optimisers = optim.build(self.model, config)

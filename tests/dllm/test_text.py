@@ -70,6 +70,9 @@ def test_token_table_knows_boundaries_and_what_a_reply_may_not_say() -> None:
     assert codec.special.end not in table.forbidden
     assert {codec.special.mask, codec.special.pad, codec.special.user} <= table.forbidden
     assert all(codec.token_bytes(token).startswith(b" ") for token in table.word_start)
+    for token, others in table.case_variants.items():
+        assert {codec.token_bytes(other).lower() for other in others} == {codec.token_bytes(token).lower()}
+        assert token not in others
 
 
 @pytest.mark.parametrize(
