@@ -27,6 +27,7 @@ from dllm.selection import select
 
 Phase: TypeAlias = Literal["first", "rest"]
 FinishReason: TypeAlias = Literal["end_of_turn", "canvas_full"]
+"""A reply that fills its canvas is cut after its last whole sentence."""
 _BANS_PER_COMMIT = 4
 """How many stuttering tokens are refused at one position before the best remaining one is taken as it is."""
 
@@ -358,6 +359,11 @@ class Engine:
                 pairs += [(row, token) for token in openings]
         return pairs
 
+    def _openings(self, draft: Draft) -> set[int]:
+        """Tokens that begin a pin, in any case: beside a pin they would say it twice."""
+        variants = self.table.case_variants
+        return {other for pin in draft.spec.pins for token in pin[:2] for other in (token, *variants.get(token, ()))}
+
     def _advance(
         self, draft: Draft, positions: list[int], logits: Tensor, guesses: Guesses, now: float
     ) -> tuple[int, int]:
@@ -407,7 +413,8 @@ class Engine:
 
         On an all-masked canvas every place is a little likely, and a wrong one forces words into a gap of the wrong size. So text is
         committed to the left of the leftmost span's likely place first, which makes it sharp; the span is fixed when the model is
-        sure, when nothing is left to write before it, or when the steps run out. The others are looked for again in the next step.
+        sure of it or surer than of any word before it, when no such word is left, or when the steps run out. The others are looked
+        for again in the next step.
 
         Returns:
             Positions that may be committed in this step, and how many were pinned.
@@ -418,10 +425,11 @@ class Engine:
             raise PinsDoNotFitError(sum(len(pin) for pin in pins), canvas.width)
         spans = sorted(zip(placement.starts, draft.unplaced, placement.confidences, strict=True))
         first = spans[0][0]
-        openings = {token for pin in draft.spec.pins for token in pin[:2]} | {self.table.end}
+        openings = self._openings(draft) | {self.table.end}
         before = [at for at in positions if at < first and canvas.tokens[at] not in openings]
+        surest = max((canvas.confidence[at] for at in before if at < stop), default=0.0)
         due = steps_left <= 2 and first < stop
-        if spans[0][2] <= _PIN_CONFIDENCE and any(at < stop for at in before) and not due:
+        if spans[0][2] <= min(_PIN_CONFIDENCE, surest) and not due:
             return before, 0
         pinned = 0
         for start, index, _ in spans if due else spans[:1]:
@@ -429,8 +437,8 @@ class Engine:
                 canvas.pin(start, draft.spec.pins[index])
                 draft.unplaced.remove(index)
                 pinned += len(draft.spec.pins[index])
-        # What is right of the pins was guessed without them; it waits for a step, unless there is none.
-        open_positions = [at for at in canvas.masked() if at < first or (steps_left <= 1 and not draft.unplaced)]
+        # What is beside the pins and right of them was guessed without them; it waits for a step, unless there is none.
+        open_positions = [at for at in canvas.masked() if at < first - 1 or (steps_left <= 1 and not draft.unplaced)]
         return [at for at in open_positions if canvas.tokens[at] not in openings], pinned
 
     def _without_stutter(self, draft: Draft, position: int, row: Tensor) -> tuple[int, float]:
@@ -453,12 +461,13 @@ class Engine:
             return []
         end = canvas.reply_end()
         if decided > end or decided == canvas.width:
-            end = min(end, canvas.width)
+            reason: FinishReason = "end_of_turn" if end < canvas.width else "canvas_full"
+            if reason == "canvas_full":
+                end = canvas.last_sentence_end(draft.emitted)
             reply = tuple(canvas.tokens[:end])
             events: list[Event] = []
             if end > draft.emitted:
                 events.append(Committed(draft, draft.emitted, reply[draft.emitted :], draft.phase))
-            reason: FinishReason = "end_of_turn" if end < canvas.width else "canvas_full"
             events.append(Finished(draft, reason, reply, draft.steps_first, draft.steps_rest, draft.forced))
             self._drop(draft)
             if draft.entry is not None:

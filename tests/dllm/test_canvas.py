@@ -103,3 +103,17 @@ def test_digits_may_repeat() -> None:
     canvas.commit(0, digit, 0.9)
     canvas.commit(1, digit, 0.9)
     assert not repeats_span(canvas, 2, digit)
+
+
+def test_a_reply_that_fills_the_canvas_is_cut_after_its_last_sentence_or_pin() -> None:
+    text = "What size? Small, medium or large. Goodbye, see"
+    ids = CODEC.encode_text(text)
+    canvas = canvas_with(text, len(ids))
+    whole = CODEC.encode_text("What size? Small, medium or large.")
+    assert canvas.last_sentence_end(0) == len(whole)
+    assert canvas.last_sentence_end(len(whole)) == len(whole), "the rest is left unsaid"
+    assert canvas.last_sentence_end(len(whole) + 1) == len(ids), "but never a sentence that has begun"
+    price = CODEC.encode_pin("$5.10")
+    canvas = Canvas(len(price) + 2, TABLE)
+    canvas.pin(0, price)
+    assert canvas.last_sentence_end(0) == len(price)
