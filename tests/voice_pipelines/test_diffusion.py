@@ -173,7 +173,8 @@ def test_the_curve_sets_the_floor_of_steps(tmp_path: Path) -> None:
     path.write_text(
         json.dumps({"widths": [16, 32], "steps": [1, 2, 4, 8], "quality": [[0.5, 0.95, 0.97, 1], [0.4, 0.8, 0.92, 1]]})
     )
-    assert floor_steps(read_quality_curve(path)) == 4
+    assert floor_steps(read_quality_curve(path)) == 2
+    assert floor_steps(read_quality_curve(path), worth=0.96) == 4
 
 
 @pytest.mark.parametrize("text", ["not json", "[]", '{"widths": [16], "steps": [1, 2], "quality": [[0.5]]}'])

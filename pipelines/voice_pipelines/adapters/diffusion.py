@@ -305,14 +305,15 @@ class DiffusionDrafter:
 
 
 def floor_steps(curve: QualityCurve, worth: float = FLOOR_QUALITY) -> int:
-    """The fewest steps whose quality is worth hearing at every canvas width; `FLOOR_STEPS` where nothing was measured."""
+    """The fewest steps for a first clause that is worth hearing; `FLOOR_STEPS` where nothing was measured.
+
+    Read off the narrowest canvas measured, which is about as long as a first clause: wider rows tell of whole replies, most of which
+    is denoised while the first clause plays.
+    """
     if not curve.quality:
         return FLOOR_STEPS
-    rows = [
-        next((step for step, value in zip(curve.steps, row, strict=True) if value >= worth), curve.steps[-1])
-        for row in curve.quality
-    ]
-    return max(rows)
+    narrowest = curve.quality[min(range(len(curve.widths)), key=curve.widths.__getitem__)]
+    return next((step for step, value in zip(curve.steps, narrowest, strict=True) if value >= worth), curve.steps[-1])
 
 
 def read_quality_curve(path: Path) -> QualityCurve:
