@@ -48,8 +48,12 @@ class Plan:
     threshold: float = 0.9
     first_deadline: float | None = None
     rest_deadline: float | None = None
+    floor: int = 1
+    """Steps that a phase gets even when its deadline is over: committing everything at once is no reply worth hearing."""
 
     def __post_init__(self) -> None:
+        if self.floor < 1:
+            raise ConfigError("floor", self.floor, "at least 1")
         if self.steps_first < 1:
             raise ConfigError("steps_first", self.steps_first, "at least 1")
         if self.steps_rest < 1:
@@ -380,7 +384,9 @@ class Engine:
         for position, token, probability in zip(positions, guesses.tokens, guesses.probabilities, strict=True):
             canvas.guess(position, token, probability)
         steps = plan.steps_first if draft.phase == "first" else plan.steps_rest
-        steps_left = steps - draft.phase_steps + 1 if now < draft.deadline else 1
+        if now >= draft.deadline:
+            steps = min(steps, max(plan.floor, draft.phase_steps))
+        steps_left = max(steps - draft.phase_steps + 1, 1)
         stop = canvas.first_clause_end() if draft.phase == "first" else canvas.reply_end()
         open_positions = positions
         pinned = 0

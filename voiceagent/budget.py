@@ -123,7 +123,6 @@ class BudgetSettings:
     useful_gain: float = 0.002
     first_clause_chars: int = 40
     """Length that the first clause is assumed to have before it is written."""
-    steps_rest_min: int = 2
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_steps <= self.max_steps:
@@ -256,11 +255,11 @@ class BudgetController:
     def plan_rest(
         self, plan: StepPlan, *, now: float, dry_at: float, clause_chars: int = 60, active_drafts: int = 1
     ) -> StepPlan:
-        """Grant the rest of the reply the steps that fit until the caller's queue runs dry (rule 2)."""
+        """Grant the rest of the reply the steps that fit until the caller's queue runs dry (rule 2), and never less than the floor."""
         step = self.costs.predict(Stage.STEP, plan.canvas_width * active_drafts)
         tts = self.costs.predict(Stage.TTS, clause_chars)
         transport = self.costs.predict(Stage.TRANSPORT)
         deadline = dry_at - tts.p95 - transport.p95
         fits = math.floor(max(deadline - now, 0.0) / max(step.p95, 1e-6))
         useful = self.useful_steps(plan.canvas_width)
-        return replace(plan, steps_rest=min(max(fits, self.settings.steps_rest_min), useful), rest_deadline=deadline)
+        return replace(plan, steps_rest=min(max(fits, self.settings.min_steps), useful), rest_deadline=deadline)

@@ -224,6 +224,19 @@ def test_logits_in_company_equal_logits_alone() -> None:
     torch.testing.assert_close(together, alone, atol=2e-4, rtol=1e-4)
 
 
+def test_a_passed_deadline_leaves_the_floor_of_steps() -> None:
+    steps = []
+    for floor in (1, 3):
+        clock = ManualClock()
+        clock.now = 99.0
+        plan = Plan(8, 8, 1.0, first_deadline=1.0, rest_deadline=1.0, floor=floor)
+        finished, _ = write(engine(2, clock=clock), spec(width=64, plan=plan))
+        steps.append(finished.steps_first + finished.steps_rest)
+    assert steps[1] > steps[0]
+    with pytest.raises(ConfigError, match="floor"):
+        Plan(floor=0)
+
+
 def test_nearest_deadlines_are_served_first() -> None:
     shared = engine(max_batch=1)
     late = shared.submit(spec(conversation="late", plan=Plan(4, 4, 0.9, first_deadline=9.0, rest_deadline=9.0)))

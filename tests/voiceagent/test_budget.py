@@ -66,7 +66,7 @@ def test_the_rest_has_until_the_queue_runs_dry() -> None:
     rest = planner.plan_rest(plan, now=0.5, dry_at=0.735)
     assert rest.steps_rest == 20
     assert rest.rest_deadline == pytest.approx(0.705)
-    assert planner.plan_rest(plan, now=0.5, dry_at=0.5).steps_rest == planner.settings.steps_rest_min
+    assert planner.plan_rest(plan, now=0.5, dry_at=0.5).steps_rest == planner.settings.min_steps
 
 
 def test_a_late_step_shortens_the_plan_but_always_leaves_one_that_commits() -> None:

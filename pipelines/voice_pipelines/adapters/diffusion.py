@@ -205,8 +205,7 @@ class DiffusionDrafter:
         self._dropped.pop(conversation_id, None)
         self._engine.forget(conversation_id)
 
-    @staticmethod
-    def _plan(plan: StepPlan, steps_done: int) -> dllm_engine.Plan:
+    def _plan(self, plan: StepPlan, steps_done: int) -> dllm_engine.Plan:
         """The engine counts steps from when it hears of a plan; ours counts a draft's own first steps from its start."""
         from dllm.engine import Plan
 
@@ -216,6 +215,7 @@ class DiffusionDrafter:
             threshold=plan.threshold,
             first_deadline=plan.first_deadline,
             rest_deadline=plan.rest_deadline,
+            floor=max(self.min_steps - steps_done, 1),
         )
 
     def _tokens(self, conversation_id: str, turns: Sequence[PromptTurn]) -> list[int]:
