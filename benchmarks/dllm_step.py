@@ -25,10 +25,11 @@ from dllm.denoise import prefill
 from dllm.engine import DraftSpec, Engine, Plan
 
 
-def measure(run: Callable[[], object], repeats: int) -> dict[str, float]:
-    """p50 and p95 of wall time and p50 of CPU time, after a tenth of the repeats as warm-up."""
+def measure(run: Callable[[], object], repeats: int, prepare: Callable[[], object] = lambda: None) -> dict[str, float]:
+    """p50 and p95 of wall time and p50 of CPU time, after a tenth of the repeats as warm-up; `prepare` is not timed."""
     wall, cpu = [], []
     for index in range(repeats + repeats // 10):
+        prepare()
         wall_began, cpu_began = time.perf_counter(), time.process_time()
         run()
         if index >= repeats // 10:
@@ -43,26 +44,19 @@ def measure(run: Callable[[], object], repeats: int) -> dict[str, float]:
 
 
 def step_times(checkpoint: loader.Checkpoint, width: int, cached: int, batch: int, repeats: int) -> dict[str, float]:
-    """Rounds in which nothing is ever finished: threshold 1 and far more steps than masks, started anew when they run out."""
+    """Rounds of drafts that have been prefilled, each after its first step: threshold 1 and more steps than masks."""
     engine = Engine(checkpoint.model, checkpoint.codec.token_table, max_batch=batch)
     prompt = tuple(16 + (index * 7919) % 4000 for index in range(cached))
 
-    def fill() -> None:
-        for draft in engine.drafts:
-            engine.cancel(draft)
-        for index in range(batch):
-            engine.submit(DraftSpec(prompt, f"bench{index}", width, Plan(10_000, 10_000, 1.0)))
-        engine.run_round()
+    def refill() -> None:
+        while len(engine.drafts) < batch or any(draft.prefix is None for draft in engine.drafts):
+            for draft in engine.drafts:
+                engine.cancel(draft)
+            for index in range(batch):
+                engine.submit(DraftSpec(prompt, f"bench{index}", width, Plan(10_000, 10_000, 1.0)))
+            engine.run_round()
 
-    fill()
-    began = engine.drafts[0]
-
-    def step() -> None:
-        if began not in engine.drafts or engine.drafts[0].steps_first > width // 2:
-            fill()
-        engine.run_round()
-
-    return measure(step, repeats)
+    return measure(engine.run_round, repeats, refill)
 
 
 def main() -> None:
