@@ -311,6 +311,8 @@ class Conversation:
             return
         agent_audible = self._state.agent in (turns.Agent.SPEAKING, turns.Agent.PLAYING)
         async for heard in self._listener.hear(samples, arrived, detection, agent_audible=agent_audible):
+            if self._is_closed:
+                return  # Closed while the detector looked at it: nobody would end what begins here.
             match heard:
                 case Onset(start_sample=start):
                     item_id = _new_id("item")

@@ -66,6 +66,8 @@ class Playout:
         """
         heard: list[str] = []
         for clause in self.clauses:
+            if clause.end_s <= clause.start_s:
+                continue  # Not a sample of it has left.
             if clause.end_s <= played_s + 1e-6:
                 heard.append(clause.text.strip())
                 continue

@@ -437,6 +437,35 @@ def test_closing_mid_denoise_or_mid_audio_leaves_nothing_running(text: str, has_
     assert line.llm.forgotten == [line.conversation.id]
 
 
+def test_speech_that_is_noticed_while_closing_opens_no_recogniser(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        gate, look = asyncio.Event(), LevelDetector.probability
+
+        async def slow(detector: LevelDetector, window: Samples) -> float:
+            await gate.wait()
+            return await look(detector, window)
+
+        monkeypatch.setattr(LevelDetector, "probability", slow)
+        clock, asr = ManualClock(), ScriptedTranscriber()
+        conversation = Conversation(
+            backends=Backends(LevelDetector(), asr, ScriptedDrafter(clock), ToneSynthesizer()),
+            agent=AgentProfile("café"),
+            settings=SessionSettings(),
+            clock=clock,
+            emit=lambda event: None,
+            budget=BudgetController(),
+        )
+        talking = asyncio.create_task(conversation.run())
+        conversation.push_audio(tone(0.8))
+        await clock.settle()
+        await conversation.aclose()
+        gate.set()
+        await clock.settle()
+        assert talking.done() and not asr.utterances
+
+    run_async(main())
+
+
 def test_draining_lets_the_reply_be_said_to_its_end() -> None:
     async def scenario(line: Line) -> None:
         await line.speak_turn()

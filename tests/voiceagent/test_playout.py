@@ -47,6 +47,15 @@ def test_only_words_spoken_to_their_end_were_heard() -> None:
     assert playout.heard_text(2.0) == "One large mocha. Anything else for you?"
 
 
+def test_a_clause_that_has_no_audio_yet_was_not_heard() -> None:
+    playout = Playout()
+    playout.begin_clause("One large mocha.")
+    assert playout.heard_text(playout.played_s(9.0)) == "", "stopped while the voice was still at work"
+    playout.sent(1.0, now=10.0)
+    playout.begin_clause("Anything else for you?")
+    assert playout.heard_text(playout.played_s(99.0)) == "One large mocha."
+
+
 def test_the_clients_own_position_replaces_the_estimate() -> None:
     playout = spoken()
     playout.report(0.2, now=11.0)
