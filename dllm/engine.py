@@ -454,7 +454,8 @@ class Engine:
         for _ in range(_BANS_PER_COMMIT):
             if not repeats_span(canvas, position, token):
                 break
-            row[token] = float("-inf")
+            # Nor may the reply end here instead: what must be said may still be to come.
+            row[[token, self.table.end]] = float("-inf")
             other = self._sampler.guess(row.unsqueeze(0))
             token, probability = other.tokens[0], other.probabilities[0]
         return token, probability

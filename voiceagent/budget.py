@@ -253,13 +253,25 @@ class BudgetController:
         return None if steps >= plan.steps_first else replace(plan, steps_first=steps)
 
     def plan_rest(
-        self, plan: StepPlan, *, now: float, dry_at: float, clause_chars: int = 60, active_drafts: int = 1
+        self,
+        plan: StepPlan,
+        *,
+        now: float,
+        dry_at: float,
+        steps_done: int = 0,
+        clause_chars: int = 60,
+        active_drafts: int = 1,
     ) -> StepPlan:
-        """Grant the rest of the reply the steps that fit until the caller's queue runs dry (rule 2), and never less than the floor."""
+        """Grant the rest of the reply the steps that fit until the caller's queue runs dry (rule 2), and never less than the floor.
+
+        `steps_done` counts those it had already; the plan's steps count from the start of the rest.
+        """
         step = self.costs.predict(Stage.STEP, plan.canvas_width * active_drafts)
         tts = self.costs.predict(Stage.TTS, clause_chars)
         transport = self.costs.predict(Stage.TRANSPORT)
         deadline = dry_at - tts.p95 - transport.p95
         fits = math.floor(max(deadline - now, 0.0) / max(step.p95, 1e-6))
         useful = self.useful_steps(plan.canvas_width)
-        return replace(plan, steps_rest=min(max(fits, self.settings.min_steps), useful), rest_deadline=deadline)
+        return replace(
+            plan, steps_rest=min(max(steps_done + fits, self.settings.min_steps), useful), rest_deadline=deadline
+        )

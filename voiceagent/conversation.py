@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Literal, Self, TypeAlias, assert_never
+from typing import Self, TypeAlias, assert_never
 
 from voiceagent import turn as turns
 from voiceagent.agent import AgentProfile, NoteTaker
@@ -99,11 +99,31 @@ class _Running:
     reply: Reply
     options: ResponseOptions
     task: asyncio.Task[None] | None = None
+    is_waiting: bool = True
+    """Its draft has not started: whatever is still being recognised will be in its prompt."""
     is_finished: bool = False
     is_traced: bool = False
 
 
-_Command: TypeAlias = Literal["commit", "clear"]
+@dataclass(frozen=True, slots=True)
+class _Audio:
+    samples: Samples
+    arrived: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Commit:
+    """The client ends the turn; `samples` of audio came since the last turn."""
+
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Clear:
+    pass
+
+
+_Inbound: TypeAlias = _Audio | _Commit | _Clear
 
 
 class Conversation:
@@ -131,7 +151,7 @@ class Conversation:
         self._history = History()
         self._state = turns.TurnState()
         self._listener = Listener(backends.vad.open(), backends.vad.window_samples)
-        self._inbox: asyncio.Queue[tuple[Samples, float] | _Command] = asyncio.Queue()
+        self._inbox: asyncio.Queue[_Inbound] = asyncio.Queue()
         self._backlog_samples = 0
         self._uncommitted_samples = 0
         self._hearing: Hearing | None = None
@@ -140,6 +160,8 @@ class Conversation:
         self._turns = 0
         self._next: tuple[str, ResponseOptions, str | None] | None = None
         self._running: _Running | None = None
+        self._still_playing: list[Reply] = []
+        """Replies made before the current one, in case the caller still hears them."""
         self._playouts: dict[str, Playout] = {}
         self._prompt_words = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -164,11 +186,11 @@ class Conversation:
         self._warm()
         while not self._is_closed:
             match await self._inbox.get():
-                case "commit":
-                    self._commit_now()
-                case "clear":
+                case _Commit(samples=count):
+                    self._commit_now(count)
+                case _Clear():
                     self._clear_now()
-                case (samples, arrived):
+                case _Audio(samples=samples, arrived=arrived):
                     self._backlog_samples -= samples.size
                     await self._listen(samples, arrived)
 
@@ -223,7 +245,7 @@ class Conversation:
             )
         self._backlog_samples += samples.size
         self._uncommitted_samples += samples.size
-        self._inbox.put_nowait((samples, self._clock.now()))
+        self._inbox.put_nowait(_Audio(samples, self._clock.now()))
 
     def commit_audio(self) -> None:
         """End the caller's turn here, whatever the voice detector thinks. Does not start a response."""
@@ -233,13 +255,13 @@ class Conversation:
                 "input_audio_buffer_commit_empty",
                 f"Error committing input audio buffer: expected at least 100ms of audio, the buffer has {have_ms:.0f}ms.",
             )
+        self._inbox.put_nowait(_Commit(self._uncommitted_samples))
         self._uncommitted_samples = 0
-        self._inbox.put_nowait("commit")
 
     def clear_audio(self) -> None:
         """Forget audio that was not committed, also when its speech has been noticed."""
         self._uncommitted_samples = 0
-        self._inbox.put_nowait("clear")
+        self._inbox.put_nowait(_Clear())
 
     def create_response(self, options: ResponseOptions | None = None) -> str:
         """Start a reply to the conversation as it stands; returns the response's id."""
@@ -319,6 +341,7 @@ class Conversation:
                     self._begin_hearing(item_id)
                     self._emit(SpeechStarted(item_id, start / INPUT_RATE_HZ))
                     self._happened(turns.SpeechBegan(detection.interrupt_response))
+                    self._warm()  # After the interruption: the history now holds what was heard.
                 case Utter(samples=piece):
                     if self._hearing is not None:
                         self._hearing.feed(piece)
@@ -348,15 +371,15 @@ class Conversation:
                 self._emit(TranscriptPartial(item_id, partial.stable, partial.unstable))
 
         self._hearing = Hearing(self._backends.asr, item_id, on_partial)
-        self._warm()
 
-    def _commit_now(self) -> None:
+    def _commit_now(self, samples: int) -> None:
         """The client ended the turn: the same as an endpoint, at the newest sample."""
         if self._hearing is None:
             # Turn detection heard no speech in this audio; the client decides that it counts all the same.
             self._begin_hearing(_new_id("item"))
             assert self._hearing is not None
-            self._hearing.feed(self._listener.recent())
+            # Audio of the turn before has been transcribed: heard twice it would be ordered twice.
+            self._hearing.feed(self._listener.recent()[-samples:])
         if self._state.caller is not turns.Caller.SPEAKING:
             self._happened(turns.SpeechBegan(interrupts=False))
         self._listener.restart()
@@ -394,6 +417,8 @@ class Conversation:
         except Exception as error:
             log.warning("conversation %s: recognition failed", self.id, exc_info=error)
             self._emit(TranscriptFailed(hearing.item_id, str(error)))
+            if self._turn is turn:
+                self._turn = None
             self._happened(turns.TranscriptReady(is_empty=True, wants_reply=False))
             return
         finally:
@@ -409,7 +434,20 @@ class Conversation:
         current = asyncio.current_task()
         if current is not None:
             self._recognising.discard(current)
+        if wants_reply and self._will_be_answered():
+            wants_reply = False
         self._happened(turns.TranscriptReady(is_empty=not turn.transcript, wants_reply=wants_reply))
+
+    def _will_be_answered(self) -> bool:
+        """A reply is open that waits for these words: they need none of their own."""
+        running = self._running
+        return (
+            running is not None
+            and running.is_waiting
+            and not running.is_finished
+            and running.reply.request.text is None
+            and running.options.turns is None
+        )
 
     def _take_note(self, item_id: str, text: str) -> None:
         if self._notes is None:
@@ -434,8 +472,10 @@ class Conversation:
                     self._start_reply()
                 case turns.StopReply(reason=reason):
                     self._stop_reply(reason)
+                    self._cut_earlier()
                 case turns.StopPlayout():
                     self._stop_playout()
+                    self._cut_earlier()
                 case _:
                     assert_never(effect)
         if self._state.agent is turns.Agent.QUIET:
@@ -469,6 +509,7 @@ class Conversation:
             on_audio=lambda: self._happened(turns.AudioBegan()),
         )
         if self._running is not None:
+            self._keep_playing(self._running, reply)
             self._end_trace(self._running)
         self._running = running = _Running(reply, options)
         self._emit(ResponseStarted(response_id, request.item_id, modality, options.metadata))
@@ -485,6 +526,7 @@ class Conversation:
                 reply.trace.mark("endpoint", turn.endpoint)
                 if turn.asr_final is not None:
                     reply.trace.mark("asr_final", turn.asr_final)
+            running.is_waiting = False
             if reply.request.text is None:
                 reply.request = replace(
                     reply.request,
@@ -494,16 +536,18 @@ class Conversation:
             await reply.run()
         except Exception as error:
             log.warning("conversation %s: reply failed", self.id, exc_info=error)
+            # What has left already plays on at the caller's.
             self._finish_reply(running, "failed", str(error))
-            self._happened(turns.ReplyMade(has_audio=False))
-            return
+        else:
+            self._finish_reply(running, "completed", None)
         has_audio = reply.playout.dry_at() is not None
-        self._finish_reply(running, "completed", None)
         self._happened(turns.ReplyMade(has_audio=has_audio))
         while (dry_at := reply.playout.dry_at()) is not None and dry_at > self._clock.now():
             await self._clock.sleep_until(dry_at)
         if has_audio:
             reply.trace.mark("playout_end", self._clock.now())
+        if self._running is running:
+            self._still_playing.clear()
         self._end_trace(running)
         if self._running is running:
             self._happened(turns.PlayoutEnded())
@@ -611,16 +655,32 @@ class Conversation:
         if running.task is not None and running.task is not asyncio.current_task():
             running.task.cancel()
 
+    def _keep_playing(self, earlier: _Running, reply: Reply) -> None:
+        """A reply starts while an earlier one still plays: it is heard after it, and an interruption cuts both."""
+        dry_at = earlier.reply.playout.dry_at()
+        if dry_at is not None and dry_at > self._clock.now():
+            reply.playout.not_before = dry_at
+            self._still_playing.append(earlier.reply)
+
+    def _cut_history(self, reply: Reply) -> None:
+        if reply.request.item_id in self._history:
+            item = self._history.get(reply.request.item_id)
+            heard = self._heard(reply)
+            if heard != item.text:
+                self._history.put(replace(item, text=heard, status="incomplete"))
+
+    def _cut_earlier(self) -> None:
+        earlier, self._still_playing = self._still_playing, []
+        for reply in earlier:
+            self._cut_history(reply)
+
     def _stop_playout(self) -> None:
         """The reply was made but the caller spoke over it: keep what they heard."""
         running = self._running
         if running is None:
             return
-        reply = running.reply
-        if reply.request.item_id in self._history:
-            item = self._history.get(reply.request.item_id)
-            self._history.put(replace(item, text=self._heard(reply), status="incomplete"))
-        reply.trace.reason = "turn_detected"
+        self._cut_history(running.reply)
+        running.reply.trace.reason = "turn_detected"
         self._end_trace(running)
         if running.task is not None and running.task is not asyncio.current_task():
             running.task.cancel()

@@ -6,7 +6,7 @@ only when the queue is empty.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +16,22 @@ class SpokenClause:
     text: str
     start_s: float
     end_s: float
+    is_complete: bool = False
+    """Whether all of its audio has left; until then its true end is a guess."""
+
+
+SECONDS_PER_CHAR = 0.06
+"""Length of speech by its letters, for a clause whose audio is not complete: 170 words a minute, six letters each."""
 
 
 @dataclass(slots=True)
 class Playout:
-    """One reply's audio. Mutable, owned by one conversation; every time is passed in."""
+    """One reply's audio. Mutable, owned by one conversation; every time is passed in.
 
+    `not_before` is when the caller's queue runs dry of an earlier reply that is still playing: this one is heard after it.
+    """
+
+    not_before: float = float("-inf")
     clauses: list[SpokenClause] = field(default_factory=list)
     sent_s: float = 0.0
     _dry_at: float | None = None
@@ -31,14 +41,19 @@ class Playout:
         """Audio that follows speaks `text`."""
         self.clauses.append(SpokenClause(text, self.sent_s, self.sent_s))
 
+    def end_clause(self) -> None:
+        """The last clause's audio is complete."""
+        if self.clauses:
+            self.clauses[-1] = replace(self.clauses[-1], is_complete=True)
+
     def sent(self, duration_s: float, now: float) -> None:
         """Another piece of audio left for the caller."""
-        start = now if self._dry_at is None else max(self._dry_at, now)
+        start = max(now, self.not_before if self._dry_at is None else self._dry_at)
         self._dry_at = start + duration_s
         self.sent_s += duration_s
         if self.clauses:
             last = self.clauses[-1]
-            self.clauses[-1] = SpokenClause(last.text, last.start_s, self.sent_s)
+            self.clauses[-1] = replace(last, end_s=self.sent_s)
 
     def report(self, played_s: float, now: float) -> None:
         """The client says how much it has played; later estimates start from there."""
@@ -68,14 +83,17 @@ class Playout:
         for clause in self.clauses:
             if clause.end_s <= clause.start_s:
                 continue  # Not a sample of it has left.
-            if clause.end_s <= played_s + 1e-6:
+            end_of_clause_s = clause.end_s
+            if not clause.is_complete:
+                end_of_clause_s = max(clause.end_s, clause.start_s + SECONDS_PER_CHAR * len(clause.text.strip()))
+            if end_of_clause_s <= played_s + 1e-6:
                 heard.append(clause.text.strip())
                 continue
             length = max(len(clause.text.strip()), 1)
             end_char = 0
             for word in clause.text.split():
                 end_char += len(word)
-                end_s = clause.start_s + (clause.end_s - clause.start_s) * end_char / length
+                end_s = clause.start_s + (end_of_clause_s - clause.start_s) * end_char / length
                 if end_s > played_s:
                     return " ".join(heard)
                 heard.append(word)

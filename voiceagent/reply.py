@@ -85,6 +85,7 @@ class Reply:
     item_started: bool = False
     _plan: StepPlan | None = None
     _draft: Draft | None = None
+    _rest_steps: int = 0
 
     async def run(self) -> None:
         """Make the whole reply.
@@ -183,7 +184,10 @@ class Reply:
 
     def _stepped(self, event: DraftStepped) -> None:
         assert self._plan is not None and self._draft is not None
-        self.budget.costs.observe(Stage.STEP, event.compute_s, self._plan.canvas_width * event.batch)
+        # The drafter may have widened the canvas to hold what must be said.
+        self._plan = replace(self._plan, canvas_width=len(event.canvas))
+        self._rest_steps += event.phase == "rest"
+        self.budget.costs.observe(Stage.STEP, event.compute_s, len(event.canvas) * event.batch)
         self.usage = replace(self.usage, output_tokens=sum(1 for token in event.canvas if token.text))
         self.trace.steps.append(
             StepRecord(
@@ -222,10 +226,16 @@ class Reply:
         if self._draft is None or self._plan is None or dry_at is None:
             return
         plan = self.budget.plan_rest(
-            self._plan, now=self.clock.now(), dry_at=dry_at, active_drafts=max(self.budget.running_drafts, 1)
+            self._plan,
+            now=self.clock.now(),
+            dry_at=dry_at,
+            steps_done=self._rest_steps,
+            active_drafts=max(self.budget.running_drafts, 1),
         )
-        if plan.steps_rest != self._plan.steps_rest or self._plan.rest_deadline is None:
-            self._draft.replan(plan)
+        self._draft.replan(plan)
+        if plan.steps_rest == self._plan.steps_rest and self._plan.rest_deadline is not None:
+            self._plan = plan  # Only the deadline has moved.
+        else:
             room_ms = (dry_at - self.clock.now()) * 1000
             self._adopt(plan, f"{plan.steps_rest} steps for the rest: {room_ms:.0f} ms of speech are queued")
 
@@ -274,6 +284,7 @@ class Reply:
                 self._send(samples)
         if held:
             self._send(np.concatenate(held))
+        self.playout.end_clause()
         self._replan_rest()
 
     def _send(self, samples: Samples) -> None:

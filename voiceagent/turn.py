@@ -175,8 +175,9 @@ def advance(state: TurnState, happened: TurnInput) -> tuple[TurnState, tuple[Tur
             if not interrupts or state.agent is Agent.QUIET:
                 return listening, (OpenUtterance(),)
             stop: TurnEffect = StopPlayout() if state.agent is Agent.PLAYING else StopReply("turn_detected")
-            # A reply owed to an earlier turn is dropped too: the answer to what is being said now covers both.
-            return replace(listening, agent=Agent.QUIET, owes_reply=False), (stop, OpenUtterance())
+            # Nobody heard an answer yet: should this turn out to be a cough, the earlier words still deserve one.
+            owes = state.owes_reply or state.agent is Agent.THINKING
+            return replace(listening, agent=Agent.QUIET, owes_reply=owes), (stop, OpenUtterance())
         case SpeechEnded():
             if state.caller is not Caller.SPEAKING:
                 return state, ()
@@ -184,16 +185,17 @@ def advance(state: TurnState, happened: TurnInput) -> tuple[TurnState, tuple[Tur
         case SpeechDropped():
             if state.caller is not Caller.SPEAKING:
                 return state, ()
-            return replace(state, caller=Caller.SILENT), (DropUtterance(),)
+            state, effects = _settle(replace(state, caller=Caller.SILENT))
+            return state, (DropUtterance(), *effects)
         case TranscriptReady(is_empty=is_empty, wants_reply=wants_reply):
             if state.caller is Caller.SPEAKING:
                 # The caller went on: these words are in the history and the next endpoint answers both.
-                return state, ()
+                return replace(state, owes_reply=state.owes_reply or (wants_reply and not is_empty)), ()
             state = replace(state, caller=Caller.SILENT)
             if is_empty or not wants_reply:
-                return state, ()
+                return _settle(state)
             if state.agent is Agent.QUIET:
-                return replace(state, agent=Agent.THINKING), (StartReply(),)
+                return replace(state, agent=Agent.THINKING, owes_reply=False), (StartReply(),)
             return replace(state, owes_reply=True), ()
         case ReplyRequested():
             if state.agent is Agent.PLAYING or state.agent is Agent.QUIET:
@@ -208,7 +210,10 @@ def advance(state: TurnState, happened: TurnInput) -> tuple[TurnState, tuple[Tur
         case ReplyCancelled(reason=reason):
             if not state.is_making_reply:
                 return state, ()
-            state, effects = _settle(replace(state, agent=Agent.QUIET))
+            effects: tuple[TurnEffect, ...] = ()
+            state = replace(state, agent=Agent.QUIET)
+            if reason != "shutdown":
+                state, effects = _settle(state)
             return state, (StopReply(reason), *effects)
         case PlayoutEnded():
             return _settle(replace(state, agent=Agent.QUIET)) if state.agent is Agent.PLAYING else (state, ())

@@ -21,6 +21,7 @@ from voiceagent.events import (
     ResponseStarted,
     SpeechStarted,
     SpeechStopped,
+    TranscriptFailed,
     TranscriptFinal,
     TurnTraced,
 )
@@ -75,6 +76,8 @@ async def call(
                     result.track.stop(at_s)
             case SpeechStopped():
                 result.heard_at_s.append(at_s)
+            case TranscriptFailed():
+                recognising -= 1
             case TranscriptFinal(text=text):
                 recognising -= 1
                 result.transcripts.append(text)

@@ -515,3 +515,85 @@ def test_a_hundred_turns_leave_tasks_memory_and_latency_as_they_were() -> None:
     assert len(latencies) == 100
     assert max(latencies[50:]) <= max(latencies[:50]) * 1.1  # type: ignore[type-var, operator]
     assert len(line.conversation._playouts) <= 64
+
+
+def test_two_utterances_that_are_recognised_together_get_one_answer() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.speak_turn()
+        gate.set()
+        await line.clock.advance(20.0)
+
+    gate = asyncio.Event()
+    line = talk(scenario, heard=("a mocha", "and a latte"), gate=gate)
+    assert len(line.of(ResponseStarted)) == 1
+    assert line.llm.drafts[0].request.turns[-1].text.endswith("and a latte") or "latte" in str(
+        line.llm.drafts[0].request
+    )
+
+
+def test_a_cough_while_the_words_are_recognised_does_not_lose_the_answer() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.play(tone(0.4))
+        gate.set()
+        await line.play(silence(0.6))
+        await line.clock.advance(20.0)
+
+    gate = asyncio.Event()
+    line = talk(scenario, heard=("a mocha please", ""), gate=gate)
+    assert [event.text for event in line.of(TranscriptFinal)] == ["a mocha please", ""]
+    assert [event.status for event in line.of(ResponseFinished)] == ["completed"]
+
+
+def test_a_cough_before_the_answer_is_audible_only_delays_it() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.play(np.concatenate([tone(0.4), silence(0.6)]))
+        await line.clock.advance(20.0)
+
+    line = talk(scenario, heard=("a mocha please", ""), step_s=0.3)
+    assert [event.status for event in line.of(ResponseFinished)] == ["cancelled", "completed"]
+
+
+def test_audio_of_a_turn_that_was_recognised_is_not_heard_again_by_a_commit() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(20.0)
+        await line.play(silence(0.2))
+        line.conversation.commit_audio()
+        await line.clock.advance(1.0)
+
+    line = talk(scenario, heard=("a mocha please", ""))
+    first, second = line.asr.utterances
+    assert first.fed > 16_000 * 0.8
+    assert second.fed <= 16_000 * 0.4
+
+
+def test_an_interruption_cuts_every_reply_that_is_still_playing() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(0.3)
+        line.conversation.create_response(ResponseOptions())
+        await line.clock.advance(0.3)
+        await line.speak_turn()
+        await line.clock.advance(20.0)
+
+    line = talk(scenario, step_s=0.0)
+    said = [turn.text for turn in line.llm.drafts[-1].request.turns if turn.role == "agent"]
+    assert len(said) == 1, "nothing of the second reply was heard: it waited behind the first"
+    assert REPLY.startswith(said[0]) and said[0] != REPLY
+
+
+def test_a_reply_that_fails_after_its_first_clause_keeps_what_was_heard_and_is_traced() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(20.0)
+        await line.speak_turn()
+        await line.clock.advance(20.0)
+
+    line = talk(scenario, written=("One mocha. Broken words.", REPLY), tts=ToneSynthesizer(fail_on="Broken"))
+    assert line.of(ResponseFinished)[0].status == "failed"
+    assert len(line.of(TurnTraced)) == 2
+    said = [turn.text for turn in line.llm.drafts[-1].request.turns if turn.role == "agent"]
+    assert said in ([], ["One mocha."], ["One"])

@@ -10,8 +10,10 @@ def spoken() -> Playout:
     playout = Playout()
     playout.begin_clause("One large mocha.")
     playout.sent(1.0, now=10.0)
+    playout.end_clause()
     playout.begin_clause("Anything else for you?")
     playout.sent(1.0, now=10.1)
+    playout.end_clause()
     return playout
 
 
@@ -54,6 +56,26 @@ def test_a_clause_that_has_no_audio_yet_was_not_heard() -> None:
     playout.sent(1.0, now=10.0)
     playout.begin_clause("Anything else for you?")
     assert playout.heard_text(playout.played_s(99.0)) == "One large mocha."
+
+
+def test_a_clause_whose_audio_is_not_complete_was_not_heard_to_its_end() -> None:
+    playout = Playout()
+    playout.begin_clause("One large mocha with a little bit of oat milk.")
+    playout.sent(1.0, now=0.0)
+    assert playout.heard_text(playout.played_s(5.0)) == "One large mocha"
+    playout.sent(1.8, now=5.0)
+    playout.end_clause()
+    assert playout.heard_text(playout.played_s(9.0)) == "One large mocha with a little bit of oat milk."
+
+
+def test_a_reply_behind_another_is_heard_after_it() -> None:
+    playout = Playout(not_before=12.0)
+    playout.begin_clause("Second.")
+    playout.sent(1.0, now=10.0)
+    playout.end_clause()
+    assert playout.dry_at() == 13.0
+    assert playout.played_s(11.9) == 0.0
+    assert playout.played_s(12.5) == 0.5
 
 
 def test_the_clients_own_position_replaces_the_estimate() -> None:

@@ -263,10 +263,9 @@ const HANDLERS = {
   },
   "voiceagent.response.plan": (model, event) => {
     const response = model.ensureResponse(event.response_id);
-    // A plan counts the steps from the moment it is made.
-    const done = (phase) => response.steps.filter((step) => step.phase === phase).length;
+    // A plan counts each phase's steps from the start of that phase.
     response.grantedFirst ??= event.plan.steps_first;
-    response.grantedRest = done("rest") + event.plan.steps_rest;
+    response.grantedRest = event.plan.steps_rest;
     response.plan = event.plan;
     response.planReason = event.reason ?? "";
     return ["plan"];

@@ -154,7 +154,7 @@ class DiffusionDrafter:
                     warming = self._warming.popitem()
             try:
                 for command in commands:
-                    command()
+                    self._obey(command)
                 if warming is not None:
                     self._engine.warm(warming[0], self._tokens(warming[0], warming[1])[:-1])
                 elif self._engine.drafts:
@@ -162,6 +162,14 @@ class DiffusionDrafter:
             except Exception as error:  # A bug here must not leave callers waiting for events that never come.
                 log.exception("the diffusion engine's thread failed")
                 self._fail_all(error)
+
+    @staticmethod
+    def _obey(command: Callable[[], None]) -> None:
+        """One command that fails must not take the others asked for at the same time with it."""
+        try:
+            command()
+        except Exception:
+            log.exception("a command to the diffusion engine failed")
 
     def _submit(self, draft: DiffusionDraft) -> None:
         from dllm.engine import DraftSpec
@@ -180,7 +188,7 @@ class DiffusionDrafter:
                     prompt=tuple(tokens),
                     conversation=request.conversation_id,
                     width=width,
-                    plan=self._plan(request.plan, 0),
+                    plan=self._plan(request.plan, 0, is_first=True),
                     pins=pins,
                     temperature=request.temperature,
                     seed=request.seed,
@@ -193,8 +201,9 @@ class DiffusionDrafter:
 
     def _replan(self, draft: DiffusionDraft, plan: StepPlan) -> None:
         if draft.engine_draft is not None and draft.engine_draft.number in self._drafts:
-            done = draft.engine_draft.steps_first if draft.engine_draft.phase == "first" else 0
-            self._engine.replan(draft.engine_draft, self._plan(plan, done))
+            is_first = draft.engine_draft.phase == "first"
+            done = draft.engine_draft.steps_first if is_first else draft.engine_draft.steps_rest
+            self._engine.replan(draft.engine_draft, self._plan(plan, done, is_first=is_first))
 
     def _cancel(self, draft: DiffusionDraft) -> None:
         if draft.engine_draft is not None and self._drafts.pop(draft.engine_draft.number, None) is not None:
@@ -205,13 +214,13 @@ class DiffusionDrafter:
         self._dropped.pop(conversation_id, None)
         self._engine.forget(conversation_id)
 
-    def _plan(self, plan: StepPlan, steps_done: int) -> dllm_engine.Plan:
-        """The engine counts steps from when it hears of a plan; ours counts a draft's own first steps from its start."""
+    def _plan(self, plan: StepPlan, steps_done: int, *, is_first: bool) -> dllm_engine.Plan:
+        """The engine counts a phase's steps from when it hears of a plan; ours count them from the start of the phase."""
         from dllm.engine import Plan
 
         return Plan(
-            steps_first=max(plan.steps_first - steps_done, 1),
-            steps_rest=max(plan.steps_rest, 1),
+            steps_first=max(plan.steps_first - (steps_done if is_first else 0), 1),
+            steps_rest=max(plan.steps_rest - (0 if is_first else steps_done), 1),
             threshold=plan.threshold,
             first_deadline=plan.first_deadline,
             rest_deadline=plan.rest_deadline,
