@@ -53,6 +53,8 @@ def _train(args: argparse.Namespace) -> int:
     from dllm.train.data import Mixture
     from dllm.train.trainer import Budget, StepReport, Trainer, make_codec
 
+    if not args.resume and (args.out / "state.pt").exists():
+        raise ConfigError("--out", str(args.out), "a folder without a run, or --resume to continue the one in it")
     config = TrainConfig.load(args.config or _BUILTIN_CONFIG)
     tokenizer = args.out / "tokenizer.json" if args.resume else args.tokenizer
     codec = DialogueCodec.load(tokenizer) if tokenizer else make_codec(args.data, config)

@@ -211,7 +211,7 @@ class ModelsConfig:
         "an integer from 0 to 256",
         _within(0, 256),
     )
-    folder: str = _key("", "Where fetched models are kept; empty is the user's cache folder.", "a path, or empty")
+    folder: str = _key("", "Where fetched models are kept; empty is the user's data folder.", "a path, or empty")
 
 
 @dataclass(frozen=True, slots=True)

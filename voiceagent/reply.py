@@ -153,6 +153,7 @@ class Reply:
             )
         )
         self.trace.prediction = grant.prediction
+        self.trace.planned_on_time = grant.is_on_time
         self._adopt(grant.plan, grant.reason)
         events: asyncio.Queue[DraftEvent] = asyncio.Queue()
         self.trace.mark("draft_start", self.clock.now())

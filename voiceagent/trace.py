@@ -36,6 +36,8 @@ class TurnTrace:
     steps: list[StepRecord] = field(default_factory=list)
     plans: list[tuple[float, StepPlan, str]] = field(default_factory=list)
     prediction: Prediction | None = None
+    planned_on_time: bool | None = None
+    """Whether the first plan fitted its deadline at p95; None before there was one."""
 
     def mark(self, name: str, at: float) -> None:
         """Remember the first time something happened."""
@@ -126,6 +128,8 @@ class TurnTrace:
                 "threshold": plan.threshold,
                 "first_deadline_ms": None if plan.first_deadline is None else self._ms(plan.first_deadline),
                 "rest_deadline_ms": None if plan.rest_deadline is None else self._ms(plan.rest_deadline),
+                "on_time": self.planned_on_time,
+                "spent_ms": None if self.prediction is None else round(self.prediction.spent_s * 1000, 2),
                 "reasons": [reason for _, _, reason in self.plans],
             },
             "steps": [

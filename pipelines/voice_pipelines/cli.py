@@ -63,9 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", help="list or fetch models")
     actions = models.add_subparsers(dest="action", required=True)
     listing = actions.add_parser("list", help="what can be fetched and what is there")
+    _add_config(listing)
     listing.set_defaults(act=_list_models)
     fetch = actions.add_parser("fetch", help="download a model")
     fetch.add_argument("names", nargs="+", metavar="NAME")
+    _add_config(fetch)
     fetch.set_defaults(act=_fetch)
 
     doctor = commands.add_parser("doctor", help="check this machine and say what to do")
@@ -139,9 +141,10 @@ def _say(args: argparse.Namespace) -> int:
 
 
 def _list_models(args: argparse.Namespace) -> int:
-    from voice_pipelines.models import CATALOGUE, models_folder
+    from voice_pipelines.choices import root_folder
+    from voice_pipelines.models import CATALOGUE
 
-    root = models_folder()
+    root = root_folder(_config(args))
     print(f"models are kept in {root}")
     for name, entry in CATALOGUE.items():
         print(f"  {'*' if (root / entry.place).exists() else ' '} {name:<28} {entry.note}")
@@ -150,10 +153,12 @@ def _list_models(args: argparse.Namespace) -> int:
 
 
 def _fetch(args: argparse.Namespace) -> int:
+    from voice_pipelines.choices import root_folder
     from voice_pipelines.models import fetch
 
+    root = root_folder(_config(args))
     for name in args.names:
-        path = fetch(name, _show_progress)
+        path = fetch(name, _show_progress, root=root)
         print(f"\r{name} is in {path}")
     return 0
 

@@ -16,7 +16,7 @@ def test_both_presets_load_and_the_cafe_is_what_starts_by_default() -> None:
     assert profile.greeting and profile.instructions and profile.notes is not None
     note = profile.notes().hear("can i get a large mocha with oat milk")
     assert note is not None and "large mocha with oat milk" in note.text
-    assert note.must_say and note.must_say[0].startswith("$")
+    assert note.must_say == ("large mocha with oat milk", "$5.50")
     assert settings.agent_profile(settings.load(assignments=["preset=open"])).notes is None
 
 

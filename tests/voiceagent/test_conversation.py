@@ -179,6 +179,8 @@ def test_the_timeline_holds_every_stage_with_its_prediction() -> None:
     stages = {stage["name"]: stage for stage in timeline["stages"]}  # type: ignore[index, attr-defined]
     assert set(stages) == {"endpoint", "asr", "prefill", "denoise_first", "tts", "transport"}
     assert stages["denoise_first"]["predicted_p95_ms"] > 0
+    assert timeline["plan"]["on_time"] is True, "two steps of 15 ms at p95 still fit"  # type: ignore[index]
+    assert timeline["plan"]["spent_ms"] == pytest.approx(marks["asr_final"], abs=1.0)  # type: ignore[index]
 
 
 def test_the_first_clause_is_spoken_while_the_rest_is_denoised() -> None:

@@ -39,7 +39,7 @@ class PocketSphinxOptions:
     """How many processes and decoders there are, and how they decode.
 
     `workers` of 0 means one per core the process may use, at most 8. Each loads `decoders` at start and more on demand, up to
-    `max_decoders`; a decoder takes 0.04 s to load and about 45 MB. A caller beyond all of them waits with queued audio; beyond
+    `max_decoders`; a decoder takes 0.04 s to load and 12 MB. A caller beyond all of them waits with queued audio; beyond
     `max_waiting` per worker `open` refuses.
     """
 
