@@ -210,11 +210,11 @@ def advance(state: TurnState, happened: TurnInput) -> tuple[TurnState, tuple[Tur
         case ReplyCancelled(reason=reason):
             if not state.is_making_reply:
                 return state, ()
-            effects: tuple[TurnEffect, ...] = ()
             state = replace(state, agent=Agent.QUIET)
-            if reason != "shutdown":
-                state, effects = _settle(state)
-            return state, (StopReply(reason), *effects)
+            if reason == "shutdown":
+                return state, (StopReply(reason),)
+            state, settled = _settle(state)
+            return state, (StopReply(reason), *settled)
         case PlayoutEnded():
             return _settle(replace(state, agent=Agent.QUIET)) if state.agent is Agent.PLAYING else (state, ())
         case _:
