@@ -52,7 +52,10 @@ def main(folder: Path) -> None:
             for name, (viewport, scheme) in LOOKS.items():
                 page.set_viewport_size(viewport)
                 page.emulate_media(color_scheme=scheme)
-                page.screenshot(path=folder / f"{name}.png")
+                page.evaluate(
+                    "Promise.allSettled(document.getAnimations().map((each) => each.finished))"
+                )  # colours that fade
+                page.screenshot(path=folder / f"{name}.png", animations="disabled")
                 print(folder / f"{name}.png")
 
 
