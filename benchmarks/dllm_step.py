@@ -22,7 +22,8 @@ import torch
 
 from dllm import loader
 from dllm.denoise import prefill
-from dllm.engine import DraftSpec, Engine, Plan
+from dllm.drafts import DraftSpec, Plan
+from dllm.engine import Engine
 
 
 def measure(run: Callable[[], object], repeats: int, prepare: Callable[[], object] = lambda: None) -> dict[str, float]:

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dllm.models.llama import LayerStore
+from dllm.models.family import LayerStore
 
 
 @dataclass(frozen=True, slots=True, eq=False)

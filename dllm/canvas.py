@@ -7,17 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
+
+from dllm.drafts import CellState
 
 SOFT_BOUNDARY_WORDS = 4
 """Words before a comma, semicolon or colon for it to end the first clause: "Sure," alone is too short to be worth speaking."""
-
-
-class CellState(StrEnum):
-    MASKED = "masked"
-    PROVISIONAL = "provisional"
-    COMMITTED = "committed"
-    PINNED = "pinned"
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,8 +112,9 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def _generate(args: argparse.Namespace) -> int:
     from dllm import loader
-    from dllm.canvas import CellState
-    from dllm.engine import Cell, DraftSpec, Engine, Failed, Finished, Plan, Prefilled, Stepped
+    from dllm.drafts import Cell, CellState, DraftSpec, Failed, Finished, Plan, Prefilled, Stepped
+    from dllm.engine import Engine
+    from dllm.options import DecodeOptions
     from dllm.text import ROLES, Role, spoken_form
 
     checkpoint = loader.load(args.model)
@@ -139,7 +140,11 @@ def _generate(args: argparse.Namespace) -> int:
     plan = Plan(args.steps_first, args.steps_rest, args.threshold)
     pins = tuple(codec.encode_pin(pin) for pin in args.pin)
     prompt = tuple(codec.encode_prompt(turns))
-    engine.submit(DraftSpec(prompt, "generate", args.width, plan, pins, args.temperature, args.seed))
+    engine.submit(
+        DraftSpec(
+            prompt, "generate", args.width, plan, pins, DecodeOptions(temperature=args.temperature, seed=args.seed)
+        )
+    )
     while engine.drafts:
         for event in engine.run_round():
             match event:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from dllm.cache import PrefixEntry
-from dllm.models.llama import LayerStore, LlamaDiffusion
+from dllm.models.family import LayerStore
+from dllm.models.llama import LlamaDiffusion
 
 PREFILL_CHUNK = 512
 """Tokens per prefill forward: bounds the [T, P + T] mask of a long prompt."""

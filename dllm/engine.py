@@ -11,132 +11,40 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from dllm.cache import PrefixCache, PrefixEntry
-from dllm.canvas import Canvas, CellState, TokenTable, repeats_span
+from dllm.canvas import Canvas, TokenTable, repeats_span
 from dllm.denoise import DenoiseBatch, prefill
-from dllm.errors import ConfigError, DllmError, DraftError, PinsDoNotFitError, PromptTooLongError
-from dllm.models.llama import LayerStore, LlamaDiffusion
+from dllm.drafts import (
+    Cell,
+    CellState,
+    Committed,
+    DraftSpec,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Phase,
+    Plan,
+    Prefilled,
+    Stepped,
+    Usage,
+)
+from dllm.errors import ConfigError, PinsDoNotFitError, PromptTooLongError
+from dllm.models.family import LayerStore
+from dllm.models.llama import LlamaDiffusion
 from dllm.sampling import Guesses, Sampler, ban, place_spans
 from dllm.schedule import deadline_floor
 from dllm.selection import select
 
-Phase: TypeAlias = Literal["first", "rest"]
-FinishReason: TypeAlias = Literal["end_of_turn", "canvas_full"]
-"""A reply that fills its canvas is cut after its last whole sentence."""
 _BANS_PER_COMMIT = 4
 """How many stuttering tokens are refused at one position before the best remaining one is taken as it is."""
 
 _PIN_CONFIDENCE = 0.5
 """A pin is fixed once its tokens' mean probability at the best place is above this."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Steps and deadlines of one draft. Deadlines are absolute readings of the engine's clock; None is far away.
-
-    Raises:
-        ConfigError: If a number is out of range.
-    """
-
-    steps_first: int = 6
-    steps_rest: int = 10
-    threshold: float = 0.9
-    first_deadline: float | None = None
-    rest_deadline: float | None = None
-    floor: int = 1
-    """Steps that a phase gets even when its deadline is over: committing everything at once is no reply worth hearing."""
-
-    def __post_init__(self) -> None:
-        if self.floor < 1:
-            raise ConfigError("floor", self.floor, "at least 1")
-        if self.steps_first < 1:
-            raise ConfigError("steps_first", self.steps_first, "at least 1")
-        if self.steps_rest < 1:
-            raise ConfigError("steps_rest", self.steps_rest, "at least 1")
-        if not 0 < self.threshold <= 1:
-            raise ConfigError("threshold", self.threshold, "a probability in (0, 1]")
-
-
-@dataclass(frozen=True, slots=True)
-class DraftSpec:
-    """A reply to be written after `prompt`, which ends with the agent's role token."""
-
-    prompt: tuple[int, ...]
-    conversation: str
-    width: int
-    plan: Plan
-    pins: tuple[tuple[int, ...], ...] = ()
-    """Spans that must be in the reply; the model chooses where."""
-    temperature: float = 0.0
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One canvas position as an event shows it."""
-
-    token: int
-    state: CellState
-    confidence: float
-
-
-@dataclass(frozen=True, slots=True)
-class Prefilled:
-    draft: Draft
-    cached_tokens: int
-    new_tokens: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Stepped:
-    draft: Draft
-    step: int
-    """1 for the draft's first forward."""
-    phase: Phase
-    canvas: tuple[Cell, ...]
-    committed: int
-    """Positions decided by this step, pins included."""
-    forced: int
-    """Those of them that were below the threshold."""
-    seconds: float
-    """The whole batch's forward and selection."""
-    batch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """Tokens [start, start + len(tokens)) of the reply are final and end at a word boundary."""
-
-    draft: Draft
-    start: int
-    tokens: tuple[int, ...]
-    phase: Phase
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    draft: Draft
-    reason: FinishReason
-    tokens: tuple[int, ...]
-    """The reply without its end-of-turn."""
-    steps_first: int
-    steps_rest: int
-    forced: int
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    draft: Draft
-    error: Exception
-
-
-Event: TypeAlias = Prefilled | Stepped | Committed | Finished | Failed
 
 
 @dataclass(slots=True, eq=False)
@@ -283,7 +191,8 @@ class Engine:
         return stores, entry if self.cache.add(entry) else None, cached
 
     def _share_system_turn(self, tokens: tuple[int, ...], stores: tuple[LayerStore, ...]) -> None:
-        if tokens[0] == self.model.spec.special.system and self.table.end in tokens:
+        dialogue = self.model.spec.dialogue
+        if dialogue is not None and tokens[0] == dialogue.system and self.table.end in tokens:
             length = tokens.index(self.table.end) + 1
             shared = tuple(
                 LayerStore(store.keys[:, :, :length].clone(), store.values[:, :, :length].clone()) for store in stores
@@ -378,9 +287,9 @@ class Engine:
         else:
             draft.steps_rest += 1
         draft.phase_steps += 1
-        if draft.spec.temperature > 0:
-            seed = draft.spec.seed * 1009 + draft.steps_first + draft.steps_rest
-            guesses = self._sampler.guess(logits, draft.spec.temperature, seed)
+        if draft.spec.options.temperature > 0:
+            seed = draft.spec.options.seed * 1009 + draft.steps_first + draft.steps_rest
+            guesses = self._sampler.guess(logits, draft.spec.options.temperature, seed)
         for position, token, probability in zip(positions, guesses.tokens, guesses.probabilities, strict=True):
             canvas.guess(position, token, probability)
         steps = plan.steps_first if draft.phase == "first" else plan.steps_rest
@@ -475,7 +384,11 @@ class Engine:
             events: list[Event] = []
             if end > draft.emitted:
                 events.append(Committed(draft, draft.emitted, reply[draft.emitted :], draft.phase))
-            events.append(Finished(draft, reason, reply, draft.steps_first, draft.steps_rest, draft.forced))
+            usage = Usage(len(draft.spec.prompt), 0, len(reply), 1, draft.steps_first + draft.steps_rest)
+            sure = tuple(canvas.confidence[:end])
+            events.append(
+                Finished(draft, reason, reply, sure, draft.steps_first, draft.steps_rest, draft.forced, usage)
+            )
             self._drop(draft)
             if draft.entry is not None:
                 self.cache.supersede(draft.entry)
@@ -495,20 +408,3 @@ class Engine:
         if self._batch is not None and draft.number in self._batch[0]:
             self._batch = None
         draft.prefix = None
-
-
-__all__ = [
-    "Cell",
-    "Committed",
-    "DllmError",
-    "Draft",
-    "DraftError",
-    "DraftSpec",
-    "Engine",
-    "Event",
-    "Failed",
-    "Finished",
-    "Plan",
-    "Prefilled",
-    "Stepped",
-]

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dllm.errors import CheckpointError, ConfigError, MissingTensorError, TensorShapeError, UnknownFamilyError
+from dllm.models import builtin
 from dllm.models.llama import LlamaDiffusion
 from dllm.spec import ModelSpec
 from dllm.text import DialogueCodec
@@ -45,7 +46,7 @@ def load(path: Path | None = None, device: str = "cpu", dtype: torch.dtype = tor
     """
     path = path or BUILTIN
     spec = read_spec(path)
-    codec = DialogueCodec.load(path / "tokenizer.json", spec.special)
+    codec = DialogueCodec.load(path / "tokenizer.json", spec.dialogue)
     if codec.vocab_size > spec.vocab_size:
         raise CheckpointError(f"{path}: the tokenizer has {codec.vocab_size} tokens, the model {spec.vocab_size}")
     with torch.device("meta"):
@@ -66,7 +67,7 @@ def read_spec(path: Path) -> ModelSpec:
         family = str(body.get("model_type", ""))
         if family not in FAMILIES:
             raise UnknownFamilyError(config_path, family, tuple(FAMILIES))
-        return ModelSpec.from_json(body)
+        return builtin.read_config(body)
     except (json.JSONDecodeError, UnicodeDecodeError, ConfigError, TypeError) as error:
         raise CheckpointError(f"{config_path}: {error}") from error
 
@@ -129,5 +130,5 @@ def save(
     weights_path = path / "model.safetensors"
     save_file(tensors, weights_path, metadata={"format": "pt"})
     weights_path.chmod(0o644)  # safetensors writes for the owner alone
-    (path / "config.json").write_text(json.dumps(spec.to_json(), indent=2) + "\n", "utf-8")
+    (path / "config.json").write_text(json.dumps(builtin.write_config(spec), indent=2) + "\n", "utf-8")
     codec.tokenizer.save(str(path / "tokenizer.json"))

@@ -1,22 +1,30 @@
-"""A checkpoint as a record: geometry, attention mask kind and special tokens.
+"""A checkpoint as a record of six choices: backbone, corruption, attention mask, logit shift, block and special tokens.
 
-Source: the six-axis record of diffusion language models; field names on disk follow Hugging Face's Qwen3 configuration.
+A family (`dllm.models`) turns its published config.json into a `ModelSpec` and back; everything else in `dllm` looks at this record
+and at nothing else. Field names follow Hugging Face's configurations.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 from dllm.errors import ConfigError
 
-MaskKind: TypeAlias = Literal["causal_prefix_bidir_block"]
-"""Finished text is causal; the live canvas sees all of it and is bidirectional inside itself."""
+MaskKind: TypeAlias = Literal["full", "causal", "block_causal", "causal_prefix_bidir_block", "encoder_decoder"]
+"""Who sees whom. full: everyone everyone. causal: a token sees itself and what is before. block_causal: a token sees its whole block
+and the blocks before, on a grid that starts at absolute position 0. causal_prefix_bidir_block: finished text is causal, the live
+canvas sees all of it and is bidirectional inside itself. encoder_decoder: as before, but the canvas has a decoder pass of its own."""
+
+Corruption: TypeAlias = Literal["absorbing", "uniform"]
+"""What a position that is not decided holds: the mask token, or a random token of the vocabulary."""
+
+Activation: TypeAlias = Literal["silu", "gelu_tanh"]
 
 
 @dataclass(frozen=True, slots=True)
-class SpecialTokens:
-    """Ids of the tokens that are never text. `end` closes every turn."""
+class DialogueTokens:
+    """Ids of the built-in family's tokens that are never text. `end` closes every turn."""
 
     pad: int = 0
     mask: int = 1
@@ -31,41 +39,113 @@ class SpecialTokens:
     @property
     def forbidden_in_reply(self) -> tuple[int, ...]:
         """Everything but `end` and text."""
-        return (
-            self.pad,
-            self.mask,
-            self.system,
-            self.user,
-            self.note,
-            self.agent,
-            *tuple(range(self.agent + 1, self.agent + 1 + self.reserved)),
-        )
+        kept = range(self.agent + 1, self.agent + 1 + self.reserved)
+        return (self.pad, self.mask, self.system, self.user, self.note, self.agent, *kept)
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialTokens:
+    """Ids with a meaning of their own."""
+
+    mask: int | None
+    """None under uniform corruption."""
+    ends: tuple[int, ...]
+    """Any of them ends a reply; the first is written where one is needed."""
+    pad: int | None = None
+    bos: int | None = None
+    forbidden: tuple[int, ...] = ()
+    """Never part of a reply, beside the mask: role markers, image tokens, rows of the head that no token has."""
+    delete: int | None = None
+    split: int | None = None
+    """Edit ids (LLaDA2.2): remove this position; insert a mask before it."""
+
+    @property
+    def end(self) -> int:
+        return self.ends[0]
+
+
+@dataclass(frozen=True, slots=True)
+class RopeSpec:
+    """Rotary positions.
+
+    `partial` is the share of each head that is rotated (its first dimensions). With `yarn_factor` above 1 the frequencies are those of
+    YaRN (arXiv:2309.00071) over `yarn_original` positions; `query_scale_beta` is Llama 4's temperature on queries beyond
+    `yarn_original`: 1 + beta * log(1 + floor(position / yarn_original)).
+    """
+
+    theta: float = 10_000.0
+    partial: float = 1.0
+    yarn_factor: float = 1.0
+    yarn_original: int = 0
+    yarn_beta_fast: float = 32.0
+    yarn_beta_slow: float = 1.0
+    yarn_mscale: float | None = None
+    yarn_mscale_all_dim: float | None = None
+    query_scale_beta: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class MoeSpec:
+    """Mixture of experts in place of the dense feed-forward from layer `first_dense` on."""
+
+    experts: int
+    experts_per_token: int
+    expert_size: int
+    shared_size: int = 0
+    first_dense: int = 0
+    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    has_bias: bool = False
+    """A bias per expert that is added for the choice only (LLaDA2)."""
+    groups: int = 1
+    groups_kept: int = 1
+    normalise: bool = True
+    """Whether the chosen experts' weights are made to sum to one."""
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Geometry of one checkpoint.
+    """Geometry and rules of one checkpoint.
 
     Raises:
         ConfigError: If the numbers do not fit together.
     """
 
-    vocab_size: int = 4096
-    hidden_size: int = 256
-    intermediate_size: int = 640
-    num_hidden_layers: int = 6
-    num_attention_heads: int = 4
-    num_key_value_heads: int = 2
-    head_dim: int = 64
-    rope_theta: float = 10_000.0
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    special: SpecialTokens
+    family: str
+    """Name of the `dllm.models` family that reads and writes this checkpoint."""
+    rope: RopeSpec = field(default_factory=RopeSpec)
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 2048
-    tie_word_embeddings: bool = True
-    max_canvas: int = 64
-    canvas_multiple: int = 8
-    family: str = "dllm_llama"
-    mask_kind: MaskKind = "causal_prefix_bidir_block"
-    special: SpecialTokens = SpecialTokens()
+    tie_word_embeddings: bool = False
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    activation: Activation = "silu"
+    moe: MoeSpec | None = None
+    corruption: Corruption = "absorbing"
+    mask_kind: MaskKind = "full"
+    logit_shift: Literal[0, 1] = 0
+    block: int = 1
+    """Positions of a block (block-causal families) or of the live canvas (causal prefix)."""
+    sub_block: int = 0
+    """Positions that are decoded together inside a block; 0 is the whole block (Fast-dLLM v2: 8)."""
+    max_canvas: int = 0
+    """Widest canvas that the model was trained for; 0 is no limit but its positions."""
+    canvas_multiple: int = 1
+    self_conditioning: bool = False
+    edit_capable: bool = False
+    """Trained to overwrite its own decided tokens (LLaDA2.1 and later, uniform corruption)."""
+    causal_verify: bool = False
+    """The same weights are a causal language model: self-speculation may verify with them."""
+    dialogue: DialogueTokens | None = None
+    """The built-in family's role tokens; others render a chat template."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
@@ -73,34 +153,62 @@ class ModelSpec:
                 raise ConfigError(name, getattr(self, name), "a positive number")
         if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError("num_key_value_heads", self.num_key_value_heads, "a divisor of num_attention_heads")
-        if self.head_dim % 2:
+        if self.head_dim < 2 or self.head_dim % 2:
             raise ConfigError("head_dim", self.head_dim, "an even number (rotary halves)")
-        if self.mask_kind != "causal_prefix_bidir_block":
-            raise ConfigError("mask_kind", self.mask_kind, "'causal_prefix_bidir_block'")
+        if self.block < 1:
+            raise ConfigError("block", self.block, "at least 1")
+        if self.sub_block and (self.sub_block < 0 or self.block % self.sub_block):
+            raise ConfigError("sub_block", self.sub_block, f"a divisor of the block, {self.block}")
+        if (self.corruption == "absorbing") != (self.special.mask is not None):
+            raise ConfigError(
+                "special.mask", self.special.mask, "a mask token exactly when the corruption is absorbing"
+            )
+        ids = [self.special.mask, *self.special.ends, self.special.pad, self.special.bos]
+        for token in ids:
+            if token is not None and not 0 <= token < self.vocab_size:
+                raise ConfigError("special", token, f"a token id below vocab_size, {self.vocab_size}")
+        if not self.special.ends:
+            raise ConfigError("special.ends", (), "at least one token that ends a reply")
 
-    def to_json(self) -> dict[str, Any]:
-        """The content of config.json."""
-        body = asdict(self)
-        special = body.pop("special")
-        body["model_type"] = body.pop("family")
-        body["architectures"] = ["LlamaDiffusion"]
-        body["torch_dtype"] = "bfloat16"
-        body["mask_token_id"] = special["mask"]
-        body["eos_token_id"] = special["end"]
-        body["pad_token_id"] = special["pad"]
-        body["special_tokens"] = special
-        return body
 
-    @classmethod
-    def from_json(cls, body: dict[str, Any]) -> ModelSpec:
-        """Read what `to_json` wrote; unknown keys are ignored.
-
-        Raises:
-            ConfigError: If `mask_token_id` and the special-token table disagree, or the geometry is impossible.
-        """
-        special = SpecialTokens(**body["special_tokens"]) if "special_tokens" in body else SpecialTokens()
-        if body.get("mask_token_id", special.mask) != special.mask:
-            raise ConfigError("mask_token_id", body["mask_token_id"], f"{special.mask}, as in special_tokens.mask")
-        names = set(cls.__dataclass_fields__) - {"family", "special"}
-        known = {key: value for key, value in body.items() if key in names}
-        return cls(family=body.get("model_type", "dllm_llama"), special=special, **known)
+def dialogue_spec(
+    *,
+    vocab_size: int = 4096,
+    hidden_size: int = 256,
+    intermediate_size: int = 640,
+    num_hidden_layers: int = 6,
+    num_attention_heads: int = 4,
+    num_key_value_heads: int = 2,
+    head_dim: int = 64,
+    rope_theta: float = 10_000.0,
+    rms_norm_eps: float = 1e-6,
+    max_position_embeddings: int = 2048,
+    tie_word_embeddings: bool = True,
+    max_canvas: int = 64,
+    canvas_multiple: int = 8,
+    dialogue: DialogueTokens | None = None,
+) -> ModelSpec:
+    """A model of the built-in family; the defaults are the shipped model's geometry."""
+    tokens = dialogue or DialogueTokens()
+    return ModelSpec(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=num_attention_heads,
+        num_key_value_heads=num_key_value_heads,
+        head_dim=head_dim,
+        special=SpecialTokens(tokens.mask, (tokens.end,), tokens.pad, forbidden=tokens.forbidden_in_reply),
+        family="dllm_llama",
+        rope=RopeSpec(rope_theta),
+        rms_norm_eps=rms_norm_eps,
+        max_position_embeddings=max_position_embeddings,
+        tie_word_embeddings=tie_word_embeddings,
+        qk_norm=True,
+        mask_kind="causal_prefix_bidir_block",
+        block=max_canvas,
+        max_canvas=max_canvas,
+        canvas_multiple=canvas_multiple,
+        causal_verify=True,
+        dialogue=tokens,
+    )

@@ -23,7 +23,7 @@ from tokenizers.trainers import BpeTrainer
 
 from dllm.canvas import TokenTable
 from dllm.errors import CheckpointError, SpecialTokenError
-from dllm.spec import SpecialTokens
+from dllm.spec import DialogueTokens
 
 Role: TypeAlias = Literal["system", "user", "note", "agent"]
 ROLES: tuple[Role, ...] = ("system", "user", "note", "agent")
@@ -31,13 +31,13 @@ ROLES: tuple[Role, ...] = ("system", "user", "note", "agent")
 _WORDS = r"\$|\d|'(?:s|t|re|ve|m|ll|d)\b| ?\p{L}+| ?[^\s\p{L}\d$]+|\s+"
 
 
-def special_token_texts(special: SpecialTokens) -> list[str]:
+def special_token_texts(special: DialogueTokens) -> list[str]:
     """Texts of the special tokens in id order."""
     names = ["<pad>", "<mask>", "<end>", "<system>", "<user>", "<note>", "<agent>"]
     return names + [f"<reserved{index}>" for index in range(special.reserved)]
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, special: SpecialTokens | None = None) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, special: DialogueTokens | None = None) -> Tokenizer:
     """Byte-level BPE with the joining rules of this module. Deterministic for the same texts in the same order."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = PreSequence(
@@ -46,7 +46,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, special: SpecialToken
     tokenizer.decoder = ByteLevelDecoder()
     trainer = BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=special_token_texts(special or SpecialTokens()),
+        special_tokens=special_token_texts(special or DialogueTokens()),
         initial_alphabet=ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -62,8 +62,8 @@ def clean(text: str) -> str:
 class DialogueCodec:
     """A tokenizer that knows turns."""
 
-    def __init__(self, tokenizer: Tokenizer, special: SpecialTokens | None = None) -> None:
-        self.special = special or SpecialTokens()
+    def __init__(self, tokenizer: Tokenizer, special: DialogueTokens | None = None) -> None:
+        self.special = special or DialogueTokens()
         self.tokenizer = tokenizer
         self.tokenizer.encode_special_tokens = True
         self._roles = {"system": self.special.system, "user": self.special.user} | {
@@ -72,7 +72,7 @@ class DialogueCodec:
         }
 
     @classmethod
-    def load(cls, path: Path, special: SpecialTokens | None = None) -> DialogueCodec:
+    def load(cls, path: Path, special: DialogueTokens | None = None) -> DialogueCodec:
         """Read tokenizer.json and check its special tokens against `special`.
 
         Raises:
@@ -81,7 +81,7 @@ class DialogueCodec:
         """
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file")
-        special = special or SpecialTokens()
+        special = special or DialogueTokens()
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from dllm.canvas import TokenTable
-from dllm.engine import DraftSpec, Engine, Failed, Finished, Plan
+from dllm.drafts import DraftSpec, Failed, Finished, Plan
+from dllm.engine import Engine
 from dllm.evaluate.likelihood import causal_log_likelihood
 from dllm.models.llama import LlamaDiffusion
 from dllm.train.data import Row

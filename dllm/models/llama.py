@@ -9,20 +9,13 @@ Dimensions: B rows, T new tokens, S stored tokens, H query heads, G key/value he
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dllm.models.family import LayerStore
 from dllm.spec import ModelSpec
-
-
-class LayerStore(NamedTuple):
-    """Room for rotated keys and values of one layer, each [B, G, S, D]; a forward writes its own tokens into it."""
-
-    keys: Tensor
-    values: Tensor
 
 
 class RMSNorm(nn.Module):
@@ -39,7 +32,7 @@ def rotary_table(spec: ModelSpec, device: torch.device | None = None) -> tuple[T
     """Cosines and sines, each [max_position_embeddings, D], in the rotate-half layout (halves repeated)."""
     half = torch.arange(0, spec.head_dim, 2, dtype=torch.float64, device=device) / spec.head_dim
     angles = torch.outer(
-        torch.arange(spec.max_position_embeddings, dtype=torch.float64, device=device), spec.rope_theta**-half
+        torch.arange(spec.max_position_embeddings, dtype=torch.float64, device=device), spec.rope.theta**-half
     )
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos().float(), angles.sin().float()
@@ -150,13 +143,13 @@ class LlamaDiffusion(nn.Module):
                 parameter.normal_(0.0, 0.02 * scale, generator=generator)
 
     def new_stores(self, rows: int, length: int) -> list[LayerStore]:
-        """Uninitialised room for `length` tokens of `rows` sequences, one store per layer."""
+        """Zeroed room for `length` tokens of `rows` sequences, one store per layer."""
         weight = self.embed_tokens.weight
         shape = (rows, self.spec.num_key_value_heads, length, self.spec.head_dim)
         return [
             LayerStore(
-                torch.empty(shape, dtype=weight.dtype, device=weight.device),
-                torch.empty(shape, dtype=weight.dtype, device=weight.device),
+                torch.zeros(shape, dtype=weight.dtype, device=weight.device),
+                torch.zeros(shape, dtype=weight.dtype, device=weight.device),
             )
             for _ in self.layers
         ]

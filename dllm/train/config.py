@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dllm.errors import ConfigError
-from dllm.spec import ModelSpec
+from dllm.spec import ModelSpec, dialogue_spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class TrainConfig:
                 raise ConfigError(name, getattr(self, name), "a probability")
 
     def model_spec(self) -> ModelSpec:
-        return ModelSpec(
+        return dialogue_spec(
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
             intermediate_size=self.intermediate_size,

@@ -105,6 +105,7 @@ def collate(
         times: One t in (0, 1] per answer, in the order of rows and answers.
     """
     end, mask = spec.special.end, spec.special.mask
+    assert mask is not None, "masked diffusion needs a mask token"
     laid: list[tuple[list[int], list[int], list[int], list[int]]] = []
     canvas: list[tuple[int, int, int, float]] = []
     causal: list[tuple[int, int, int]] = []

@@ -95,7 +95,7 @@ def make_codec(folders: Sequence[Path], config: TrainConfig, extra: Sequence[Pat
                     break
 
     spec = config.model_spec()
-    return DialogueCodec(train_tokenizer(texts(), config.vocab_size, spec.special), spec.special)
+    return DialogueCodec(train_tokenizer(texts(), config.vocab_size, spec.dialogue), spec.dialogue)
 
 
 class Trainer:

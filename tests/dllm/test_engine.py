@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm.cache import PrefixEntry
-from dllm.canvas import CellState
-from dllm.engine import Committed, Draft, DraftSpec, Engine, Event, Failed, Finished, Plan, Prefilled, Stepped
+from dllm.drafts import CellState, Committed, DraftSpec, Event, Failed, Finished, Plan, Prefilled, Stepped
+from dllm.engine import Draft, Engine
 from dllm.errors import ConfigError, PinsDoNotFitError, PromptTooLongError
 from dllm.models.llama import LlamaDiffusion
+from dllm.options import DecodeOptions
 from tests.dllm import tiny
 
 CODEC = tiny.codec()
@@ -43,7 +44,9 @@ def spec(
     seed: int = 0,
 ) -> DraftSpec:
     spans = tuple(CODEC.encode_pin(pin) for pin in pins)
-    return DraftSpec(prompt, conversation, width, plan or Plan(4, 4, 0.9), spans, temperature, seed)
+    return DraftSpec(
+        prompt, conversation, width, plan or Plan(4, 4, 0.9), spans, DecodeOptions(temperature=temperature, seed=seed)
+    )
 
 
 def run(engine: Engine) -> list[Event]:

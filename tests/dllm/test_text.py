@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm.errors import CheckpointError, SpecialTokenError
-from dllm.spec import SpecialTokens
+from dllm.spec import DialogueTokens
 from dllm.text import DialogueCodec, clean, spoken_form
 from tests.dllm import tiny
 
@@ -112,4 +112,4 @@ def test_loading_checks_the_special_tokens(tmp_path: Path) -> None:
     tiny.codec().tokenizer.save(str(path))
     assert DialogueCodec.load(path).encode_text("tea") == tiny.codec().encode_text("tea")
     with pytest.raises(SpecialTokenError, match="<reserved9>.*no such token"):
-        DialogueCodec.load(path, SpecialTokens(reserved=10))
+        DialogueCodec.load(path, DialogueTokens(reserved=10))

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from dllm.models.llama import LlamaDiffusion
-from dllm.spec import ModelSpec
+from dllm.spec import ModelSpec, dialogue_spec
 from dllm.text import DialogueCodec, train_tokenizer
 
 LINES = (
@@ -28,7 +28,7 @@ def codec() -> DialogueCodec:
 
 @cache
 def spec() -> ModelSpec:
-    return ModelSpec(
+    return dialogue_spec(
         vocab_size=codec().vocab_size,
         hidden_size=32,
         intermediate_size=48,

@@ -34,6 +34,7 @@ from voiceagent.backends import (
 from voiceagent.errors import BackendError
 
 if TYPE_CHECKING:
+    from dllm import drafts as dllm_drafts
     from dllm import engine as dllm_engine
     from dllm.loader import Checkpoint
 
@@ -172,7 +173,8 @@ class DiffusionDrafter:
             log.exception("a command to the diffusion engine failed")
 
     def _submit(self, draft: DiffusionDraft) -> None:
-        from dllm.engine import DraftSpec
+        from dllm.drafts import DraftSpec
+        from dllm.options import DecodeOptions
 
         request = draft.request
         if draft.is_over:
@@ -190,8 +192,7 @@ class DiffusionDrafter:
                     width=width,
                     plan=self._plan(request.plan, 0, is_first=True),
                     pins=pins,
-                    temperature=request.temperature,
-                    seed=request.seed,
+                    options=DecodeOptions(temperature=request.temperature, seed=request.seed),
                 )
             )
         except Exception as error:
@@ -214,9 +215,9 @@ class DiffusionDrafter:
         self._dropped.pop(conversation_id, None)
         self._engine.forget(conversation_id)
 
-    def _plan(self, plan: StepPlan, steps_done: int, *, is_first: bool) -> dllm_engine.Plan:
+    def _plan(self, plan: StepPlan, steps_done: int, *, is_first: bool) -> dllm_drafts.Plan:
         """The engine counts a phase's steps from when it hears of a plan; ours count them from the start of the phase."""
-        from dllm.engine import Plan
+        from dllm.drafts import Plan
 
         return Plan(
             steps_first=max(plan.steps_first - (steps_done if is_first else 0), 1),
@@ -253,21 +254,21 @@ class DiffusionDrafter:
         head = head[: max(room - len(tail), room // 2)]
         return [*head, *tail[max(len(tail) - (room - len(head)), 0) :], self._codec.special.agent]
 
-    def _deliver(self, events: Sequence[dllm_engine.Event]) -> None:
-        from dllm import engine
+    def _deliver(self, events: Sequence[dllm_drafts.Event]) -> None:
+        from dllm import drafts
 
         now = time.monotonic()
         for event in events:
-            if isinstance(event, engine.Committed) and (draft := self._drafts.get(event.draft.number)):
+            if isinstance(event, drafts.Committed) and (draft := self._drafts.get(event.draft.number)):
                 draft.committed.extend(event.tokens)
         for event in events:
             draft = self._drafts.get(event.draft.number)
             if draft is None:
                 continue
             match event:
-                case engine.Prefilled():
+                case drafts.Prefilled():
                     out: DraftEvent = DraftPrefilled(event.cached_tokens, event.new_tokens, event.seconds, now)
-                case engine.Stepped():
+                case drafts.Stepped():
                     out = DraftStepped(
                         step=event.step,
                         phase=event.phase,
@@ -278,19 +279,19 @@ class DiffusionDrafter:
                         at=now,
                         batch=event.batch,
                     )
-                case engine.Finished():
+                case drafts.Finished():
                     del self._drafts[event.draft.number]
                     out = DraftFinished(
                         self._codec.decode(event.tokens), event.steps_first, event.steps_rest, event.forced, now
                     )
-                case engine.Failed():
+                case drafts.Failed():
                     del self._drafts[event.draft.number]
                     out = DraftFailed(BackendError("llm", str(event.error)), now)
                 case _:
                     continue
             self._send(draft, [out])
 
-    def _show(self, cells: Sequence[dllm_engine.Cell]) -> tuple[CanvasToken, ...]:
+    def _show(self, cells: Sequence[dllm_drafts.Cell]) -> tuple[CanvasToken, ...]:
         """The canvas as text; the tail behind the predicted end of the reply is empty."""
         shown: list[CanvasToken] = []
         for cell in cells:

@@ -15,8 +15,8 @@ from dllm.train.data import Answer, Row
 from tests.dllm import tiny
 
 SPEC = tiny.spec()
-END, AGENT = SPEC.special.end, SPEC.special.agent
-CLEAN = (SPEC.special.user, 20, END, AGENT, 30, 31, 32, END)
+END, AGENT = SPEC.special.end, SPEC.dialogue.agent
+CLEAN = (SPEC.dialogue.user, 20, END, AGENT, 30, 31, 32, END)
 ROW = Row(CLEAN, (True,) * 8, (Answer(4, (30, 31, 32, END), (False, True, True, False)),))
 
 

@@ -17,7 +17,7 @@ from dllm.train.data import Answer, Row
 from tests.dllm import tiny
 
 SPEC = tiny.spec()
-END, MASK, AGENT = SPEC.special.end, SPEC.special.mask, SPEC.special.agent
+END, MASK, AGENT = SPEC.special.end, SPEC.special.mask, SPEC.dialogue.agent
 RANDOM_ONLY = TrainConfig(prefix_share=0.0, masked_tail_share=1.0, pinned_share=1.0, max_jump=0, closing_weight=0.0)
 
 
@@ -26,7 +26,7 @@ def answer(tokens: tuple[int, ...], start: int = 3, pinned: tuple[int, ...] = ()
 
 
 def row(*answers: tuple[int, ...]) -> Row:
-    clean: list[int] = [SPEC.special.user, 20, END]
+    clean: list[int] = [SPEC.dialogue.user, 20, END]
     made = []
     for tokens in answers:
         clean.append(AGENT)
@@ -99,7 +99,7 @@ def test_unigram_model_at_t_one_loses_the_unigram_entropy() -> None:
     model.lm_head.weight.fill_(-100.0)
     for token, share in frequencies.items():
         model.lm_head.weight[token] = math.log(share) / spec.hidden_size
-    clean = (spec.special.user, END, AGENT, *tokens)
+    clean = (spec.dialogue.user, END, AGENT, *tokens)
     one = Row(clean, (False,) * len(clean), (Answer(3, tokens, (False,) * 4),))
     losses = objective.losses(model, objective.collate([one], [1.0], spec, RANDOM_ONLY, generator()))
     entropy = -sum(share * math.log(share) for share in frequencies.values())
