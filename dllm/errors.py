@@ -15,8 +15,7 @@ class CheckpointError(DllmError):
 
 class MissingTensorError(CheckpointError):
     def __init__(self, path: Path, names: list[str]) -> None:
-        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        super().__init__(f"{path}: tensors missing from the checkpoint: {shown}")
+        super().__init__(f"{path}: tensors missing from the checkpoint: {_shortened(names)}")
         self.path, self.names = path, names
 
 
@@ -72,3 +71,90 @@ class PinsDoNotFitError(DraftError, ValueError):
     def __init__(self, pinned: int, width: int) -> None:
         super().__init__(f"pinned texts need {pinned} tokens and a closing one, the canvas has {width}")
         self.pinned, self.width = pinned, width
+
+
+class CacheFullError(DraftError):
+    """The prefix cache has no room for a text, even after evicting what nobody uses."""
+
+    def __init__(self, wanted: int, free: int) -> None:
+        super().__init__(f"the prefix cache has room for {free} tokens, {wanted} are needed; raise cache_bytes or wait")
+        self.wanted, self.free = wanted, free
+
+
+class EngineClosedError(DllmError):
+    """The engine's thread was told to stop; nothing more is written by it."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine is closed: this draft is not written")
+
+
+class EngineFailedError(DllmError):
+    """A bug on the engine's thread ended every draft it had."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(f"the engine failed: {type(error).__name__}: {error}")
+        self.error = error
+
+
+class DraftExpiredError(DraftError):
+    """A draft was not finished in time and was cancelled."""
+
+    def __init__(self, late_s: float) -> None:
+        super().__init__(f"the draft was cancelled {late_s:.3f} s after the time it was wanted by")
+        self.late_s = late_s
+
+
+class ConstraintError(DraftError, ValueError):
+    """Nothing that the draft may still write obeys its grammar."""
+
+
+class TokenizerError(CheckpointError):
+    """A checkpoint's tokenizer files cannot be read or do not fit the model."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path, self.problem = path, problem
+
+
+class UnexpectedTensorError(CheckpointError):
+    """A checkpoint holds tensors that its family does not have: most likely it is of another architecture."""
+
+    def __init__(self, path: Path, family: str, names: list[str]) -> None:
+        super().__init__(f"{path}: tensors that a {family} model does not have: {_shortened(names)}")
+        self.path, self.family, self.names = path, family, names
+
+
+class TensorTypeError(CheckpointError):
+    def __init__(self, path: Path, name: str, found: str, readable: tuple[str, ...]) -> None:
+        super().__init__(f"{path}: tensor {name} is stored as {found}; readable: {', '.join(readable)}")
+        self.path, self.name, self.found, self.readable = path, name, found, readable
+
+
+class TiedHeadError(CheckpointError):
+    """The configuration and the weights disagree about an output head of its own."""
+
+    def __init__(self, path: Path, name: str, is_tied: bool) -> None:
+        claim = "says that the embedding is the output head, but the weights bring another" if is_tied else "asks for"
+        super().__init__(f"{path}: config.json {claim} {name}" + ("" if is_tied else ", which the weights lack"))
+        self.path, self.name, self.is_tied = path, name, is_tied
+
+
+class MissingShardError(CheckpointError):
+    def __init__(self, path: Path, names: list[str]) -> None:
+        super().__init__(f"{path}: weight files named in the index are missing: {_shortened(names)}")
+        self.path, self.names = path, names
+
+
+class DownloadError(CheckpointError):
+    """A checkpoint is not on this machine and could not be fetched from the hub."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(
+            f"{name}: not a folder, not in the local cache, and not fetched: {problem}. Without a connection, copy the checkpoint's "
+            "folder from another machine and give its path"
+        )
+        self.name, self.problem = name, problem
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
