@@ -38,7 +38,7 @@ from dllm.models.family import LayerStore
 from dllm.models.llama import LlamaDiffusion
 from dllm.sampling import Guesses, Sampler, ban, place_spans
 from dllm.schedule import deadline_floor
-from dllm.selection import select
+from dllm.selection import select_listed as select
 
 _BANS_PER_COMMIT = 4
 """How many stuttering tokens are refused at one position before the best remaining one is taken as it is."""
