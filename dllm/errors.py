@@ -158,3 +158,11 @@ class DownloadError(CheckpointError):
 
 def _shortened(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+class UnrecognisedModelError(CheckpointError):
+    """A config.json, or the name a caller gave, belongs to no family this package knows."""
+
+    def __init__(self, found: str, known: tuple[str, ...]) -> None:
+        super().__init__(f"no model family for {found}; known: {', '.join(known)}")
+        self.found, self.known = found, known

@@ -7,6 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from dllm.errors import ConfigError
+from dllm.models.family import DecodeDefaults, Family
+from dllm.models.layout import qwen_tensors
+from dllm.models.transformer import Transformer
 from dllm.spec import DialogueTokens, ModelSpec, dialogue_spec
 
 _GEOMETRY = (
@@ -42,3 +45,15 @@ def write_config(spec: ModelSpec) -> dict[str, Any]:
         "pad_token_id": tokens.pad,
         "special_tokens": asdict(tokens),
     }
+
+
+FAMILY = Family(
+    name="dllm_llama",
+    model_types=("dllm_llama",),
+    architectures=("LlamaDiffusion",),
+    read_config=read_config,
+    write_config=write_config,
+    tensors=qwen_tensors,
+    build=Transformer,
+    defaults=DecodeDefaults(rule="threshold", threshold=0.9, hold_ends=True, no_stutter=True),
+)

@@ -56,6 +56,8 @@ class DecodeDefaults:
     block: int = 32
     """Blocks a full-mask canvas is decoded in, left to right; 0 is the whole canvas at once."""
     entropy_bound: float = 0.1
+    hold_ends: bool = False
+    no_stutter: bool = False
     steps: int = 0
     """Steps of a uniform-corruption canvas; 0 for families that need none."""
 
@@ -131,5 +133,7 @@ class Family:
     defaults: DecodeDefaults = field(default_factory=DecodeDefaults)
     is_this: Callable[[Mapping[str, Any], frozenset[str]], bool] | None = None
     """Tie-breaker where families share a `model_type`: the config and the tensor names on disk (empty when unknown)."""
+    landmarks: tuple[str, ...] = ()
+    """Names of tensors on disk, all there, that no other family's checkpoints have; looked at when the config tells nothing."""
     ignored: tuple[str, ...] = ()
     """Prefixes of tensors on disk that are known and not used."""

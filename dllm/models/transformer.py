@@ -1,0 +1,151 @@
+"""The network of every Llama-like family: RMSNorm, rotary positions, grouped-query attention, gated feed-forward or experts.
+
+What differs between families is in `ModelSpec`; the attention mask is the caller's.
+
+Dimensions: B rows, T new tokens, S stored tokens, G key/value heads, D head size, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dllm.layers.attention import Attention, Slots, fold_mask
+from dllm.layers.feed_forward import FeedForward
+from dllm.layers.norm import RMSNorm
+from dllm.layers.rotary import Turn, query_scale, rotary_table, turn_at
+from dllm.models.family import LayerStore
+from dllm.spec import ModelSpec
+
+
+class Shared(NamedTuple):
+    """What all layers of one forward have in common."""
+
+    turn: Turn
+    mask: Tensor | None
+    slots: Slots
+    q_scale: Tensor | None
+    blocks: Tensor | None
+    """[B, T], each token's block, where experts are capped per block."""
+
+
+class Layer(nn.Module):
+    def __init__(self, spec: ModelSpec, index: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.self_attn = Attention(spec)
+        self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.mlp = _feed_forward(spec, index)
+        self._has_experts = spec.moe is not None and index >= spec.moe.first_dense
+
+    def forward(self, x: Tensor, shared: Shared, store: LayerStore | None) -> Tensor:
+        """[B, T, E] to [B, T, E]; the new tokens' keys and values go into `store`."""
+        normed = self.input_layernorm(x)
+        x = x + self.self_attn(normed, shared.turn, shared.mask, store, shared.slots, shared.q_scale)
+        normed = self.post_attention_layernorm(x)
+        fed: Tensor = self.mlp(normed, shared.blocks) if self._has_experts else self.mlp(normed)
+        return x + fed
+
+
+def _feed_forward(spec: ModelSpec, index: int) -> nn.Module:
+    if spec.moe is None or index < spec.moe.first_dense:
+        return FeedForward(spec.hidden_size, spec.intermediate_size, spec.activation)
+    from dllm.layers.moe import MoeFeedForward  # families without experts do not pay for it
+
+    return MoeFeedForward(spec)
+
+
+class Transformer(nn.Module):
+    """See `dllm.models.family.Network` for what a forward takes and gives."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.layers = nn.ModuleList(Layer(spec, index) for index in range(spec.num_hidden_layers))
+        self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.lm_head = None if spec.tie_word_embeddings else nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+        self.rotary_cos: Tensor
+        self.rotary_sin: Tensor
+        cos, sin = rotary_table(spec.rope, spec.head_dim, spec.max_position_embeddings)
+        self.register_buffer("rotary_cos", cos, persistent=False)
+        self.register_buffer("rotary_sin", sin, persistent=False)
+
+    def reset_buffers(self) -> None:
+        """Recompute the rotary tables, which no checkpoint holds, in float32 whatever the weights are."""
+        device = self.embed_tokens.weight.device
+        cos, sin = rotary_table(self.spec.rope, self.spec.head_dim, self.spec.max_position_embeddings)
+        self.rotary_cos, self.rotary_sin = cos.to(device), sin.to(device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Transformer:
+        """`to(dtype)` is for the weights: in bfloat16, positions beyond 256 would not be told apart."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.rotary_cos.dtype != torch.float32:
+            self.reset_buffers()
+        return self
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """Normal(0, .02) everywhere; projections that write to the residual stream are scaled down by depth (GPT-2).
+
+        Norms start at one, biases at zero.
+        """
+        depth_scale = (2 * self.spec.num_hidden_layers) ** -0.5
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if parameter.dim() == 1:
+                    parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                    continue
+                scale = depth_scale if "o_proj" in name or "down_proj" in name else 1.0
+                parameter.normal_(0.0, 0.02 * scale, generator=generator)
+
+    def new_stores(self, rows: int, length: int) -> list[LayerStore]:
+        """Zeroed room for `length` tokens of `rows` sequences, one store per layer."""
+        weight = self.embed_tokens.weight
+        shape = (rows, self.spec.num_key_value_heads, length, self.spec.head_dim)
+        return [
+            LayerStore(
+                torch.zeros(shape, dtype=weight.dtype, device=weight.device),
+                torch.zeros(shape, dtype=weight.dtype, device=weight.device),
+            )
+            for _ in self.layers
+        ]
+
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        stores: Sequence[LayerStore] | None = None,
+        start: int | Tensor = 0,
+        **extra: Any,
+    ) -> Tensor:
+        """Hidden states after the final norm, [B, T, E]. See `Network.__call__`.
+
+        Raises:
+            ValueError: If `start` is a tensor and there is no mask.
+            TypeError: If anything is in `extra`, which these families have no use for.
+        """
+        if extra:
+            raise TypeError(f"{self.spec.family} takes no {', '.join(sorted(extra))}")
+        spec = self.spec
+        x: Tensor = self.embed_tokens(ids)
+        shared = Shared(
+            turn_at(self.rotary_cos, self.rotary_sin, positions, x.dtype),
+            fold_mask(mask, spec.num_attention_heads // spec.num_key_value_heads, x.dtype),
+            Slots.of(start, ids.shape[0], ids.shape[1], mask),
+            query_scale(spec.rope, positions) if spec.rope.query_scale_beta else None,
+            positions // spec.block if spec.moe is not None and spec.moe.per_block else None,
+        )
+        for index, layer in enumerate(self.layers):
+            x = layer(x, shared, None if stores is None else stores[index])
+        normed: Tensor = self.norm(x)
+        return normed
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., E] to [..., V]."""
+        weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        return F.linear(hidden, weight)
