@@ -101,6 +101,43 @@ class MoeSpec:
     normalise: bool = True
     """Whether the chosen experts' weights are made to sum to one."""
     scale: float = 1.0
+    per_block: int = 0
+    """Most distinct experts that one block may use (LLaDA2.2); 0 is no cap. With a cap, groups are not looked at."""
+
+    def __post_init__(self) -> None:
+        if self.experts < 1:
+            raise ConfigError("moe.experts", self.experts, "a positive number")
+        if not 1 <= self.experts_per_token <= self.experts:
+            raise ConfigError("moe.experts_per_token", self.experts_per_token, f"1 to {self.experts}")
+        if self.groups < 1 or self.experts % self.groups:
+            raise ConfigError("moe.groups", self.groups, f"a divisor of the {self.experts} experts")
+        if not 1 <= self.groups_kept <= self.groups:
+            raise ConfigError("moe.groups_kept", self.groups_kept, f"1 to {self.groups}")
+        if self.groups_kept * (self.experts // self.groups) < self.experts_per_token:
+            raise ConfigError("moe.groups_kept", self.groups_kept, f"room for {self.experts_per_token} experts")
+        if self.per_block and not self.experts_per_token <= self.per_block <= self.experts:
+            raise ConfigError("moe.per_block", self.per_block, f"{self.experts_per_token} to {self.experts}, or 0")
+
+
+@dataclass(frozen=True, slots=True)
+class SlidingSpec:
+    """Most layers look back `window` positions; `full_layers` see everything, with heads and rotary positions of their own (Gemma).
+
+    `ModelSpec` gives the geometry of the sliding layers. The full layers' rotary positions turn the first share `partial` of the pairs
+    (i, i + head_dim / 2), at frequencies counted over the whole head.
+    """
+
+    window: int
+    full_layers: tuple[int, ...]
+    full_head_dim: int
+    full_key_value_heads: int
+    full_rope: RopeSpec
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ConfigError("sliding.window", self.window, "a positive number")
+        if self.full_head_dim < 2 or self.full_head_dim % 2:
+            raise ConfigError("sliding.full_head_dim", self.full_head_dim, "an even number (rotary halves)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +166,11 @@ class ModelSpec:
     qkv_bias: bool = False
     activation: Activation = "silu"
     moe: MoeSpec | None = None
+    sliding: SlidingSpec | None = None
+    logit_softcap: float = 0.0
+    """Logits are `cap * tanh(z / cap)`; 0 leaves them alone."""
+    condition_size: int = 0
+    """Width of the noise-level embedding that modulates every layer (DiT); 0 for models without one."""
     corruption: Corruption = "absorbing"
     mask_kind: MaskKind = "full"
     logit_shift: Literal[0, 1] = 0
@@ -140,6 +182,8 @@ class ModelSpec:
     """Widest canvas that the model was trained for; 0 is no limit but its positions."""
     canvas_multiple: int = 1
     self_conditioning: bool = False
+    seeds_block: bool = False
+    """The first token of a canvas is the next token of the causal pass before it (Nemotron-Labs-Diffusion)."""
     edit_capable: bool = False
     """Trained to overwrite its own decided tokens (LLaDA2.1 and later, uniform corruption)."""
     causal_verify: bool = False
@@ -153,6 +197,12 @@ class ModelSpec:
                 raise ConfigError(name, getattr(self, name), "a positive number")
         if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError("num_key_value_heads", self.num_key_value_heads, "a divisor of num_attention_heads")
+        if self.sliding is not None and (
+            self.sliding.full_key_value_heads < 1 or self.num_attention_heads % self.sliding.full_key_value_heads
+        ):
+            raise ConfigError(
+                "sliding.full_key_value_heads", self.sliding.full_key_value_heads, "a divisor of num_attention_heads"
+            )
         if self.head_dim < 2 or self.head_dim % 2:
             raise ConfigError("head_dim", self.head_dim, "an even number (rotary halves)")
         if self.block < 1:
