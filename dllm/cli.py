@@ -154,7 +154,7 @@ def _generate(args: argparse.Namespace) -> int:
                     cells = "".join(show(cell) for cell in event.canvas)
                     print(f"{event.step:3d} {event.phase:5s} {event.seconds * 1e3:5.1f} ms |{cells}|")
                 case Finished():
-                    print(codec.decode(event.tokens))
+                    print(codec.decode(event.tokens).strip())
                 case Failed():
                     raise event.error
                 case _:

@@ -8,11 +8,12 @@ tokenises to a prefix of the whole. A digit, `$` and a space before either are t
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
@@ -22,11 +23,13 @@ from tokenizers.pre_tokenizers import Sequence as PreSequence
 from tokenizers.trainers import BpeTrainer
 
 from dllm.canvas import TokenTable
-from dllm.errors import CheckpointError, SpecialTokenError
+from dllm.codec import ChatRole, Message
+from dllm.errors import CheckpointError, ConfigError, SpecialTokenError
 from dllm.spec import DialogueTokens
 
 Role: TypeAlias = Literal["system", "user", "note", "agent"]
 ROLES: tuple[Role, ...] = ("system", "user", "note", "agent")
+_ROLE_OF: Mapping[ChatRole, Role] = {"system": "system", "user": "user", "tool": "note", "assistant": "agent"}
 
 _WORDS = r"\$|\d|'(?:s|t|re|ve|m|ll|d)\b| ?\p{L}+| ?[^\s\p{L}\d$]+|\s+"
 
@@ -116,14 +119,32 @@ class DialogueCodec:
         ids = [token for role, text in turns for token in self.encode_turn(role, text)]
         return [*ids, self.special.agent]
 
+    def encode(self, text: str) -> list[int]:
+        """Tokens of the text as it stands, white space included."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """A chat as turns: a tool's answer is a note. Tools and calls are told as JSON, of which the shipped model has seen none.
+
+        Raises:
+            ConfigError: If there is no message.
+        """
+        if not messages:
+            raise ConfigError("messages", [], "at least one message")
+        turns = [(_ROLE_OF[message.role], _with_calls(message)) for message in messages]
+        if tools:
+            turns.insert(0, ("system", f"Tools: {json.dumps([dict(tool) for tool in tools])}"))
+        return self.encode_prompt(turns)
+
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of reply tokens, stripped; special tokens and bytes that are not UTF-8 are left out."""
-        first_text = self.special.agent + 1 + self.special.reserved
-        return self.tokenizer.decode([token for token in ids if token >= first_text]).replace("\ufffd", "").strip()
+        """Text of reply tokens; special tokens and bytes that are not UTF-8 are left out. A reply starts with a space."""
+        return b"".join(self.token_bytes(token) for token in ids).decode("utf-8", "ignore")
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes a text token stands for; empty for special tokens."""
-        return _token_bytes(self.tokenizer, token)
+        first_text = self.special.agent + 1 + self.special.reserved
+        text = self.tokenizer.id_to_token(token) if token >= first_text else None
+        return bytes_of_byte_level(text) if text else b""
 
     def encode_pin(self, text: str) -> tuple[int, ...]:
         """Tokens of a text to be pinned inside a reply, the space before it included."""
@@ -133,31 +154,61 @@ class DialogueCodec:
     def token_table(self) -> TokenTable:
         """Classes of tokens for the engine."""
         special = self.special
-        texts = {token: self.token_bytes(token) for token in range(self.vocab_size)}
+        texts = [self.token_bytes(token) for token in range(self.vocab_size)]
+        return token_table(texts, end=special.end, mask=special.mask, forbidden=frozenset(special.forbidden_in_reply))
 
-        def having(test: Callable[[bytes], bool]) -> frozenset[int]:
-            return frozenset(token for token, text in texts.items() if text and test(text))
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json."""
+        self.tokenizer.save(str(folder / "tokenizer.json"))
 
-        by_lower: dict[bytes, list[int]] = {}
-        for token, text in texts.items():
-            if text.startswith(b" "):
-                by_lower.setdefault(text.lower(), []).append(token)
-        return TokenTable(
-            case_variants={
-                token: tuple(other for other in alike if other != token)
-                for alike in by_lower.values()
-                if len(alike) > 1
-                for token in alike
-            },
-            end=special.end,
-            mask=special.mask,
-            forbidden=frozenset(special.forbidden_in_reply),
-            sentence_end=having(lambda text: re.fullmatch(rb" ?[.?!]+[\"')]*", text) is not None),
-            clause_end=having(lambda text: re.fullmatch(rb" ?(?:[,;:]|-+|\xe2\x80\x94)", text) is not None),
-            digit=having(lambda text: text.isdigit()),
-            word_start=having(lambda text: text.startswith(b" ")),
-            word=having(lambda text: re.fullmatch(rb" [A-Za-z]+", text) is not None),
-        )
+
+_SENTENCE_END = re.compile(rb"\s?(?:[.?!]|\xe3\x80\x82|\xef\xbc[\x81\x9f])+[\"')\]]*\s*")
+_CLAUSE_END = re.compile(rb" ?(?:[,;:]|-+|\xe2\x80\x94|\xef\xbc[\x8c\x9a\x9b]|\xe3\x80\x81)\s*")
+_DIGIT = re.compile(rb" ?[0-9]+")
+_WORD = re.compile(rb" [A-Za-z]+")
+
+
+def token_table(
+    texts: Sequence[bytes], *, end: int, mask: int, forbidden: frozenset[int], other_ends: frozenset[int] = frozenset()
+) -> TokenTable:
+    """Classes of tokens by the bytes they stand for.
+
+    Args:
+        texts: Bytes of every token, in id order; empty for tokens that are never text.
+        end, other_ends: Close a reply; the first is written where one is needed.
+        mask: -1 where the vocabulary has none.
+        forbidden: Never part of a reply.
+    """
+
+    def matching(pattern: re.Pattern[bytes]) -> frozenset[int]:
+        return frozenset(token for token, text in enumerate(texts) if pattern.fullmatch(text))
+
+    by_lower: dict[bytes, list[int]] = {}
+    for token, text in enumerate(texts):
+        if text.startswith(b" "):
+            by_lower.setdefault(text.lower(), []).append(token)
+    return TokenTable(
+        end=end,
+        mask=mask,
+        forbidden=forbidden,
+        sentence_end=matching(_SENTENCE_END),
+        clause_end=matching(_CLAUSE_END),
+        digit=matching(_DIGIT),
+        word_start=frozenset(token for token, text in enumerate(texts) if text[:1].isspace()),
+        case_variants={
+            token: tuple(other for other in alike if other != token)
+            for alike in by_lower.values()
+            if len(alike) > 1
+            for token in alike
+        },
+        word=matching(_WORD),
+        other_ends=other_ends,
+    )
+
+
+def _with_calls(message: Message) -> str:
+    calls = [json.dumps(dict(call)) for call in message.tool_calls]
+    return " ".join([message.text, *calls])
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -172,11 +223,9 @@ def _byte_alphabet() -> dict[str, int]:
 _BYTES = _byte_alphabet()
 
 
-def _token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
-    text = tokenizer.id_to_token(token)
-    if text is None or token in tokenizer.get_added_tokens_decoder():
-        return b""
-    return bytes(_BYTES.get(char, 0x3F) for char in text)
+def bytes_of_byte_level(text: str) -> bytes:
+    """The bytes that a byte-level vocabulary's token text stands for; characters outside GPT-2's alphabet stand for themselves."""
+    return b"".join(bytes((_BYTES[char],)) if char in _BYTES else char.encode("utf-8") for char in text)
 
 
 # --- as a recogniser writes -------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def canvas_with(text: str, width: int = 40, decided: int | None = None) -> Canva
 
 def clause_of(text: str, width: int = 40) -> str:
     canvas = canvas_with(text, width)
-    return CODEC.decode(canvas.tokens[: canvas.first_clause_end()])
+    return CODEC.decode(canvas.tokens[: canvas.first_clause_end()]).strip()
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_empty_guess_means_the_whole_canvas_is_the_clause() -> None:
 def test_only_whole_words_are_speakable_however_much_is_decided(decided: int) -> None:
     text = "A large mocha, that's $5.10. Anything else?"
     canvas = canvas_with(text, 40, decided)
-    said = CODEC.decode(canvas.tokens[: canvas.speakable(0, decided)])
+    said = CODEC.decode(canvas.tokens[: canvas.speakable(0, decided)]).strip()
     assert text.startswith(said)
     rest = text[len(said) :]
     assert not rest or rest.startswith(" ") or not said, f"cut inside a word: {said!r} | {rest!r}"

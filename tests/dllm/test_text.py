@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm.errors import CheckpointError, SpecialTokenError
+from dllm.codec import Message
+from dllm.errors import CheckpointError, ConfigError, SpecialTokenError
 from dllm.spec import DialogueTokens
 from dllm.text import DialogueCodec, clean, spoken_form
 from tests.dllm import tiny
@@ -17,7 +19,8 @@ from tests.dllm import tiny
 @given(st.text())
 def test_any_text_comes_back_with_white_space_joined(text: str) -> None:
     codec = tiny.codec()
-    assert codec.decode(codec.encode_text(text)) == clean(text).replace("\ufffd", "").strip()
+    words = clean(text)
+    assert codec.decode(codec.encode_text(text)) == (" " + words if words else "")
 
 
 @pytest.mark.parametrize("before", ["that's ", "", "mocha, ", "x"])
@@ -40,7 +43,7 @@ def test_text_that_spells_a_special_token_stays_text() -> None:
     codec = tiny.codec()
     ids = codec.encode_text("<end> <mask> <agent>")
     assert min(ids) > codec.special.agent + codec.special.reserved
-    assert codec.decode(ids) == "<end> <mask> <agent>"
+    assert codec.decode(ids) == " <end> <mask> <agent>"
 
 
 def test_special_tokens_have_no_text_of_their_own() -> None:
@@ -69,10 +72,33 @@ def test_token_table_knows_boundaries_and_what_a_reply_may_not_say() -> None:
     assert {codec.tokenizer.token_to_id(digit) for digit in "0123456789"} == table.digit
     assert codec.special.end not in table.forbidden
     assert {codec.special.mask, codec.special.pad, codec.special.user} <= table.forbidden
-    assert all(codec.token_bytes(token).startswith(b" ") for token in table.word_start)
+    assert all(codec.token_bytes(token)[:1].isspace() for token in table.word_start)
     for token, others in table.case_variants.items():
         assert {codec.token_bytes(other).lower() for other in others} == {codec.token_bytes(token).lower()}
         assert token not in others
+
+
+def test_a_chat_is_the_prompt_of_its_turns() -> None:
+    codec = tiny.codec()
+    call = {"function": {"name": "price", "arguments": "{}"}}
+    chat = [
+        Message("system", "hi"),
+        Message("user", "tea"),
+        Message("assistant", "", tool_calls=(call,)),
+        Message("tool", "total: $1"),
+    ]
+    turns = [("system", "hi"), ("user", "tea"), ("agent", json.dumps(call)), ("note", "total: $1")]
+    assert codec.encode_chat(chat) == codec.encode_prompt(turns)
+    with_tools = codec.encode_chat(chat, [{"name": "price"}])
+    assert with_tools == codec.encode_prompt([("system", 'Tools: [{"name": "price"}]'), *turns])
+    with pytest.raises(ConfigError, match="at least one message"):
+        codec.encode_chat([])
+
+
+@given(st.text())
+def test_plain_text_comes_back_as_it_stands(text: str) -> None:
+    codec = tiny.codec()
+    assert codec.decode(codec.encode(text)) == text
 
 
 @pytest.mark.parametrize(

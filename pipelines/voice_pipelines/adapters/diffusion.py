@@ -273,7 +273,7 @@ class DiffusionDrafter:
                         step=event.step,
                         phase=event.phase,
                         canvas=self._show(event.canvas),
-                        committed_text=self._codec.decode(draft.committed),
+                        committed_text=self._codec.decode(draft.committed).strip(),
                         forced_tokens=event.forced,
                         compute_s=event.seconds,
                         at=now,
@@ -282,7 +282,7 @@ class DiffusionDrafter:
                 case drafts.Finished():
                     del self._drafts[event.draft.number]
                     out = DraftFinished(
-                        self._codec.decode(event.tokens), event.steps_first, event.steps_rest, event.forced, now
+                        self._codec.decode(event.tokens).strip(), event.steps_first, event.steps_rest, event.forced, now
                     )
                 case drafts.Failed():
                     del self._drafts[event.draft.number]

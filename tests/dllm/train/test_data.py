@@ -107,7 +107,7 @@ def test_a_row_holds_every_turn_and_one_answer_per_agent_turn() -> None:
         assert row.clean[answer.start : answer.start + len(answer.tokens)] == answer.tokens
         assert row.clean[answer.start - 1] == CODEC.special.agent
         assert answer.tokens[-1] == CODEC.special.end
-    assert [CODEC.decode(answer.tokens) for answer in row.answers] == [ORDER.turns[3].text, ORDER.turns[5].text]
+    assert [CODEC.decode(answer.tokens).strip() for answer in row.answers] == [ORDER.turns[3].text, ORDER.turns[5].text]
 
 
 def test_pinned_tokens_are_exactly_the_price_with_its_space() -> None:
@@ -134,7 +134,7 @@ def test_long_agent_turns_are_cut_after_a_sentence_or_only_read() -> None:
     two = Dialogue("1", "", (Turn("user", "hi"), Turn("agent", "Goodbye! A large mocha with almond milk, please.")))
     row = maker.make(two, source, random.Random(1))
     assert row is not None
-    assert CODEC.decode(row.answers[0].tokens) == "Goodbye!"
+    assert CODEC.decode(row.answers[0].tokens).strip() == "Goodbye!"
     endless = Dialogue("1", "", (Turn("user", "hi"), Turn("agent", "mocha " * 40)))
     assert maker.make(endless, source, random.Random(1)) is None
 
@@ -142,7 +142,7 @@ def test_long_agent_turns_are_cut_after_a_sentence_or_only_read() -> None:
 def test_roles_of_equals_can_be_exchanged() -> None:
     row = RowMaker(CODEC, PLAIN).make(ORDER, SourceConfig(swap_roles=1.0), random.Random(1))
     assert row is not None
-    assert CODEC.decode(row.answers[0].tokens) == ORDER.turns[1].text
+    assert CODEC.decode(row.answers[0].tokens).strip() == ORDER.turns[1].text
 
 
 def test_user_turns_are_written_as_heard() -> None:
