@@ -47,10 +47,10 @@ $(BIN)/python:
 # A stamp is newer than the pins it was made from, so a second `make run` starts at once.
 $(VENV)/.installed-run: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing pinned packages into $(VENV). This happens once and takes a few minutes."
-	$(PIP) install --quiet -c constraints.txt -e '.[engine,local]'
+	$(PIP) install --quiet -c constraints.txt -e '.[engine,local,remote]'
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing pinned packages and test tools into $(VENV). This happens once and takes a few minutes."
-	$(PIP) install --quiet -c constraints.txt -e '.[engine,local,test]'
+	$(PIP) install --quiet -c constraints.txt -e '.[engine,local,remote,test]'
 	@touch $(VENV)/.installed-run $@

@@ -30,6 +30,8 @@ class BackendInfo:
     reason: str
     upgrade: str | None = None
     """Command that would bring a better backend, or None when there is none."""
+    is_remote: bool = False
+    """Somebody else's machine does the work: it is not timed at start-up, and its steps are not ours to grant."""
 
 
 # --- voice activity ---------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from voiceagent.budget import BudgetSettings
 from voiceagent.config_values import Layer, Unparsed, convert, merge, nested, parse_free
@@ -24,7 +25,7 @@ ENVIRONMENT_PREFIX = "VOICEAGENT_"
 ENVIRONMENT_RESERVED = frozenset({"VOICEAGENT_CONFIG", "VOICEAGENT_MODELS"})
 """Variables with our prefix that are not keys: paths of the user's file and of the model folder, read by the command."""
 
-_SECRETS = frozenset({"server.api_key"})
+_SECRETS = frozenset({"server.api_key", "remote.api_key"})
 _SERVER = ServerSettings()
 _TURN = TurnDetection()
 _BUDGET = BudgetSettings()
@@ -53,6 +54,17 @@ def _within(low: float, high: float) -> Callable[[float], bool]:
 
 def _optional_within(low: float, high: float) -> Callable[[float | None], bool]:
     return lambda value: value is None or low <= value <= high
+
+
+def is_endpoint_url(text: str) -> bool:
+    """Whether this is the base URL of an HTTP endpoint: a scheme, a host and perhaps a path. Keys and queries have no place in it."""
+    try:
+        url = urlsplit(text)
+        return bool(
+            url.scheme in ("http", "https") and url.hostname and "@" not in url.netloc and url.port != 0
+        ) and not (url.query or url.fragment)
+    except ValueError:  # a port that is no number, brackets that do not close
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +214,12 @@ class ModelsConfig:
     asr: str = _key(
         "auto", "Recogniser, such as `pocketsphinx` or `faster-whisper:small`.", "`auto` or a recogniser", bool
     )
-    llm: str = _key("auto", "Diffusion model: `builtin` or a checkpoint folder.", "`auto`, `builtin` or a path", bool)
+    llm: str = _key(
+        "auto",
+        "Diffusion model: `builtin` or a checkpoint folder; or a remote model: its URL, or `remote` for that of `[remote]`.",
+        "`auto`, `builtin`, a path, `remote` or a URL",
+        bool,
+    )
     tts: str = _key("auto", "Voice, such as `espeak` or `piper:en_US-amy-medium`.", "`auto` or a voice", bool)
     device: str = _key("auto", "Where the diffusion model runs: `cpu`, `cuda`, `mps`.", "`auto` or a device", bool)
     threads: int = _key(
@@ -212,6 +229,57 @@ class ModelsConfig:
         _within(0, 256),
     )
     folder: str = _key("", "Where fetched models are kept; empty is the user's data folder.", "a path, or empty")
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteConfig:
+    """A language model on somebody else's machine; used when `models.llm` is `remote` or a URL."""
+
+    url: str = _key(
+        "",
+        "Base URL that `/chat/completions` is appended to, as OpenAI clients take it.",
+        "a URL such as 'https://host/v1', or empty",
+        lambda v: not v or is_endpoint_url(v),
+    )
+    model: str = _key("", "Name of the model; empty takes the only one that the endpoint lists.", "text")
+    dialect: str = _key(
+        "openai",
+        "`inception` also sends `realtime`, `diffusing` and a `reasoning_effort` that follows the plan.",
+        "'openai' or 'inception'",
+        lambda v: v in ("openai", "inception"),
+    )
+    api_key: str = _key("", "Key that the endpoint asks for.", "text")
+    api_key_env: str = _key(
+        "", "Variable that holds the key, such as `OPENAI_API_KEY`; instead of `remote.api_key`.", "a name, or empty"
+    )
+    timeout_s: float = _key(
+        10.0, "Longest wait for the next piece of a reply.", "seconds from 0.1 to 600", _within(0.1, 600.0)
+    )
+    pause_s: float = _key(
+        1.0,
+        "Silence between two sentences after which the reply ends with the last whole one.",
+        "seconds from 0 to 60",
+        _within(0.0, 60.0),
+    )
+    max_tokens: int = _key(
+        128,
+        "Longest reply, and with models that reason the longest thought as well.",
+        "an integer from 1 to 65536",
+        _within(1, 65_536),
+    )
+    reasoning_effort: str = _key(
+        "auto",
+        "`auto` follows the plan with Inception and is left to the model with OpenAI.",
+        "`auto` or an effort that the endpoint knows, such as 'low'",
+        bool,
+    )
+    diffusing: bool = _key(False, "Whether Inception streams its canvases while they denoise.", "true or false")
+
+    def __post_init__(self) -> None:
+        if self.diffusing and self.dialect != "inception":
+            raise ConfigError("remote.diffusing", True, "remote.dialect = 'inception', which alone streams canvases")
+        if self.api_key and self.api_key_env:
+            raise ConfigError("remote.api_key_env", self.api_key_env, "nothing beside remote.api_key, or the other way")
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +317,7 @@ class Config:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     reply: ReplyConfig = field(default_factory=ReplyConfig)
     models: ModelsConfig = field(default_factory=ModelsConfig)
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     notes: NotesConfig = field(default_factory=NotesConfig)
     menu: Mapping[str, object] = field(default_factory=dict)

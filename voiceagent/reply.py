@@ -213,7 +213,7 @@ class Reply:
                 event.batch,
             )
         )
-        if event.phase == "first":
+        if event.phase == "first" and not self.llm.info.is_remote:
             shorter = self.budget.replan_first(
                 self._plan, now=self.clock.now(), step=event.step, active_drafts=event.batch
             )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -23,12 +24,14 @@ from voice_pipelines.models import (
     models_folder,
     whisper_upgrade,
 )
-from voiceagent.backends import BackendInfo, Synthesizer, Transcriber, VoiceDetector
+from voice_pipelines.settings import remote_endpoint
+from voiceagent.backends import BackendInfo, Drafter, Synthesizer, Transcriber, VoiceDetector
 from voiceagent.config import Config
 from voiceagent.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
     from voice_pipelines.adapters.diffusion import DiffusionDrafter
+    from voice_pipelines.adapters.remote_wire import RemoteEndpoint
 
 LoadTranscriber: TypeAlias = Callable[[], Coroutine[Any, Any, Transcriber]]
 
@@ -127,23 +130,42 @@ def _choose_whisper(config: Config, size: str) -> LoadTranscriber | None:
     return load
 
 
-def choose_llm(config: Config) -> Callable[[], DiffusionDrafter]:
-    """The built-in model unless `models.llm` names a checkpoint folder or a fetched model.
+def choose_llm(config: Config) -> Callable[[], Drafter]:
+    """The built-in model unless `models.llm` names a checkpoint folder, a fetched model or a remote endpoint.
 
     Raises:
-        ConfigError: If it names neither. What is in the folder is seen when it is loaded, which raises `BackendError`.
+        ConfigError: If it names none of them. What is in the folder, or whether the endpoint answers, is seen when it is loaded,
+            which raises `BackendError`.
     """
     wanted = config.models.llm
+    endpoint = remote_endpoint(config, os.environ)
+    if endpoint is not None:
+        return functools.partial(_connect_llm, endpoint)
     if wanted in ("auto", "builtin"):
         reason = "chosen in the configuration" if wanted == "builtin" else "no other model is configured (models.llm)"
+        if config.remote.url and wanted == "auto":
+            reason = "remote.url is used only with models.llm = 'remote'"
         return lambda: _load_llm(config, None, reason)
     path = Path(wanted).expanduser()
     if not path.is_dir():
         found = _fetched_llm(config)
         if found is None:
-            raise ConfigError("models.llm", wanted, "`auto`, `builtin`, a checkpoint folder or a fetched model")
+            raise ConfigError(
+                "models.llm", wanted, "`auto`, `builtin`, `remote`, a URL, a checkpoint folder or a fetched model"
+            )
         path = found
     return lambda: _load_llm(config, path, "chosen in the configuration")
+
+
+def _connect_llm(endpoint: RemoteEndpoint) -> Drafter:
+    try:
+        from voice_pipelines.adapters.remote import RemoteDrafter
+    except ImportError as error:
+        raise BackendError(
+            "llm", f"a remote model needs {error.name}; run: pip install 'voiceagent[remote]'"
+        ) from error
+
+    return RemoteDrafter.connect(endpoint)
 
 
 def _fetched_llm(config: Config) -> Path | None:

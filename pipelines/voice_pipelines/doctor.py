@@ -13,7 +13,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -27,8 +27,9 @@ from voice_pipelines.models import (
     models_folder,
     whisper_upgrade,
 )
+from voice_pipelines.settings import remote_endpoint
 from voiceagent.config import Config
-from voiceagent.errors import BackendError
+from voiceagent.errors import BackendError, VoiceAgentError
 
 PACKAGES = {
     "numpy": True,
@@ -44,6 +45,7 @@ PACKAGES = {
     "pocketsphinx": True,
     "espeakng-loader": True,
     "num2words": True,
+    "httpx2": False,
     "faster-whisper": False,
     "piper-tts": False,
     "uvloop": False,
@@ -96,6 +98,10 @@ class Facts:
     tls_error: str | None = None
     """Why the certificate and key cannot be used, or None."""
     has_tls: bool = False
+    remote_llm: str | None = None
+    """The remote language model that is configured, or None."""
+    remote_llm_error: str | None = None
+    """Why it cannot be used, or None."""
 
 
 # --- checks: pure -----------------------------------------------------------------------------------------------------
@@ -159,6 +165,15 @@ def check_voice(facts: Facts) -> Check:
 
 
 def check_language_model(facts: Facts) -> Check:
+    if facts.remote_llm_error is not None:
+        return Check(
+            "language model",
+            Verdict.FAIL,
+            facts.remote_llm_error,
+            "check the table [remote] of the configuration, and that the endpoint runs and accepts the key",
+        )
+    if facts.remote_llm is not None:
+        return Check("language model", Verdict.OK, facts.remote_llm)
     if facts.missing_llm_files:
         return Check(
             "language model",
@@ -285,7 +300,8 @@ def run_doctor(config: Config, out: Callable[[str], object] = print) -> int:
         models=Path(config.models.folder).expanduser() if config.models.folder else None,
         language=config.agent.language,
     )
-    checks = examine(facts)
+    remote_llm, remote_llm_error = _remote_llm(config)
+    checks = examine(replace(facts, remote_llm=remote_llm, remote_llm_error=remote_llm_error))
     out(report(checks))
     return exit_code(checks)
 
@@ -341,6 +357,24 @@ def _espeak_data() -> Path | None:
 
     path = Path(espeakng_loader.get_data_path())
     return path if (path / "phontab").is_file() else None
+
+
+def _remote_llm(config: Config) -> tuple[str | None, str | None]:
+    """The configured remote model and what is wrong with it. Asks the endpoint once, which costs nothing; no reply is written."""
+    try:
+        endpoint = remote_endpoint(config, os.environ)
+        if endpoint is None:
+            return None, None
+        from voice_pipelines.adapters.remote import ask_models, choose_name
+
+        listing = ask_models(endpoint)
+        model = choose_name(endpoint, listing)
+    except VoiceAgentError as error:
+        return None, str(error)
+    except ImportError as error:
+        return None, f"a remote model needs {error.name}: pip install 'voiceagent[remote]'"
+    listed = "" if listing.names is None or model in listing.names else ", though its list does not name it"
+    return f"remote: {model} at {endpoint.host}, which answered in {listing.seconds * 1000:.0f} ms{listed}", None
 
 
 def _built_in_llm() -> Path:

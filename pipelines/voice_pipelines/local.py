@@ -141,7 +141,8 @@ async def calibrate(runtime: LocalRuntime) -> None:
         PromptTurn("agent", "Hello."),
         PromptTurn("user", "can i have a large coffee with milk please"),
     )
-    for width in backends.llm.canvas_widths:
+    # A remote model would be billed for these, and its times follow from its first replies.
+    for width in () if backends.llm.info.is_remote else backends.llm.canvas_widths:
         for prompt in (opening, followed):
             await _time_draft(runtime, DraftRequest(f"calibration-{width}", prompt, _calibration_plan(runtime, width)))
         backends.llm.forget(f"calibration-{width}")

@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
+from voice_pipelines.adapters.remote_wire import RemoteEndpoint
 from voiceagent.agent import AgentProfile, NoteTaker
 from voiceagent.config import (
     Config,
     assignment_layer,
     environment_layer,
+    is_endpoint_url,
     load_config,
     preset_name,
     read_toml,
@@ -65,6 +67,52 @@ def load(
     own: list[Layer] = [read_toml(file)] if file is not None else []
     own += [environment_layer(environ), assignment_layer(assignments)]
     return load_config([read_preset(preset_name(own)), *own])
+
+
+def remote_endpoint(config: Config, environ: Mapping[str, str]) -> RemoteEndpoint | None:
+    """The remote language model that the configuration asks for, with its key; None when it asks for one on this machine.
+
+    Raises:
+        ConfigError: If no URL is given, two differ, or the variable that should hold the key is not set.
+    """
+    wanted, remote = config.models.llm, config.remote
+    if "://" in wanted:
+        url = wanted
+        if not is_endpoint_url(url):
+            raise ConfigError("models.llm", _without_password(url), "a URL such as 'https://host/v1'")
+        if remote.url and remote.url.rstrip("/") != url.rstrip("/"):
+            raise ConfigError("models.llm", url, f"`remote`, or the URL that remote.url names: {remote.url}")
+    elif wanted == "remote":
+        url = remote.url
+        if not url:
+            raise ConfigError("remote.url", "", "a URL such as 'https://host/v1', because models.llm = 'remote'")
+    else:
+        return None
+    api_key = remote.api_key
+    if remote.api_key_env:
+        api_key = environ.get(remote.api_key_env, "").strip()
+        if not api_key:
+            raise ConfigError("remote.api_key_env", remote.api_key_env, "a variable that is set and not empty")
+    if not all("!" <= character <= "~" for character in api_key):
+        where = "remote.api_key_env" if remote.api_key_env else "remote.api_key"
+        raise ConfigError(where, "(hidden)", "a key of visible ASCII characters, which a header can carry")
+    return RemoteEndpoint(
+        url=url.rstrip("/"),
+        model=remote.model,
+        dialect="inception" if remote.dialect == "inception" else "openai",
+        api_key=api_key,
+        timeout_s=remote.timeout_s,
+        pause_s=remote.pause_s,
+        max_tokens=remote.max_tokens,
+        reasoning_effort=remote.reasoning_effort,
+        diffusing=remote.diffusing,
+    )
+
+
+def _without_password(url: str) -> str:
+    """For errors: whatever stands before an @ may be a secret."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://(hidden)@{rest.rpartition('@')[2]}" if "@" in rest else url
 
 
 def agent_profile(config: Config) -> AgentProfile:
