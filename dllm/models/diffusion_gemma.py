@@ -178,7 +178,9 @@ class DiffusionGemma(nn.Module):
         self.lm_head = None if spec.tie_word_embeddings else nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
 
     def reset_buffers(self) -> None:
-        """Nothing to recompute: this family keeps no rotary tables."""
+        """The layers' factors are one where a checkpoint does not hold them. This family keeps no rotary tables."""
+        for buffer in self.buffers():
+            buffer.fill_(1.0)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Normal(0, .02) everywhere; projections that write to the residual stream are scaled down by depth; factors are one."""
@@ -190,8 +192,7 @@ class DiffusionGemma(nn.Module):
                     continue
                 scale = depth_scale if "o_proj" in name or "down_proj" in name else 1.0
                 parameter.normal_(0.0, 0.02 * scale, generator=generator)
-            for buffer in self.buffers():
-                buffer.fill_(1.0)
+        self.reset_buffers()
 
     def new_stores(self, rows: int, length: int) -> list[LayerStore]:
         """One store per layer; full layers have other heads than sliding ones, so shapes differ."""
