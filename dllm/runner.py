@@ -22,7 +22,7 @@ from dllm.drafts import DraftSpec, Event, Failed, Finished, Plan, Stepped
 from dllm.errors import DraftExpiredError, EngineClosedError, EngineFailedError
 
 if TYPE_CHECKING:
-    from dllm.engine import Draft
+    from dllm.draft import Draft
 
 log = logging.getLogger(__name__)
 

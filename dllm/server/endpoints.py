@@ -1,0 +1,384 @@
+"""From a parsed request to its answer: prompt, drafts, events, JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import uuid
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from starlette.responses import JSONResponse, Response
+
+from dllm.codec import Codec
+from dllm.drafts import DraftSpec
+from dllm.runner import DraftStream, EngineRunner
+from dllm.server import plans
+from dllm.server.build import (
+    DONE,
+    Answer,
+    ChatChoice,
+    ChatChunks,
+    TextChoice,
+    TextChunks,
+    chat_answer,
+    sse,
+    text_answer,
+)
+from dllm.server.conversations import ConversationBook
+from dllm.server.grammars import Grammars
+from dllm.server.jobs import merged
+from dllm.server.plans import Room
+from dllm.server.problems import ApiError, from_exception
+from dllm.server.reply import CanvasShown, Delta, Reply
+from dllm.server.requests import ChatRequest, CompletionRequest, Decoding
+from dllm.server.settings import ServerSettings
+from dllm.server.tools import Piece, ToolReader
+from dllm.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+
+Result: TypeAlias = dict[str, Any] | AsyncGenerator[bytes, None]
+"""A whole answer, or the chunks of a stream whose first one is there already."""
+Deltas: TypeAlias = AsyncGenerator[tuple[int, list[Delta]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """One draft to be written, and how its text is read."""
+
+    spec: DraftSpec
+    reply: Reply
+
+
+class Service:
+    """Answers requests with one engine. Its methods raise `ApiError` and the engine's errors."""
+
+    def __init__(
+        self,
+        runner: EngineRunner[Any],
+        codec: Codec,
+        spec: ModelSpec,
+        settings: ServerSettings,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self.spec, self._settings = spec, settings
+        self._runner, self._codec, self._clock, self._wall_clock = runner, codec, clock, wall_clock
+        self._grammars = Grammars(codec)
+        self._book = ConversationBook(settings.max_conversations, settings.conversation_idle_s)
+        self._active = 0
+
+    def health(self) -> Response:
+        """200 while drafts are taken, 503 with the reason otherwise."""
+        failure = self._runner.failure
+        if failure is not None:
+            return JSONResponse({"status": "failed", "reason": str(failure)}, 503)
+        return JSONResponse({"status": "ok", "drafts": self._runner.active, "limit": self._settings.max_drafts})
+
+    # --- chat ---------------------------------------------------------------------------------------------------------
+
+    async def chat(self, asked: ChatRequest, conversation: str, kind: str = "chat.completion") -> Result:
+        tools = () if asked.tool_mode == "none" else tuple(tool.body for tool in asked.tools)
+        prompt = tuple(await asyncio.to_thread(self._codec.encode_chat, asked.messages, tools))
+        room = plans.reply_room(self.spec, self._settings, len(prompt), asked.decoding.max_tokens)
+        constraint = await asyncio.to_thread(
+            lambda: self._grammars.compile(
+                asked.grammar, asked.tools, asked.tool_mode, asked.forced_tool, several=asked.parallel_calls
+            )
+        )
+        self._check_grammar(constraint, room)
+        seed = self._seed(asked.decoding)
+        asks = [
+            self._ask(asked.decoding, prompt, conversation, room, seed + index, asked.streaming.diffusing, constraint)
+            for index in range(asked.decoding.n)
+        ]
+        answer = self._answer("chatcmpl", seed, asked.warnings, wants_summary=asked.wants_summary)
+        choices = [
+            ChatChoice(index, ask.reply, asked.decoding.logprobs, asked.decoding.top_logprobs)
+            for index, ask in enumerate(asks)
+        ]
+        names = [tool.name for tool in asked.tools] if tools else []
+        readers = [ToolReader(names, most=128 if asked.parallel_calls else 1) for _ in choices]
+        deltas = self._deltas(asks, conversation)
+        if asked.streaming.is_on:
+            chunks = ChatChunks(answer, include_usage=asked.streaming.include_usage)
+            return await _primed(_stream_chat(deltas, chunks, choices, readers, asked.streaming.include_usage))
+        async with aclosing(deltas):
+            async for index, told in deltas:
+                for delta in told:
+                    _take(choices[index], readers[index], delta)
+        for choice, reader in zip(choices, readers, strict=True):
+            choice.take(reader.flush())
+        return chat_answer(answer, choices, kind)
+
+    # --- text ---------------------------------------------------------------------------------------------------------
+
+    async def complete(self, asked: CompletionRequest, conversation: str) -> Result:
+        constraint = await asyncio.to_thread(self._grammars.compile, asked.grammar)
+        seed = self._seed(asked.decoding)
+        asks: list[_Ask] = []
+        choices: list[TextChoice] = []
+        for prompt in asked.prompts:
+            tokens, echo = await asyncio.to_thread(self._prompt, prompt, echo=asked.echo)
+            suffix = tuple(await asyncio.to_thread(self._codec.encode, asked.suffix)) if asked.suffix else ()
+            wanted = asked.decoding.max_tokens
+            if suffix:
+                room = plans.infill_room(self.spec, self._settings, len(tokens), len(suffix), wanted)
+            else:
+                room = plans.reply_room(self.spec, self._settings, len(tokens), wanted)
+            self._check_grammar(constraint, room)
+            for number in range(asked.decoding.n):
+                ask = self._ask(
+                    asked.decoding,
+                    tokens,
+                    conversation,
+                    room,
+                    seed + number,
+                    asked.streaming.diffusing,
+                    constraint,
+                    suffix,
+                )
+                asks.append(ask)
+                choices.append(
+                    TextChoice(
+                        len(choices),
+                        ask.reply,
+                        echo,
+                        asked.decoding.logprobs,
+                        asked.decoding.top_logprobs,
+                        told=len(echo),
+                    )
+                )
+        answer = self._answer("cmpl", seed, asked.warnings)
+        deltas = self._deltas(asks, conversation)
+        if asked.streaming.is_on:
+            include = asked.streaming.include_usage
+            chunks = TextChunks(answer, include_usage=include, prompts=len(asked.prompts))
+            return await _primed(_stream_text(deltas, chunks, choices, include))
+        async with aclosing(deltas):
+            async for index, told in deltas:
+                for delta in told:
+                    if not isinstance(delta, CanvasShown):
+                        choices[index].chances += delta.chances
+        return text_answer(answer, choices, len(asked.prompts))
+
+    def _prompt(self, prompt: str | tuple[int, ...], *, echo: bool) -> tuple[tuple[int, ...], str]:
+        """A prompt's tokens, and its text if that is to be repeated."""
+        if isinstance(prompt, str):
+            tokens = tuple(self._codec.encode(prompt))
+            text = prompt
+        else:
+            tokens = prompt
+            beyond = [token for token in tokens if token >= self.spec.vocab_size]
+            if beyond:
+                raise ApiError(
+                    400, f"prompt: expected token ids below {self.spec.vocab_size}, got {beyond[0]}", param="prompt"
+                )
+            text = self._codec.decode(tokens) if echo else ""
+        if not tokens:
+            tokens = self._empty_prompt()
+        return tokens, text if echo else ""
+
+    def _empty_prompt(self) -> tuple[int, ...]:
+        """What stands before a text that nothing stands before."""
+        special = self.spec.special
+        first = special.bos if special.bos is not None else special.end
+        return (first,)
+
+    # --- both ---------------------------------------------------------------------------------------------------------
+
+    def _ask(
+        self,
+        decoding: Decoding,
+        prompt: tuple[int, ...],
+        conversation: str,
+        room: Room,
+        seed: int,
+        shows_canvas: bool,
+        constraint: Any,
+        suffix: tuple[int, ...] = (),
+    ) -> _Ask:
+        settings = self._settings
+        spec = DraftSpec(
+            prompt,
+            conversation,
+            room.width,
+            plans.plan(decoding, room.width, self._clock()),
+            tuple(self._codec.encode_pin(pin) for pin in decoding.pins),
+            plans.options(decoding, settings.options, self.spec.vocab_size, seed),
+            plans.given_suffix(suffix),
+            constraint,
+        )
+        reply = Reply(
+            self._codec,
+            room.limit,
+            decoding.stop,
+            over_limit="stop" if suffix else "length",
+            drops_space=self.spec.dialogue is not None and not suffix,
+            shows_canvas=shows_canvas,
+        )
+        return _Ask(spec, reply)
+
+    @staticmethod
+    def _check_grammar(constraint: Any, room: Room) -> None:
+        if constraint is None:
+            return
+        shortest = constraint.shortest()
+        if shortest > room.limit:
+            raise ApiError(
+                400,
+                f"max_tokens: the shortest reply that the grammar allows has {shortest} tokens, the canvas has {room.limit}",
+                param="max_tokens",
+            )
+
+    @staticmethod
+    def _seed(decoding: Decoding) -> int:
+        return random.getrandbits(31) if decoding.seed is None else decoding.seed
+
+    def _answer(self, prefix: str, seed: int, warnings: tuple[str, ...], *, wants_summary: bool = False) -> Answer:
+        name = f"{prefix}-{uuid.uuid4().hex[:24]}"
+        return Answer(name, int(self._wall_clock()), self._settings.model, seed, warnings, wants_summary)
+
+    async def _deltas(self, asks: Sequence[_Ask], conversation: str) -> Deltas:
+        """Submit the drafts and read their events; closing it cancels what is not finished.
+
+        Raises:
+            ApiError: 429 if that would be more drafts than are written at once.
+        """
+        if self._active + len(asks) > self._settings.max_drafts:
+            raise ApiError(
+                429,
+                f"{self._settings.max_drafts} replies are being written at once at most; try again",
+                kind="rate_limit_error",
+                code="rate_limit_exceeded",
+                headers={"retry-after": "1"},
+            )
+        self._active += len(asks)
+        streams: list[DraftStream] = []
+        try:
+            now = self._clock()
+            for dropped in self._book.touch(conversation, now):
+                self._runner.forget(dropped)
+            for ask in asks:
+                streams.append(self._runner.submit(ask.spec, expires=now + self._settings.timeout_s))
+            async with aclosing(merged(streams)) as events:
+                async for index, event in events:
+                    reply = asks[index].reply
+                    told = reply.feed(event)
+                    if reply.reason is not None:
+                        streams[index].cancel()
+                    yield index, told
+        finally:
+            self._active -= len(asks)
+            for stream in streams:
+                stream.cancel()
+
+
+async def _primed(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """Wait for the first chunk, so that what goes wrong before it can be answered with a status."""
+    first = await anext(chunks)
+
+    async def all_of_them() -> AsyncGenerator[bytes, None]:
+        async with aclosing(chunks):
+            yield first
+            async for chunk in chunks:
+                yield chunk
+
+    return all_of_them()
+
+
+def _problem(error: Exception) -> bytes:
+    """An error in the middle of a stream: its last event."""
+    problem = from_exception(error, "prompt")
+    if problem.status >= 500:
+        log.error("a stream failed", exc_info=error)
+    return sse(problem.body())
+
+
+def _take(choice: ChatChoice, reader: ToolReader, delta: Delta) -> list[Piece]:
+    """Note what a delta brought; the pieces of text and the calls in it."""
+    if isinstance(delta, CanvasShown):
+        return []
+    pieces = reader.feed(delta.text)
+    choice.take(pieces)
+    choice.chances += delta.chances
+    return pieces
+
+
+async def _stream_chat(
+    deltas: Deltas,
+    chunks: ChatChunks,
+    choices: Sequence[ChatChoice],
+    readers: Sequence[ToolReader],
+    include_usage: bool,
+) -> AsyncGenerator[bytes, None]:
+    opened: set[int] = set()
+    try:
+        async with aclosing(deltas):
+            async for index, told in deltas:
+                choice, reader = choices[index], readers[index]
+                if index not in opened:
+                    opened.add(index)
+                    yield sse(chunks.opening(choice))
+                for delta in told:
+                    if isinstance(delta, CanvasShown):
+                        yield _frame(chunks, choice, reader, delta)
+                        continue
+                    for chunk in chunks.text(choice, _take(choice, reader, delta), delta.chances):
+                        yield sse(chunk)
+                if choice.reply.reason is not None:
+                    rest = reader.flush()
+                    choice.take(rest)
+                    for chunk in chunks.text(choice, rest, ()):
+                        yield sse(chunk)
+                    yield sse(chunks.closing(choice))
+    except Exception as error:
+        if not opened:
+            raise  # nothing was sent: it can still be answered with a status
+        yield _problem(error)
+        return
+    if include_usage:
+        yield sse(chunks.usage(choices))
+    yield DONE
+
+
+def _frame(chunks: ChatChunks, choice: ChatChoice, reader: ToolReader, shown: CanvasShown) -> bytes:
+    """A whole canvas: text and calls are read from it anew, and only the last one's calls are final."""
+    pieces = reader.again(shown.text)
+    choice.text, choice.calls = "", []
+    choice.take(pieces)
+    return sse(chunks.canvas(choice, choice.text, shown))
+
+
+async def _stream_text(
+    deltas: Deltas,
+    chunks: TextChunks,
+    choices: Sequence[TextChoice],
+    include_usage: bool,
+) -> AsyncGenerator[bytes, None]:
+    opened: set[int] = set()
+    try:
+        async with aclosing(deltas):
+            async for index, told in deltas:
+                choice = choices[index]
+                if index not in opened:
+                    opened.add(index)
+                    yield sse(chunks.opening(choice))
+                for delta in told:
+                    yield sse(
+                        chunks.canvas(choice, delta) if isinstance(delta, CanvasShown) else chunks.text(choice, delta)
+                    )
+                if choice.reason is not None:
+                    yield sse(chunks.closing(choice))
+    except Exception as error:
+        if not opened:
+            raise  # nothing was sent: it can still be answered with a status
+        yield _problem(error)
+        return
+    if include_usage:
+        yield sse(chunks.usage(choices))
+    yield DONE

@@ -1,0 +1,63 @@
+"""What a server is started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dllm.errors import ConfigError
+from dllm.options import DecodeOptions
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Checked when made.
+
+    Raises:
+        ConfigError: If a number is out of range.
+    """
+
+    model: str = "dllm"
+    """The name that clients see."""
+    aliases: tuple[str, ...] = ()
+    """Other names it answers to."""
+    api_keys: tuple[str, ...] = ()
+    """Bearer tokens that are let in; none lets everybody in."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call; `*` is all."""
+    options: DecodeOptions = field(default_factory=DecodeOptions)
+    """Decoding where a request says nothing. Its temperature is 0: masked models lose more by sampling than others do."""
+    default_tokens: int = 256
+    """Longest reply where a request names none. The number of masked positions changes when a model ends its answer (LLaDA), so it is
+    the same for all."""
+    max_tokens: int = 4096
+    """Longest reply of all; what is asked beyond it is cut to it."""
+    infill_tokens: int = 64
+    """Longest text between a prompt and a suffix: that hole is one canvas."""
+    max_choices: int = 8
+    max_drafts: int = 64
+    """Replies written at once; more are refused with 429."""
+    max_body_bytes: int = 8 * 2**20
+    timeout_s: float = 300.0
+    """A reply that takes longer is cancelled."""
+    max_conversations: int = 256
+    conversation_idle_s: float = 1800.0
+    """The prefix cache forgets a conversation that was silent for so long."""
+    shutdown_s: float = 10.0
+    """How long replies may go on once the server was told to stop."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "default_tokens", "max_tokens", "infill_tokens", "max_choices", "max_drafts", "max_body_bytes",
+            "max_conversations",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ConfigError(name, getattr(self, name), "at least 1")
+        for name in ("timeout_s", "conversation_idle_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(name, getattr(self, name), "seconds above 0")
+        if not self.model:
+            raise ConfigError("model", self.model, "a name")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.model, *self.aliases)
