@@ -118,7 +118,7 @@ def _generate(args: argparse.Namespace) -> int:
     from dllm.text import ROLES, Role, spoken_form
 
     checkpoint = loader.load(args.model)
-    codec = checkpoint.codec
+    codec = checkpoint.dialogue_codec
     turns: list[tuple[Role, str]] = [("system", args.system)] if args.system else []
     for turn in args.turn:
         role, _, text = turn.partition(":")
@@ -181,15 +181,18 @@ def _eval(args: argparse.Namespace) -> int:
     from dllm import loader
     from dllm.evaluate.likelihood import held_back_likelihood
     from dllm.evaluate.steps import curve_path, measure, prompts_from_rows
+    from dllm.models.transformer import Transformer
     from dllm.train.config import TrainConfig
     from dllm.train.data import Mixture
 
     checkpoint = loader.load(args.model)
     config = replace(TrainConfig.load(args.config or _BUILTIN_CONFIG), renamed_share=0.0)
-    mixture = Mixture(args.data, checkpoint.codec, config, args.split)
+    model = checkpoint.model
+    assert isinstance(model, Transformer)
+    mixture = Mixture(args.data, checkpoint.dialogue_codec, config, args.split)
     if args.what == "steps":
         rows = [mixture.row(number) for number in range(args.rows)]
-        report = measure(checkpoint.model, checkpoint.codec.token_table, prompts_from_rows(rows))
+        report = measure(model, checkpoint.codec.token_table, prompts_from_rows(rows))
         path = args.out or curve_path(checkpoint.path)
         path.write_text(json.dumps(report.to_json(), indent=1) + "\n", "utf-8")
         print(f"{'width':>6} " + " ".join(f"{count:>6}" for count in report.steps) + "   (quality by steps per phase)")
@@ -200,7 +203,7 @@ def _eval(args: argparse.Namespace) -> int:
     print(f"{'source':24s} {'diffusion':>10} {'causal':>8} {'answers':>8} {'tokens':>8}   (nats per token)")
     for name in mixture.sources:
         rows = mixture.rows_of(name, args.rows)
-        result = held_back_likelihood(checkpoint.model, rows, config, args.draws)
+        result = held_back_likelihood(model, rows, config, args.draws)
         print(f"{name:24s} {result.diffusion:10.3f} {result.causal:8.3f} {result.answers:8d} {result.tokens:8d}")
     return 0
 

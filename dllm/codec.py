@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
 from dllm.canvas import TokenTable
@@ -53,4 +54,8 @@ class Codec(Protocol):
 
     def encode_pin(self, text: str) -> tuple[int, ...]:
         """Tokens of a text inside a sentence, the space before it included."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files into a checkpoint's folder."""
         ...

@@ -25,12 +25,6 @@ class TensorShapeError(CheckpointError):
         self.path, self.name, self.expected, self.found = path, name, expected, found
 
 
-class UnknownFamilyError(CheckpointError):
-    def __init__(self, path: Path, family: str, known: tuple[str, ...]) -> None:
-        super().__init__(f"{path}: model_type {family!r} is not supported; known: {', '.join(known)}")
-        self.path, self.family, self.known = path, family, known
-
-
 class SpecialTokenError(CheckpointError):
     """The tokenizer and the configuration disagree about a special token."""
 

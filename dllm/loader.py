@@ -1,30 +1,63 @@
-"""Checkpoints on disk: config.json, model.safetensors, tokenizer.json, as Hugging Face lays them out.
+"""Checkpoints on disk, as Hugging Face lays them out: config.json, safetensors in one file or several, tokenizer files.
 
-Tensor names are Qwen3's (`model.layers.0.self_attn.q_proj.weight`, ...). In memory q|k|v and gate|up are fused, so loading writes
-slices of one tensor as they stream from the file.
+A family (`dllm.models`) says what the configuration means and where each tensor on disk lives in memory, so loading copies mapped
+pages of the files straight into slices of the parameters, on their device. Nothing from a checkpoint is ever run.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from dllm.errors import CheckpointError, ConfigError, MissingTensorError, TensorShapeError, UnknownFamilyError
+from dllm.codec import Codec
+from dllm.errors import (
+    CheckpointError,
+    ConfigError,
+    MissingTensorError,
+    TensorShapeError,
+    TiedHeadError,
+    TokenizerError,
+    UnexpectedTensorError,
+)
+from dllm.hub import find_checkpoint
+from dllm.hub_codec import HubCodec
 from dllm.models import builtin
-from dllm.models.llama import LlamaDiffusion
+from dllm.models.family import DecodeDefaults, Family, Network, Slot
+from dllm.models.registry import family_named, family_of
+from dllm.shards import Stored, check_types, list_tensors, main_dtype, read_tensors, write_tensors
 from dllm.spec import ModelSpec
 from dllm.text import DialogueCodec
 
-FAMILIES: dict[str, Callable[[ModelSpec], LlamaDiffusion]] = {"dllm_llama": LlamaDiffusion}
 BUILTIN = Path(__file__).parent / "builtin"
+MAX_SHARD_BYTES = 5_000_000_000
+"""Largest weight file that `save` writes, as transformers does."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """How far loading is: bytes of weights on disk."""
+
+    done_bytes: int
+    total_bytes: int
+    file: str
+    """The file that is being read."""
+
+
+class LoadedNetwork(Network, Protocol):
+    """A family's network with what every `nn.Module` has."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,103 +65,210 @@ class Checkpoint:
     """A model ready to run, and the tokenizer it was trained with."""
 
     spec: ModelSpec
-    model: LlamaDiffusion
-    codec: DialogueCodec
+    model: LoadedNetwork
+    codec: Codec
     path: Path
+    family: Family = builtin.FAMILY
+    defaults: DecodeDefaults = builtin.FAMILY.defaults
+    """How the family is decoded unless the caller says otherwise."""
+    seconds: float = 0.0
+    """What loading took, fetching left out."""
+    bytes: int = 0
+    """Weights read from disk."""
+
+    @property
+    def dialogue_codec(self) -> DialogueCodec:
+        """The codec, for parts that need the built-in family's role tokens.
+
+        Raises:
+            ConfigError: If the checkpoint is of another family.
+        """
+        if not isinstance(self.codec, DialogueCodec):
+            raise ConfigError("model", self.family.name, "a checkpoint of the built-in family, with role tokens")
+        return self.codec
 
 
-def load(path: Path | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Checkpoint:
-    """Read a checkpoint folder; None is the built-in model.
+def load(
+    source: Path | str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    family: str | None = None,
+    template_options: Mapping[str, Any] | None = None,
+    progress: Callable[[LoadProgress], None] | None = None,
+) -> Checkpoint:
+    """Read a checkpoint.
+
+    Args:
+        source: A folder; the hub's "ORG/NAME" (a str), fetched when it is not in the local cache; None is the built-in model.
+        dtype: Of the weights; None is float32 on CPU and what most weights are stored in elsewhere. What a network keeps in float32
+            stays so.
+        family: Name of a family, whatever the configuration says.
+        template_options: Variables for the chat template, such as Qwen3's `enable_thinking`.
+        progress: Called after every tensor.
 
     Raises:
-        CheckpointError: If a file is missing or unreadable, a tensor is missing or has the wrong shape, the family is unknown, or the
-            tokenizer's special tokens are not the configuration's.
+        CheckpointError: If a file is missing or unreadable, tensors are missing, unexpected, of another shape or of a type that cannot
+            be read, the family is unknown, or the tokenizer does not fit. Its subclasses and their texts say which.
     """
-    path = path or BUILTIN
-    spec = read_spec(path)
+    path = BUILTIN if source is None else find_checkpoint(source)
+    start = time.perf_counter()
+    config = read_config(path)
+    stored = list_tensors(path)
+    chosen = family_of(config, frozenset(stored), family)
+    spec = _read_spec(chosen, config, path)
+    wanted = _match(chosen, spec, stored, path)
+    codec = _read_codec(path, spec, template_options)
+    if dtype is None:
+        dtype = torch.float32 if torch.device(device).type == "cpu" else main_dtype(stored)
+    with torch.device("meta"):
+        model = chosen.build(spec)
+    _check_shapes(model, wanted, stored)
+    # The type is set before there is memory, so that there is never a second copy in another type.
+    model = model.to(dtype).to_empty(device=device)
+    model.reset_buffers()  # type: ignore[operator]
+    _fill(model, wanted, stored, progress)
+    size = sum(stored[name].bytes for name in wanted if name in stored)
+    seconds = time.perf_counter() - start
+    network = cast(LoadedNetwork, model.eval().requires_grad_(False))
+    return Checkpoint(spec, network, codec, path, chosen, chosen.defaults, round(seconds, 3), size)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A checkpoint's config.json.
+
+    Raises:
+        CheckpointError: If it is missing, is no JSON object, or tells of quantised weights.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file")
+    try:
+        body = json.loads(file.read_text("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file}: not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise CheckpointError(f"{file}: expected an object, found {type(body).__name__}")
+    if quantised := body.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
+        raise CheckpointError(
+            f"{file}: the weights are quantised ({method}); load the unquantised checkpoint and quantise it here"
+        )
+    return body
+
+
+def _read_spec(family: Family, config: Mapping[str, Any], path: Path) -> ModelSpec:
+    file = path / "config.json"
+    try:
+        return family.read_config(config)
+    except KeyError as error:
+        raise CheckpointError(f"{file}: {error.args[0]} is missing, which {family.name} needs") from error
+    except (ConfigError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{file}: {error}") from error
+
+
+def _read_codec(path: Path, spec: ModelSpec, template_options: Mapping[str, Any] | None) -> Codec:
+    if spec.dialogue is None:
+        return HubCodec.load(path, spec, template_options)
     codec = DialogueCodec.load(path / "tokenizer.json", spec.dialogue)
     if codec.vocab_size > spec.vocab_size:
-        raise CheckpointError(f"{path}: the tokenizer has {codec.vocab_size} tokens, the model {spec.vocab_size}")
-    with torch.device("meta"):
-        model = FAMILIES[spec.family](spec)
-    model = model.to_empty(device=device).to(dtype)
-    model.reset_buffers()
-    _fill(model, path / "model.safetensors")
-    return Checkpoint(spec, model.eval().requires_grad_(False), codec, path)
+        raise TokenizerError(path, f"the tokenizer has {codec.vocab_size} tokens, the model {spec.vocab_size}")
+    return codec
 
 
-def read_spec(path: Path) -> ModelSpec:
-    """config.json as a record."""
-    config_path = path / "config.json"
-    if not config_path.is_file():
-        raise CheckpointError(f"{config_path}: no such file")
-    try:
-        body: dict[str, Any] = dict(json.loads(config_path.read_text("utf-8")))
-        family = str(body.get("model_type", ""))
-        if family not in FAMILIES:
-            raise UnknownFamilyError(config_path, family, tuple(FAMILIES))
-        return builtin.read_config(body)
-    except (json.JSONDecodeError, UnicodeDecodeError, ConfigError, TypeError) as error:
-        raise CheckpointError(f"{config_path}: {error}") from error
+def _match(family: Family, spec: ModelSpec, stored: Mapping[str, Stored], path: Path) -> dict[str, Slot]:
+    """Where each tensor goes, once it is certain that the files hold what the family needs and nothing else.
+
+    A tied checkpoint may bring a head if it equals the embedding.
+    """
+    wanted = family.tensors(spec)
+    heads = set(family.tensors(replace(spec, tie_word_embeddings=not spec.tie_word_embeddings))) ^ set(wanted)
+    missing = sorted(name for name, slot in wanted.items() if name not in stored and not slot.is_optional)
+    if missing and set(missing) == heads:
+        raise TiedHeadError(path, missing[0], is_tied=False)
+    if missing:
+        raise MissingTensorError(path, missing)
+    if spec.tie_word_embeddings:
+        embedding = next(name for name, slot in wanted.items() if slot.parameter == "embed_tokens.weight")
+        for head in sorted(heads & set(stored)):
+            if not _are_equal(stored, head, embedding):
+                raise TiedHeadError(path, head, is_tied=True)
+    extra = sorted(name for name in stored if name not in wanted and name not in heads)
+    if unknown := [name for name in extra if not name.startswith(family.ignored)]:
+        raise UnexpectedTensorError(path, family.name, unknown)
+    check_types({name: stored[name] for name in wanted if name in stored})
+    return wanted
 
 
-def disk_tensors(spec: ModelSpec) -> dict[str, tuple[str, int, int]]:
-    """Every tensor on disk: name to (parameter in memory, first row, rows). A vector is a column of rows."""
-    heads, groups = spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim
-    hidden, ffn = spec.hidden_size, spec.intermediate_size
-    names = {"model.embed_tokens.weight": ("embed_tokens.weight", 0, spec.vocab_size)}
-    for index in range(spec.num_hidden_layers):
-        disk, memory = f"model.layers.{index}", f"layers.{index}"
-        names |= {
-            f"{disk}.input_layernorm.weight": (f"{memory}.input_layernorm.weight", 0, hidden),
-            f"{disk}.self_attn.q_proj.weight": (f"{memory}.self_attn.qkv_proj.weight", 0, heads),
-            f"{disk}.self_attn.k_proj.weight": (f"{memory}.self_attn.qkv_proj.weight", heads, groups),
-            f"{disk}.self_attn.v_proj.weight": (f"{memory}.self_attn.qkv_proj.weight", heads + groups, groups),
-            f"{disk}.self_attn.o_proj.weight": (f"{memory}.self_attn.o_proj.weight", 0, hidden),
-            f"{disk}.self_attn.q_norm.weight": (f"{memory}.self_attn.q_norm.weight", 0, spec.head_dim),
-            f"{disk}.self_attn.k_norm.weight": (f"{memory}.self_attn.k_norm.weight", 0, spec.head_dim),
-            f"{disk}.post_attention_layernorm.weight": (f"{memory}.post_attention_layernorm.weight", 0, hidden),
-            f"{disk}.mlp.gate_proj.weight": (f"{memory}.mlp.gate_up_proj.weight", 0, ffn),
-            f"{disk}.mlp.up_proj.weight": (f"{memory}.mlp.gate_up_proj.weight", ffn, ffn),
-            f"{disk}.mlp.down_proj.weight": (f"{memory}.mlp.down_proj.weight", 0, hidden),
-        }
-    names["model.norm.weight"] = ("norm.weight", 0, hidden)
-    if not spec.tie_word_embeddings:
-        names["lm_head.weight"] = ("lm_head.weight", 0, spec.vocab_size)
-    return names
+def _are_equal(stored: Mapping[str, Stored], one: str, other: str) -> bool:
+    if (stored[one].shape, stored[one].kind) != (stored[other].shape, stored[other].kind):
+        return False
+    check_types({one: stored[one]})
+    pair = [tensor for name in (one, other) for _, tensor in read_tensors({name: stored[name]})]
+    return torch.equal(*pair)
 
 
-def _fill(model: LlamaDiffusion, path: Path) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    parameters = dict(model.named_parameters())
-    wanted = disk_tensors(model.spec)
-    try:
-        with safe_open(path, framework="pt") as file, torch.no_grad():
-            missing = sorted(set(wanted) - set(file.keys()))
-            if missing:
-                raise MissingTensorError(path, missing)
-            for name, (target, first, rows) in wanted.items():
-                place = parameters[target][first : first + rows]
-                shape = tuple(file.get_slice(name).get_shape())
-                if shape != tuple(place.shape):
-                    raise TensorShapeError(path, name, tuple(place.shape), shape)
-                place.copy_(file.get_tensor(name))
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not safetensors: {error}") from error
+def _targets(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _check_shapes(model: nn.Module, wanted: Mapping[str, Slot], stored: Mapping[str, Stored]) -> None:
+    targets = _targets(model)
+    for name, slot in wanted.items():
+        shape = tuple(slot.of(targets[slot.parameter]).shape)
+        if name in stored and stored[name].shape != shape:
+            raise TensorShapeError(stored[name].file, name, shape, stored[name].shape)
+
+
+def _fill(
+    model: nn.Module,
+    wanted: Mapping[str, Slot],
+    stored: Mapping[str, Stored],
+    progress: Callable[[LoadProgress], None] | None,
+) -> None:
+    """Copy every tensor to its place. Optional factors that the files lack become one."""
+    targets = _targets(model)
+    present = {name: stored[name] for name in stored if name in wanted}
+    total, done = sum(tensor.bytes for tensor in present.values()), 0
+    with torch.no_grad():
+        for name, slot in wanted.items():
+            if name not in present:
+                slot.of(targets[slot.parameter]).fill_(1.0)
+        for name, values in read_tensors(present):
+            slot = wanted[name]
+            slot.of(targets[slot.parameter]).copy_(values)
+            done += present[name].bytes
+            if progress is not None:
+                progress(LoadProgress(done, total, present[name].file.name))
 
 
 def save(
-    path: Path, spec: ModelSpec, weights: dict[str, Tensor], codec: DialogueCodec, dtype: torch.dtype = torch.bfloat16
+    path: Path,
+    spec: ModelSpec,
+    weights: Mapping[str, Tensor],
+    codec: Codec,
+    dtype: torch.dtype | None = torch.bfloat16,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write a checkpoint folder. `weights` are the parameters by their names in memory."""
+    """Write a checkpoint folder in its family's published layout.
+
+    Args:
+        weights: Parameters, and buffers where the family stores some, by their names in memory (a `state_dict`).
+        dtype: None keeps every tensor's own, so that loading gives the same bits again.
+        max_shard_bytes: More than this becomes several files and an index.
+
+    Raises:
+        MissingTensorError: If `weights` lacks some.
+    """
+    family = family_named(spec.family)
+    slots = family.tensors(spec)
+    missing = sorted(name for name, slot in slots.items() if slot.parameter not in weights and not slot.is_optional)
+    if missing:
+        raise MissingTensorError(path, missing)
     path.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        name: weights[source][first : first + rows].detach().to("cpu", dtype).contiguous().clone()
-        for name, (source, first, rows) in disk_tensors(spec).items()
-    }
-    weights_path = path / "model.safetensors"
-    save_file(tensors, weights_path, metadata={"format": "pt"})
-    weights_path.chmod(0o644)  # safetensors writes for the owner alone
-    (path / "config.json").write_text(json.dumps(builtin.write_config(spec), indent=2) + "\n", "utf-8")
-    codec.tokenizer.save(str(path / "tokenizer.json"))
+    tensors = {name: slot.of(weights[slot.parameter]) for name, slot in slots.items() if slot.parameter in weights}
+    write_tensors(path, tensors, dtype, max_shard_bytes)
+    stored_as = dtype or next(iter(tensors.values())).dtype
+    config = family.write_config(spec) | {"torch_dtype": str(stored_as).removeprefix("torch.")}
+    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    codec.save(path)

@@ -35,7 +35,7 @@ class Slot:
     rows: int = 0
     expert: int | None = None
     is_optional: bool = False
-    """Left at its initial value when the checkpoint lacks it."""
+    """A factor that is one when the checkpoint lacks it."""
 
     def of(self, tensor: Tensor) -> Tensor:
         """The part of the parameter that this slot names, as a view."""

@@ -101,7 +101,7 @@ class DiffusionDrafter:
         self.min_steps = floor_steps(self.quality_curve)
         self._spec = checkpoint.spec
         self.canvas_widths = tuple(width for width in CANVAS_WIDTHS if width <= checkpoint.spec.max_canvas)
-        self._codec = checkpoint.codec
+        self._codec = checkpoint.dialogue_codec
         self._engine = Engine(checkpoint.model, checkpoint.codec.token_table, max_batch=max_batch)
         self._drafts: dict[int, DiffusionDraft] = {}
         self._dropped: dict[str, int] = {}
