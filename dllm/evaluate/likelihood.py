@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dllm.models.llama import LlamaDiffusion
+from dllm.models.transformer import Transformer
 from dllm.train import objective
 from dllm.train.config import TrainConfig
 from dllm.train.data import Row
@@ -31,7 +31,7 @@ class Likelihood:
 
 @torch.no_grad()
 def held_back_likelihood(
-    model: LlamaDiffusion, rows: Sequence[Row], config: TrainConfig, draws: int = 4, seed: int = 0
+    model: Transformer, rows: Sequence[Row], config: TrainConfig, draws: int = 4, seed: int = 0
 ) -> Likelihood:
     """Score the answers of `rows`; every answer is masked `draws` times at antithetic times."""
     plain = replace(config, prefix_share=0.0, masked_tail_share=1.0, pinned_share=0.0, closing_weight=0.0, max_jump=0)
@@ -59,7 +59,7 @@ def held_back_likelihood(
 
 
 @torch.no_grad()
-def causal_log_likelihood(model: LlamaDiffusion, prompt: Sequence[int], reply: Sequence[int]) -> float:
+def causal_log_likelihood(model: Transformer, prompt: Sequence[int], reply: Sequence[int]) -> float:
     """Mean log-probability per token of a reply and its end-of-turn under the causal mode."""
     ids = torch.tensor([[*prompt, *reply, model.spec.special.end]], device=model.embed_tokens.weight.device)
     length = ids.shape[1]

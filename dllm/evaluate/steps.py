@@ -18,7 +18,7 @@ from dllm.canvas import TokenTable
 from dllm.drafts import DraftSpec, Failed, Finished, Plan
 from dllm.engine import Engine
 from dllm.evaluate.likelihood import causal_log_likelihood
-from dllm.models.llama import LlamaDiffusion
+from dllm.models.transformer import Transformer
 from dllm.train.data import Row
 
 FILE_NAME = "quality_curve.json"
@@ -68,7 +68,7 @@ def prompts_from_rows(rows: Iterable[Row]) -> list[EvalPrompt]:
 
 
 def measure(
-    model: LlamaDiffusion,
+    model: Transformer,
     table: TokenTable,
     prompts: Sequence[EvalPrompt],
     widths: Sequence[int] = WIDTHS,
@@ -98,7 +98,7 @@ def measure(
 
 
 def _write(
-    model: LlamaDiffusion, table: TokenTable, prompts: Sequence[EvalPrompt], width: int, steps: int
+    model: Transformer, table: TokenTable, prompts: Sequence[EvalPrompt], width: int, steps: int
 ) -> list[tuple[int, ...]]:
     engine = Engine(model, table, max_batch=16, cache_bytes=2**26)
     plan = Plan(steps_first=steps, steps_rest=steps, threshold=1.0)

@@ -47,5 +47,4 @@ FAMILY = Family(
     tensors=qwen_tensors,
     build=Transformer,
     defaults=DecodeDefaults(rule="threshold", threshold=0.9, block=32),
-    ignored=("lm_head.",),
 )

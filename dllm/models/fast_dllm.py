@@ -58,5 +58,4 @@ FAMILY = Family(
     tensors=qwen_tensors,
     build=Transformer,
     defaults=DecodeDefaults(rule="threshold", threshold=0.9),
-    ignored=("lm_head.",),
 )

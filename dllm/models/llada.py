@@ -125,5 +125,4 @@ FAMILY = Family(
     defaults=DecodeDefaults(rule="threshold", threshold=0.9, block=32),
     is_this=is_dense,
     landmarks=("model.transformer.wte.weight", "model.transformer.blocks.0.ff_proj.weight"),
-    ignored=("model.transformer.ff_out.",),
 )

@@ -64,5 +64,5 @@ FAMILY = Family(
     build=Transformer,
     defaults=DecodeDefaults(rule="threshold", threshold=0.9),
     landmarks=("encoder.embed_tokens.weight",),
-    ignored=("linear_spec_lora", "diffusion_head."),
+    ignored=("linear_spec_lora",),
 )

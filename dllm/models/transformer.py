@@ -83,9 +83,11 @@ class Transformer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Transformer:
         """`to(dtype)` is for the weights: in bfloat16, positions beyond 256 would not be told apart."""
+        cos, sin = self.rotary_cos, self.rotary_sin
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.rotary_cos.dtype != torch.float32:
-            self.reset_buffers()
+        if self.rotary_cos.dtype != cos.dtype:
+            device = self.rotary_cos.device
+            self.rotary_cos, self.rotary_sin = cos.to(device), sin.to(device)
         return self
 
     def reset_parameters(self, generator: torch.Generator) -> None:

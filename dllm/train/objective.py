@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dllm.models.llama import LlamaDiffusion
+from dllm.models.transformer import Transformer
 from dllm.spec import ModelSpec
 from dllm.train.config import TrainConfig
 from dllm.train.data import Answer, Row
@@ -192,7 +192,7 @@ def antithetic_times(count: int, generator: torch.Generator) -> list[float]:
     return [1.0 - ((offset + index) / count) % 1.0 for index in order]
 
 
-def losses(model: LlamaDiffusion, batch: Batch) -> Losses:
+def losses(model: Transformer, batch: Batch) -> Losses:
     """Both losses of one batch; logits are computed only where a loss is."""
     hidden: Tensor = model(batch.ids, batch.positions, batch.attention_mask())
     flat = hidden.flatten(0, 1)

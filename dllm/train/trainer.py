@@ -19,7 +19,7 @@ from torch import nn
 
 from dllm import loader
 from dllm.errors import CheckpointError, ConfigError
-from dllm.models.llama import LlamaDiffusion
+from dllm.models.transformer import Transformer
 from dllm.text import DialogueCodec, spoken_form, train_tokenizer
 from dllm.train import objective, optim
 from dllm.train.config import TrainConfig
@@ -106,7 +106,7 @@ class Trainer:
         self.spec = config.model_spec()
         if codec.vocab_size > self.spec.vocab_size:
             raise ConfigError("vocab_size", self.spec.vocab_size, f"at least the tokenizer's {codec.vocab_size}")
-        self.model = LlamaDiffusion(self.spec)
+        self.model = Transformer(self.spec)
         self.model.reset_parameters(torch.Generator().manual_seed(config.seed))
         self.is_compiled = config.compiled and has_compiler()
         if self.is_compiled:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dllm.models.llama import LlamaDiffusion
+from dllm.models.transformer import Transformer
 from dllm.spec import ModelSpec, dialogue_spec
 from dllm.text import DialogueCodec, train_tokenizer
 
@@ -40,9 +40,9 @@ def spec() -> ModelSpec:
     )
 
 
-def model(seed: int = 0, scale: float = 8.0) -> LlamaDiffusion:
+def model(seed: int = 0, scale: float = 8.0) -> Transformer:
     """Random weights, large enough for opinions: at the usual .02 every token would be equally likely."""
-    network = LlamaDiffusion(spec())
+    network = Transformer(spec())
     network.reset_parameters(torch.Generator().manual_seed(seed))
     with torch.no_grad():
         for parameter in network.parameters():

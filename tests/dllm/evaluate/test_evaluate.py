@@ -9,7 +9,7 @@ import torch
 
 from dllm.evaluate.likelihood import causal_log_likelihood, held_back_likelihood
 from dllm.evaluate.steps import EvalPrompt, measure, prompts_from_rows
-from dllm.models.llama import LlamaDiffusion
+from dllm.models.transformer import Transformer
 from dllm.train.config import TrainConfig
 from dllm.train.data import Answer, Row
 from tests.dllm import tiny
@@ -20,8 +20,8 @@ CLEAN = (SPEC.dialogue.user, 20, END, AGENT, 30, 31, 32, END)
 ROW = Row(CLEAN, (True,) * 8, (Answer(4, (30, 31, 32, END), (False, True, True, False)),))
 
 
-def uniform() -> LlamaDiffusion:
-    model = LlamaDiffusion(SPEC).eval().requires_grad_(False)
+def uniform() -> Transformer:
+    model = Transformer(SPEC).eval().requires_grad_(False)
     model.embed_tokens.weight.zero_()
     return model
 

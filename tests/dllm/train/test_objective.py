@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm.models.llama import LlamaDiffusion
+from dllm.masks import prefix_mask, visible
+from dllm.models.transformer import Transformer
 from dllm.train import objective
 from dllm.train.config import TrainConfig
 from dllm.train.data import Answer, Row
@@ -39,9 +40,9 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def uniform_model() -> LlamaDiffusion:
+def uniform_model() -> Transformer:
     """Every token equally likely: the embedding, and with it every logit, is zero."""
-    model = LlamaDiffusion(SPEC).requires_grad_(False)
+    model = Transformer(SPEC).requires_grad_(False)
     with torch.no_grad():
         model.embed_tokens.weight.zero_()
     return model
@@ -90,7 +91,7 @@ def test_all_masked_uniform_model_loses_the_entropy_of_the_vocabulary() -> None:
 def test_unigram_model_at_t_one_loses_the_unigram_entropy() -> None:
     """A model that knows only frequencies, and an answer that has exactly them: the loss at t = 1 is their entropy."""
     spec = replace(SPEC, tie_word_embeddings=False)
-    model = LlamaDiffusion(spec).requires_grad_(False)
+    model = Transformer(spec).requires_grad_(False)
     assert model.lm_head is not None
     model.layers.apply(lambda module: [parameter.zero_() for parameter in module.parameters()] and None)
     model.embed_tokens.weight.fill_(1.0)  # with silent layers every hidden state is all ones
@@ -133,18 +134,18 @@ def test_attention_is_causal_over_text_and_bidirectional_inside_a_canvas_only() 
 
 
 def test_a_canvas_sees_in_training_what_it_sees_in_generation() -> None:
-    from dllm.denoise import DenoiseBatch, prefill
-
     model = tiny.model(2)
     one = row((30, 31, 32))
     batch = objective.collate([one], [1.0], SPEC, RANDOM_ONLY, generator())
     trained = model.logits(model(batch.ids, batch.positions, batch.attention_mask())[0, batch.group[0] == 1])
     prompt = one.clean[: one.answers[0].start]
-    width = len(trained)
-    generated = DenoiseBatch(model, [prefill(model, prompt, None, 0)], [len(prompt)], [width]).logits(
-        [[MASK] * width], [range(width)]
-    )
-    torch.testing.assert_close(trained, generated, atol=1e-4, rtol=1e-4)
+    start, total = len(prompt), len(prompt) + len(trained)
+    stores = model.new_stores(1, total)
+    for first, ids in ((0, list(prompt)), (start, [MASK] * len(trained))):
+        last = first + len(ids)
+        mask = prefix_mask(visible(SPEC, first, len(ids), total=last, live=start), last)
+        hidden = model(torch.tensor([ids]), torch.arange(first, last).unsqueeze(0), mask, stores, first)
+    torch.testing.assert_close(trained, model.logits(hidden[0]), atol=1e-4, rtol=1e-4)
 
 
 def test_padding_changes_nothing() -> None:
