@@ -25,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.DEBUG if args.verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    if not args.verbose:
+        logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request to a remote model
     try:
         return int(args.act(args))
     except VoiceAgentError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -59,6 +59,7 @@ from voiceagent.clock import Clock, ManualClock
 from voiceagent.config import Config
 from voiceagent.conversation import Backends, Conversation
 from voiceagent.errors import BackendError, ConfigError
+from voiceagent.events import ConversationEvent, ResponsePlanned
 
 TURNS = (PromptTurn("system", "Be brief."), PromptTurn("user", "a large mocha please"))
 PLAN = StepPlan(32, 4, 8, 0.9)
@@ -389,6 +390,7 @@ def test_one_kept_connection_serves_warming_and_the_replies_that_follow() -> Non
             transports = {id(exchange.transport) for exchange in (*here.remote.listings, *here.remote.exchanges)}
             assert len(transports) == 1
             assert {exchange.headers["authorization"] for exchange in here.remote.exchanges} == {"Bearer sk-1"}
+            assert {exchange.headers["x-conversation"] for exchange in here.remote.exchanges} == {"call"}
 
     run_async(main())
 
@@ -545,6 +547,7 @@ def test_when_the_caller_waits_the_reply_ends_with_its_last_whole_sentence() -> 
             assert not any(isinstance(event, DraftFinished) for event in written.events)
             await here.clock.advance(0.2)
             assert await written.text() == "Sure thing. $5."
+            assert written.steps[-1].compute_s == 0.0, "the time waited in vain is no step's"
             await here.remote.exchanges[0].gone.wait()
             check_stream(written.events)
             assert (here.drafter.counts.cut, here.drafter.counts.repaired) == (1, 1)
@@ -790,7 +793,7 @@ def test_the_start_asks_once_and_says_what_was_chosen() -> None:
             drafter = await asyncio.to_thread(load)
             assert isinstance(drafter, RemoteDrafter) and drafter.endpoint.model == "tiny"
             assert drafter.info.name == f"tiny at {drafter.endpoint.host} (OpenAI's dialect)"
-            assert drafter.info.is_remote and "its list of models took" in drafter.info.reason
+            assert drafter.info.is_remote and "chosen in the configuration; it answered in" in drafter.info.reason
             await drafter.aclose()
             other = await asyncio.to_thread(choose_llm(configure(f"models.llm={remote.url}", "remote.model=big")))
             assert "does not name this one" in other.info.reason
@@ -862,12 +865,27 @@ def test_calibration_asks_nothing_of_a_remote_model() -> None:
 
 def test_a_call_is_answered_by_the_remote_model() -> None:
     async def main() -> None:
-        async with desk(saying("Sure", ". One large", " mocha. Any", "thing else?"), timeout_s=600.0) as here:
+        async def slowly(exchange: Exchange) -> None:
+            exchange.begin()
+            for text in ("Sure", " thing", ". One large", " mocha. Any", "thing else?"):
+                await here.clock.sleep_until(here.clock.now() + 0.3)
+                exchange.send(piece(text))
+            exchange.send(piece(None, "stop"), "[DONE]")
+            exchange.end()
+
+        async with desk(slowly, timeout_s=600.0) as here:
             remote, drafter = here.remote, here.drafter
             runtime = runtime_with(drafter, here.clock)
 
-            def open_conversation(emit: Any) -> Conversation:
-                return runtime.open_conversation(emit)
+            planned: list[ResponsePlanned] = []
+
+            def open_conversation(emit: Callable[[ConversationEvent], None]) -> Conversation:
+                def watch(event: ConversationEvent) -> None:
+                    if isinstance(event, ResponsePlanned):
+                        planned.append(event)
+                    emit(event)
+
+                return runtime.open_conversation(watch)
 
             audio = np.concatenate([silence(0.1), tone(0.3), silence(0.5)])
             calling = asyncio.create_task(call(open_conversation, audio, here.clock))
@@ -875,9 +893,11 @@ def test_a_call_is_answered_by_the_remote_model() -> None:
                 await here.clock.advance(0.02)
             result = await calling
             assert [finished.status for finished in result.finished] == ["completed"]
-            assert result.timelines[-1]["reply"] == "Sure. One large mocha. Anything else?"
+            assert result.timelines[-1]["reply"] == "Sure thing. One large mocha. Anything else?"
             assert remote.exchanges[0].body["messages"][-1] == {"role": "user", "content": "a large mocha"}
-            assert drafter.counts == replace(drafter.counts, started=1, finished=1, failed=0, cancelled=0)
+            assert drafter.counts == replace(drafter.counts, started=1, finished=1, failed=0, cancelled=0, cut=0)
+            assert drafter.counts.late == 1
             assert runtime.budget.costs.observations(Stage.PREFILL) == 1
+            assert not [plan for plan in planned if "was late" in plan.reason], "its steps are not ours to grant"
 
     run_async(main())

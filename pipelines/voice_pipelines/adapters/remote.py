@@ -150,10 +150,13 @@ class RemoteDraft:
         owner = self._owner
         body = request_body(owner.endpoint, self._request, owner.clock.now())
         self._prompt_tokens = guess_tokens(body["messages"])
+        url = f"{owner.endpoint.url}/chat/completions"
+        # `dllm serve` keeps its prefix cache by conversation; other endpoints pass over headers that they do not know.
+        headers = {"X-Conversation": self._request.conversation_id}
         for is_last_try in (False, True):
             is_answered = False
             try:
-                async with owner.client.stream("POST", f"{owner.endpoint.url}/chat/completions", json=body) as answer:
+                async with owner.client.stream("POST", url, json=body, headers=headers) as answer:
                     is_answered = True
                     await self._read(answer)
                 return
@@ -252,6 +255,8 @@ class RemoteDraft:
         if not text:
             raise EndpointError(f"answered without any text (finish_reason {reason!r})")
         self._begin()
+        # Nothing arrived: the time that was waited in vain is no step's.
+        self._heard_at = self._owner.clock.now()
         self._step()
         counts.finished += 1
         counts.cut += end is ReplyEnd.DEADLINE
@@ -342,9 +347,9 @@ class RemoteDrafter:
         """
         listing = ask_models(endpoint)
         endpoint = replace(endpoint, model=choose_name(endpoint, listing))
-        reason = f"chosen in the configuration; its list of models took {listing.seconds * 1000:.0f} ms"
+        reason = f"chosen in the configuration; it answered in {listing.seconds * 1000:.0f} ms"
         if listing.names is not None and endpoint.model not in listing.names:
-            reason += " and does not name this one"
+            reason += ", and its list of models does not name this one"
         name = f"{endpoint.model} at {endpoint.host} ({DIALECTS[endpoint.dialect]})"
         return cls(endpoint, BackendInfo("llm", name, reason, is_remote=True))
 
@@ -409,14 +414,16 @@ def ask_models(endpoint: RemoteEndpoint) -> Listing:
     Raises:
         BackendError: If the endpoint cannot be reached, refuses the key or fails.
     """
-    asked = time.monotonic()
     try:
-        answer = httpx2.get(f"{endpoint.url}/models", headers=endpoint.headers(), timeout=endpoint.timeout_s)
+        # Certificates are read before the clock starts: the time told is the endpoint's.
+        with httpx2.Client(headers=endpoint.headers(), timeout=endpoint.timeout_s) as client:
+            asked = time.monotonic()
+            answer = client.get(f"{endpoint.url}/models")
+            seconds = time.monotonic() - asked
     except httpx2.TimeoutException as error:
         raise BackendError("llm", f"{endpoint.host} timed out: no answer in {endpoint.timeout_s:g} s") from error
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise BackendError("llm", f"{endpoint.host} cannot be reached: {error}") from error
-    seconds = time.monotonic() - asked
     if answer.status_code == httpx2.codes.OK:
         return Listing(read_models(answer.content), seconds)
     if answer.status_code in NO_LISTING:
