@@ -30,7 +30,19 @@ TOP_LEVEL = {*FOLDERS, "kernels", "pipelines", "benchmarks", "tests"}
 
 OUTSIDE = {
     "voiceagent": {"anyio", "numpy", "soxr", "starlette", "uvicorn", "uvloop", "websockets"},
-    "dllm": {"num2words", "numpy", "outlines_core", "safetensors", "starlette", "tokenizers", "torch", "transformers", "uvicorn"},
+    "dllm": {
+        "huggingface_hub",
+        "jinja2",
+        "num2words",
+        "numpy",
+        "outlines_core",
+        "safetensors",
+        "starlette",
+        "tokenizers",
+        "torch",
+        "transformers",
+        "uvicorn",
+    },
     "dllm_kernels": {"torch", "triton"},
 }
 """Libraries a package may import; the others may import any but `triton`."""
