@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dllm import loader
 from dllm.errors import (
@@ -26,9 +26,11 @@ from dllm.errors import (
     UnrecognisedModelError,
 )
 from dllm.hub_codec import HubCodec
-from dllm.models.registry import family_named
+from dllm.models.registry import family_named, family_of
+from dllm.spec import ModelSpec
 from dllm.text import DialogueCodec
 from tests.dllm import tiny
+from tests.dllm.models import test_diffusion_gemma, test_llada2, test_llada_moe
 from tests.dllm.models.tiny_checkpoints import CONFIGS, random_network, tiny_spec
 from tests.dllm.models.tiny_tokenizer import write_tokenizer
 
@@ -119,6 +121,60 @@ def test_saving_over_a_sharded_checkpoint_leaves_no_old_file(sharded: Path) -> N
     assert [path.name for path in sharded.glob("*.safetensors*")] == ["model.safetensors"]
     assert json.loads((sharded / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert loader.load(sharded).spec == loaded.spec
+
+
+MIXTURES = {
+    "llada_moe": test_llada_moe.CONFIG,
+    "llada2": test_llada2.CONFIG,
+    "llada2_editing": test_llada2.CONFIG | {"edit_capable": True},
+    "diffusion_gemma": {"model_type": "diffusion_gemma", "canvas_length": 8, "text_config": test_diffusion_gemma.TEXT},
+}
+
+
+def mixture(name: str) -> nn.Module:
+    network: nn.Module = (family := family_of(MIXTURES[name])).build(family.read_config(MIXTURES[name]))
+    generator = torch.Generator().manual_seed(3)
+    network.reset_parameters(generator)  # type: ignore[operator]
+    for buffer in network.buffers():
+        buffer.copy_(torch.rand(buffer.shape, generator=generator))
+    return network
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_mixtures_of_experts_and_their_buffers_come_back_bit_by_bit(name: str, tmp_path: Path) -> None:
+    network = mixture(name).bfloat16()
+    spec: ModelSpec = network.spec  # type: ignore[assignment]
+    expected = network.state_dict()
+    codec = HubCodec.load(write_tokenizer(tmp_path / "tokenizer", spec), spec)
+    loader.save(tmp_path / "model", spec, expected, codec, None, SHARD)
+    loaded = loader.load(tmp_path / "model", dtype=torch.bfloat16)
+    found = loaded.model.state_dict()
+    assert loaded.spec == spec and found.keys() == expected.keys()
+    assert {name: tensor.dtype for name, tensor in found.items()} == {
+        name: tensor.dtype for name, tensor in expected.items()
+    }
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_router_s_bias_keeps_its_bits_whatever_the_weights_become(tmp_path: Path) -> None:
+    network = mixture("llada2")
+    spec: ModelSpec = network.spec  # type: ignore[assignment]
+    codec = HubCodec.load(write_tokenizer(tmp_path / "tokenizer", spec), spec)
+    loader.save(tmp_path / "model", spec, network.state_dict(), codec, None)
+    found = loader.load(tmp_path / "model", dtype=torch.bfloat16).model.state_dict()
+    biases = [name for name in found if name.endswith("expert_bias")]
+    assert biases and all(torch.equal(found[name], network.state_dict()[name]) for name in biases)
+
+
+def test_factors_that_a_checkpoint_leaves_out_are_one(tmp_path: Path) -> None:
+    network = mixture("diffusion_gemma")
+    spec: ModelSpec = network.spec  # type: ignore[assignment]
+    codec = HubCodec.load(write_tokenizer(tmp_path / "tokenizer", spec), spec)
+    kept = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith("encoder_scalar")}
+    loader.save(tmp_path / "model", spec, kept, codec, None)
+    found = loader.load(tmp_path / "model").model.state_dict()
+    factors = [tensor for name, tensor in found.items() if name.endswith("encoder_scalar")]
+    assert factors and all(torch.equal(factor, torch.ones_like(factor)) for factor in factors)
 
 
 def test_saving_without_some_weights_names_them(tmp_path: Path) -> None:
