@@ -1,83 +1,352 @@
-"""Prefix cache: exact keys and values of token sequences that prompts begin with.
+"""Prefix cache: exact keys and values of token sequences, in pages that conversations share.
 
-Entries are immutable. A lookup gives the entry that shares the longest prefix with a prompt, whoever made it: a conversation's own last
-prompt, or another conversation's with the same system turn. Attention over finished text is causal, so a prefix may be cut anywhere.
+A page holds the keys and values of up to `page_size` consecutive tokens in every layer. Pages form a tree: a node is a page, its tokens,
+and the page before it, so equal prefixes are stored once whoever wrote them. A `CachedText` is one sequence in use: it shares the
+tree's pages for as far as they match (a page that matches in part is copied, so any prefix is reused to the token) and owns the rest until
+it publishes them. A page that somebody uses is never written by another and never evicted; unused leaves go in the order of
+last use when room is needed.
+
+For block-causal models a prefix is only exact at block borders; `grid` cuts matches there.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
-from dllm.models.family import LayerStore
+from dllm.errors import CacheFullError, ConfigError
+from dllm.models.family import LayerStore, Network
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PrefixEntry:
-    """Keys and values of `tokens`, per layer, each store [1, G, len(tokens), D]."""
+@dataclass(slots=True, eq=False)
+class Node:
+    """One page of the tree."""
 
     tokens: tuple[int, ...]
-    stores: tuple[LayerStore, ...]
-    owner: str | None
-    """The conversation it belongs to; None for one shared by all."""
+    page: int
+    parent: Node | None
+    children: dict[tuple[int, ...], Node] = field(default_factory=dict)
+    uses: int = 0
+    """Open texts that read this page."""
+    owners: set[str | None] = field(default_factory=set)
+    """Conversations that keep it; None for what all may share."""
+    last_use: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class CachedText:
+    """One sequence of tokens whose keys and values are in pages. Made by `PrefixCache.open`; closed exactly once."""
+
+    tokens: list[int]
+    """Those that are stored."""
+    nodes: list[Node]
+    """Shared pages, from the beginning."""
+    own: list[int]
+    """Pages behind them that only this text writes."""
+    is_closed: bool = False
 
     @property
-    def size_bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for store in self.stores for tensor in store)
+    def length(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def pages(self) -> list[int]:
+        return [node.page for node in self.nodes] + self.own
 
 
 class PrefixCache:
-    """Least recently used entries go when the limit is passed."""
+    """Pages in one pool of fixed size.
 
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
-        self._entries: OrderedDict[int, PrefixEntry] = OrderedDict()
+    Args:
+        model: Says what a layer's keys and values look like.
+        limit_bytes: Size of the pool; at least one page.
+        page_size: Tokens a page holds; a multiple of `grid`.
+        grid: Prefixes are cut at multiples of it.
+    """
 
-    def __len__(self) -> int:
-        return len(self._entries)
+    def __init__(self, model: Network, limit_bytes: int, page_size: int = 16, grid: int = 1) -> None:
+        if page_size % grid:
+            raise ConfigError("page_size", page_size, f"a multiple of the block, {grid}")
+        probe = model.new_stores(1, page_size)
+        self.page_bytes = sum(part.numel() * part.element_size() for store in probe for part in store)
+        pages = max(1, limit_bytes // self.page_bytes)
+        self.page_size, self.grid = page_size, grid
+        self.pool: list[LayerStore] = model.new_stores(pages, page_size)
+        """Per layer [pages, G, page_size, D]."""
+        self._free = list(range(pages - 1, -1, -1))
+        self._roots: dict[tuple[int, ...], Node] = {}
+        self._nodes: set[Node] = set()
+        self._by_owner: dict[str | None, set[Node]] = {}
+        self._tick = 0
+
+    # --- figures ------------------------------------------------------------------------------------------------------
+
+    @property
+    def capacity_pages(self) -> int:
+        return len(self.pool[0].keys)
+
+    @property
+    def free_pages(self) -> int:
+        """Pages that hold nothing; unused leaves of the tree can be had as well."""
+        return len(self._free)
 
     @property
     def size_bytes(self) -> int:
-        return sum(entry.size_bytes for entry in self._entries.values())
+        """What the pages in use hold."""
+        return (self.capacity_pages - len(self._free)) * self.page_bytes
 
-    def find(self, tokens: Sequence[int]) -> tuple[PrefixEntry | None, int]:
-        """The entry with the longest common prefix, and that prefix's length; (None, 0) when nothing matches."""
-        best: PrefixEntry | None = None
-        best_length = 0
-        for entry in self._entries.values():
-            length = common_prefix(entry.tokens, tokens)
-            if length > best_length:
-                best, best_length = entry, length
-        if best is not None:
-            self._entries.move_to_end(id(best))
-        return best, best_length
+    @property
+    def limit_bytes(self) -> int:
+        return self.capacity_pages * self.page_bytes
 
-    def add(self, entry: PrefixEntry) -> bool:
-        """Keep an entry; False when one that covers it is there already, or it is larger than the whole cache."""
-        for other in self._entries.values():
-            if other.owner == entry.owner and common_prefix(other.tokens, entry.tokens) == len(entry.tokens):
-                return False
-        if entry.size_bytes > self.limit_bytes:
-            return False
-        self._entries[id(entry)] = entry
-        while self.size_bytes > self.limit_bytes:
-            self._entries.popitem(last=False)
-        return True
+    def stored(self) -> set[tuple[int, ...]]:
+        """Every prefix that the tree holds, by its tokens. For tests and inspection."""
+        return {tuple(_path_tokens(node)) for node in self._nodes}
 
-    def remove(self, entry: PrefixEntry) -> None:
-        """Drop one entry; nothing happens when it is gone already."""
-        self._entries.pop(id(entry), None)
+    # --- a text's life ------------------------------------------------------------------------------------------------
 
-    def supersede(self, entry: PrefixEntry) -> None:
-        """Drop its owner's other entries."""
-        for other in [other for other in self._entries.values() if other.owner == entry.owner and other is not entry]:
-            self.remove(other)
+    def open(self, tokens: Sequence[int], limit: int | None = None) -> CachedText:
+        """A text that begins with as much of `tokens` as is stored, at most `limit` of them, cut at the grid.
+
+        Raises:
+            CacheFullError: If a page that matches in part cannot be copied for want of room; nothing is held then.
+        """
+        most = len(tokens) if limit is None else min(limit, len(tokens))
+        text = CachedText([], [], [])
+        level = self._roots
+        while text.length < most:
+            node, common = self._best_child(level, tokens, text.length)
+            common = min(common, most - text.length) // self.grid * self.grid
+            if node is None or common == 0:
+                break
+            if common == len(node.tokens) == self.page_size:
+                self._use(node)
+                text.nodes.append(node)
+                text.tokens += node.tokens
+                level = node.children
+                continue
+            # It matches in part, or is a page that may still be filled up: continue on a copy of our own.
+            self._use(node)
+            try:
+                self.reserve(text, text.length + common)
+            except CacheFullError:
+                node.uses -= 1
+                self.close(text)
+                raise
+            node.uses -= 1
+            for layer in self.pool:
+                for part in layer:
+                    part[text.own[-1], :, :common] = part[node.page, :, :common]
+            text.tokens += node.tokens[:common]
+            break
+        return text
+
+    def reserve(self, text: CachedText, length: int) -> None:
+        """Make sure that `text` has pages for `length` tokens.
+
+        Raises:
+            CacheFullError: If there is no room even after evicting what nobody uses. The text is as it was.
+        """
+        missing = -(-length // self.page_size) - len(text.nodes) - len(text.own)
+        if missing <= 0:
+            return
+        while len(self._free) < missing and self._evict():
+            pass
+        if len(self._free) < missing:
+            raise CacheFullError(missing * self.page_size, len(self._free) * self.page_size)
+        text.own += [self._free.pop() for _ in range(missing)]
+
+    def write(self, text: CachedText, tokens: Sequence[int], row: Sequence[LayerStore], start: int) -> None:
+        """Append tokens whose keys and values stand at slots [start, start + len(tokens)) of `row`, per layer [G, S, D].
+
+        `start` is the text's present length. Pages must be reserved, and shared pages are full, so only own ones are written.
+        """
+        assert start == text.length and not text.is_closed
+        done = 0
+        while done < len(tokens):
+            index, offset = divmod(start + done, self.page_size)
+            count = min(self.page_size - offset, len(tokens) - done)
+            page = text.own[index - len(text.nodes)]
+            source = slice(start + done, start + done + count)
+            for layer, stored in zip(self.pool, row, strict=True):
+                layer.keys[page, :, offset : offset + count] = stored.keys[:, source]
+                layer.values[page, :, offset : offset + count] = stored.values[:, source]
+            done += count
+        text.tokens += tokens
+
+    def read(self, text: CachedText, row: Sequence[LayerStore]) -> None:
+        """Copy the text's keys and values to slots [0, length) of `row`, per layer [G, S, D]."""
+        length, pages = text.length, text.pages
+        if not length:
+            return
+        for layer, target in zip(self.pool, row, strict=True):
+            for source, place in zip(layer, target, strict=True):
+                groups, depth = place.shape[0], place.shape[2]
+                together = source[pages].transpose(0, 1).reshape(groups, len(pages) * self.page_size, depth)
+                place[:, :length] = together[:, :length]
+
+    def publish(self, text: CachedText, owner: str | None, length: int | None = None) -> list[Node]:
+        """Put the text's first `length` tokens (default: all) into the tree for others to share; the nodes that are new.
+
+        Full pages change hands: the text goes on reading them. A last page that is not full is copied, since the text may go on
+        writing its own. Nothing is said when there is no room for that copy: then it is simply not shared.
+        """
+        most = text.length if length is None else min(length, text.length)
+        most = most // self.grid * self.grid
+        created: list[Node] = []
+        full = most // self.page_size
+        for node in text.nodes[:full]:
+            self._own(node, owner)
+        while len(text.nodes) < full:
+            at = len(text.nodes) * self.page_size
+            parent = text.nodes[-1] if text.nodes else None
+            created += self._adopt(text, parent, tuple(text.tokens[at : at + self.page_size]), owner)
+        rest = tuple(text.tokens[full * self.page_size : most])
+        if rest:
+            parent = text.nodes[full - 1] if full else None
+            leaf = self._copy_leaf(text, parent, rest, full, owner)
+            created += [leaf] if leaf is not None else []
+        return created
+
+    def close(self, text: CachedText) -> None:
+        """Let go of a text: its own pages are free again, the shared ones stay for others."""
+        if text.is_closed:
+            return
+        text.is_closed = True
+        for node in reversed(text.nodes):
+            node.uses -= 1
+            if not node.owners and not node.uses and not node.children:
+                self._remove(node)
+        self._free += text.own
+        text.own = []
+
+    # --- what conversations keep --------------------------------------------------------------------------------------
+
+    def withdraw(self, nodes: Iterable[Node], owner: str) -> None:
+        """Drop the conversation's claim on pages that a publish created: they go, unless somebody else reads, extends or keeps them."""
+        self._disown(owner, [node for node in nodes if node in self._nodes])
+
+    def keep_only(self, owner: str, text: CachedText) -> None:
+        """Drop the conversation's claim on everything but the path of `text`."""
+        path = set(self._path(text.tokens))
+        self._disown(owner, [node for node in self._by_owner.get(owner, ()) if node not in path])
 
     def forget(self, owner: str) -> None:
-        """Drop all entries of a conversation."""
-        for entry in [entry for entry in self._entries.values() if entry.owner == owner]:
-            self.remove(entry)
+        """Drop the conversation's claim on all its pages; those that nobody else keeps or reads are freed."""
+        self._disown(owner, list(self._by_owner.get(owner, ())))
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _best_child(
+        self, level: dict[tuple[int, ...], Node], tokens: Sequence[int], at: int
+    ) -> tuple[Node | None, int]:
+        whole = level.get(tuple(tokens[at : at + self.page_size]))
+        if whole is not None:
+            return whole, len(whole.tokens)
+        best, best_common = None, 0
+        for node in level.values():
+            common = common_prefix(node.tokens, tokens[at : at + self.page_size])
+            if common > best_common:
+                best, best_common = node, common
+        return best, best_common
+
+    def _path(self, tokens: Sequence[int]) -> list[Node]:
+        """Nodes that hold these tokens from the beginning; the last may hold more."""
+        path: list[Node] = []
+        level = self._roots
+        at = 0
+        while at < len(tokens):
+            node, common = self._best_child(level, tokens, at)
+            if node is None or (common < len(node.tokens) and at + common < len(tokens)):
+                break
+            path.append(node)
+            at += common
+            if common < self.page_size:
+                break
+            level = node.children
+        return path
+
+    def _adopt(self, text: CachedText, parent: Node | None, tokens: tuple[int, ...], owner: str | None) -> list[Node]:
+        """Turn the text's first own page into a node, or into a use of the node that is there already."""
+        level = self._roots if parent is None else parent.children
+        node = level.get(tokens)
+        page = text.own.pop(0)
+        created = []
+        if node is None:
+            node = Node(tokens, page, parent)
+            level[tokens] = node
+            self._nodes.add(node)
+            created.append(node)
+        else:
+            self._free.append(page)
+        self._use(node)
+        text.nodes.append(node)
+        self._own(node, owner)
+        return created
+
+    def _copy_leaf(
+        self, text: CachedText, parent: Node | None, tokens: tuple[int, ...], index: int, owner: str | None
+    ) -> Node | None:
+        level = self._roots if parent is None else parent.children
+        for node in level.values():
+            if node.tokens[: len(tokens)] == tokens:
+                self._own(node, owner)
+                return None
+        if not self._free and not self._evict(parent):
+            return None
+        page = self._free.pop()
+        source = text.pages[index]
+        for layer in self.pool:
+            for part in layer:
+                part[page, :, : len(tokens)] = part[source, :, : len(tokens)]
+        node = Node(tokens, page, parent)
+        level[tokens] = node
+        self._nodes.add(node)
+        self._own(node, owner)
+        self._touch(node)
+        return node
+
+    def _use(self, node: Node) -> None:
+        node.uses += 1
+        self._touch(node)
+
+    def _touch(self, node: Node) -> None:
+        self._tick += 1
+        node.last_use = self._tick
+
+    def _own(self, node: Node, owner: str | None) -> None:
+        node.owners.add(owner)
+        self._by_owner.setdefault(owner, set()).add(node)
+
+    def _disown(self, owner: str, nodes: Sequence[Node]) -> None:
+        kept = self._by_owner.get(owner, set())
+        for node in nodes:
+            node.owners.discard(owner)
+            kept.discard(node)
+        if not kept:
+            self._by_owner.pop(owner, None)
+        for node in sorted(nodes, key=lambda node: -_depth(node)):
+            if not node.owners and not node.uses and not node.children:
+                self._remove(node)
+
+    def _evict(self, but: Node | None = None) -> bool:
+        """Free the unused leaf that was used longest ago; False when there is none."""
+        leaves = [node for node in self._nodes if not node.uses and not node.children and node is not but]
+        if not leaves:
+            return False
+        self._remove(min(leaves, key=lambda node: node.last_use))
+        return True
+
+    def _remove(self, node: Node) -> None:
+        level = self._roots if node.parent is None else node.parent.children
+        del level[node.tokens]
+        self._nodes.discard(node)
+        for owner in node.owners:
+            kept = self._by_owner.get(owner, set())
+            kept.discard(node)
+            if not kept:
+                self._by_owner.pop(owner, None)
+        self._free.append(node.page)
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
@@ -86,3 +355,19 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     if tuple(left[:limit]) == tuple(right[:limit]):
         return limit
     return next(index for index in range(limit) if left[index] != right[index])
+
+
+def _depth(node: Node) -> int:
+    depth = 0
+    while node.parent is not None:
+        node, depth = node.parent, depth + 1
+    return depth
+
+
+def _path_tokens(node: Node) -> list[int]:
+    parts: list[tuple[int, ...]] = []
+    at: Node | None = node
+    while at is not None:
+        parts.append(at.tokens)
+        at = at.parent
+    return [token for part in reversed(parts) for token in part]

@@ -19,7 +19,9 @@ class TokenTable:
     """Classes of tokens, by id. Built by `dllm.text.token_table`."""
 
     end: int
+    """The token that is written where a reply ends."""
     mask: int
+    """-1 for models without one."""
     forbidden: frozenset[int]
     """Never part of a reply."""
     sentence_end: frozenset[int]
@@ -33,6 +35,11 @@ class TokenTable:
     """For a word start, the other tokens that differ from it in case only."""
     word: frozenset[int]
     """Word starts with a letter: repeating one three times is a stutter."""
+    other_ends: frozenset[int] = frozenset()
+    """Further tokens that end a reply as well."""
+
+    def ends_reply(self, token: int) -> bool:
+        return token == self.end or token in self.other_ends
 
 
 @dataclass(slots=True)
@@ -70,6 +77,26 @@ class Canvas:
         self.tokens[position], self.confidence[position] = token, confidence
         self.states[position] = CellState.COMMITTED
 
+    def put(self, position: int, token: int, confidence: float, *, is_decided: bool) -> None:
+        """What a step left at a position: decided, guessed, or masked again."""
+        self.tokens[position], self.confidence[position] = token, confidence
+        if is_decided:
+            self.states[position] = CellState.COMMITTED
+        else:
+            self.states[position] = CellState.MASKED if token == self.table.mask else CellState.PROVISIONAL
+
+    def resize(self, width: int) -> None:
+        """Add masked positions at the end, or drop some."""
+        missing = max(width - self.width, 0)
+        self.tokens = self.tokens[:width] + [self.table.mask] * missing
+        self.states = self.states[:width] + [CellState.MASKED] * missing
+        self.confidence = self.confidence[:width] + [0.0] * missing
+        self.width = width
+
+    def remask(self, position: int) -> None:
+        assert self.states[position] is not CellState.PINNED
+        self.states[position] = CellState.PROVISIONAL
+
     def pin(self, start: int, tokens: Sequence[int]) -> None:
         for offset, token in enumerate(tokens):
             self.tokens[start + offset] = token
@@ -86,7 +113,7 @@ class Canvas:
 
     def reply_end(self) -> int:
         """Position of the first end-of-turn as things stand, or the width."""
-        return next((at for at, token in enumerate(self.tokens) if token == self.table.end), self.width)
+        return next((at for at, token in enumerate(self.tokens) if self.table.ends_reply(token)), self.width)
 
     def first_clause_end(self) -> int:
         """Positions in the first clause, its boundary token included, as things stand.
@@ -98,7 +125,7 @@ class Canvas:
         words = 0
         table = self.table
         for at, token in enumerate(self.tokens):
-            if token == table.end:
+            if table.ends_reply(token):
                 return at + 1
             if token in table.word_start:
                 words += 1
@@ -135,7 +162,7 @@ class Canvas:
             if cut == self.width:
                 return cut
             if self.is_decided(cut):
-                if self.tokens[cut] == table.end or self.tokens[cut] in table.word_start:
+                if table.ends_reply(self.tokens[cut]) or self.tokens[cut] in table.word_start:
                     return cut
             elif self.tokens[cut - 1] in closing and (cut < 2 or self.tokens[cut - 2] not in table.digit):
                 return cut

@@ -11,7 +11,7 @@ from dllm.options import DecodeOptions
 
 if TYPE_CHECKING:
     from dllm.constraints import Constraint
-    from dllm.engine import Draft
+    from dllm.draft import Draft
 
 Phase: TypeAlias = Literal["first", "rest"]
 FinishReason: TypeAlias = Literal["end_of_turn", "canvas_full", "stop"]
@@ -72,7 +72,9 @@ class DraftSpec:
     given: tuple[tuple[int, int], ...] = ()
     constraint: Constraint | None = None
     stop: tuple[tuple[int, ...], ...] = ()
-    """Token sequences after which the reply is cut."""
+    """Token sequences before which the reply is cut."""
+    keep: tuple[int, ...] = ()
+    """An earlier draft of this reply: its tokens are kept where they still fit the prompt, and denoised anew elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)

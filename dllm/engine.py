@@ -1,77 +1,64 @@
-"""The engine: pick the drafts whose deadlines are nearest, run one forward over their canvases, commit what the policy allows.
+"""The engine: pick the drafts whose deadlines are nearest, run one forward over their windows, commit what the policy allows.
 
-Synchronous and owned by one thread; tokens in, events out. Each reply is one canvas written in two phases. In phase *first* a step
-commits every confident position and at least as many of the first clause's masks as it takes to finish that clause in the steps
-left; then the clause is certain and can be spoken. In phase *rest* the same floor holds for everything up to the end of the reply.
+Synchronous and owned by one thread; tokens in, events out. A plan that speaks clauses (`by_clause`) has two phases. In phase *first* a
+step commits every position the rule wants and at least as many of the first clause's masks as it takes to finish that clause in
+the steps left; then the clause is certain and can be spoken. In phase *rest* the same floor holds up to the end of the reply.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dllm.cache import PrefixCache, PrefixEntry
-from dllm.canvas import Canvas, TokenTable, repeats_span
-from dllm.denoise import DenoiseBatch, prefill
+from dllm.cache import CachedText, PrefixCache
+from dllm.canvas import Canvas, TokenTable
+from dllm.costs import EngineLoad, StepCosts
+from dllm.denoise import Denoiser, Outcome
+from dllm.draft import Draft, Live, Pass, Work
 from dllm.drafts import (
     Cell,
-    CellState,
     Committed,
     DraftSpec,
     Event,
     Failed,
     Finished,
     FinishReason,
-    Phase,
     Plan,
     Prefilled,
     Stepped,
     Usage,
 )
-from dllm.errors import ConfigError, PinsDoNotFitError, PromptTooLongError
-from dllm.models.family import LayerStore
-from dllm.models.llama import LlamaDiffusion
-from dllm.sampling import Guesses, Sampler, ban, place_spans
-from dllm.schedule import deadline_floor
-from dllm.selection import select_listed as select
+from dllm.errors import CacheFullError, ConfigError, PinsDoNotFitError, PromptTooLongError
+from dllm.extent import TokenClasses
+from dllm.guard import History
+from dllm.masks import visible
+from dllm.models.family import LayerStore, Network
+from dllm.options import DecodeOptions
+from dllm.process import Processor, Vocabulary
+from dllm.revision import Rescore, Reviser, with_shadow
+from dllm.sampling import Picker
+from dllm.strategy import FullMask, choose_strategy
+from dllm.window import Window, Workspace
 
-_BANS_PER_COMMIT = 4
-"""How many stuttering tokens are refused at one position before the best remaining one is taken as it is."""
-
-_PIN_CONFIDENCE = 0.5
-"""A pin is fixed once its tokens' mean probability at the best place is above this."""
+PREFILL_CHUNK = 512
+"""Prompt tokens per round: a long prompt stalls the drafts beside it for one such forward at most."""
 
 
-@dataclass(slots=True, eq=False)
-class Draft:
-    """A reply being written. Only the engine changes it."""
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes that the engine holds."""
 
-    spec: DraftSpec
-    number: int
-    canvas: Canvas
-    plan: Plan
-    phase: Phase = "first"
-    prefix: tuple[LayerStore, ...] | None = None
-    entry: PrefixEntry | None = None
-    """What this draft's prefill added to the cache."""
-    steps_first: int = 0
-    steps_rest: int = 0
-    phase_steps: int = 0
-    """Steps in the present phase since its plan was set."""
-    emitted: int = 0
-    forced: int = 0
-    unplaced: list[int] = field(default_factory=list)
-    """Pins that have no place yet, by their index."""
-
-    @property
-    def deadline(self) -> float:
-        deadline = self.plan.first_deadline if self.phase == "first" else self.plan.rest_deadline
-        return float("inf") if deadline is None else deadline
+    weights: int
+    cache: int
+    """The pool of the prefix cache, full or not."""
+    workspace: int
+    """Contiguous keys and values of the present company."""
 
 
 class Engine:
@@ -79,14 +66,14 @@ class Engine:
 
     Args:
         table: Token classes of the model's tokenizer.
-        max_batch: Canvases per forward.
-        cache_bytes: Limit of the prefix cache.
+        max_batch: Drafts per forward.
+        cache_bytes: Size of the prefix cache.
         clock: Reads the time that deadlines refer to, in seconds.
     """
 
     def __init__(
         self,
-        model: LlamaDiffusion,
+        model: Network,
         table: TokenTable,
         *,
         max_batch: int = 8,
@@ -94,38 +81,73 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model, self.table, self.max_batch, self._clock = model, table, max_batch, clock
-        self.cache = PrefixCache(cache_bytes)
-        self._sampler = Sampler(table, model.spec.vocab_size, model.embed_tokens.weight.device)
+        self.spec = model.spec
+        self._device = next(iter(model.parameters())).device  # type: ignore[attr-defined]
+        self._is_cached = self.spec.mask_kind != "full"
+        grid = self.spec.block if self.spec.mask_kind == "block_causal" else 1
+        page = max(16, grid)
+        self.cache = PrefixCache(model, cache_bytes if self._is_cached else 0, page if page % grid == 0 else grid, grid)
+        self.workspace = Workspace(model, max_batch)
+        self.costs = StepCosts()
+        self._classes = TokenClasses(table, self.spec.vocab_size, self._device)
+        forbidden = {*table.forbidden, *self.spec.special.forbidden, table.mask}
+        if self.spec.special.mask is not None:
+            forbidden.add(self.spec.special.mask)
+        marks = table.word | table.sentence_end | table.clause_end
+        ends = self.spec.special.ends
+        self._plain = Vocabulary.of(self.spec.vocab_size, ends, forbidden, self._device)
+        self._strict = Vocabulary.of(self.spec.vocab_size, ends, forbidden, self._device, marks)
+        self._denoiser = Denoiser(model, self.spec, self._classes)
         self._drafts: list[Draft] = []
         self._numbers = itertools.count(1)
-        self._batch: tuple[tuple[int, ...], DenoiseBatch] | None = None
 
     @property
     def drafts(self) -> tuple[Draft, ...]:
         """Unfinished drafts in order of submission."""
         return tuple(self._drafts)
 
+    def memory(self) -> Memory:
+        weights = sum(part.numel() * part.element_size() for part in self.model.parameters())  # type: ignore[attr-defined]
+        weights += sum(part.numel() * part.element_size() for part in self.model.buffers())  # type: ignore[attr-defined]
+        return Memory(weights, self.cache.limit_bytes, self.workspace.size_bytes)
+
+    def load(self, width: int = 32) -> EngineLoad:
+        """What a step of one more draft of that width would cost now, learned from the steps so far."""
+        waiting = sum(len(draft.pending) if draft.text is not None else len(draft.prompt) for draft in self._drafts)
+        return self.costs.load(len(self._drafts), min(len(self._drafts) + 1, self.max_batch), width, waiting)
+
+    # --- what callers ask ---------------------------------------------------------------------------------------------
+
     def submit(self, spec: DraftSpec) -> Draft:
         """Queue a draft; its first events come from the next round it is picked for.
 
         Raises:
-            ConfigError: If the width is not one the model was trained for.
+            ConfigError: If the width is not one the model was trained for, or the options ask for what the model cannot do.
             PromptTooLongError: If prompt and canvas exceed the model's positions.
             PinsDoNotFitError: If the canvas cannot hold the pins and an end-of-turn.
+            CacheFullError: If the prompt is larger than the whole cache.
         """
-        geometry = self.model.spec
-        if not 0 < spec.width <= geometry.max_canvas or spec.width % geometry.canvas_multiple:
-            expected = f"a multiple of {geometry.canvas_multiple} up to {geometry.max_canvas}"
-            raise ConfigError("width", spec.width, expected)
-        if not spec.prompt:
-            raise ConfigError("prompt", (), "at least one token")
-        if len(spec.prompt) + spec.width > geometry.max_position_embeddings:
-            raise PromptTooLongError(len(spec.prompt) + spec.width, geometry.max_position_embeddings)
-        pinned = sum(len(pin) for pin in spec.pins)
-        if pinned + 1 > spec.width:
-            raise PinsDoNotFitError(pinned, spec.width)
-        canvas = Canvas(spec.width, self.table)
-        draft = Draft(spec, next(self._numbers), canvas, spec.plan, unplaced=list(range(len(spec.pins))))
+        options = self._check(spec)
+        canvas = Canvas(self._canvas_width(spec), self.table)
+        processor = Processor(options, self._plain if not options.no_stutter else self._strict)
+        draft = Draft(
+            spec=replace(spec, options=options),
+            number=next(self._numbers),
+            canvas=canvas,
+            plan=spec.plan,
+            prompt=spec.prompt,
+            strategy=choose_strategy(self.spec, options),
+            picker=Picker(processor, options, self._device),
+            unplaced=list(range(len(spec.pins))),
+        )
+        if options.revises or options.early_commit or options.rule == "stability":
+            draft.reviser = Reviser(options, canvas.width, self.spec.vocab_size, self._device)
+        if options.revises or not (options.hold_ends and options.no_stutter):
+            draft.history = History.start(1, self._device)
+        for position, token in spec.given:
+            canvas.pin(position if position >= 0 else spec.width + position, (token,))
+        if spec.keep:
+            self._keep(draft, spec.keep)
         self._drafts.append(draft)
         return draft
 
@@ -133,278 +155,481 @@ class Engine:
         """Give a draft new steps and deadlines; the steps count from now. Takes effect before the next forward."""
         draft.plan, draft.phase_steps = plan, 0
 
+    def revise(self, draft: Draft, prompt: Sequence[int], plan: Plan | None = None) -> None:
+        """Go on under a changed prompt: keep the canvas, mask again what the new prompt makes unlikely.
+
+        What was emitted stays. Every other decided token is asked for twice over: two forwards, each with half of them masked, give its
+        probability under the new prompt given the other half; those below `DecodeOptions.keep_above` are masked again. Nothing is
+        asked when the draft has decided nothing yet.
+
+        Raises:
+            PromptTooLongError: If the new prompt and the canvas exceed the model's positions.
+            ConfigError: If the draft is finished.
+        """
+        if draft not in self._drafts:
+            raise ConfigError("draft", draft.number, "one that is still being written")
+        width = self._canvas_width(replace(draft.spec, prompt=tuple(prompt)))
+        self._check_length(len(prompt) + width)
+        self._close(draft, keep=False)
+        draft.canvas.resize(width)
+        draft.prompt, draft.is_prefilled = tuple(prompt), False
+        draft.plan, draft.phase_steps = plan or draft.plan, 0
+        draft.strategy = choose_strategy(self.spec, draft.spec.options)
+        draft.rescore = Rescore.of(draft)
+
     def cancel(self, draft: Draft) -> None:
         """Stop a draft between two forwards. No event follows, and the cache is as if it had never been. Safe twice."""
         if draft in self._drafts:
-            self._drop(draft)
-            if draft.entry is not None:
-                self.cache.remove(draft.entry)
+            self._drop(draft, keep=False)
 
     def warm(self, conversation: str, tokens: Sequence[int]) -> int:
-        """Put the keys and values of a prompt's beginning into the cache; how many tokens that took."""
-        if len(tokens) > self.model.spec.max_position_embeddings:
-            raise PromptTooLongError(len(tokens), self.model.spec.max_position_embeddings)
-        with torch.inference_mode():
-            _, entry, cached = self._prefix_of(tuple(tokens), conversation)
-        if entry is not None:
-            self.cache.supersede(entry)
-        return len(tokens) - cached
+        """Put the keys and values of a prompt's beginning into the cache; how many tokens that took.
+
+        Nothing happens for full-mask models, or when there is no room.
+        """
+        if len(tokens) > self.spec.max_position_embeddings:
+            raise PromptTooLongError(len(tokens), self.spec.max_position_embeddings)
+        wanted = list(tokens[: len(tokens) // self.cache.grid * self.cache.grid])
+        if not self._is_cached or not wanted:
+            return 0
+        try:
+            text = self.cache.open(wanted)
+        except CacheFullError:
+            return 0
+        cached, key = text.length, object()
+        try:
+            self.cache.reserve(text, len(wanted))
+            with torch.inference_mode():
+                while text.length < len(wanted):
+                    self._encode([(key, text, wanted[text.length : text.length + PREFILL_CHUNK])])
+            self._share_system_turn(text)
+            self.cache.publish(text, conversation)
+            self.cache.keep_only(conversation, text)
+        except CacheFullError:
+            return 0
+        finally:
+            self.workspace.drop(key)
+            self.cache.close(text)
+        return len(wanted) - cached
 
     def forget(self, conversation: str) -> None:
         """Drop what the cache holds for one conversation. The system turn it shares with others stays."""
         self.cache.forget(conversation)
 
     def run_round(self) -> list[Event]:
-        """One round: prefill the picked drafts that need it, then one forward over all their canvases. Empty when idle."""
+        """One round: store what the picked drafts must have stored, then one forward over all their windows. Empty when idle."""
         picked = sorted(self._drafts, key=lambda draft: (draft.deadline, draft.number))[: self.max_batch]
         events: list[Event] = []
         with torch.inference_mode():
-            ready = [draft for draft in picked if draft.prefix is not None or self._prefill(draft, events)]
-            if ready:
+            opened = [draft for draft in picked if draft.text is not None or self._open(draft, events)]
+            waiting = [draft for draft in opened if draft.pending]
+            if waiting:
+                self._store_pending(waiting, events)
+            works = [(draft, work) for draft in opened if (work := self._next(draft, events)) is not None]
+            if works:
                 try:
-                    events += self._step(ready)
+                    self._step(works, events)
                 except Exception as error:
-                    events += self._step_apart(ready, error)
+                    self._step_apart(works, error, events)
         return events
 
-    # --- prefill ------------------------------------------------------------------------------------------------------
+    # --- checks -------------------------------------------------------------------------------------------------------
 
-    def _prefill(self, draft: Draft, events: list[Event]) -> bool:
-        began = self._clock()
+    def _check(self, spec: DraftSpec) -> DecodeOptions:
+        model, options = self.spec, spec.options
+        if spec.width < 1 or spec.width % model.canvas_multiple or (model.max_canvas and spec.width > model.max_canvas):
+            expected = f"a multiple of {model.canvas_multiple}" if model.canvas_multiple > 1 else "at least 1"
+            raise ConfigError(
+                "width", spec.width, expected + (f" up to {model.max_canvas}" if model.max_canvas else "")
+            )
+        if not spec.prompt:
+            raise ConfigError("prompt", (), "at least one token")
+        outside = next((token for token in spec.prompt if not 0 <= token < model.vocab_size), None)
+        if outside is not None:
+            raise ConfigError("prompt", outside, f"token ids in [0, {model.vocab_size})")
+        self._check_length(len(spec.prompt) + self._canvas_width(spec))
+        pinned = sum(len(pin) for pin in spec.pins)
+        if pinned and pinned + 1 > spec.width:
+            raise PinsDoNotFitError(pinned, spec.width)
+        if spec.pins and spec.constraint is not None:
+            raise ConfigError("pins", len(spec.pins), "none beside a grammar, which decides where everything goes")
+        if spec.pins and (options.mode != "diffusion" or model.corruption == "uniform"):
+            raise ConfigError("pins", len(spec.pins), "none: their place can be chosen on a masked canvas only")
+        if spec.constraint is not None and (
+            options.mode != "diffusion" or options.revises or model.corruption == "uniform"
+        ):
+            raise ConfigError("constraint", "given", "none, or a masked canvas whose decided tokens stay")
+        for position, token in spec.given:
+            if not -spec.width <= position < spec.width or not 0 <= token < model.vocab_size:
+                raise ConfigError(
+                    "given", (position, token), f"a position of the canvas of {spec.width} and a token id"
+                )
+        if spec.given and options.mode != "diffusion":
+            raise ConfigError("given", len(spec.given), "none: left-to-right writing knows nothing of what follows")
+        # A grammar chooses whole ways through the canvas; what would change single tokens behind its back is off.
+        return replace(options, no_stutter=False, hold_ends=False) if spec.constraint is not None else options
+
+    def _check_length(self, total: int) -> None:
+        if total > self.spec.max_position_embeddings:
+            raise PromptTooLongError(total, self.spec.max_position_embeddings)
+        if self._is_cached and total > self.cache.capacity_pages * self.cache.page_size:
+            raise CacheFullError(total, self.cache.capacity_pages * self.cache.page_size)
+
+    def _canvas_width(self, spec: DraftSpec) -> int:
+        """Whole blocks on the model's grid: the model was trained on blocks that are full of masks."""
+        grid = self.spec.block if self.spec.mask_kind == "block_causal" else 1
+        return -(-(len(spec.prompt) + spec.width) // grid) * grid - len(spec.prompt)
+
+    # --- storing text -------------------------------------------------------------------------------------------------
+
+    def _open(self, draft: Draft, events: list[Event]) -> bool:
+        """Take pages for all of a draft at once, so that two drafts never hold half each; False while there is no room."""
+        if not self._is_cached:
+            draft.text = CachedText([], [], [])
+            draft.strategy.begin(draft)
+            return True
+        limit = len(draft.prompt) - 1 if draft.strategy.needs_carry else None
         try:
-            draft.prefix, draft.entry, cached = self._prefix_of(draft.spec.prompt, draft.spec.conversation)
-        except Exception as error:
-            self._drop(draft)
-            events.append(Failed(draft, error))
-            return False
-        events.append(Prefilled(draft, cached, len(draft.spec.prompt) - cached, self._clock() - began))
+            text = self.cache.open(draft.prompt, limit)
+        except CacheFullError as error:
+            return self._wait_for_room(draft, error, events)
+        try:
+            self.cache.reserve(text, len(draft.prompt) + draft.canvas.width)
+        except CacheFullError as error:
+            self.cache.close(text)
+            return self._wait_for_room(draft, error, events)
+        draft.text, draft.cached_tokens = text, text.length
+        draft.strategy.begin(draft)
+        if not draft.pending:
+            self._prefilled(draft, events)
         return True
 
-    def _prefix_of(
-        self, tokens: tuple[int, ...], conversation: str
-    ) -> tuple[tuple[LayerStore, ...], PrefixEntry | None, int]:
-        """Keys and values of a prompt, the entry it added to the cache if any, and how many tokens were there already."""
-        found, cached = self.cache.find(tokens)
-        stores = prefill(self.model, tokens, found, cached)
-        self._share_system_turn(tokens, stores)
-        entry = PrefixEntry(tokens, stores, conversation)
-        return stores, entry if self.cache.add(entry) else None, cached
+    def _wait_for_room(self, draft: Draft, error: CacheFullError, events: list[Event]) -> bool:
+        if not any(other.text is not None for other in self._drafts):
+            self._fail(draft, error, events)
+        return False
 
-    def _share_system_turn(self, tokens: tuple[int, ...], stores: tuple[LayerStore, ...]) -> None:
-        dialogue = self.model.spec.dialogue
-        if dialogue is not None and tokens[0] == dialogue.system and self.table.end in tokens:
-            length = tokens.index(self.table.end) + 1
-            shared = tuple(
-                LayerStore(store.keys[:, :, :length].clone(), store.values[:, :, :length].clone()) for store in stores
+    def _store_pending(self, drafts: list[Draft], events: list[Event]) -> None:
+        """One forward that stores the pending tokens of as many drafts as fit a chunk, the most urgent first."""
+        jobs: list[tuple[Draft, list[int]]] = []
+        room = PREFILL_CHUNK
+        for draft in drafts:
+            chunk = draft.pending[: max(room, self.cache.grid) // self.cache.grid * self.cache.grid]
+            if jobs and len(chunk) > room:
+                continue
+            jobs.append((draft, chunk))
+            room -= len(chunk)
+            if room < self.cache.grid:
+                break
+        began = self._clock()
+        try:
+            hidden = self._encode([(draft, _text(draft), chunk) for draft, chunk in jobs])
+        except Exception as error:
+            if len(jobs) == 1:
+                self._fail(jobs[0][0], error, events)
+                return
+            for draft, _ in jobs:
+                self._store_pending([draft], events)
+            return
+        seconds = self._clock() - began
+        self.costs.observe_prefill(sum(len(chunk) for _, chunk in jobs), seconds)
+        for row, (draft, chunk) in enumerate(jobs):
+            draft.pending = draft.pending[len(chunk) :]
+            draft.seconds_prefill += seconds
+            if draft.is_prefilled:
+                draft.forwards_commit += 1
+            else:
+                draft.forwards_prefill += 1
+            if not draft.pending:
+                carry = hidden[row, len(chunk) - 1].clone() if draft.strategy.needs_carry else None
+                draft.strategy.stored(draft, carry)
+                if not draft.is_prefilled:
+                    self._prefilled(draft, events)
+
+    def _prefilled(self, draft: Draft, events: list[Event]) -> None:
+        """The prompt is stored: share it, and say so."""
+        draft.is_prefilled = True
+        text = _text(draft)
+        self._share_system_turn(text)
+        draft.created += self.cache.publish(text, draft.spec.conversation)
+        events.append(Prefilled(draft, draft.cached_tokens, text.length - draft.cached_tokens, draft.seconds_prefill))
+
+    def _encode(self, jobs: Sequence[tuple[Hashable, CachedText, Sequence[int]]]) -> Tensor:
+        """Run finished tokens and append their keys and values to their texts; hidden states [B, T, E] in the order of jobs."""
+        longest = max(len(tokens) for _, _, tokens in jobs)
+        keys = [key for key, _, _ in jobs]
+        texts = {key: text for key, text, _ in jobs}
+        slots = max(text.length for text in texts.values()) + longest
+        order = self.workspace.place(keys, slots, lambda key, row: self.cache.read(texts[key], row))
+        windows = [
+            Window(
+                tokens,
+                text.length,
+                visible(self.spec, text.length, len(tokens), total=text.length + len(tokens)),
             )
-            self.cache.add(PrefixEntry(tokens[:length], shared, None))
+            for _, text, tokens in (jobs[index] for index in order)
+        ]
+        extra: dict[str, Any] = {"causal": True} if self.spec.mask_kind == "encoder_decoder" else {}
+        hidden = self.workspace.forward(self.workspace.arrange(windows), **extra)
+        for key, text, tokens in jobs:
+            self.cache.write(text, tokens, self.workspace.row(key), text.length)
+        back = [order.index(index) for index in range(len(jobs))]
+        return hidden if back == sorted(back) else hidden[back]
+
+    def _share_system_turn(self, text: CachedText) -> None:
+        """The system turn belongs to everybody."""
+        dialogue = self.spec.dialogue
+        if dialogue is not None and text.tokens and text.tokens[0] == dialogue.system and self.table.end in text.tokens:
+            self.cache.publish(text, None, text.tokens.index(self.table.end) + 1)
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
-    def _step_apart(self, drafts: list[Draft], error: Exception) -> list[Event]:
-        """A forward failed: find out whose fault it was by running each draft alone."""
-        if len(drafts) == 1:
-            self._drop(drafts[0])
-            return [Failed(drafts[0], error)]
-        events: list[Event] = []
-        for draft in drafts:
-            try:
-                events += self._step([draft])
-            except Exception as own_error:
-                self._drop(draft)
-                events.append(Failed(draft, own_error))
-        return events
-
-    def _step(self, drafts: list[Draft]) -> list[Event]:
-        began = self._clock()
-        batch = self._batch_for(drafts)
-        wanted = [draft.canvas.masked() for draft in drafts]
-        logits = batch.logits([draft.canvas.model_input() for draft in drafts], wanted)
-        pieces = torch.split(logits, [len(positions) for positions in wanted])
-        # Drafts at temperature 0 are read in one call; the rest need noise of their own.
-        for positions, piece, draft in zip(wanted, pieces, drafts, strict=True):
-            ban(piece, self._impossible(draft, positions))
-        greedy = self._sampler.guess(logits)
-        outcomes: list[tuple[int, int] | Exception] = []
-        at = 0
-        for draft, positions, piece in zip(drafts, wanted, pieces, strict=True):
-            guesses = Guesses(greedy.tokens[at : at + len(positions)], greedy.probabilities[at : at + len(positions)])
-            at += len(positions)
-            try:
-                outcomes.append(self._advance(draft, positions, piece, guesses, began))
-            except Exception as error:  # this draft's alone: the others' canvases are untouched by it
-                outcomes.append(error)
-        seconds = self._clock() - began
-        events: list[Event] = []
-        for draft, outcome in zip(drafts, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                self._drop(draft)
-                events.append(Failed(draft, outcome))
-                continue
-            committed, forced = outcome
-            cells = tuple(map(Cell, draft.canvas.tokens, draft.canvas.states, draft.canvas.confidence))
-            step = draft.steps_first + draft.steps_rest
-            events.append(Stepped(draft, step, draft.phase, cells, committed, forced, seconds, len(drafts)))
+    def _next(self, draft: Draft, events: list[Event]) -> Work | None:
+        """What a draft wants of this round's forward; None while it stores something, or when it has just finished."""
+        if draft not in self._drafts or draft.pending:
+            return None
+        try:
+            draft.steps_left_now = draft.steps_left(self._clock())
+            if draft.rescore is not None:
+                rating = draft.rescore.next(draft, self.spec)
+                if rating is not None:
+                    return rating
+                draft.rescore = None
+            self._seed(draft)
             events += self._conclude(draft)
-        return events
+            work = draft.strategy.next(draft) if draft in self._drafts else None
+            if isinstance(work, Live) and draft.spec.options.wino_threshold is not None and not draft.finishes_now:
+                assert self.spec.special.mask is not None
+                return with_shadow(work, self.spec.special.mask)
+            return work
+        except Exception as error:
+            self._fail(draft, error, events)
+            return None
 
-    def _batch_for(self, drafts: list[Draft]) -> DenoiseBatch:
-        key = tuple(draft.number for draft in drafts)
-        if self._batch is None or self._batch[0] != key:
-            prefixes = [draft.prefix for draft in drafts if draft.prefix is not None]
-            lengths = [len(draft.spec.prompt) for draft in drafts]
-            widths = [draft.spec.width for draft in drafts]
-            self._batch = (key, DenoiseBatch(self.model, prefixes, lengths, widths))
-        return self._batch[1]
+    def _seed(self, draft: Draft) -> None:
+        """Decide the token that the causal pass before the canvas predicts."""
+        position, carry = draft.strategy.seed_position(draft), draft.strategy.carry
+        if position is None or carry is None:
+            return
+        logits = self.model.logits(carry.unsqueeze(0)).float()
+        guess = draft.picker.pick(draft, logits, [position])
+        draft.canvas.commit(position, guess.tokens[0], guess.probabilities[0])
 
-    def _impossible(self, draft: Draft, positions: list[int]) -> list[tuple[int, int]]:
-        """(row, token) pairs to rule out: a reply is not empty, does not end before its last pin, and does not start a pin twice."""
-        canvas = draft.canvas
-        first_end = max(1, canvas.last_pin() + 1)
-        pairs = [(row, self.table.end) for row, position in enumerate(positions) if position < first_end]
-        variants = self.table.case_variants
-        openings = {
-            other for pin in draft.spec.pins for token in pin[:2] for other in (token, *variants.get(token, ()))
-        }
-        for row, position in enumerate(positions):
-            near = range(max(0, position - 2), min(canvas.width, position + 3))
-            if any(canvas.states[at] is CellState.PINNED for at in near):
-                pairs += [(row, token) for token in openings]
-        return pairs
+    def _step_apart(self, works: list[tuple[Draft, Work]], error: Exception, events: list[Event]) -> None:
+        """A forward failed: find out whose fault it was by running each draft alone."""
+        if len(works) == 1:
+            self._fail(works[0][0], error, events)
+            return
+        for draft, work in works:
+            try:
+                self._step([(draft, work)], events)
+            except Exception as own_error:
+                self._fail(draft, own_error, events)
 
-    def _openings(self, draft: Draft) -> set[int]:
-        """Tokens that begin a pin, in any case: beside a pin they would say it twice."""
-        variants = self.table.case_variants
-        return {other for pin in draft.spec.pins for token in pin[:2] for other in (token, *variants.get(token, ()))}
+    def _step(self, works: list[tuple[Draft, Work]], events: list[Event]) -> None:
+        began = self._clock()
+        order, hidden = self._forward(works)
+        works = [works[index] for index in order]
+        outcomes: dict[int, Outcome | Exception] = {}
+        lives = [(row, draft, work) for row, (draft, work) in enumerate(works) if isinstance(work, Live)]
+        if lives:
+            rows = [row for row, _, _ in lives]
+            own = hidden if len(rows) == len(hidden) else hidden[rows]
+            decided = self._denoiser.advance([draft for _, draft, _ in lives], [live for _, _, live in lives], own)
+            for (row, draft, live), outcome in zip(lives, decided, strict=True):
+                outcomes[row] = outcome
+                if not isinstance(outcome, Exception):
+                    self._commit(draft, live.window, live.commits)
+                    if isinstance(draft.strategy, FullMask):
+                        draft.strategy.keep_carry(hidden[row], live)
+        for row, (draft, work) in enumerate(works):
+            if isinstance(work, Pass):
+                outcomes[row] = self._absorb(draft, work, hidden[row])
+        seconds = self._clock() - began
+        self.costs.observe_step(len(works), max(work.window.length for _, work in works), seconds)
+        for row, (draft, work) in sorted(enumerate(works), key=lambda entry: entry[1][0].number):
+            outcome = outcomes[row]
+            if isinstance(outcome, Exception):
+                self._fail(draft, outcome, events)
+                continue
+            draft.seconds_denoise += seconds
+            if isinstance(work, Pass) and not work.is_step:
+                draft.forwards_other += 1
+                continue
+            draft.count_step()
+            draft.forced += outcome.forced
+            draft.forwards_wasted += outcome.committed == 0 and isinstance(work, Live)
+            cells = tuple(map(Cell, draft.canvas.tokens, draft.canvas.states, draft.canvas.confidence))
+            events.append(
+                Stepped(draft, draft.steps, draft.phase, cells, outcome.committed, outcome.forced, seconds, len(works))
+            )
+            events += self._conclude(draft)
 
-    def _advance(
-        self, draft: Draft, positions: list[int], logits: Tensor, guesses: Guesses, now: float
-    ) -> tuple[int, int]:
-        """Commit what this step's logits allow; (positions decided, of those forced)."""
-        canvas, plan = draft.canvas, draft.plan
-        if draft.phase == "first":
-            draft.steps_first += 1
-        else:
-            draft.steps_rest += 1
-        draft.phase_steps += 1
-        if draft.spec.options.temperature > 0:
-            seed = draft.spec.options.seed * 1009 + draft.steps_first + draft.steps_rest
-            guesses = self._sampler.guess(logits, draft.spec.options.temperature, seed)
-        for position, token, probability in zip(positions, guesses.tokens, guesses.probabilities, strict=True):
-            canvas.guess(position, token, probability)
-        steps = plan.steps_first if draft.phase == "first" else plan.steps_rest
-        if now >= draft.deadline:
-            steps = min(steps, max(plan.floor, draft.phase_steps))
-        steps_left = max(steps - draft.phase_steps + 1, 1)
-        stop = canvas.first_clause_end() if draft.phase == "first" else canvas.reply_end()
-        open_positions = positions
-        pinned = 0
-        if draft.unplaced:
-            open_positions, pinned = self._consider_pins(draft, positions, logits, stop, steps_left)
-        # Ends wait: one decided early on the right would fix the reply's length before its words are known.
-        text_positions = [position for position in open_positions if canvas.tokens[position] != self.table.end]
-        urgent = [position for position in text_positions if position < stop]
-        chosen = select(
-            canvas.confidence, text_positions, urgent, plan.threshold, deadline_floor(len(urgent), steps_left)
-        )
-        rows = {position: row for row, position in enumerate(positions)}
-        for position in chosen.positions:
-            token, probability = self._without_stutter(draft, position, logits[rows[position]])
-            canvas.commit(position, token, probability)
-        committed, forced = len(chosen.positions), len(chosen.forced)
-        end = canvas.decided_prefix()
-        if end in open_positions and canvas.tokens[end] == self.table.end:
-            is_confident = canvas.confidence[end] > plan.threshold
-            if is_confident or not urgent or steps_left <= 1:
-                canvas.commit(end, self.table.end, canvas.confidence[end])
-                committed, forced = committed + 1, forced + (not is_confident)
-        draft.forced += forced
-        return pinned + committed, forced
+    def _forward(self, works: list[tuple[Draft, Work]]) -> tuple[list[int], Tensor]:
+        """Run all windows at once; which of `works` each row of the result is, and hidden states [B, T, E]."""
+        longest = max(work.window.length for _, work in works)
+        slots = max(max(work.window.start + longest, *work.window.visible) for _, work in works)
+        drafts = {draft.number: draft for draft, _ in works}
 
-    def _consider_pins(
-        self, draft: Draft, positions: list[int], logits: Tensor, stop: int, steps_left: int
-    ) -> tuple[list[int], int]:
-        """Fix pinned spans, left to right, once it is clear where they go.
+        def fill(key: Hashable, row: list[LayerStore]) -> None:
+            draft = drafts[key]  # type: ignore[index]
+            self.cache.read(_text(draft), row)
 
-        On an all-masked canvas every place is a little likely, and a wrong one forces words into a gap of the wrong size. So text is
-        committed to the left of the leftmost span's likely place first, which makes it sharp; the span is fixed when the model is
-        sure of it or surer than of any word before it, when no such word is left, or when the steps run out. The others are looked
-        for again in the next step.
+        # A full-mask draft whose row went to somebody else has lost what it kept there.
+        works = [(draft, self._refreshed(draft, work)) for draft, work in works]
+        longest = max(work.window.length for _, work in works)
+        slots = max(slots, *(work.window.start + longest for _, work in works))
+        order = self.workspace.place([draft.number for draft, _ in works], slots, fill)
+        arranged = self.workspace.arrange([works[index][1].window for index in order])
+        extra: dict[str, Any] = {}
+        softs = [work.soft for _, work in works if isinstance(work, Pass)]
+        if self.spec.self_conditioning:
+            extra["soft"] = (
+                self._soft([works[index][1] for index in order], longest) if any(s is not None for s in softs) else None
+            )
+        return order, self.workspace.forward(arranged, **extra)
 
-        Returns:
-            Positions that may be committed in this step, and how many were pinned.
-        """
-        canvas, pins = draft.canvas, [draft.spec.pins[index] for index in draft.unplaced]
-        placement = place_spans(logits, positions, pins, canvas.width)
-        if placement is None:
-            raise PinsDoNotFitError(sum(len(pin) for pin in pins), canvas.width)
-        spans = sorted(zip(placement.starts, draft.unplaced, placement.confidences, strict=True))
-        first = spans[0][0]
-        openings = self._openings(draft) | {self.table.end}
-        before = [at for at in positions if at < first and canvas.tokens[at] not in openings]
-        surest = max((canvas.confidence[at] for at in before if at < stop), default=0.0)
-        due = steps_left <= 2 and first < stop
-        if spans[0][2] <= min(_PIN_CONFIDENCE, surest) and not due:
-            return before, 0
-        pinned = 0
-        for start, index, _ in spans if due else spans[:1]:
-            if start == first or start < stop:
-                canvas.pin(start, draft.spec.pins[index])
-                draft.unplaced.remove(index)
-                pinned += len(draft.spec.pins[index])
-        # What is beside the pins and right of them was guessed without them; it waits for a step, unless there is none.
-        open_positions = [at for at in canvas.masked() if at < first - 1 or (steps_left <= 1 and not draft.unplaced)]
-        return [at for at in open_positions if canvas.tokens[at] not in openings], pinned
+    def _refreshed(self, draft: Draft, work: Work) -> Work:
+        strategy = draft.strategy
+        if isinstance(strategy, FullMask) and work.window.start and not self.workspace.has(draft.number):
+            strategy.lose_row()
+            again = strategy.next(draft)
+            assert again is not None
+            return again
+        return work
 
-    def _without_stutter(self, draft: Draft, position: int, row: Tensor) -> tuple[int, float]:
-        """The guess at a position, or the best other token when it would repeat a span."""
-        canvas = draft.canvas
-        token, probability = canvas.tokens[position], canvas.confidence[position]
-        for _ in range(_BANS_PER_COMMIT):
-            if not repeats_span(canvas, position, token):
-                break
-            # Nor may the reply end here instead: what must be said may still be to come.
-            row[[token, self.table.end]] = float("-inf")
-            other = self._sampler.guess(row.unsqueeze(0))
-            token, probability = other.tokens[0], other.probabilities[0]
-        return token, probability
+    def _soft(self, works: Sequence[Work], longest: int) -> Tensor:
+        """[B, T, V] probabilities of the step before; zeros for drafts at their first."""
+        soft = torch.zeros(len(works), longest, self.spec.vocab_size, device=self._device)
+        for row, work in enumerate(works):
+            if isinstance(work, Pass) and work.soft is not None:
+                soft[row, : len(work.soft)] = work.soft
+        return soft
+
+    def _absorb(self, draft: Draft, work: Pass, hidden: Tensor) -> Outcome | Exception:
+        before = sum(draft.canvas.is_decided(at) for at in range(draft.canvas.width))
+        forced = draft.forced
+        try:
+            wanted = hidden[list(work.wanted)]
+            final = work.absorb(wanted, self.model.logits(wanted).float())
+            self._commit(draft, work.window, final)
+        except Exception as error:  # this draft's alone
+            return error
+        after = sum(draft.canvas.is_decided(at) for at in range(draft.canvas.width))
+        forced, draft.forced = draft.forced - forced, forced
+        return Outcome(after - before, forced)
+
+    def _commit(self, draft: Draft, window: Window, count: int) -> None:
+        """The first `count` tokens of a window are final: their keys and values go to the draft's pages."""
+        if count:
+            row = self.workspace.row(draft.number)
+            self.cache.write(_text(draft), list(window.tokens[:count]), row, window.start)
+
+    # --- what became certain ------------------------------------------------------------------------------------------
 
     def _conclude(self, draft: Draft) -> list[Event]:
         """Move a draft on after its commits: emit what became certain, change phase, finish."""
         canvas = draft.canvas
-        decided = canvas.decided_prefix()
-        if draft.phase == "first" and decided < canvas.first_clause_end():
+        final = draft.strategy.final_prefix(draft)
+        if draft.plan.by_clause and draft.phase == "first" and final < canvas.first_clause_end():
             return []
-        end = canvas.reply_end()
-        if decided > end or decided == canvas.width:
-            reason: FinishReason = "end_of_turn" if end < canvas.width else "canvas_full"
-            if reason == "canvas_full":
-                end = canvas.last_sentence_end(draft.emitted)
-            reply = tuple(canvas.tokens[:end])
-            events: list[Event] = []
-            if end > draft.emitted:
-                events.append(Committed(draft, draft.emitted, reply[draft.emitted :], draft.phase))
-            usage = Usage(len(draft.spec.prompt), 0, len(reply), 1, draft.steps_first + draft.steps_rest)
-            sure = tuple(canvas.confidence[:end])
-            events.append(
-                Finished(draft, reason, reply, sure, draft.steps_first, draft.steps_rest, draft.forced, usage)
-            )
-            self._drop(draft)
-            if draft.entry is not None:
-                self.cache.supersede(draft.entry)
-            return events
-        cut = canvas.speakable(draft.emitted, decided)
-        events = []
+        end = min(canvas.reply_end(), draft.spec.width)
+        stop = self._stop_cut(draft, min(final, end))
+        if stop is not None:
+            return self._finish(draft, "stop", stop)
+        if final > end or final >= canvas.width or final >= draft.spec.width:
+            reason: FinishReason = "end_of_turn" if canvas.reply_end() < draft.spec.width else "canvas_full"
+            if reason == "canvas_full" and draft.plan.by_clause:
+                end = min(canvas.last_sentence_end(draft.emitted), draft.spec.width)
+            return self._finish(draft, reason, end)
+        events: list[Event] = []
+        cut = self._held_for_stop(draft, canvas.speakable(draft.emitted, final))
         if cut > draft.emitted:
             events.append(Committed(draft, draft.emitted, tuple(canvas.tokens[draft.emitted : cut]), draft.phase))
             draft.emitted = cut
-        if draft.phase == "first":
+        if draft.plan.by_clause and draft.phase == "first":
             draft.phase, draft.phase_steps = "rest", 0
         return events
 
-    def _drop(self, draft: Draft) -> None:
+    @staticmethod
+    def _stop_cut(draft: Draft, final: int) -> int | None:
+        """Where the first stop sequence among final tokens begins."""
+        tokens = tuple(draft.canvas.tokens[:final])
+        found = [
+            at
+            for stop in draft.spec.stop
+            for at in range(len(tokens) - len(stop) + 1)
+            if tokens[at : at + len(stop)] == stop
+        ]
+        return min(found, default=None)
+
+    @staticmethod
+    def _held_for_stop(draft: Draft, cut: int) -> int:
+        """Never emit what may turn out to be the beginning of a stop sequence."""
+        longest = max((len(stop) for stop in draft.spec.stop), default=1)
+        tokens = draft.canvas.tokens
+        for at in range(max(draft.emitted, cut - longest + 1), cut):
+            if any(tuple(tokens[at:cut]) == stop[: cut - at] for stop in draft.spec.stop):
+                return at
+        return cut
+
+    def _finish(self, draft: Draft, reason: FinishReason, end: int) -> list[Event]:
+        canvas = draft.canvas
+        end = max(end, draft.emitted)
+        reply = tuple(canvas.tokens[:end])
+        events: list[Event] = []
+        if end > draft.emitted:
+            events.append(Committed(draft, draft.emitted, reply[draft.emitted :], draft.phase))
+        usage = Usage(
+            prompt_tokens=len(draft.prompt),
+            cached_tokens=draft.cached_tokens,
+            visible_tokens=len(reply),
+            forwards_prefill=draft.forwards_prefill,
+            forwards_denoise=draft.steps + draft.forwards_other,
+            forwards_commit=draft.forwards_commit,
+            forwards_wasted=draft.forwards_wasted,
+            seconds_prefill=draft.seconds_prefill,
+            seconds_denoise=draft.seconds_denoise,
+            forced=draft.forced,
+            guards=draft.guards,
+        )
+        sure = tuple(canvas.confidence[:end])
+        events.append(Finished(draft, reason, reply, sure, draft.steps_first, draft.steps_rest, draft.forced, usage))
+        self._drop(draft, keep=True)
+        return events
+
+    def _keep(self, draft: Draft, tokens: Sequence[int]) -> None:
+        """Start from an earlier draft of the reply: its tokens stand until they are found unlikely."""
+        canvas = draft.canvas
+        for at, token in enumerate(tokens[: draft.spec.width]):
+            if not canvas.is_decided(at) and 0 <= token < self.spec.vocab_size:
+                canvas.put(at, token, 1.0, is_decided=True)
+        draft.rescore = Rescore.of(draft)
+
+    def _fail(self, draft: Draft, error: Exception, events: list[Event]) -> None:
         if draft in self._drafts:
-            self._drafts.remove(draft)
-        if self._batch is not None and draft.number in self._batch[0]:
-            self._batch = None
-        draft.prefix = None
+            self._drop(draft, keep=False)
+            events.append(Failed(draft, error))
+
+    def _drop(self, draft: Draft, *, keep: bool) -> None:
+        self._drafts.remove(draft)
+        self._close(draft, keep=keep)
+
+    def _close(self, draft: Draft, *, keep: bool) -> None:
+        """Let go of a draft's memory; with `keep` its conversation goes on from what is stored, else nothing of it stays."""
+        self.workspace.drop(draft.number)
+        text, draft.text = draft.text, None
+        if text is None or not self._is_cached:
+            return
+        if keep:
+            self.cache.publish(text, draft.spec.conversation)
+            self.cache.keep_only(draft.spec.conversation, text)
+        self.cache.close(text)
+        if not keep:
+            self.cache.withdraw(draft.created, draft.spec.conversation)
+        draft.created = []
+
+
+def _text(draft: Draft) -> CachedText:
+    assert draft.text is not None
+    return draft.text

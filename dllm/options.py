@@ -69,10 +69,27 @@ class DecodeOptions:
     """ReMDM's cap on the share of decided tokens masked again per step (arXiv:2503.00307)."""
     wino_threshold: float | None = None
     """Mask decided tokens again whose probability given the rest falls below it (WINO, arXiv:2507.18578)."""
+    keep_above: float = 0.2
+    """A kept token (`DraftSpec.keep`, `Engine.revise`) whose probability under the new prompt is below this is masked again."""
     early_commit: bool = False
     """Fill everything once the mean gap of the two best logits passes a falling bound (Prophet, arXiv:2508.19982)."""
     stability_kl: float = 0.01
     mode: Mode = "diffusion"
+    draft_tokens: int = 0
+    """Self-speculation: tokens drafted per cycle, the first of which is certain; 0 is the model's block, at most 32."""
+    hold_ends: bool = False
+    """Decide an end-of-turn only where everything before it is decided. Otherwise a confident one on the right fixes the reply's
+    length before its words are known (models trained with padding flood the tail with them)."""
+    no_stutter: bool = False
+    """Never the same word or mark twice in a row, nor the same three tokens: what parallel commits of small models produce."""
+    fused_commit: bool = True
+    """Block-causal models: store a finished block in the forward that starts the next one instead of one of its own."""
+    anneal: tuple[float, float] = (0.8, 0.4)
+    """Uniform corruption: sampling temperature at the first and at the last step (DiffusionGemma's defaults)."""
+    stable_steps: int = 1
+    """Uniform corruption: stop once the best tokens stay the same for so many steps and are certain."""
+    stable_entropy: float = 0.005
+    """Uniform corruption: mean entropy in nats below which a canvas counts as certain."""
 
     def __post_init__(self) -> None:
         _choice("rule", self.rule, get_args(Rule))
@@ -83,9 +100,10 @@ class DecodeOptions:
         _range("top_p", self.top_p, 0.0, 1.0, "in (0, 1]", is_open=True)
         _range("repetition_penalty", self.repetition_penalty, 0.0, float("inf"), "above 0", is_open=True)
         _range("remask_eta", self.remask_eta, 0.0, 1.0, "in [0, 1]")
+        _range("keep_above", self.keep_above, 0.0, 1.0, "a probability")
         if self.temperature != 0.0 and not 0.001 <= self.temperature <= 100:
             raise ConfigError("temperature", self.temperature, "0, or between 0.001 and 100")
-        for name in ("top_k", "target_tokens", "refresh_every", "min_tokens"):
+        for name in ("top_k", "target_tokens", "refresh_every", "min_tokens", "draft_tokens"):
             _range(name, getattr(self, name), 0, 2**31, "at least 0")
         _range("pipeline", self.pipeline, 1, 64, "from 1 to 64")
         _range("block", self.block, -1, 2**31, "-1, 0 or a number of positions")
@@ -100,6 +118,10 @@ class DecodeOptions:
             )
         if self.remask_eta and self.wino_threshold is not None:
             raise ConfigError("remask_eta", self.remask_eta, "0 beside wino_threshold: both mask decided tokens again")
+        _range("stable_entropy", self.stable_entropy, 0.0, float("inf"), "at least 0")
+        _range("stable_steps", self.stable_steps, 1, 2**31, "at least 1")
+        if not 0 < self.anneal[1] <= self.anneal[0] <= 100:
+            raise ConfigError("anneal", self.anneal, "two temperatures above 0, falling")
         if any(not phrase for phrase in self.banned):
             raise ConfigError("banned", self.banned, "phrases of at least one token")
 

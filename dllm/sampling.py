@@ -6,12 +6,18 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from dllm.canvas import TokenTable
+from dllm.options import DecodeOptions
+from dllm.process import Processor, draw_seeds, sample
 from dllm_kernels import commit_from_logits
+from dllm_kernels.commit_from_logits import CommitStats
+
+if TYPE_CHECKING:
+    from dllm.draft import Draft
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +28,68 @@ class Guesses:
     probabilities: list[float]
 
 
-class Sampler:
-    """Picks tokens; never a forbidden one. Temperature 0 is the arg max, otherwise Gumbel-max with noise from (seed, row)."""
+class Picker:
+    """One draft's way from logits to tokens: its processor, its noise, its grammar.
 
-    def __init__(self, table: TokenTable, vocab_size: int, device: torch.device) -> None:
-        self._forbidden = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-        self._forbidden[sorted(token for token in table.forbidden if token < vocab_size)] = True
+    The noise of a position depends on the draft's seed, the step and the position alone, so a draw is the same in any company.
+    """
 
-    def guess(self, logits: Tensor, temperature: float = 0.0, seed: int = 0) -> Guesses:
-        """logits: [N, V]."""
-        stats = commit_from_logits(logits, temperature=temperature, seed=seed, forbidden=self._forbidden)
+    def __init__(self, processor: Processor, options: DecodeOptions, device: torch.device) -> None:
+        self._processor, self._options, self._device = processor, options, device
+
+    def process_on(self, logits: Tensor, positions: Sequence[int], tokens: Tensor, decided: Tensor) -> None:
+        """Rule out and weigh tokens, in place.
+
+        Args:
+            logits: [n, V] float32, the rows of `positions`.
+            tokens, decided: [W] of the canvas.
+        """
+        at = torch.tensor(positions, device=self._device)
+        self._processor.apply(logits, at, tokens, decided)
+
+    def process(self, draft: Draft, logits: Tensor, positions: Sequence[int]) -> None:
+        """The same with the canvas as it stands on the host."""
+        canvas = draft.canvas
+        tokens = torch.tensor(canvas.tokens, device=self._device)
+        decided = torch.tensor([canvas.is_decided(at) for at in range(canvas.width)], device=self._device)
+        self.process_on(logits, positions, tokens, decided)
+
+    def pick(self, draft: Draft, logits: Tensor, positions: Sequence[int]) -> Guesses:
+        """Tokens for rows [n, V], drawn at the draft's temperature. Changes the logits; visits the host."""
+        self.process(draft, logits, positions)
+        stats = self.sample(logits, positions, draft.steps) if self._options.temperature else commit_from_logits(logits)
         packed = torch.stack((stats.token.double(), stats.probability.double())).tolist()
         return Guesses([int(token) for token in packed[0]], packed[1])
+
+    def sample(self, logits: Tensor, positions: Sequence[int], step: int) -> CommitStats:
+        """Draw at the draft's temperature from processed logits [n, V]."""
+        return sample(logits, self._options, self._seeds(positions, step))
+
+    def draw(self, logits: Tensor, temperature: float, positions: Sequence[int], step: int) -> Tensor:
+        """[n] tokens at another temperature."""
+        return commit_from_logits(logits, temperature=temperature, seed=self._seeds(positions, step)).token
+
+    def complete(self, draft: Draft, logits: Tensor, positions: Sequence[int]) -> tuple[list[int], list[float]]:
+        """Tokens and probabilities of `positions` on the grammar's most probable way through the live part of the canvas.
+
+        Raises:
+            ConstraintError: If nothing obeys any more.
+        """
+        constraint, canvas = draft.spec.constraint, draft.canvas
+        assert constraint is not None
+        lo, hi = canvas.decided_prefix(), max(positions) + 1
+        scores = torch.zeros(hi - lo, logits.shape[1], device=logits.device)
+        scores[[at - lo for at in positions]] = torch.log_softmax(logits, dim=-1)
+        decided = [canvas.tokens[at] if canvas.is_decided(at) else None for at in range(lo, hi)]
+        tokens, probabilities = constraint.complete(canvas.tokens[:lo], scores, decided, canvas.width - hi)
+        return [tokens[at - lo] for at in positions], [probabilities[at - lo] for at in positions]
+
+    def conflicts(self, tokens: Tensor, decided: Tensor, chosen: Tensor) -> Tensor:
+        """[W] which of a step's choices would complete a banned phrase or a stutter together with the others."""
+        return self._processor.joint_conflicts(tokens, decided, chosen)
+
+    def _seeds(self, positions: Sequence[int], step: int) -> Tensor:
+        return draw_seeds(self._options.seed, step, torch.tensor(positions, device=self._device))
 
 
 def ban(logits: Tensor, rows_and_tokens: Iterable[tuple[int, int]]) -> None:

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm.cache import PrefixEntry
 from dllm.drafts import CellState, Committed, DraftSpec, Event, Failed, Finished, Plan, Prefilled, Stepped
 from dllm.engine import Draft, Engine
 from dllm.errors import ConfigError, PinsDoNotFitError, PromptTooLongError
-from dllm.models.llama import LlamaDiffusion
+from dllm.models.family import LayerStore
+from dllm.models.transformer import Transformer
 from dllm.options import DecodeOptions
 from tests.dllm import tiny
 
@@ -31,7 +31,9 @@ class ManualClock:
 
 
 def engine(seed: int = 0, max_batch: int = 8, clock: ManualClock | None = None) -> Engine:
-    return Engine(tiny.model(seed), CODEC.token_table, max_batch=max_batch, clock=clock or ManualClock())
+    return Engine(
+        tiny.model(seed), CODEC.token_table, max_batch=max_batch, cache_bytes=2**20, clock=clock or ManualClock()
+    )
 
 
 def spec(
@@ -205,28 +207,6 @@ def test_a_reply_does_not_depend_on_who_shares_the_batch() -> None:
     assert max(event.batch for event in events if isinstance(event, Stepped)) == 4
 
 
-def test_logits_in_company_equal_logits_alone() -> None:
-    from dllm.denoise import DenoiseBatch, prefill
-
-    model = tiny.model(1)
-    mask = model.spec.special.mask
-    prompts = [PROMPT, PROMPT[:5], PROMPT * 2]
-    widths = [16, 40, 24]
-    prefixes = [prefill(model, prompt, None, 0) for prompt in prompts]
-    canvases = [[mask] * width for width in widths]
-    together = DenoiseBatch(model, prefixes, [len(p) for p in prompts], widths).logits(
-        canvases, [range(w) for w in widths]
-    )
-    alone = torch.cat(
-        [
-            DenoiseBatch(model, [prefix], [len(prompt)], [width]).logits([canvas], [range(width)])
-            for prefix, prompt, width, canvas in zip(prefixes, prompts, widths, canvases, strict=True)
-        ]
-    )
-    # Random weights at this scale give logits of some tens, and sums in another order differ in their last bits.
-    torch.testing.assert_close(together, alone, atol=2e-4, rtol=1e-4)
-
-
 def test_a_passed_deadline_leaves_the_floor_of_steps() -> None:
     steps = []
     for floor in (1, 3):
@@ -250,7 +230,7 @@ def test_nearest_deadlines_are_served_first() -> None:
 
 
 def test_a_draft_that_fails_leaves_the_others_writing() -> None:
-    class Fragile(LlamaDiffusion):
+    class Fragile(Transformer):
         """Refuses one token, as a broken prompt would break a forward."""
 
         def forward(self, ids: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:  # type: ignore[override]
@@ -260,7 +240,7 @@ def test_a_draft_that_fails_leaves_the_others_writing() -> None:
 
     model = Fragile(tiny.spec())
     model.load_state_dict(tiny.model(1).state_dict())
-    shared = Engine(model.eval(), CODEC.token_table, clock=ManualClock())
+    shared = Engine(model.eval(), CODEC.token_table, cache_bytes=2**20, clock=ManualClock())
     bad = shared.submit(spec((*PROMPT[:4], 299, *PROMPT[4:]), conversation="bad"))
     pinned = shared.submit(replace(spec(conversation="pinned"), pins=((299,),)))
     good = shared.submit(spec(conversation="good"))
@@ -283,16 +263,23 @@ def test_replan_takes_effect_before_the_next_forward() -> None:
 # --- cancelling and caching ---------------------------------------------------------------------------------------------------
 
 
-def entries(engine: Engine) -> list[PrefixEntry]:
-    return list(engine.cache._entries.values())
+def pages(engine: Engine) -> dict[tuple[int, ...], list[torch.Tensor]]:
+    """Every stored prefix with the keys and values of all its layers."""
+    cache, found = engine.cache, {}
+    for tokens in cache.stored():
+        text = cache.open(tokens)
+        rows = engine.model.new_stores(1, len(tokens))
+        cache.read(text, [LayerStore(store.keys[0], store.values[0]) for store in rows])
+        cache.close(text)
+        found[tokens] = [part for store in rows for part in store]
+    return found
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 2])
 def test_cancel_leaves_the_cache_as_it_was(rounds: int) -> None:
     one = engine(5)
     write(one, spec(conversation="a"))
-    before = entries(one)
-    snapshot = [[tensor.clone() for store in entry.stores for tensor in store] for entry in before]
+    before, free = pages(one), one.cache.free_pages
     longer = (
         *PROMPT,
         *CODEC.encode_text("A mocha."),
@@ -305,9 +292,11 @@ def test_cancel_leaves_the_cache_as_it_was(rounds: int) -> None:
         one.run_round()
     one.cancel(draft)
     one.cancel(draft)
-    assert entries(one) == before
-    for entry, tensors in zip(before, snapshot, strict=True):
-        for now, then in zip((tensor for store in entry.stores for tensor in store), tensors, strict=True):
+    after = pages(one)
+    assert after.keys() == before.keys()
+    assert one.cache.free_pages == free
+    for tokens, tensors in before.items():
+        for now, then in zip(after[tokens], tensors, strict=True):
             assert torch.equal(now, then)
     assert one.run_round() == []
 

@@ -1,0 +1,84 @@
+"""How far a reply reaches, read off many canvases at once without asking the host.
+
+The same answers as `Canvas.decided_prefix`, `reply_end` and `first_clause_end` (a test compares them), for tensors on any device.
+
+Dimensions: B drafts, W canvas positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dllm.canvas import SOFT_BOUNDARY_WORDS, TokenTable
+
+_END, _SENTENCE, _CLAUSE, _DIGIT, _WORD_START, _WORD = (1 << bit for bit in range(6))
+
+
+class TokenClasses:
+    """A `TokenTable` as one byte per token, on a device."""
+
+    def __init__(self, table: TokenTable, vocab_size: int, device: torch.device) -> None:
+        bits = torch.zeros(vocab_size, dtype=torch.uint8)
+        for tokens, bit in (
+            ({table.end} | table.other_ends, _END),
+            (table.sentence_end, _SENTENCE),
+            (table.clause_end, _CLAUSE),
+            (table.digit, _DIGIT),
+            (table.word_start, _WORD_START),
+            (table.word, _WORD),
+        ):
+            ids = torch.tensor(sorted(token for token in tokens if token < vocab_size), dtype=torch.int64)
+            bits[ids] |= bit
+        self._bits = bits.to(device)
+
+    def of(self, tokens: Tensor) -> Tensor:
+        """[...] uint8 class bits of tokens [...] int64."""
+        return self._bits[tokens]
+
+    def is_end(self, tokens: Tensor) -> Tensor:
+        return (self._bits[tokens] & _END).bool()
+
+    def repeats_badly(self, tokens: Tensor) -> Tensor:
+        """Tokens that may not stand twice in a row: words and punctuation marks."""
+        return (self._bits[tokens] & (_WORD | _SENTENCE | _CLAUSE)).bool()
+
+
+def first_where(found: Tensor, otherwise: Tensor) -> Tensor:
+    """[B] int64: the first true position of each row of `found` [B, W], else `otherwise` [B]."""
+    at = torch.arange(found.shape[1], device=found.device)
+    first = torch.where(found, at, found.shape[1]).amin(dim=1)
+    return torch.minimum(first, otherwise)
+
+
+def decided_prefix(decided: Tensor, width: Tensor) -> Tensor:
+    """[B] how many positions from the left are decided; `decided` [B, W] bool, `width` [B]."""
+    return first_where(~decided, width)
+
+
+def reply_end(classes: Tensor, width: Tensor) -> Tensor:
+    """[B] position of the first end-of-turn, or the width; `classes` [B, W] from `TokenClasses.of`."""
+    return first_where((classes & _END).bool(), width)
+
+
+def first_clause_end(classes: Tensor, width: Tensor) -> Tensor:
+    """[B] positions in the first clause, its boundary included, or the width. See `Canvas.first_clause_end` for what a clause is."""
+    columns = classes.shape[1]
+    at = torch.arange(columns, device=classes.device)
+    words = (classes & _WORD_START).bool().cumsum(dim=1)
+    closes = ((classes & _SENTENCE).bool() & (words > 0)) | (
+        (classes & _CLAUSE).bool() & (words >= SOFT_BOUNDARY_WORDS)
+    )
+    is_digit = (classes & _DIGIT).bool()
+    after_digit = torch.zeros_like(is_digit)
+    after_digit[:, 1:] = is_digit[:, :-1]
+    before_digit = torch.zeros_like(is_digit)
+    before_digit[:, :-1] = is_digit[:, 1:]
+    closes &= (at + 1 < width.unsqueeze(1)) & ~(after_digit & before_digit)
+    is_end = (classes & _END).bool() & (at < width.unsqueeze(1))
+    # The clause reaches one position further where a boundary stands behind a digit: the next position tells that no more follow.
+    reach = at + 1 + (closes & after_digit & ~is_end).long()
+    found = closes | is_end
+    first = torch.where(found, at, columns).amin(dim=1, keepdim=True)
+    value = reach.gather(1, first.clamp_max(columns - 1)).squeeze(1)
+    return torch.where(first.squeeze(1) < columns, torch.minimum(value, width), width)
