@@ -151,6 +151,7 @@ def check_stream(events: Sequence[DraftEvent]) -> None:
         assert shown == step.committed_text
         assert len(step.canvas) >= PLAN.canvas_width
     assert events[-1].text == before
+    assert [step.step for step in steps] == list(range(1, len(steps) + 1))
     assert [step.phase for step in steps] == sorted(step.phase for step in steps), "first, then rest"
 
 

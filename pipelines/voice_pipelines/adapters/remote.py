@@ -234,7 +234,7 @@ class RemoteDraft:
                 log.info("the remote language model's first clause came %.0f ms late", (now - due) * 1000)
         self._emit(
             DraftStepped(
-                step=self._steps[phase],
+                step=sum(self._steps.values()),
                 phase=phase,
                 canvas=self._text.canvas(self._request.plan.canvas_width),
                 committed_text=committed,

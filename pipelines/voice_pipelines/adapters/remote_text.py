@@ -44,6 +44,8 @@ class ReplyText:
         self._settled = ""
         """The whole words of `_text`: what the finder was given, so that it may not change any more."""
         self._committed_end = 0
+        self._cells: list[CanvasToken] = []
+        """The committed words."""
         self._sentence_end = 0
 
     @property
@@ -96,20 +98,17 @@ class ReplyText:
         missing = tuple(wanted for wanted in dict.fromkeys(must_say) if not says(text, wanted))
         if missing:
             added = ", ".join(missing).rstrip(".")
-            text = f"{text} {added[0].upper()}{added[1:]}.".lstrip()
+            text = f"{text} {added[:1].upper()}{added[1:]}.".lstrip()
         self._text = self._shown = text
-        self._committed_end = len(text)
+        self._commit(len(text))
         return text, missing
 
     def canvas(self, width: int) -> tuple[CanvasToken, ...]:
         """A cell for each word, at least `width` of them. Confidence is the endpoint's progress, the only measure it gives."""
-        shown, cells, end = self._shown, [], 0
-        for word in _WORD.finditer(shown):
-            end = word.end()
-            if end <= self._committed_end:
-                cells.append(CanvasToken(word.group(), TokenState.COMMITTED, 1.0))
-            else:
-                cells.append(CanvasToken(word.group(), TokenState.PROVISIONAL, round(self._progress, 4)))
+        shown, progress = self._shown, round(self._progress, 4)
+        cells = [*self._cells]
+        for word in _WORD.findall(shown[self._committed_end :]):
+            cells.append(CanvasToken(word, TokenState.PROVISIONAL, progress))
         # Past the end of a finished reply nothing is open any more.
         is_over = 0 < len(shown) == self._committed_end
         empty = CanvasToken("", TokenState.COMMITTED, 1.0) if is_over else CanvasToken("", TokenState.MASKED, 0.0)
@@ -128,9 +127,14 @@ class ReplyText:
         clauses = self._finder.push(whole[len(self._settled) :], ends_word=True)
         self._settled = whole
         for clause in clauses:
-            self._committed_end = text.index(clause, self._committed_end) + len(clause)
+            self._commit(text.index(clause, self._committed_end) + len(clause))
             if _SENTENCE_END.search(clause):
                 self._sentence_end = self._committed_end
+
+    def _commit(self, end: int) -> None:
+        for word in _WORD.findall(self._text[self._committed_end : end]):
+            self._cells.append(CanvasToken(word, TokenState.COMMITTED, 1.0))
+        self._committed_end = end
 
 
 def says(text: str, wanted: str) -> bool:
