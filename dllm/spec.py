@@ -171,6 +171,8 @@ class ModelSpec:
     """Logits are `cap * tanh(z / cap)`; 0 leaves them alone."""
     condition_size: int = 0
     """Width of the noise-level embedding that modulates every layer (DiT); 0 for models without one."""
+    sees_noise: bool = False
+    """Whether that embedding is of the noise level; otherwise it is of zero, always (MDLM)."""
     corruption: Corruption = "absorbing"
     mask_kind: MaskKind = "full"
     logit_shift: Literal[0, 1] = 0

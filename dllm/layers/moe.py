@@ -92,13 +92,13 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, choice: Choice) -> Tensor:
         """Weighted sum of the chosen experts, [N, E] to [N, E].
 
-        On an accelerator nothing here waits for the device: bf16 goes through a grouped matrix product, other types through all
-        experts (at the 32 or so tokens of a canvas nearly all experts are touched anyway). On the CPU the touched experts are
-        visited one by one.
+        On an accelerator nothing here waits for the device: bf16 goes through a grouped matrix product (whose rows are whole 16
+        bytes), all else through all experts (at the 32 or so tokens of a canvas nearly all experts are touched anyway). On the CPU
+        the touched experts are visited one by one.
         """
         if x.device.type == "cpu":
             return looped_experts(x, choice, self.gate_up_proj, self.down_proj, self.activation)
-        if x.dtype == torch.bfloat16:
+        if x.dtype == torch.bfloat16 and not x.shape[-1] % 8 and not self.down_proj.shape[-1] % 8:
             return grouped_experts(x, choice, self.gate_up_proj, self.down_proj, self.activation)
         return dense_experts(x, choice, self.gate_up_proj, self.down_proj, self.activation)
 

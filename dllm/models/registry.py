@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dllm.errors import UnrecognisedModelError
-from dllm.models import builtin, diffusion_gemma, dream, fast_dllm, llada, llada2, llada_moe, nemotron, sdar
+from dllm.models import builtin, diffusion_gemma, dit, dream, fast_dllm, llada, llada2, llada_moe, nemotron, sdar
 from dllm.models.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -20,6 +20,8 @@ FAMILIES: tuple[Family, ...] = (
     llada2.FAMILY,
     llada2.EDITING,
     diffusion_gemma.FAMILY,
+    dit.MDLM,
+    dit.SEDD,
     # Further families go here, in the order in which they should be tried.
 )
 

@@ -1,13 +1,14 @@
 """Record logits of a family's published modelling code: `python record.py FAMILY FOLDER`.
 
 FOLDER is where the modelling files lie in a checkout of the repository that `SOURCES` names, at its commit. Run it from the repository's
-root, in an environment with transformers 4.52.4 (LLaDA2: 4.57.1). The published files are imported under a name of their own, since one of their packages
-is called like ours; nothing of ours but `seeded` is imported.
+root, in an environment with transformers 4.52.4 (LLaDA2: 4.57.1). The published files are imported under a name of their own, since one
+of their packages is called like ours; nothing of ours but `seeded` is imported.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import json
 import sys
 import types
@@ -28,6 +29,12 @@ SOURCES = {
     "llada2": (*ZHZ, "dllm/pipelines/llada2/models/modeling_llada2_moe.py"),
     "llada2_edit": (*ZHZ, "dllm/pipelines/llada21/models/modeling_llada21_moe.py"),
     "dream": (*ZHZ, "dllm/pipelines/dream/models/modeling_dream.py"),
+    "mdlm": ("kuleshov-group/mdlm", "c112c526d193436838c98d81455ee51f90309470", "models/dit.py"),
+    "sedd": (
+        "louaaron/Score-Entropy-Discrete-Diffusion",
+        "0605786da5ccb5747545e26d66fdf477187598b6",
+        "model/transformer.py",
+    ),
     "sdar": (*SDAR, "training/model/SDAR-4B-Chat/modeling_sdar.py"),
 }
 VOCAB, SEED, BLOCK = 61, 1, 4
@@ -128,7 +135,26 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "sdar": QWEN
     | {"model_type": "sdar", "architectures": ["SDARForCausalLM"], "head_dim": 8, "block_size": BLOCK}
     | {"attention_bias": False, "fuse_cross_entropy": True},
+    "mdlm": {
+        "model_type": "mdlm",
+        "vocab_size": VOCAB,
+        "hidden_dim": 32,
+        "n_heads": 4,
+        "n_blocks": 2,
+        "model_length": 64,
+        "cond_dim": 16,
+        "time_conditioning": False,
+    },
+    "sedd": {
+        "tokens": VOCAB - 1,
+        "graph": {"type": "absorb"},
+        "noise": {"type": "loglinear"},
+        "model": {"type": "ddit", "hidden_size": 32, "cond_dim": 16, "length": 64, "n_blocks": 2, "n_heads": 4}
+        | {"scale_by_sigma": True, "dropout": 0.1},
+    },
 }
+NOISES = {1: 0.2, 7: 1.3, 13: 4.0}
+"""SEDD's total noise by length of the case: below and above the border where its code changes formula."""
 
 
 def published(family: str, folder: Path) -> types.ModuleType:
@@ -139,7 +165,7 @@ def published(family: str, folder: Path) -> types.ModuleType:
 
 
 def stand_in_for_kernels() -> None:
-    """SDAR's file imports GPU kernels; these are what its comments and docstrings say the kernels compute."""
+    """Some files import GPU kernels; these are what the files' comments and the kernels' documentation say they compute."""
 
     def rms_norm_fn(x: Tensor, weight: Tensor, bias: None, eps: float) -> Tensor:
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
@@ -149,11 +175,37 @@ def stand_in_for_kernels() -> None:
         out = nn.functional.scaled_dot_product_attention(q, k, v, scale=softmax_scale, enable_gqa=True)
         return out.transpose(1, 2)
 
-    for name in ("flash_attn", "flash_attn.ops", "flash_attn.ops.triton", "flash_attn.ops.triton.layer_norm"):
+    def flash_attn_varlen_qkvpacked_func(
+        qkv: Tensor, borders: Tensor, longest: int, dropout: float, causal: bool
+    ) -> Tensor:
+        rows = len(borders) - 1
+        q, k, v = qkv.view(rows, longest, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)
+        return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
+
+    def apply_rotary_emb_qkv_(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        cos, sin = cos[None, :, None, None], sin[None, :, None, None]
+        first, second = qkv[:, :, :2].chunk(2, dim=-1)
+        turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        return torch.cat((turned, qkv[:, :, 2:]), dim=2)
+
+    for name in (
+        "flash_attn",
+        "flash_attn.ops",
+        "flash_attn.ops.triton",
+        "flash_attn.ops.triton.layer_norm",
+        "flash_attn.layers",
+        "flash_attn.layers.rotary",
+        "flash_attn.flash_attn_interface",
+    ):
         module = types.ModuleType(name)
         module.__path__ = []
         module.__spec__ = importlib.machinery.ModuleSpec(name, None)
         sys.modules[name] = module
+        parent, _, own = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], own, module)
+    sys.modules["flash_attn.flash_attn_interface"].flash_attn_varlen_qkvpacked_func = flash_attn_varlen_qkvpacked_func
+    sys.modules["flash_attn.layers.rotary"].apply_rotary_emb_qkv_ = apply_rotary_emb_qkv_
     sys.modules["flash_attn.ops.triton.layer_norm"].rms_norm_fn = rms_norm_fn
     sys.modules["flash_attn"].flash_attn_func = flash_attn_func
     loss = types.ModuleType("published.fused_linear_diffusion_cross_entropy")
@@ -163,9 +215,16 @@ def stand_in_for_kernels() -> None:
 
 def build(family: str, folder: Path) -> nn.Module:
     config = dict(CONFIGS[family])
-    if family == "sdar":
-        stand_in_for_kernels()
+    stand_in_for_kernels()
     module = published(family, folder)
+    if family == "sedd":
+        return module.SEDD(config)
+    if family == "mdlm":
+        names = {"hidden_size": "hidden_dim", "cond_dim": "cond_dim", "n_blocks": "n_blocks", "n_heads": "n_heads"}
+        sizes = {name: config[key] for name, key in names.items()} | {"dropout": 0.1, "scale_by_sigma": False}
+        holder = nn.Module()
+        holder.backbone = module.DIT({"model": sizes}, vocab_size=VOCAB)
+        return holder
     if family == "llada":
         own = module.create_model_config_from_pretrained_config(module.LLaDAConfig(**config))
         own.init_device = "cpu"
@@ -187,6 +246,10 @@ def build(family: str, folder: Path) -> nn.Module:
 def forward(family: str, model: nn.Module, ids: Tensor) -> Tensor:
     if family in ("llada", "llada_moe"):
         return model(ids).logits
+    if family == "mdlm":
+        return model.backbone(ids, torch.zeros(1))
+    if family == "sedd":
+        return model(ids, torch.tensor([NOISES[ids.shape[1]]]))
     if family == "dream":
         return model(ids, attention_mask="full").logits
     block = torch.arange(ids.shape[1]) // BLOCK
@@ -210,7 +273,8 @@ def record(family: str, folder: Path) -> None:
         for length in LENGTHS:
             ids = torch.randint(0, VOCAB, (1, length), generator=torch.Generator().manual_seed(length))
             rows = forward(family, model, ids)[0].double().tolist()
-            cases.append({"ids": ids[0].tolist(), "logits": [[round(value, 5) for value in row] for row in rows]})
+            case = {"ids": ids[0].tolist(), "logits": [[round(value, 5) for value in row] for row in rows]}
+            cases.append(case | ({"noise": NOISES[length]} if family == "sedd" else {}))
     repository, commit, path = SOURCES[family]
     body = {
         "repository": repository,
