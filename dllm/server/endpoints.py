@@ -73,11 +73,12 @@ class Service:
         self._active = 0
 
     def health(self) -> Response:
-        """200 while drafts are taken, 503 with the reason otherwise."""
+        """200 while drafts are taken, 503 with the reason otherwise: drafts in the engine, and those that a client waits for."""
         failure = self._runner.failure
         if failure is not None:
             return JSONResponse({"status": "failed", "reason": str(failure)}, 503)
-        return JSONResponse({"status": "ok", "drafts": self._runner.active, "limit": self._settings.max_drafts})
+        counts = {"drafts": self._runner.active, "awaited": self._active, "limit": self._settings.max_drafts}
+        return JSONResponse({"status": "ok", **counts})
 
     # --- chat ---------------------------------------------------------------------------------------------------------
 
@@ -207,9 +208,11 @@ class Service:
             prompt,
             conversation,
             room.width,
-            plans.plan(decoding, room.width, self._clock()),
+            plans.plan(decoding, settings, room.width, self._clock()),
             tuple(self._codec.encode_pin(pin) for pin in decoding.pins),
-            plans.options(decoding, settings.options, self.spec.vocab_size, seed),
+            plans.options(
+                decoding, settings.options, self.spec.vocab_size, seed, is_constrained=constraint is not None
+            ),
             plans.given_suffix(suffix),
             constraint,
         )

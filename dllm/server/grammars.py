@@ -94,8 +94,7 @@ class Grammars:
         if self._lexicon is None:
             from dllm.constraints import Lexicon
 
-            table = self._codec.token_table
-            self._lexicon = Lexicon.read(self._codec, (table.end, *table.other_ends))
+            self._lexicon = Lexicon.read(self._codec)
         return self._lexicon
 
 

@@ -6,10 +6,12 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from dllm.drafts import Plan
 from dllm.errors import ConfigError, PromptTooLongError
-from dllm.options import DecodeOptions
+from dllm.models.family import DecodeDefaults
+from dllm.options import DecodeOptions, Rule
 from dllm.server.problems import ApiError
 from dllm.server.requests import Decoding, Effort
 from dllm.server.settings import ServerSettings
@@ -18,18 +20,23 @@ from dllm.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class EffortPlan:
-    steps_per_token: float
+    """How an effort differs from the usual one."""
+
+    steps: float
+    """Factor of the steps."""
     threshold: float
+    """Added to the threshold, or the share of its distance to 1 when above 0."""
 
 
 EFFORTS: dict[Effort, EffortPlan] = {
-    "instant": EffortPlan(1 / 8, 0.7),
-    "low": EffortPlan(1 / 4, 0.8),
-    "medium": EffortPlan(1 / 2, 0.9),
-    "high": EffortPlan(1.0, 0.95),
+    "instant": EffortPlan(0.25, -0.2),
+    "low": EffortPlan(0.5, -0.1),
+    "medium": EffortPlan(1.0, 0.0),
+    "high": EffortPlan(2.0, 0.5),
 }
-"""Steps are a ceiling: whatever is surer than the threshold is decided earlier. One step per token is as good as it gets; half of it is
-what the families' authors use, and an eighth is where small models' words begin to repeat."""
+STEPS_PER_TOKEN = 0.5
+"""Steps are a ceiling: whatever is surer than the threshold is decided earlier. One step per token (`high`) is as good as it gets; half
+of it is what the families' authors use, and an eighth (`instant`) is where small models' words begin to repeat."""
 DEFAULT_EFFORT: Effort = "medium"
 FEWEST_STEPS = 4
 REALTIME_FIRST_STEPS = 6
@@ -86,7 +93,9 @@ def infill_room(
 
 def _widest(spec: ModelSpec, prompt_tokens: int) -> int:
     multiple = spec.canvas_multiple
-    room = spec.max_position_embeddings - prompt_tokens
+    # Block-causal canvases end where a block does.
+    grid = spec.block if spec.mask_kind == "block_causal" else 1
+    room = spec.max_position_embeddings // grid * grid - prompt_tokens
     if spec.max_canvas:
         room = min(room, spec.max_canvas)
     if room < multiple:
@@ -98,7 +107,7 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def plan(decoding: Decoding, width: int, now: float) -> Plan:
+def plan(decoding: Decoding, settings: ServerSettings, width: int, now: float) -> Plan:
     """Steps and deadline of one reply.
 
     Args:
@@ -108,16 +117,38 @@ def plan(decoding: Decoding, width: int, now: float) -> Plan:
         ConfigError: If a number is out of range.
     """
     effort = EFFORTS[decoding.effort or ("low" if decoding.realtime else DEFAULT_EFFORT)]
-    steps = decoding.steps or max(FEWEST_STEPS, math.ceil(width * effort.steps_per_token))
-    threshold = effort.threshold if decoding.threshold is None else decoding.threshold
+    usual = settings.steps or width * STEPS_PER_TOKEN
+    steps = decoding.steps or max(FEWEST_STEPS, math.ceil(usual * effort.steps))
+    threshold = decoding.threshold
+    if threshold is None:
+        scale = 1 - settings.threshold if effort.threshold > 0 else 1
+        threshold = round(max(settings.threshold + effort.threshold * scale, 0.1), 6)
     deadline = None if decoding.deadline_s is None else now + decoding.deadline_s
     if decoding.realtime:
         return Plan(min(REALTIME_FIRST_STEPS, steps), steps, threshold, deadline, deadline)
     return Plan(steps, steps, threshold, deadline, deadline, by_clause=False)
 
 
-def options(decoding: Decoding, defaults: DecodeOptions, vocab_size: int, seed: int) -> DecodeOptions:
+def family_options(defaults: DecodeDefaults, spec: ModelSpec) -> DecodeOptions:
+    """A family's habits as options."""
+    return DecodeOptions(
+        rule=cast(Rule, defaults.rule),
+        entropy_bound=defaults.entropy_bound,
+        temperature=defaults.temperature,
+        block=defaults.block if spec.mask_kind == "full" else -1,
+        edit_threshold=defaults.edit_threshold,
+        hold_ends=defaults.hold_ends,
+        no_stutter=defaults.no_stutter,
+    )
+
+
+def options(
+    decoding: Decoding, defaults: DecodeOptions, vocab_size: int, seed: int, *, is_constrained: bool = False
+) -> DecodeOptions:
     """The server's options with what the request says instead.
+
+    Args:
+        is_constrained: A grammar holds the reply: what the server would revise by habit stays then, as grammars need it.
 
     Raises:
         ApiError: If a value is out of range or two contradict each other; `param` is the request's field.
@@ -132,6 +163,8 @@ def options(decoding: Decoding, defaults: DecodeOptions, vocab_size: int, seed: 
             changes[name] = value
     if decoding.logit_bias:
         changes["logit_bias"] = decoding.logit_bias
+    if is_constrained:
+        defaults = dataclasses.replace(defaults, edit_threshold=None, remask_eta=0.0, wino_threshold=None)
     try:
         return dataclasses.replace(defaults, **changes)  # type: ignore[arg-type]
     except ConfigError as error:

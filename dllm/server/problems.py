@@ -73,6 +73,10 @@ def shown(value: object) -> str:
             return type(value).__name__
 
 
+_FIELDS = {"width": "max_tokens", "pins": "dllm.pins", "given": "suffix", "constraint": "response_format"}
+"""What the engine's names for things are called in a request."""
+
+
 def from_exception(error: Exception, field: str) -> ApiError:
     """The answer for an error of the engine's.
 
@@ -89,7 +93,7 @@ def from_exception(error: Exception, field: str) -> ApiError:
             )
             return ApiError(400, message, param=field, code="context_length_exceeded")
         case ConfigError():
-            return ApiError(400, str(error), param=error.key)
+            return ApiError(400, str(error), param=_FIELDS.get(error.key, error.key))
         case DraftExpiredError():
             headers = {"x-should-retry": "false"}
             return ApiError(504, str(error), kind="server_error", code="timeout", headers=headers)

@@ -26,6 +26,10 @@ class ServerSettings:
     """Origins whose pages may call; `*` is all."""
     options: DecodeOptions = field(default_factory=DecodeOptions)
     """Decoding where a request says nothing. Its temperature is 0: masked models lose more by sampling than others do."""
+    threshold: float = 0.9
+    """Confidence that decides a token at medium effort; other efforts shift it."""
+    steps: int = 0
+    """Steps of a reply at medium effort; 0 is one for every two positions."""
     default_tokens: int = 256
     """Longest reply where a request names none. The number of masked positions changes when a model ends its answer (LLaDA), so it is
     the same for all."""
@@ -52,6 +56,10 @@ class ServerSettings:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(name, getattr(self, name), "at least 1")
+        if not 0 < self.threshold <= 1:
+            raise ConfigError("threshold", self.threshold, "a probability in (0, 1]")
+        if self.steps < 0:
+            raise ConfigError("steps", self.steps, "at least 0")
         for name in ("timeout_s", "conversation_idle_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(name, getattr(self, name), "seconds above 0")

@@ -55,6 +55,7 @@ class StandInEngine:
     warmed: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
     rounds: int = 0
+    was_submitted: threading.Event = field(default_factory=threading.Event)
     was_cancelled: threading.Event = field(default_factory=threading.Event)
     numbers: Any = field(default_factory=lambda: itertools.count(1))
 
@@ -66,6 +67,7 @@ class StandInEngine:
         self.specs.append(spec)
         draft = StandInDraft(spec, next(self.numbers), tuple(self.script(spec)), spec.plan)
         self.open_drafts.append(draft)
+        self.was_submitted.set()
         return draft
 
     def replan(self, draft: Any, plan: Plan) -> None:

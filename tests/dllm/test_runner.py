@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ def write_nine(_: DraftSpec) -> Sequence[int]:
     return range(20, 29)
 
 
-async def collect(runner: EngineRunner[StandInEngine], ask: DraftSpec | None = None) -> list[Event]:
+async def collect(runner: EngineRunner[Any], ask: DraftSpec | None = None) -> list[Event]:
     return [event async for event in runner.submit(ask or spec())]
 
 

@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -17,9 +17,12 @@ import uvicorn
 from dllm.drafts import DraftSpec
 from dllm.runner import EngineRunner
 from dllm.server import ServerSettings, create_app
+from dllm.spec import ModelSpec
 from tests.dllm import tiny
 from tests.dllm.standin import StandInEngine
 
+ROOMY = replace(tiny.spec(), max_position_embeddings=4096, max_canvas=256)
+"""Room for tools in the prompt and for a call spelled letter by letter."""
 CREATED = 1_795_216_000
 
 Script = Callable[[DraftSpec], str]
@@ -59,11 +62,14 @@ class Served:
 
 @asynccontextmanager
 async def served(
-    script: Script | str = "Hello there.", settings: ServerSettings | None = None, **how: Any
+    script: Script | str = "Hello there.",
+    settings: ServerSettings | None = None,
+    spec: ModelSpec | None = None,
+    **how: Any,
 ) -> AsyncIterator[Served]:
     standin = engine(script, **how)
     async with EngineRunner(standin) as runner:
-        app = create_app(runner, tiny.codec(), tiny.spec(), settings, wall_clock=lambda: CREATED)
+        app = create_app(runner, tiny.codec(), spec or tiny.spec(), settings, wall_clock=lambda: CREATED)
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             yield Served(client, standin, runner)
@@ -100,7 +106,7 @@ def live(script: Script | str = "Hello there.", settings: ServerSettings | None 
     """The same on a real port of this machine, served from a thread."""
     standin = engine(script, **how)
     runner = EngineRunner(standin)
-    app = create_app(runner, tiny.codec(), tiny.spec(), settings)
+    app = create_app(runner, tiny.codec(), ROOMY, settings)
     listening = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(app, lifespan="off", log_config=None, ws="none")
     server = uvicorn.Server(config)

@@ -322,8 +322,7 @@ def test_too_many_drafts_at_once_are_sent_away_and_room_is_made_again() -> None:
         gate = threading.Semaphore(0)
         async with served(settings=ServerSettings(max_drafts=2), gate=gate) as server:
             waiting = asyncio.ensure_future(server.chat(n=2))
-            while not server.engine.specs:
-                await asyncio.sleep(0)
+            await asyncio.to_thread(server.engine.was_submitted.wait, 30)
             refusal = await server.chat()
             assert refusal.status_code == 429
             assert refusal.headers["retry-after"] == "1"
@@ -367,7 +366,12 @@ def test_an_engine_that_breaks_in_the_middle_ends_the_stream_with_an_error(caplo
 def test_a_closed_engine_is_unavailable() -> None:
     async def main() -> None:
         async with served() as server:
-            assert (await server.client.get("/healthz")).json() == {"status": "ok", "drafts": 0, "limit": 64}
+            assert (await server.client.get("/healthz")).json() == {
+                "status": "ok",
+                "drafts": 0,
+                "awaited": 0,
+                "limit": 64,
+            }
             await server.runner.aclose()
             for is_streamed in (False, True):
                 response = await server.chat(stream=is_streamed)

@@ -1,0 +1,151 @@
+"""`dllm serve`: the server from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+
+from dllm.errors import ConfigError
+from dllm.server.settings import ServerSettings
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `serve` to the `dllm` command."""
+    plain = ServerSettings()
+    parser = commands.add_parser("serve", help="OpenAI- and Inception-compatible HTTP server")
+    parser.add_argument("--model", help="checkpoint folder, or ORG/NAME on the hub; default: the built-in model")
+    parser.add_argument("--name", help="the model's name for clients; default: the folder's or the hub's")
+    parser.add_argument("--alias", action="append", default=[], help="another name it answers to; may be repeated")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
+    parser.add_argument("--batch", type=int, default=8, help="canvases per forward")
+    parser.add_argument("--cache-mb", type=int, default=512, help="size of the prefix cache")
+    parser.add_argument("--api-key-file", type=Path, help="one key per line; without it everybody is let in")
+    parser.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="may be repeated; * is all")
+    parser.add_argument("--default-tokens", type=int, default=plain.default_tokens, help="reply length if unasked")
+    parser.add_argument("--max-tokens", type=int, default=plain.max_tokens, help="longest reply of all")
+    parser.add_argument("--max-drafts", type=int, default=plain.max_drafts, help="replies at once; more get 429")
+    parser.add_argument("--timeout", type=float, default=plain.timeout_s, metavar="SECONDS")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load the model and serve until SIGTERM or SIGINT.
+
+    Raises:
+        CheckpointError: If the model cannot be loaded.
+        ConfigError: If an option makes no sense, or the port is taken.
+    """
+    from dllm import loader
+    from dllm.engine import Engine
+    from dllm.runner import EngineRunner
+    from dllm.server.app import create_app
+    from dllm.server.plans import family_options
+
+    keys = read_keys(args.api_key_file)
+    listening = listen(args.host, args.port)  # before loading: a taken port is worth knowing at once
+    with contextlib.closing(listening):
+        folder = None if args.model is None else Path(args.model)
+        source = folder if folder is not None and folder.exists() else args.model
+        print(f"loading {args.model or 'the built-in model'}", file=sys.stderr, flush=True)
+        checkpoint = loader.load(source, args.device)
+        settings = ServerSettings(
+            model=args.name or (args.model.rstrip("/").rpartition("/")[2] if args.model else "dllm-builtin"),
+            aliases=tuple(args.alias),
+            api_keys=keys,
+            cors_origins=tuple(args.cors),
+            options=family_options(checkpoint.defaults, checkpoint.spec),
+            threshold=checkpoint.defaults.threshold,
+            steps=checkpoint.defaults.steps,
+            default_tokens=args.default_tokens,
+            max_tokens=args.max_tokens,
+            max_drafts=args.max_drafts,
+            timeout_s=args.timeout,
+        )
+        engine = Engine(
+            checkpoint.model, checkpoint.codec.token_table, max_batch=args.batch, cache_bytes=args.cache_mb * 2**20
+        )
+
+        async def main() -> None:
+            async with EngineRunner(engine) as runner:
+                app = create_app(runner, checkpoint.codec, checkpoint.spec, settings)
+                await serve(app, listening, settings, announce)
+
+        def announce(address: str) -> None:
+            print(f"{', '.join(settings.names)} at {address}/v1", file=sys.stderr, flush=True)
+
+        asyncio.run(main())
+    return 0
+
+
+def read_keys(path: Path | None) -> tuple[str, ...]:
+    """Keys of a file, one per line; lines that are empty or begin with # are skipped.
+
+    Raises:
+        ConfigError: If the file cannot be read, or holds no key (which would let everybody in).
+    """
+    if path is None:
+        return ()
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("--api-key-file", str(path), f"a file of keys ({error})") from error
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys:
+        raise ConfigError("--api-key-file", str(path), "at least one key")
+    return keys
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        ConfigError: If the port is taken or the address is not of this machine.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise ConfigError("--port", f"{host}:{port}", f"a free port of this machine ({error})") from error
+
+
+async def serve(
+    app: Starlette, listening: socket.socket, settings: ServerSettings, on_started: Callable[[str], None]
+) -> None:
+    """Serve until SIGTERM or SIGINT: no new connections then, and `shutdown_s` for the replies that are being written."""
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        ws="none",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_s)),
+    )
+    server = _Server(config, lambda: on_started(address_of(listening)))
+    await server.serve(sockets=[listening])
+
+
+def address_of(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with word of when it accepts connections."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_started()
