@@ -250,3 +250,15 @@ def test_what_the_network_cannot_do_is_refused(change: dict[str, Any], key: str)
     with pytest.raises(ConfigError) as caught:
         FAMILY.read_config({"text_config": TEXT | change})
     assert caught.value.key == key
+
+
+def test_factors_that_no_checkpoint_holds_are_one(ours: DiffusionGemma) -> None:
+    with torch.device("meta"):
+        network = DiffusionGemma(ours.spec)
+    network = network.to_empty(device="cpu")
+    for buffer in network.buffers():
+        buffer.fill_(float("nan"))
+    network.reset_buffers()
+    assert all((buffer == 1).all() for buffer in network.buffers())
+    optional = [slot.parameter for slot in FAMILY.tensors(ours.spec).values() if slot.is_optional]
+    assert optional == [f"layers.{index}.encoder_scalar" for index in range(4)]

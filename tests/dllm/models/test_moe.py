@@ -204,3 +204,12 @@ def test_numbers_that_do_not_fit_are_refused(change: dict[str, int], key: str) -
     with pytest.raises(ConfigError) as caught:
         dataclasses.replace(SIGMOID, **change)
     assert caught.value.key == key
+
+
+def test_router_bias_stays_float32_when_weights_arrive_later() -> None:
+    """As a loader does it: nothing allocated, then room in the wanted type, then the weights."""
+    with torch.device("meta"):
+        module = MoeFeedForward(dataclasses.replace(dialogue_spec(hidden_size=16), moe=SIGMOID))
+    module = module.bfloat16().to_empty(device="cpu")
+    assert module.expert_bias is not None and module.expert_bias.dtype == torch.float32
+    assert not module.expert_bias.is_meta and module.gate.dtype == torch.bfloat16
