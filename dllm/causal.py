@@ -68,7 +68,7 @@ class SelfSpeculative(Causal):
             raise ConfigError(
                 "temperature", options.temperature, "0 in self-speculation, which checks equality of best tokens"
             )
-        for name in ("repetition_penalty", "banned", "no_stutter", "target_tokens", "min_tokens"):
+        for name in ("repetition_penalty", "banned", "no_stutter"):
             value = getattr(options, name)
             if value != getattr(DecodeOptions(), name):
                 raise ConfigError(name, value, "its default in self-speculation")

@@ -99,7 +99,7 @@ class Strategy(Protocol):
         ...
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Draft:
     """A reply being written. Only the engine and its strategy change it."""
 
@@ -147,6 +147,9 @@ class Draft:
     """Set while kept tokens are being rated."""
     steps_left_now: int = 1
     """Set before the strategy is asked for the next forward."""
+
+    def __repr__(self) -> str:
+        return f"<draft {self.number}: {self.phase}, {self.steps} steps, {self.canvas.decided_prefix()} tokens>"
 
     @property
     def deadline(self) -> float:

@@ -77,6 +77,8 @@ class DecodeOptions:
     mode: Mode = "diffusion"
     draft_tokens: int = 0
     """Self-speculation: tokens drafted per cycle, the first of which is certain; 0 is the model's block, at most 32."""
+    guard: bool = True
+    """Finish greedily what goes in circles or repeats itself, and put off ends that are decided before any text."""
     hold_ends: bool = False
     """Decide an end-of-turn only where everything before it is decided. Otherwise a confident one on the right fixes the reply's
     length before its words are known (models trained with padding flood the tail with them)."""

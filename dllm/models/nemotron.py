@@ -31,6 +31,7 @@ def read_config(body: Mapping[str, Any]) -> ModelSpec:
         family="nemotron",
         mask_kind="causal_prefix_bidir_block",
         block=int(body.get("block_size") or 32),
+        seeds_block=True,
         causal_verify=True,
     )
 

@@ -35,7 +35,7 @@ from voiceagent.errors import BackendError
 
 if TYPE_CHECKING:
     from dllm import drafts as dllm_drafts
-    from dllm import engine as dllm_engine
+    from dllm import draft as dllm_draft
     from dllm.loader import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class DiffusionDraft:
     request: DraftRequest
     on_event: Callable[[DraftEvent], None]
     loop: asyncio.AbstractEventLoop
-    engine_draft: dllm_engine.Draft | None = None
+    engine_draft: dllm_draft.Draft | None = None
     committed: list[int] = field(default_factory=list)
     is_over: bool = False
     """Set on the event loop: nothing is delivered after it."""
