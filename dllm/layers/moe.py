@@ -140,12 +140,13 @@ def dense_experts(x: Tensor, choice: Choice, gate_up: Tensor, down: Tensor, acti
     """Every expert on every token, those not chosen with weight zero; a few tokens at a time to bound the memory."""
     shares = torch.zeros(x.shape[0], gate_up.shape[0], dtype=choice.weights.dtype, device=x.device)
     shares.scatter_(1, choice.experts, choice.weights)
-    step = max(1, DENSE_ELEMENTS // (gate_up.shape[0] * gate_up.shape[1]))
+    step = max(1, DENSE_ELEMENTS // (gate_up.shape[0] * max(gate_up.shape[1:])))
     parts = []
     for tokens, share in zip(torch.split(x, step), torch.split(shares, step), strict=True):
         gate, up = torch.einsum("ne,xfe->xnf", tokens, gate_up).chunk(2, dim=-1)
         inner = activate(gate, activation) * up * share.T.unsqueeze(-1).to(x.dtype)
-        parts.append(torch.einsum("xnf,xef->ne", inner, down))
+        # Not one contraction over experts and inner size: that would copy all of `down` into another order.
+        parts.append(torch.bmm(inner, down.transpose(1, 2)).sum(0))
     return torch.cat(parts)
 
 
