@@ -18,6 +18,7 @@ from torch import Tensor
 from dllm import extent
 from dllm.draft import Draft, Live
 from dllm.drafts import CellState
+from dllm.errors import NoTokenLeftError
 from dllm.extent import TokenClasses
 from dllm.guard import Action, History, watch
 from dllm.models.family import Network
@@ -26,6 +27,7 @@ from dllm.revision import Seen
 from dllm.sampling import ban
 from dllm.selection import RuleTable, Scores, select
 from dllm.spec import ModelSpec
+from dllm.staging import staged
 from dllm_kernels import commit_from_logits
 
 
@@ -74,7 +76,7 @@ class Denoiser:
         self._model, self._spec, self._classes = model, spec, classes
         self._device = next(iter(model.parameters())).device  # type: ignore[attr-defined]
         self._mask = spec.special.mask if spec.special.mask is not None else 0
-        self._ends = torch.tensor(spec.special.ends, device=self._device)
+        self._ends = staged(spec.special.ends, self._device)
 
     def advance(self, drafts: Sequence[Draft], lives: Sequence[Live], hidden: Tensor) -> list[Outcome | Exception]:
         """Decide what the forward allows.
@@ -103,7 +105,7 @@ class Denoiser:
         state.decided = state.decided | chosen
         forced = (forced & chosen).sum(dim=1) + self._close(state, region, chosen, allowed)
         self._revise(drafts, lives, scores, state, region, was_decided, hidden)
-        committed = state.decided.sum(dim=1) - before + torch.tensor(pinned, device=self._device)
+        committed = state.decided.sum(dim=1) - before + staged(pinned, self._device)
         return self._store(drafts, state, committed, forced, actions, errors)
 
     # --- to the device --------------------------------------------------------------------------------------------------
@@ -112,13 +114,13 @@ class Denoiser:
         width = max(draft.canvas.width for draft in drafts)
 
         def rows(values: Sequence[Sequence[float | bool]], fill: float | bool) -> Tensor:
-            return torch.tensor([[*row, *[fill] * (width - len(row))] for row in values], device=self._device)
+            return staged([[*row, *[fill] * (width - len(row))] for row in values], self._device)
 
         return _State(
             rows([draft.canvas.tokens for draft in drafts], self._mask),
             rows([[draft.canvas.is_decided(at) for at in range(draft.canvas.width)] for draft in drafts], True),
             rows([draft.canvas.confidence for draft in drafts], 0.0),
-            torch.tensor([draft.canvas.width for draft in drafts], device=self._device),
+            staged([draft.canvas.width for draft in drafts], self._device),
         )
 
     def _region(self, drafts: Sequence[Draft], lives: Sequence[Live]) -> _Region:
@@ -126,7 +128,7 @@ class Denoiser:
         at = torch.arange(width, device=self._device)
 
         def column(values: Sequence[float | bool]) -> Tensor:
-            return torch.tensor(values, device=self._device)
+            return staged(values, self._device)
 
         lo, hi = column([live.open_lo for live in lives]), column([live.open_hi for live in lives])
         due = column([live.due_hi for live in lives])
@@ -177,7 +179,7 @@ class Denoiser:
                 carried.append(live.carry)
         if carried:
             flat = torch.cat((flat, torch.stack(carried)))
-        return self._model.logits(flat[torch.tensor(rows, device=self._device)]).float()
+        return self._model.logits(flat[staged(rows, self._device)]).float()
 
     def _guess(
         self,
@@ -208,8 +210,8 @@ class Denoiser:
                 except Exception as error:  # this draft's alone
                     errors[row] = error
                     continue
-                values[0][part] = torch.tensor(tokens, device=self._device)
-                values[1][part] = torch.tensor(probabilities, device=self._device)
+                values[0][part] = staged(tokens, self._device)
+                values[1][part] = staged(probabilities, self._device)
         return values[0], values[1], values[2], values[3]
 
     def _rule_out(self, draft: Draft, positions: Sequence[int], piece: Tensor) -> None:
@@ -241,9 +243,7 @@ class Denoiser:
     ) -> tuple[Tensor, Scores]:
         """Rows to cells: what was guessed, and the scores of the cells that were looked at."""
         width = state.tokens.shape[1]
-        cells = torch.tensor(
-            [row * width + at for row, positions in enumerate(wanted) for at in positions], device=self._device
-        )
+        cells = staged([row * width + at for row, positions in enumerate(wanted) for at in positions], self._device)
 
         def dense(values: Tensor, base: Tensor) -> Tensor:
             return base.flatten().index_copy(0, cells, values).view_as(base)
@@ -280,12 +280,12 @@ class Denoiser:
                 errors[row] = error
                 continue
             width = state.tokens.shape[1]
-            allowed[row] = torch.tensor([at in set(cells) for at in range(width)], device=self._device)
+            allowed[row] = staged([at in set(cells) for at in range(width)], self._device)
             if pinned[row]:
                 fill = [0] * (width - canvas.width)
-                state.tokens[row] = torch.tensor([*canvas.tokens, *fill], device=self._device)
-                state.decided[row] |= torch.tensor(
-                    [canvas.is_decided(at) for at in range(canvas.width)] + [True] * len(fill), device=self._device
+                state.tokens[row] = staged([*canvas.tokens, *fill], self._device)
+                state.decided[row] |= staged(
+                    [canvas.is_decided(at) for at in range(canvas.width)] + [True] * len(fill), self._device
                 )
         return allowed, pinned
 
@@ -321,7 +321,7 @@ class Denoiser:
         for row, (draft, positions, piece) in enumerate(zip(drafts, wanted, pieces, strict=True)):
             if draft.reviser is None:
                 continue
-            cells = torch.tensor(positions, device=self._device)
+            cells = staged(positions, self._device)
             found = draft.reviser.stable(piece, cells)
             if stable is not None and found is not None:
                 stable[row, : len(found)] = found
@@ -352,7 +352,7 @@ class Denoiser:
                 continue
             best = piece.argmax(dim=1, keepdim=True)
             others = piece.scatter(1, best, float("-inf")).index_fill_(1, self._ends, float("-inf"))
-            cells = torch.tensor(positions, device=self._device)
+            cells = staged(positions, self._device)
             second = state.tokens[row].index_copy(0, cells, others.argmax(dim=1))
             state.tokens[row] = torch.where(clash, second, state.tokens[row])
         return chosen
@@ -399,7 +399,7 @@ class Denoiser:
                 probability=scores.probability[row],
                 shadow=self._shadow(live, state.tokens[row], hidden[row]) if live.shadow else None,
                 was_masked=region.open[row] & ~was_decided[row],
-                revisable=region.open[row] & was_decided[row] & ~torch.tensor(fixed, device=self._device),
+                revisable=region.open[row] & was_decided[row] & ~staged(fixed, self._device),
                 step=draft.phase_steps,
                 steps_left=live.steps_left,
             )
@@ -421,7 +421,7 @@ class Denoiser:
         watched = [row for row, draft in enumerate(drafts) if draft.history is not None]
         if not watched:
             return actions
-        rows = torch.tensor(watched, device=self._device)
+        rows = staged(watched, self._device)
         histories = [draft.history for draft in drafts if draft.history is not None]
         history = History(torch.cat([one.hashes for one in histories]), torch.cat([one.known for one in histories]))
         at = torch.arange(state.tokens.shape[1], device=self._device)
@@ -433,15 +433,15 @@ class Denoiser:
             is_end[rows],
             # What a plan leaves undecided at its end is the floor's matter: here only circles, repetitions and floods.
             torch.ones(len(watched), dtype=torch.int64, device=self._device),
-            torch.tensor(
+            staged(
                 [drafts[row].spec.options.revises and not drafts[row].spec.options.remask_eta for row in watched],
-                device=self._device,
+                self._device,
             ),
         )
         for index, row in enumerate(watched):
             drafts[row].history = History(history.hashes[index : index + 1], history.known[index : index + 1])
         actions = actions.index_copy(0, rows, found)
-        may_wait = torch.tensor([live.steps_left > 1 for live in lives], device=self._device)
+        may_wait = staged([live.steps_left > 1 for live in lives], self._device)
         holds = (actions == int(Action.HOLD_ENDS)) & may_wait
         # The most confident choice stays, so that the step decides something: a flood of ends alone is let through.
         has_text = (chosen & ~is_end).any(dim=1)
@@ -481,5 +481,9 @@ class Denoiser:
                 draft.finishes_now, draft.guards = True, draft.guards + 1
             elif action == Action.HOLD_ENDS:
                 draft.guards += 1
-            outcomes.append(Outcome(decided, forced_here))
+            ruled_out = next(
+                (at for at in range(canvas.width) if canvas.is_decided(at) and canvas.tokens[at] == canvas.table.mask),
+                None,
+            )
+            outcomes.append(Outcome(decided, forced_here) if ruled_out is None else NoTokenLeftError(ruled_out))
         return outcomes

@@ -69,6 +69,7 @@ class Engine:
         max_batch: Drafts per forward.
         cache_bytes: Size of the prefix cache.
         clock: Reads the time that deadlines refer to, in seconds.
+        forward: Runs the network, where that is not the network's own call (`dllm.graphs.cuda_graphs`).
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Engine:
         max_batch: int = 8,
         cache_bytes: int = 128 * 2**20,
         clock: Callable[[], float] = time.monotonic,
+        forward: Callable[..., Tensor] | None = None,
     ) -> None:
         self.model, self.table, self.max_batch, self._clock = model, table, max_batch, clock
         self.spec = model.spec
@@ -87,7 +89,7 @@ class Engine:
         grid = self.spec.block if self.spec.mask_kind == "block_causal" else 1
         page = max(16, grid)
         self.cache = PrefixCache(model, cache_bytes if self._is_cached else 0, page if page % grid == 0 else grid, grid)
-        self.workspace = Workspace(model, max_batch)
+        self.workspace = Workspace(model, max_batch, forward)
         self.costs = StepCosts()
         self._classes = TokenClasses(table, self.spec.vocab_size, self._device)
         forbidden = {*table.forbidden, *self.spec.special.forbidden, table.mask}

@@ -17,6 +17,7 @@ from torch import Tensor
 from dllm.canvas import TokenTable
 from dllm.errors import ConfigError
 from dllm.options import DecodeOptions
+from dllm.staging import staged
 from dllm_kernels import CommitStats, commit_from_logits
 from dllm_kernels.philox import philox_4x32
 
@@ -324,7 +325,7 @@ def _at(known: Tensor, places: Tensor) -> Tensor:
 
 def _around(known: Tensor, positions: Tensor, offsets: Iterable[int]) -> Tensor:
     """[n, offsets]: what stands at those distances from each position."""
-    return _at(known, positions.unsqueeze(1) + torch.tensor(list(offsets), device=positions.device))
+    return _at(known, positions.unsqueeze(1) + staged(list(offsets), positions.device))
 
 
 def _last_new(found: Tensor, length: int, is_new: Tensor) -> Tensor:

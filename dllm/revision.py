@@ -22,6 +22,7 @@ from dllm.drafts import CellState
 from dllm.masks import visible
 from dllm.options import DecodeOptions
 from dllm.spec import ModelSpec
+from dllm.staging import staged
 from dllm.window import Window
 
 
@@ -68,7 +69,7 @@ class Rescore:
 
     def _judge(self, draft: Draft, asked: list[int], logits: Tensor) -> int:
         del self.halves[0]
-        tokens = torch.tensor([draft.canvas.tokens[at] for at in asked], device=logits.device)
+        tokens = staged([draft.canvas.tokens[at] for at in asked], logits.device)
         probabilities = torch.softmax(logits, dim=-1).gather(1, tokens.unsqueeze(1)).squeeze(1).tolist()
         for at, probability in zip(asked, probabilities, strict=True):
             if probability < draft.spec.options.keep_above:
@@ -90,7 +91,7 @@ class Reviser:
         self._revisions = torch.zeros(1, width, dtype=torch.int64, device=device)
         self._stability = Stability.start(width, vocab_size, device) if options.rule == "stability" else None
         self.edited = torch.zeros((), dtype=torch.int64, device=device)
-        """Tokens that the last step overwrote or masked again: a block in which there were any is not finished."""
+        """Above 0 when the last step overwrote or masked again something, or could not yet judge the whole block: it is not finished."""
 
     def stable(self, logits: Tensor, positions: Tensor) -> Tensor | None:
         """[W] bool, where the distribution stayed put, for the stability rule; None for other rules."""
@@ -104,7 +105,7 @@ class Reviser:
     def decides_all(self, logits: Tensor, positions: Tensor, masked: Tensor, step: int, steps: int) -> Tensor:
         """Bool: everything masked may be decided now (Prophet). logits: [n, V] of `positions`; masked: [W]."""
         gap = torch.zeros(masked.shape, device=self._device).index_copy(0, positions, top_gap(logits))
-        count = torch.tensor([step], device=self._device), torch.tensor([steps], device=self._device)
+        count = staged([step], self._device), staged([steps], self._device)
         return early_commit(gap.unsqueeze(0), masked.unsqueeze(0), *count)[0]
 
     def revise(self, seen: Seen, tokens: Tensor, decided: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,27 +114,28 @@ class Reviser:
         self.edited = torch.zeros_like(self.edited)
         if options.edit_threshold is not None:
             self._extra_steps = count_extra_steps(self._extra_steps, seen.was_masked.unsqueeze(0))
-            threshold = torch.tensor([options.edit_threshold], device=self._device)
+            threshold = staged([options.edit_threshold], self._device)
             change = edits(
                 tokens.unsqueeze(0), seen.best.unsqueeze(0), seen.probability.unsqueeze(0), seen.revisable.unsqueeze(0),
                 threshold, self._extra_steps,
             )[0]  # fmt: skip
             tokens = torch.where(change, seen.best, tokens)
             confidence = torch.where(change, seen.probability, confidence)
-            self.edited = change.sum()
+            # Finished only after a step that found everything decided and changed nothing.
+            self.edited = change.sum() + seen.was_masked.any()
             return tokens, decided, confidence
         doubts = torch.zeros_like(decided)
         if options.remask_eta:
-            step = torch.tensor([seen.step], device=self._device)
+            step = staged([seen.step], self._device)
             rate = remdm_rate(
                 step,
-                torch.tensor([seen.step + seen.steps_left], device=self._device),
-                torch.tensor([options.remask_eta], device=self._device),
+                staged([seen.step + seen.steps_left], self._device),
+                staged([options.remask_eta], self._device),
             )
-            seed = torch.tensor([options.seed], device=self._device)
+            seed = staged([options.seed], self._device)
             doubts = remask_remdm(seen.revisable.unsqueeze(0), rate, step, seed)[0]
         if seen.shadow is not None and options.wino_threshold is not None and seen.steps_left > 1:
-            threshold = torch.tensor([options.wino_threshold], device=self._device)
+            threshold = staged([options.wino_threshold], self._device)
             found, self._revisions = wino_doubts(
                 seen.revisable.unsqueeze(0), seen.shadow.unsqueeze(0), threshold, self._revisions
             )

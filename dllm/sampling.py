@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dllm.options import DecodeOptions
 from dllm.process import Processor, draw_seeds, sample
+from dllm.staging import staged
 from dllm_kernels import commit_from_logits
 from dllm_kernels.commit_from_logits import CommitStats
 
@@ -44,14 +45,14 @@ class Picker:
             logits: [n, V] float32, the rows of `positions`.
             tokens, decided: [W] of the canvas.
         """
-        at = torch.tensor(positions, device=self._device)
+        at = staged(positions, self._device)
         self._processor.apply(logits, at, tokens, decided)
 
     def process(self, draft: Draft, logits: Tensor, positions: Sequence[int]) -> None:
         """The same with the canvas as it stands on the host."""
         canvas = draft.canvas
-        tokens = torch.tensor(canvas.tokens, device=self._device)
-        decided = torch.tensor([canvas.is_decided(at) for at in range(canvas.width)], device=self._device)
+        tokens = staged(canvas.tokens, self._device)
+        decided = staged([canvas.is_decided(at) for at in range(canvas.width)], self._device)
         self.process_on(logits, positions, tokens, decided)
 
     def pick(self, draft: Draft, logits: Tensor, positions: Sequence[int]) -> Guesses:
@@ -77,7 +78,9 @@ class Picker:
         """
         constraint, canvas = draft.spec.constraint, draft.canvas
         assert constraint is not None
-        lo, hi = canvas.decided_prefix(), max(positions) + 1
+        # The window reaches to the last decided position: what is free behind it is all that may be made up.
+        lo = canvas.decided_prefix()
+        hi = 1 + max(max(positions), *(at for at in range(canvas.width) if canvas.is_decided(at)), 0)
         scores = torch.zeros(hi - lo, logits.shape[1], device=logits.device)
         scores[[at - lo for at in positions]] = torch.log_softmax(logits, dim=-1)
         decided = [canvas.tokens[at] if canvas.is_decided(at) else None for at in range(lo, hi)]
@@ -89,7 +92,7 @@ class Picker:
         return self._processor.joint_conflicts(tokens, decided, chosen)
 
     def _seeds(self, positions: Sequence[int], step: int) -> Tensor:
-        return draw_seeds(self._options.seed, step, torch.tensor(positions, device=self._device))
+        return draw_seeds(self._options.seed, step, staged(positions, self._device))
 
 
 def ban(logits: Tensor, rows_and_tokens: Iterable[tuple[int, int]]) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dllm.options import DecodeOptions, Rule
+from dllm.staging import staged
 from dllm_kernels.philox import philox_4x32
 
 _RULES: tuple[Rule, ...] = get_args(Rule)
@@ -68,12 +69,12 @@ class RuleTable:
         assert len(options) == len(thresholds)
 
         def whole(values: Sequence[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.int64, device=device)
+            return staged(values, device, torch.int64)
 
         return cls(
             occurring=frozenset(row.rule for row in options),
             rule=whole([_RULES.index(row.rule) for row in options]),
-            threshold=torch.tensor(thresholds, dtype=torch.float32, device=device),
+            threshold=staged(thresholds, device, torch.float32),
             factor=whole([_fixed(row.factor, math.ceil) for row in options]),
             entropy_bound=whole([_fixed(row.entropy_bound, math.floor) for row in options]),
             seed=whole([row.seed for row in options]),

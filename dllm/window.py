@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dllm.models.family import LayerStore, Network
+from dllm.staging import staged
 
 CAPACITY_STEP = 64
 """Slots are allocated in multiples of it: rows seldom need to grow, and shapes repeat."""
@@ -58,10 +59,13 @@ class Workspace:
     """Contiguous keys and values of the drafts in the present company, one row each.
 
     A row is filled from the prefix cache when its draft joins; the other rows are not touched by who joins or leaves.
+
+    `forward` runs the network where that is not the network's own call (`dllm.graphs`); it takes and gives the same.
     """
 
-    def __init__(self, model: Network, max_rows: int) -> None:
+    def __init__(self, model: Network, max_rows: int, forward: Callable[..., Tensor] | None = None) -> None:
         self.model, self.max_rows = model, max_rows
+        self._run: Callable[..., Tensor] = model if forward is None else forward
         self.stores: list[LayerStore] = []
         """Per layer [rows, G, S, D]."""
         self._keys: list[Hashable | None] = []
@@ -131,18 +135,18 @@ class Workspace:
         if len(windows) == 1 and windows[0].positions is None:
             positions = torch.arange(windows[0].start, windows[0].start + length, device=self._device).unsqueeze(0)
         else:
-            positions = torch.tensor(
+            positions = staged(
                 [
                     [*(w.positions or range(w.start, w.start + w.length)), *[w.start] * (length - w.length)]
                     for w in windows
                 ],
-                device=self._device,
+                self._device,
             )
         start: int | Tensor = windows[0].start
         if len(windows) > 1:
-            start = torch.tensor([window.start for window in windows], device=self._device)
+            start = staged([window.start for window in windows], self._device)
         return Arranged(
-            torch.tensor(ids, device=self._device),
+            staged(ids, self._device),
             positions,
             self._mask(windows, length),
             start,
@@ -154,7 +158,7 @@ class Workspace:
         rows = len(arranged.lengths)
         stores = [LayerStore(store.keys[:rows], store.values[:rows]) for store in self.stores]
         tokens = arranged.ids if ids is None else ids
-        return self.model(tokens, arranged.positions, arranged.mask, stores, arranged.start, **extra)
+        return self._run(tokens, arranged.positions, arranged.mask, stores, arranged.start, **extra)
 
     def _mask(self, windows: Sequence[Window], length: int) -> Tensor | None:
         key = (length, tuple((window.start, tuple(window.visible), window.blind) for window in windows))
@@ -171,18 +175,16 @@ class Workspace:
         slots = max(last, reach)
         slot = torch.arange(slots, device=self._device)
         if is_level:
-            visible = torch.tensor([[window.visible[0]] for window in windows], device=self._device)
+            visible = staged([[window.visible[0]] for window in windows], self._device)
         else:
-            visible = torch.tensor(
-                [[*w.visible, *[w.visible[-1]] * (length - w.length)] for w in windows], device=self._device
-            )
+            visible = staged([[*w.visible, *[w.visible[-1]] * (length - w.length)] for w in windows], self._device)
         seen = slot < visible.unsqueeze(2)
         if not is_level:
-            starts = torch.tensor([[window.start] for window in windows], device=self._device)
+            starts = staged([[window.start] for window in windows], self._device)
             own = starts + torch.arange(length, device=self._device)
             if any(window.blind is not None for window in windows):
-                blind = torch.tensor(
-                    [[*(w.blind or [-1] * w.length), *[-1] * (length - w.length)] for w in windows], device=self._device
+                blind = staged(
+                    [[*(w.blind or [-1] * w.length), *[-1] * (length - w.length)] for w in windows], self._device
                 )
                 seen &= slot != blind.unsqueeze(2)
             seen |= slot == own.unsqueeze(2)

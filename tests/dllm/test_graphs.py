@@ -1,0 +1,272 @@
+"""Recorded forwards: the same results as the network's own call, whatever is recorded, evicted or refused."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dllm.denoise import Denoiser
+from dllm.drafts import Plan
+from dllm.engine import Engine
+from dllm.errors import ConfigError
+from dllm.graphs import MAX_LENGTH, CudaRecorder, Graphs, Recorded, Shape, cuda_graphs
+from dllm.models.family import LayerStore
+from dllm.models.transformer import Transformer
+from dllm.options import DecodeOptions
+from tests.dllm import tiny
+from tests.dllm.decoding import draft_spec, engine_of, finished, prompt_of, run, table_of
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+"""Masks, and slots that nobody sees, make attention add in another order; hidden states are about 1."""
+
+
+class StandIn:
+    """Records as a GPU does: repeats work on the same tensors, and its result always lies in the same one."""
+
+    def __init__(self, failing: tuple[int, ...] = ()) -> None:
+        self.replays, self.failing, self._recorded = 0, failing, 0
+
+    def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+        self._recorded += 1
+        if self._recorded in self.failing:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        result = torch.full_like(run(), float("nan"))
+
+        def replay() -> None:
+            self.replays += 1
+            result.copy_(run())
+
+        return replay, result
+
+
+class Clock:
+    """Each reading is a second later."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def graphs(model: Transformer, recorder: StandIn | None = None, **options: Any) -> Graphs:
+    return Graphs(model, recorder or StandIn(), clock=Clock(), **options)
+
+
+def filled(model: Transformer, rows: int = 2, length: int = 320) -> list[LayerStore]:
+    generator = torch.Generator().manual_seed(3)
+    return [
+        LayerStore(*(torch.randn(part.shape, generator=generator) for part in store))
+        for store in model.new_stores(rows, length)
+    ]
+
+
+def inputs(rows: int, length: int, start: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    drawn = torch.randint(20, 90, (rows, length), generator=torch.Generator().manual_seed(seed))
+    return drawn, torch.arange(start, start + length).expand(rows, length)
+
+
+def mask_to(visible: list[int], slots: int) -> Tensor:
+    seen = torch.arange(slots) < torch.tensor(visible).unsqueeze(1)
+    return torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))[:, None, None]
+
+
+def test_a_replay_gives_what_the_network_gives() -> None:
+    model, recorder = tiny.model(scale=1.0), StandIn()
+    fast, own, other = graphs(model, recorder), filled(model, rows=1), filled(model, rows=1)
+    for start in (40, 63, 64, 100, 7):
+        ids, positions = inputs(1, 16, start, start)
+        expected = model(ids, positions, None, own, start)
+        torch.testing.assert_close(fast(ids, positions, None, other, start), expected, **CLOSE)
+        for mine, its in zip(own, other, strict=True):
+            torch.testing.assert_close(its.keys, mine.keys, **CLOSE)
+            torch.testing.assert_close(its.values, mine.values, **CLOSE)
+    assert recorder.replays == 4
+
+
+def test_one_recording_serves_every_length_of_text_and_every_mask() -> None:
+    model, recorder = tiny.model(scale=1.0), StandIn()
+    fast, stores = graphs(model, recorder), filled(model)
+    for at, starts in enumerate(((40, 40), (64, 9), (100, 200), (30, 31))):
+        ids, positions = inputs(2, 8, 0, at)
+        positions = positions + torch.tensor(starts).unsqueeze(1)
+        mask = mask_to([start + 8 for start in starts], max(starts) + 8)
+        if at % 2:
+            mask = mask.repeat(1, 1, 8, 1)
+            mask[..., :3, : min(starts)] = -2.0
+        expected = model(
+            ids, positions, mask, [LayerStore(*(p.clone() for p in s)) for s in stores], torch.tensor(starts)
+        )
+        found = fast(ids, positions, mask, stores, torch.tensor(starts))
+        torch.testing.assert_close(found, expected, **CLOSE)
+    assert fast.shapes == (Shape(2, 8, 256),)
+    assert recorder.replays == 3
+
+
+def test_a_result_outlives_the_next_replay() -> None:
+    model = tiny.model(scale=1.0)
+    fast, stores = graphs(model), filled(model, rows=1)
+    fast(*inputs(1, 8, 40), None, stores, 40)
+    first = fast(*inputs(1, 8, 40, 1), None, stores, 40)
+    kept = first.clone()
+    second = fast(*inputs(1, 8, 40, 2), None, stores, 40)
+    assert torch.equal(first, kept)
+    assert not torch.equal(first, second)
+
+
+def test_a_shape_is_recorded_when_it_comes_again_and_the_time_is_told() -> None:
+    model, told = tiny.model(), list[Recorded]()
+    fast, stores = graphs(model, progress=told.append), filled(model, rows=1)
+    fast(*inputs(1, 8, 40), None, stores, 40)
+    assert told == []
+    fast(*inputs(1, 8, 40), None, stores, 40)
+    assert told == [Recorded(Shape(1, 8, 256), 1.0, 1)]
+    assert fast.size_bytes == 8 * 8 * 2 + 8 + 4 * 8 * 256 + 4 * 8 * 32
+
+
+def test_the_recording_used_longest_ago_goes_first() -> None:
+    model = tiny.model()
+    fast, stores = graphs(model, max_graphs=2), filled(model, rows=1)
+    for length in (4, 8, 4, 12):
+        for _ in range(2):
+            fast(*inputs(1, length, 40), None, stores, 40)
+    assert [shape.length for shape in fast.shapes] == [4, 12]
+
+
+def test_nothing_is_recorded_once_the_time_for_it_is_spent() -> None:
+    model, recorder = tiny.model(), StandIn()
+    fast, stores = graphs(model, recorder, budget_s=2.0), filled(model, rows=1)
+    for length in (4, 8, 12, 16):
+        for _ in range(3):
+            expected = model(*inputs(1, length, 40), None, [LayerStore(*(p.clone() for p in s)) for s in stores], 40)
+            torch.testing.assert_close(fast(*inputs(1, length, 40), None, stores, 40), expected, **CLOSE)
+    assert [shape.length for shape in fast.shapes] == [4, 8]
+    assert fast.seconds == 2.0
+    assert recorder.replays == 4
+
+
+def test_a_network_that_cannot_be_recorded_runs_as_it_is() -> None:
+    model, told = tiny.model(), list[Recorded]()
+    fast, stores = graphs(model, StandIn(failing=(1,)), progress=told.append), filled(model, rows=1)
+    expected = model(*inputs(1, 8, 40), None, [LayerStore(*(p.clone() for p in s)) for s in stores], 40)
+    for _ in range(4):
+        torch.testing.assert_close(fast(*inputs(1, 8, 40), None, stores, 40), expected, **CLOSE)
+    assert [recorded.error for recorded in told] == ["operation not permitted when stream is capturing"]
+    assert fast.shapes == ()
+
+
+def test_recordings_go_when_keys_and_values_move() -> None:
+    model = tiny.model(scale=1.0)
+    fast, stores = graphs(model), filled(model, rows=1)
+    for _ in range(2):
+        fast(*inputs(1, 8, 40), None, stores, 40)
+    moved = [LayerStore(*(part * 2 for part in store)) for store in stores]
+    expected = model(*inputs(1, 8, 40), None, [LayerStore(*(p.clone() for p in s)) for s in moved], 40)
+    torch.testing.assert_close(fast(*inputs(1, 8, 40), None, moved, 40), expected, **CLOSE)
+
+
+def test_prefills_and_forwards_without_stores_are_not_recorded() -> None:
+    model, recorder = tiny.model(), StandIn()
+    fast, stores = graphs(model, recorder), filled(model, rows=1)
+    for _ in range(3):
+        fast(*inputs(1, MAX_LENGTH + 1, 0), None, stores, 0)
+        fast(*inputs(1, 8, 0), None)
+    assert fast.shapes == () and recorder.replays == 0
+    with pytest.raises(ValueError, match="needs a mask"):
+        fast(*inputs(1, 8, 0), None, stores, torch.tensor([0]))
+
+
+def test_an_engine_writes_the_same_replies_with_recordings() -> None:
+    model = tiny.model()
+    specs = [
+        draft_spec(prompt_of(30 + 9 * at, at), 24, DecodeOptions(seed=at), Plan(8, 8, 0.9, by_clause=False), f"c{at}")
+        for at in range(5)
+    ]
+    replies = []
+    recorder = StandIn()
+    for forward in (None, graphs(model, recorder)):
+        engine = Engine(model, table_of(model.spec), max_batch=3, cache_bytes=2**20, clock=lambda: 0.0, forward=forward)
+        drafts = [engine.submit(spec) for spec in specs]
+        events = run(engine)
+        replies.append([finished(events, draft).tokens for draft in drafts])
+    assert replies[0] == replies[1]
+    assert recorder.replays > 5
+
+
+def test_limits_and_devices_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ConfigError, match="max_graphs"):
+        Graphs(tiny.model(), StandIn(), max_graphs=0)
+    with pytest.raises(ConfigError, match="CUDA"):
+        cuda_graphs(tiny.model())
+
+
+# --- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def waiting_is_an_error() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the mode announces that it is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_on_the_gpu_a_recorded_forward_equals_the_networks_own() -> None:
+    model = tiny.model(scale=1.0).cuda()
+    fast = Graphs(model, CudaRecorder())
+    stores = [LayerStore(*(part.cuda() for part in store)) for store in filled(model)]
+    for seed in range(6):
+        ids, positions = (part.cuda() for part in inputs(2, 8, 40, seed))
+        mask, start = mask_to([48, 48], 48).cuda(), torch.tensor([40, 40]).cuda()
+        expected = model(ids, positions, mask, [LayerStore(*(p.clone() for p in s)) for s in stores], start)
+        torch.testing.assert_close(fast(ids, positions, mask, stores, start), expected, **CLOSE)
+    assert fast.shapes == (Shape(2, 8, 256),)
+
+
+@pytest.mark.gpu
+def test_on_the_gpu_an_engine_writes_the_same_replies_with_recordings() -> None:
+    model = tiny.model().cuda()
+    replies = []
+    for forward in (None, cuda_graphs(model)):
+        engine = Engine(model, table_of(model.spec), max_batch=3, cache_bytes=2**20, clock=lambda: 0.0, forward=forward)
+        drafts = [engine.submit(draft_spec(prompt_of(40, at), 24, conversation=f"c{at}")) for at in range(3)]
+        events = run(engine)
+        replies.append([finished(events, draft).tokens for draft in drafts])
+    assert replies[0] == replies[1]
+
+
+@pytest.mark.gpu
+def test_on_the_gpu_nothing_waits_between_the_forward_and_the_one_visit(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(tiny.model().cuda())
+    for at in range(3):
+        engine.submit(draft_spec(prompt_of(40, at), 24, conversation=f"c{at}"))
+    engine.run_round()  # prompts are stored
+    engine.run_round()
+    advance, store, visits = Denoiser.advance, Denoiser._store, []
+
+    def watched_advance(*args: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("error")
+        return advance(*args)
+
+    def watched_store(*args: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("default")
+        visits.append(1)
+        return store(*args)
+
+    monkeypatch.setattr(Denoiser, "advance", watched_advance)
+    monkeypatch.setattr(Denoiser, "_store", watched_store)
+    with waiting_is_an_error():
+        torch.cuda.set_sync_debug_mode("default")
+        events = run(engine)
+    assert visits and sum(type(event).__name__ == "Finished" for event in events) == 3
