@@ -63,7 +63,7 @@ class Pass:
     is_step: bool = True
     """Whether it counts as a denoising forward of the plan."""
     soft: Tensor | None = None
-    """[T, V] float32 probabilities of the step before (self-conditioning); None for none yet."""
+    """[T, V] float32 processed logits of the step before (self-conditioning); None for none yet."""
 
 
 Work: TypeAlias = Live | Pass

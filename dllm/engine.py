@@ -325,7 +325,7 @@ class Engine:
                 break
         began = self._clock()
         try:
-            hidden = self._encode([(draft, _text(draft), chunk) for draft, chunk in jobs])
+            hidden = self._encode([(draft.number, _text(draft), chunk) for draft, chunk in jobs])
         except Exception as error:
             if len(jobs) == 1:
                 self._fail(jobs[0][0], error, events)
@@ -430,8 +430,7 @@ class Engine:
 
     def _step(self, works: list[tuple[Draft, Work]], events: list[Event]) -> None:
         began = self._clock()
-        order, hidden = self._forward(works)
-        works = [works[index] for index in order]
+        works, hidden = self._forward(works)
         outcomes: dict[int, Outcome | Exception] = {}
         lives = [(row, draft, work) for row, (draft, work) in enumerate(works) if isinstance(work, Live)]
         if lives:
@@ -467,8 +466,10 @@ class Engine:
             )
             events += self._conclude(draft)
 
-    def _forward(self, works: list[tuple[Draft, Work]]) -> tuple[list[int], Tensor]:
-        """Run all windows at once; which of `works` each row of the result is, and hidden states [B, T, E]."""
+    def _forward(self, works: list[tuple[Draft, Work]]) -> tuple[list[tuple[Draft, Work]], Tensor]:
+        """Run all windows at once; the works in the order of their rows, and hidden states [B, T, E]."""
+        # A full-mask draft whose row went to somebody else has lost what it kept there.
+        works = [(draft, self._refreshed(draft, work)) for draft, work in works]
         longest = max(work.window.length for _, work in works)
         slots = max(max(work.window.start + longest, *work.window.visible) for _, work in works)
         drafts = {draft.number: draft for draft, _ in works}
@@ -477,19 +478,13 @@ class Engine:
             draft = drafts[key]  # type: ignore[index]
             self.cache.read(_text(draft), row)
 
-        # A full-mask draft whose row went to somebody else has lost what it kept there.
-        works = [(draft, self._refreshed(draft, work)) for draft, work in works]
-        longest = max(work.window.length for _, work in works)
-        slots = max(slots, *(work.window.start + longest for _, work in works))
         order = self.workspace.place([draft.number for draft, _ in works], slots, fill)
-        arranged = self.workspace.arrange([works[index][1].window for index in order])
+        works = [works[index] for index in order]
+        arranged = self.workspace.arrange([work.window for _, work in works])
         extra: dict[str, Any] = {}
-        softs = [work.soft for _, work in works if isinstance(work, Pass)]
         if self.spec.self_conditioning:
-            extra["soft"] = (
-                self._soft([works[index][1] for index in order], longest) if any(s is not None for s in softs) else None
-            )
-        return order, self.workspace.forward(arranged, **extra)
+            extra["soft"] = self._soft([work for _, work in works], longest)
+        return works, self.workspace.forward(arranged, **extra)
 
     def _refreshed(self, draft: Draft, work: Work) -> Work:
         strategy = draft.strategy
@@ -500,12 +495,15 @@ class Engine:
             return again
         return work
 
-    def _soft(self, works: Sequence[Work], longest: int) -> Tensor:
-        """[B, T, V] probabilities of the step before; zeros for drafts at their first."""
-        soft = torch.zeros(len(works), longest, self.spec.vocab_size, device=self._device)
+    def _soft(self, works: Sequence[Work], longest: int) -> Tensor | None:
+        """[B, T, E] self-conditioning; None when all drafts are at their first step."""
+        if all(not isinstance(work, Pass) or work.soft is None for work in works):
+            return None
+        soft = torch.zeros(len(works), longest, self.spec.hidden_size, device=self._device)
         for row, work in enumerate(works):
             if isinstance(work, Pass) and work.soft is not None:
-                soft[row, : len(work.soft)] = work.soft
+                embedded = self.model.soft_embedding(work.soft.unsqueeze(0))  # type: ignore[attr-defined]
+                soft[row, : len(work.soft)] = embedded[0]
         return soft
 
     def _absorb(self, draft: Draft, work: Pass, hidden: Tensor) -> Outcome | Exception:
@@ -541,7 +539,9 @@ class Engine:
             return self._finish(draft, "stop", stop)
         if final > end or final >= canvas.width or final >= draft.spec.width:
             reason: FinishReason = "end_of_turn" if canvas.reply_end() < draft.spec.width else "canvas_full"
-            if reason == "canvas_full" and draft.plan.by_clause:
+            if reason == "canvas_full" and draft.spec.constraint is not None:
+                reason = "end_of_turn"  # a grammar that fills the canvas exactly is at its end
+            elif reason == "canvas_full" and draft.plan.by_clause:
                 end = min(canvas.last_sentence_end(draft.emitted), draft.spec.width)
             return self._finish(draft, reason, end)
         events: list[Event] = []

@@ -67,6 +67,14 @@ class PinsDoNotFitError(DraftError, ValueError):
         self.pinned, self.width = pinned, width
 
 
+class NoTokenLeftError(DraftError, ValueError):
+    """Everything is ruled out at a position that must be decided."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(f"no token is allowed at position {position} of the reply: loosen logit_bias, banned or min_tokens")
+        self.position = position
+
+
 class CacheFullError(DraftError):
     """The prefix cache has no room for a text, even after evicting what nobody uses."""
 

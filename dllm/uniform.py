@@ -22,7 +22,7 @@ from dllm.window import Window
 class UniformCanvas:
     """One canvas per `spec.block` positions; a finished one is encoded causally and the next begins.
 
-    The plan's steps are those of each canvas. Pinned and given tokens are put back after every step.
+    What the plan has left is shared out evenly over the canvases left. Pinned and given tokens are put back after every step.
     """
 
     needs_carry = False
@@ -40,7 +40,7 @@ class UniformCanvas:
         self._soft: Tensor | None = None
         self._best: list[list[int]] = []
         self._lo = 0
-        self._step = 0
+        self._step = self._total = 0
 
     def begin(self, draft: Draft) -> None:
         assert draft.text is not None
@@ -67,6 +67,8 @@ class UniformCanvas:
                 draft.pending = canvas.tokens[self._lo : hi]
             return None
         if not self._noisy:
+            canvases = -(-(canvas.width - self._lo) // self._spec.block)
+            self._total = max(1, draft.steps_left_now // canvases)
             self._noisy = self._fixed(draft, self._random(hi - self._lo))
         start = prompt + self._lo
         window = Window(self._noisy, start, [prompt + hi] * (hi - self._lo))
@@ -87,10 +89,9 @@ class UniformCanvas:
     def _advance(self, draft: Draft, hi: int, logits: Tensor) -> int:
         """One step of the loop over the canvas's logits [W, V]."""
         self._step += 1
-        left = draft.steps_left_now
-        total = self._step + left - 1
+        left = min(self._total - self._step + 1, draft.steps_left_now)
         high, low = self._options.anneal
-        temperature = low + (high - low) * left / max(total, 1)
+        temperature = low + (high - low) * left / self._total
         logits = logits.clone()
         draft.picker.process(draft, logits, range(self._lo, hi))
         scaled = logits / temperature
@@ -107,7 +108,7 @@ class UniformCanvas:
         kept = select(scores, every, ~every, torch.zeros(1, dtype=torch.int64, device=logits.device), rules).chosen
         fresh = torch.tensor(self._random(hi - self._lo), device=logits.device)
         self._noisy = self._fixed(draft, torch.where(kept[0], drawn, fresh).tolist())
-        self._soft = probabilities
+        self._soft = scaled
         guess = self._fixed(draft, best.tolist())
         sure = best_probability.tolist()
         is_stable = len(self._best) >= self._options.stable_steps and all(

@@ -368,7 +368,6 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         corruption="uniform",
         mask_kind="encoder_decoder",
         block=canvas,
-        max_canvas=canvas,
         self_conditioning=True,
     )
 

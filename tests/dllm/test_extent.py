@@ -1,0 +1,59 @@
+"""What is read off many canvases at once equals what each canvas says of itself."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dllm import extent
+from dllm.canvas import Canvas
+from tests.dllm import tiny
+from tests.dllm.no_sync import no_host_sync
+
+TABLE = tiny.codec().token_table
+CLASSES = extent.TokenClasses(TABLE, tiny.codec().vocab_size, torch.device("cpu"))
+
+
+def sample_tokens() -> list[int]:
+    """A few of every class, so that short canvases hold clauses, figures and ends."""
+    groups = (TABLE.sentence_end, TABLE.clause_end, TABLE.digit, TABLE.word_start, {TABLE.end}, {TABLE.mask}, {90, 91})
+    return [token for group in groups for token in sorted(group)[:3]]
+
+
+cells = st.tuples(st.sampled_from(sample_tokens()), st.booleans())
+
+
+@settings(max_examples=300)
+@given(st.lists(st.lists(cells, min_size=1, max_size=24), min_size=1, max_size=4))
+def test_batches_of_canvases_are_read_as_each_alone(rows: list[list[tuple[int, bool]]]) -> None:
+    width = max(map(len, rows))
+    canvases = []
+    for row in rows:
+        canvas = Canvas(len(row), TABLE)
+        for at, (token, is_decided) in enumerate(row):
+            canvas.put(at, token, 1.0, is_decided=is_decided)
+        canvases.append(canvas)
+    tokens = torch.tensor([[*canvas.tokens, *[TABLE.mask] * (width - canvas.width)] for canvas in canvases])
+    decided = torch.tensor(
+        [[canvas.is_decided(at) if at < canvas.width else True for at in range(width)] for canvas in canvases]
+    )
+    widths = torch.tensor([canvas.width for canvas in canvases])
+    with no_host_sync():
+        classes = CLASSES.of(tokens)
+        found = (
+            extent.decided_prefix(decided, widths),
+            extent.reply_end(classes, widths),
+            extent.first_clause_end(classes, widths),
+        )
+    for index, canvas in enumerate(canvases):
+        expected = (canvas.decided_prefix(), canvas.reply_end(), canvas.first_clause_end())
+        assert tuple(int(values[index]) for values in found) == expected
+
+
+def test_every_class_of_the_table_is_kept() -> None:
+    tokens = torch.arange(tiny.codec().vocab_size)
+    ends = {int(token) for token in tokens[CLASSES.is_end(tokens)]}
+    repeated = {int(token) for token in tokens[CLASSES.repeats_badly(tokens)]}
+    assert ends == {TABLE.end}
+    assert repeated == TABLE.word | TABLE.sentence_end | TABLE.clause_end
