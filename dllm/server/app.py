@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 from dllm.codec import Codec
 from dllm.runner import EngineRunner
 from dllm.server import build
+from dllm.server.conversations import Conversation
 from dllm.server.endpoints import Result, Service
 from dllm.server.fields import Fields, load_json
 from dllm.server.parse import parse_chat, parse_completion, parse_edit, parse_fim, unknown_model
@@ -257,9 +258,9 @@ class _Door:
         return EventStream(result)
 
 
-def _conversation(request: Request, user: str | None, request_id: str) -> str:
+def _conversation(request: Request, user: str | None, request_id: str) -> Conversation:
     """The prefix cache's name for what belongs together: the header's, the request's user, or the request itself."""
     header = request.headers.get(CONVERSATION)
     if header:
-        return f"conversation {header[:256]}"
-    return f"user {user[:256]}" if user else request_id
+        return Conversation(f"conversation {header[:256]}", is_named=True)
+    return Conversation(f"user {user[:256]}", is_named=True) if user else Conversation(request_id, is_named=False)

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """The prefix cache's name for requests that continue each other. One that the client did not name is its request's own."""
+
+    key: str
+    is_named: bool
 
 
 class ConversationBook:

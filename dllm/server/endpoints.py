@@ -28,7 +28,7 @@ from dllm.server.build import (
     sse,
     text_answer,
 )
-from dllm.server.conversations import ConversationBook
+from dllm.server.conversations import Conversation, ConversationBook
 from dllm.server.grammars import Grammars
 from dllm.server.jobs import merged
 from dllm.server.plans import Room
@@ -69,7 +69,9 @@ class Service:
         self.spec, self._settings = spec, settings
         self._runner, self._codec, self._clock, self._wall_clock = runner, codec, clock, wall_clock
         self._grammars = Grammars(codec)
-        self._book = ConversationBook(settings.max_conversations, settings.conversation_idle_s)
+        # Requests without a name are kept apart: many of them must not drive the named ones out.
+        self._named = ConversationBook(settings.max_conversations, settings.conversation_idle_s)
+        self._nameless = ConversationBook(settings.max_conversations, settings.conversation_idle_s)
         self._active = 0
 
     def health(self) -> Response:
@@ -82,15 +84,17 @@ class Service:
 
     # --- chat ---------------------------------------------------------------------------------------------------------
 
-    async def chat(self, asked: ChatRequest, conversation: str, kind: str = "chat.completion") -> Result:
+    async def chat(self, asked: ChatRequest, conversation: Conversation, kind: str = "chat.completion") -> Result:
         tools = () if asked.tool_mode == "none" else tuple(tool.body for tool in asked.tools)
         prompt = tuple(await asyncio.to_thread(self._codec.encode_chat, asked.messages, tools))
         room = plans.reply_room(self.spec, self._settings, len(prompt), asked.decoding.max_tokens)
-        constraint = await asyncio.to_thread(
-            lambda: self._grammars.compile(
-                asked.grammar, asked.tools, asked.tool_mode, asked.forced_tool, several=asked.parallel_calls
+        constraint = None
+        if tools or not asked.grammar.is_free:
+            constraint = await asyncio.to_thread(
+                lambda: self._grammars.compile(
+                    asked.grammar, asked.tools, asked.tool_mode, asked.forced_tool, several=asked.parallel_calls
+                )
             )
-        )
         self._check_grammar(constraint, room)
         seed = self._seed(asked.decoding)
         asks = [
@@ -118,8 +122,10 @@ class Service:
 
     # --- text ---------------------------------------------------------------------------------------------------------
 
-    async def complete(self, asked: CompletionRequest, conversation: str) -> Result:
-        constraint = await asyncio.to_thread(self._grammars.compile, asked.grammar)
+    async def complete(self, asked: CompletionRequest, conversation: Conversation) -> Result:
+        constraint = None
+        if not asked.grammar.is_free:
+            constraint = await asyncio.to_thread(self._grammars.compile, asked.grammar)
         seed = self._seed(asked.decoding)
         asks: list[_Ask] = []
         choices: list[TextChoice] = []
@@ -196,7 +202,7 @@ class Service:
         self,
         decoding: Decoding,
         prompt: tuple[int, ...],
-        conversation: str,
+        conversation: Conversation,
         room: Room,
         seed: int,
         shows_canvas: bool,
@@ -206,7 +212,7 @@ class Service:
         settings = self._settings
         spec = DraftSpec(
             prompt,
-            conversation,
+            conversation.key,
             room.width,
             plans.plan(decoding, settings, room.width, self._clock()),
             tuple(self._codec.encode_pin(pin) for pin in decoding.pins),
@@ -246,7 +252,7 @@ class Service:
         name = f"{prefix}-{uuid.uuid4().hex[:24]}"
         return Answer(name, int(self._wall_clock()), self._settings.model, seed, warnings, wants_summary)
 
-    async def _deltas(self, asks: Sequence[_Ask], conversation: str) -> Deltas:
+    async def _deltas(self, asks: Sequence[_Ask], conversation: Conversation) -> Deltas:
         """Submit the drafts and read their events; closing it cancels what is not finished.
 
         Raises:
@@ -264,7 +270,8 @@ class Service:
         streams: list[DraftStream] = []
         try:
             now = self._clock()
-            for dropped in self._book.touch(conversation, now):
+            book = self._named if conversation.is_named else self._nameless
+            for dropped in book.touch(conversation.key, now):
                 self._runner.forget(dropped)
             for ask in asks:
                 streams.append(self._runner.submit(ask.spec, expires=now + self._settings.timeout_s))

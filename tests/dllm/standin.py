@@ -88,7 +88,7 @@ class StandInEngine:
 
     def run_round(self) -> list[Event]:
         if self.gate is not None:
-            self.gate.acquire()
+            assert self.gate.acquire(timeout=20), "the test lets no further round through"
         if self.before_round is not None:
             self.before_round()
         self.rounds += 1

@@ -7,13 +7,17 @@ import math
 import threading
 from typing import Any
 
+import httpx
 import pytest
 
-from dllm.drafts import DraftSpec
-from dllm.server import ServerSettings
+from dllm.drafts import DraftSpec, Event
+from dllm.errors import ConstraintError
+from dllm.runner import EngineRunner
+from dllm.server import ServerSettings, create_app
 from tests.conftest import run_async
 from tests.dllm import tiny
 from tests.dllm.server.serving import CREATED, events_of, served, text_of
+from tests.dllm.standin import StandInEngine
 
 
 def ask(script: Any = "Hello there.", settings: ServerSettings | None = None, **fields: Any) -> dict[str, Any]:
@@ -241,16 +245,17 @@ def test_messages_become_the_prompt_the_model_was_trained_on() -> None:
 def test_the_conversation_is_the_headers_or_the_users_and_forgotten_when_others_come() -> None:
     async def main() -> tuple[list[str], list[str]]:
         async with served(settings=ServerSettings(max_conversations=2)) as server:
-            body = {"messages": [{"role": "user", "content": "hello"}], "user": "anna"}
-            await server.client.post("/v1/chat/completions", json=body, headers={"X-Conversation": "c1"})
-            await server.client.post("/v1/chat/completions", json=body)
-            await server.chat()
+            for user, header in (("anna", "c1"), ("anna", ""), ("", ""), ("", ""), ("", ""), ("ben", "")):
+                body = {"messages": [{"role": "user", "content": "hello"}], "user": user}
+                await server.client.post("/v1/chat/completions", json=body, headers={"X-Conversation": header})
             await server.runner.call(lambda engine: None)
             return [spec.conversation for spec in server.engine.specs], server.engine.forgotten
 
     conversations, forgotten = run_async(main())
-    assert conversations[:2] == ["conversation c1", "user anna"] and conversations[2].startswith("req_")
-    assert forgotten == ["conversation c1"]
+    assert conversations[:2] == ["conversation c1", "user anna"] and conversations[-1] == "user ben"
+    assert all(name.startswith("req_") for name in conversations[2:5])
+    # Two of each kind are kept.
+    assert forgotten == [conversations[2], "conversation c1"]
 
 
 @pytest.mark.parametrize(
@@ -361,6 +366,28 @@ def test_an_engine_that_breaks_in_the_middle_ends_the_stream_with_an_error(caplo
         chunks = run_async(main())
     assert chunks[-1]["error"]["type"] == "server_error" and "a bug" in chunks[-1]["error"]["message"]
     assert text_of(chunks[:-1]) != ""
+
+
+def test_one_choice_that_fails_fails_the_request_and_cancels_the_others() -> None:
+    class Picky(StandInEngine):
+        def run_round(self) -> list[Event]:
+            bad = [draft for draft in self.open_drafts if draft.spec.options.seed == 2]
+            return [self.fail(draft, ConstraintError("nothing obeys")) for draft in bad] + super().run_round()
+
+    async def main() -> None:
+        gate = threading.Semaphore(4)
+        standin = Picky(lambda _: tiny.codec().encode(" one two three"), piece=1, gate=gate)
+        async with EngineRunner(standin) as runner:
+            transport = httpx.ASGITransport(create_app(runner, tiny.codec(), tiny.spec()))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                body = {"messages": [{"role": "user", "content": "hello"}], "n": 3, "seed": 1}
+                response = await client.post("/v1/chat/completions", json=body)
+                assert response.status_code == 400 and response.json()["error"]["message"] == "nothing obeys"
+                gate.release()
+                await runner.call(lambda engine: None)
+                assert sorted(draft.spec.options.seed for draft in standin.cancelled) == [1, 3]
+
+    run_async(main())
 
 
 def test_a_closed_engine_is_unavailable() -> None:

@@ -1,0 +1,93 @@
+"""`dllm serve`: the built-in model behind a port, started and stopped as a person does."""
+
+from __future__ import annotations
+
+import argparse
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from dllm.errors import ConfigError
+from dllm.server.command import add_parser, address_of, listen, read_keys, run
+
+MAIN = """
+import argparse
+from dllm.server.command import add_parser
+parser = argparse.ArgumentParser()
+add_parser(parser.add_subparsers())
+args = parser.parse_args()
+raise SystemExit(args.run(args))
+"""
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    return parser.parse_args(["serve", *words])
+
+
+def test_the_built_in_model_answers_over_http_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# the only one\nsecret\n")
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAIN, "serve", "--port", "0", "--api-key-file", str(keys), "--alias", "gpt-4o"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
+    assert process.stderr is not None
+    lines: queue.Queue[str] = queue.Queue()
+    reading = threading.Thread(target=lambda stream: [lines.put(line) for line in stream], args=(process.stderr,))
+    reading.start()
+    try:
+        line = lines.get(timeout=60)
+        while "/v1" not in line:
+            line = lines.get(timeout=60)
+        assert line.startswith("dllm-builtin, gpt-4o at http://127.0.0.1:")
+        messages: list[Any] = [{"role": "user", "content": "i would like a large coffee please"}]
+        with openai.OpenAI(base_url=line.rpartition(" ")[2].strip(), api_key="secret", max_retries=0) as sdk:
+            whole = sdk.chat.completions.create(model="gpt-4o", messages=messages, seed=1)
+            stream = sdk.chat.completions.create(model="gpt-4o", messages=messages, seed=1, stream=True)
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+        reply = whole.choices[0].message.content
+        assert reply and reply == text, "whole and streamed are the same reply"
+        assert len(reply.split()) > 2
+        assert whole.usage is not None and whole.usage.model_extra is not None
+        work = whole.usage.model_extra["dllm"]
+        assert work["forwards"]["denoise"] >= 1 and 0 < work["tokens_per_forward"] <= 64
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(30)
+        reading.join(30)
+        process.stderr.close()
+    assert code == 0
+
+
+def test_a_taken_port_is_known_before_the_model_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{port}"):
+            run(arguments("--port", port, "--model", "nobody/nothing"))
+
+
+def test_an_address_is_written_as_a_client_needs_it() -> None:
+    with listen("127.0.0.1", 0) as listening:
+        assert address_of(listening) == f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("text", [None, "", "# nothing\n\n"])
+def test_a_key_file_without_keys_lets_nobody_in_by_mistake(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "keys"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match="--api-key-file"):
+        read_keys(path)
+    assert read_keys(None) == ()
