@@ -28,7 +28,7 @@ from dllm.sampling import ban
 from dllm.selection import RuleTable, Scores, select
 from dllm.spec import ModelSpec
 from dllm.staging import staged
-from dllm_kernels import commit_from_logits
+from dllm_kernels import CommitStats, commit_from_logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,43 +40,15 @@ class Outcome:
     forced: int
 
 
-@dataclass(slots=True)
-class _State:
-    """All canvases of a round. [B, W] each; cells behind a draft's own width are decided and hold the mask token."""
-
-    tokens: Tensor
-    decided: Tensor
-    confidence: Tensor
-    width: Tensor
-    """[B]"""
-
-
-@dataclass(frozen=True, slots=True)
-class _Region:
-    """What the round may touch, per draft, on the device."""
-
-    open: Tensor
-    """[B, W] bool."""
-    due: Tensor
-    """[B, W] bool: counted by the floor, as far as the stop allows."""
-    due_hi: Tensor
-    """[B]"""
-    beyond: Tensor
-    steps_left: Tensor
-    stops_at_clause: Tensor
-    stops_at_reply: Tensor
-    holds_ends: Tensor
-    threshold: Tensor
-
-
 class Denoiser:
     """Runs the denoising steps of drafts that share a model."""
 
     def __init__(self, model: Network, spec: ModelSpec, classes: TokenClasses) -> None:
-        self._model, self._spec, self._classes = model, spec, classes
-        self._device = next(iter(model.parameters())).device  # type: ignore[attr-defined]
-        self._mask = spec.special.mask if spec.special.mask is not None else 0
-        self._ends = staged(spec.special.ends, self._device)
+        self.model, self.classes = model, classes
+        self.device = next(iter(model.parameters())).device  # type: ignore[attr-defined]
+        self.mask = spec.special.mask if spec.special.mask is not None else 0
+        self.shift = spec.logit_shift
+        self.ends = staged(spec.special.ends, self.device)
 
     def advance(self, drafts: Sequence[Draft], lives: Sequence[Live], hidden: Tensor) -> list[Outcome | Exception]:
         """Decide what the forward allows.
@@ -87,90 +59,79 @@ class Denoiser:
         Returns:
             Per draft what happened, or its own error: the others' canvases are untouched by it.
         """
-        state, region = self._load(drafts), self._region(drafts, lives)
-        wanted = [self._wanted(draft, live) for draft, live in zip(drafts, lives, strict=True)]
-        logits = self._logits(lives, wanted, hidden)
-        errors: dict[int, Exception] = {}
-        pieces = torch.split(logits, [len(positions) for positions in wanted])
-        tokens, probability, margin, entropy = self._guess(drafts, wanted, pieces, state, logits, errors)
-        guess, scores = self._spread(state, wanted, tokens, probability, margin, entropy)
-        state.tokens = torch.where(state.decided, state.tokens, guess)
-        state.confidence = torch.where(state.decided, state.confidence, scores.probability)
-        allowed, pinned = self._pins(drafts, lives, wanted, pieces, state, errors)
-        before = state.decided.sum(dim=1)
-        chosen, forced = self._select(drafts, wanted, pieces, state, scores, region, allowed)
-        chosen = self._part(drafts, lives, wanted, pieces, state, chosen)
-        actions = self._watch(drafts, lives, state, chosen)
-        was_decided = state.decided
-        state.decided = state.decided | chosen
-        forced = (forced & chosen).sum(dim=1) + self._close(state, region, chosen, allowed)
-        self._revise(drafts, lives, scores, state, region, was_decided, hidden)
-        committed = state.decided.sum(dim=1) - before + staged(pinned, self._device)
-        return self._store(drafts, state, committed, forced, actions, errors)
+        return _Round(self, drafts, lives, hidden).run()
 
-    # --- to the device --------------------------------------------------------------------------------------------------
 
-    def _load(self, drafts: Sequence[Draft]) -> _State:
-        width = max(draft.canvas.width for draft in drafts)
+class _Round:
+    """One round's canvases on the device, from the forward's output to what goes back to the host.
 
-        def rows(values: Sequence[Sequence[float | bool]], fill: float | bool) -> Tensor:
-            return staged([[*row, *[fill] * (width - len(row))] for row in values], self._device)
+    Cells are [B, W]; those behind a draft's own width count as decided and hold the mask token.
+    """
 
-        return _State(
-            rows([draft.canvas.tokens for draft in drafts], self._mask),
-            rows([[draft.canvas.is_decided(at) for at in range(draft.canvas.width)] for draft in drafts], True),
-            rows([draft.canvas.confidence for draft in drafts], 0.0),
-            staged([draft.canvas.width for draft in drafts], self._device),
-        )
+    def __init__(self, shared: Denoiser, drafts: Sequence[Draft], lives: Sequence[Live], hidden: Tensor) -> None:
+        self.shared, self.drafts, self.lives, self.hidden = shared, drafts, lives, hidden
+        self.device, self.classes = shared.device, shared.classes
+        self.errors: dict[int, Exception] = {}
+        canvases = [draft.canvas for draft in drafts]
+        self.size = max(canvas.width for canvas in canvases)
+        self.width = self._column([canvas.width for canvas in canvases])
+        self.tokens = self._cells([canvas.tokens for canvas in canvases], shared.mask)
+        self.decided = self._cells([[canvas.is_decided(at) for at in range(canvas.width)] for canvas in canvases], True)
+        self.confidence = self._cells([canvas.confidence for canvas in canvases], 0.0)
+        self.was_decided = self.decided
 
-    def _region(self, drafts: Sequence[Draft], lives: Sequence[Live]) -> _Region:
-        width = max(draft.canvas.width for draft in drafts)
-        at = torch.arange(width, device=self._device)
+        self.at = torch.arange(self.size, device=self.device)
+        options = [draft.spec.options for draft in drafts]
+        lo, hi = self._column([live.open_lo for live in lives]), self._column([live.open_hi for live in lives])
+        self.open = (self.at >= lo.unsqueeze(1)) & (self.at < hi.unsqueeze(1))
+        self.due_hi = self._column([live.due_hi for live in lives])
+        self.due = self.open & (self.at < self.due_hi.unsqueeze(1))
+        self.beyond = self._column([live.beyond for live in lives])
+        self.steps_left = self._column([live.steps_left for live in lives])
+        self.holds_ends = self._column([one.hold_ends for one in options])
+        self.stops_at_clause = self._column([live.stop == "clause" for live in lives])
+        self.stops_at_reply = self.holds_ends | self._column([live.stop == "reply" for live in lives])
+        self.threshold = self._column([draft.plan.threshold for draft in drafts])
 
-        def column(values: Sequence[float | bool]) -> Tensor:
-            return staged(values, self._device)
+        self.wanted = [_wanted(draft, live) for draft, live in zip(drafts, lives, strict=True)]
+        """Canvas positions per draft whose logits this step looks at."""
+        self.rows = [staged(positions, self.device) for positions in self.wanted]
+        """The same on the device."""
+        self.logits = self._logits()
+        """[N, V] float32, of the wanted positions in order."""
+        self.pieces = torch.split(self.logits, [len(positions) for positions in self.wanted])
 
-        lo, hi = column([live.open_lo for live in lives]), column([live.open_hi for live in lives])
-        due = column([live.due_hi for live in lives])
-        open_cells = (at >= lo.unsqueeze(1)) & (at < hi.unsqueeze(1))
-        return _Region(
-            open=open_cells,
-            due=open_cells & (at < due.unsqueeze(1)),
-            due_hi=due,
-            beyond=column([live.beyond for live in lives]),
-            steps_left=column([live.steps_left for live in lives]),
-            stops_at_clause=column([live.stop == "clause" for live in lives]),
-            stops_at_reply=column(
-                [
-                    live.stop == "reply" or draft.spec.options.hold_ends
-                    for draft, live in zip(drafts, lives, strict=True)
-                ]
-            ),
-            holds_ends=column([draft.spec.options.hold_ends for draft in drafts]),
-            threshold=column([draft.plan.threshold for draft in drafts]),
-        )
+    def _column(self, values: Sequence[float | bool]) -> Tensor:
+        return staged(values, self.device)
+
+    def _cells(self, values: Sequence[Sequence[float | bool]], fill: float | bool) -> Tensor:
+        return staged([[*row, *[fill] * (self.size - len(row))] for row in values], self.device)
+
+    def run(self) -> list[Outcome | Exception]:
+        scores = self._scores(self._guess())
+        guess = torch.where(scores.token < 0, self.tokens, scores.token)
+        self.tokens = torch.where(self.decided, self.tokens, guess)
+        self.confidence = torch.where(self.decided, self.confidence, scores.probability)
+        allowed, pinned = self._place_pins()
+        before = self.decided.sum(dim=1)
+        chosen, forced = self._select(scores, allowed)
+        chosen = self._part(chosen)
+        actions = self._watch(chosen)
+        self.was_decided, self.decided = self.decided, self.decided | chosen
+        forced_count = (forced & chosen).sum(dim=1) + self._close(allowed)
+        self._revise(scores)
+        committed = self.decided.sum(dim=1) - before + staged(pinned, self.device)
+        return self._store(committed, forced_count, actions)
 
     # --- logits and guesses ---------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _wanted(draft: Draft, live: Live) -> list[int]:
-        """Canvas positions whose logits this step needs: undecided ones, and decided ones that may be overwritten."""
-        edits = draft.spec.options.edit_threshold is not None
-        return [
-            at
-            for at in range(live.open_lo, live.open_hi)
-            if not draft.canvas.is_decided(at) or (edits and draft.canvas.states[at] is CellState.COMMITTED)
-        ] or [live.open_lo]
-
-    def _logits(self, lives: Sequence[Live], wanted: Sequence[Sequence[int]], hidden: Tensor) -> Tensor:
-        """[N, V] float32 of the wanted positions, in order."""
-        shift, length = self._spec.logit_shift, hidden.shape[1]
-        flat = hidden.flatten(0, 1)
+    def _logits(self) -> Tensor:
+        length, flat = self.hidden.shape[1], self.hidden.flatten(0, 1)
         carried: list[Tensor] = []
         rows: list[int] = []
-        for row, (live, positions) in enumerate(zip(lives, wanted, strict=True)):
+        for row, (live, positions) in enumerate(zip(self.lives, self.wanted, strict=True)):
             for at in positions:
-                inside = live.lead + at - live.lo - shift
+                inside = live.lead + at - live.lo - self.shared.shift
                 if inside >= 0:
                     rows.append(row * length + inside)
                     continue
@@ -179,40 +140,31 @@ class Denoiser:
                 carried.append(live.carry)
         if carried:
             flat = torch.cat((flat, torch.stack(carried)))
-        return self._model.logits(flat[staged(rows, self._device)]).float()
+        return self.shared.model.logits(flat[staged(rows, self.device)]).float()
 
-    def _guess(
-        self,
-        drafts: Sequence[Draft],
-        wanted: Sequence[Sequence[int]],
-        pieces: Sequence[Tensor],
-        state: _State,
-        logits: Tensor,
-        errors: dict[int, Exception],
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _guess(self) -> CommitStats:
         """Token, probability, margin and entropy of every wanted row."""
-        for row, (draft, positions, piece) in enumerate(zip(drafts, wanted, pieces, strict=True)):
-            draft.picker.process_on(piece, positions, state.tokens[row], state.decided[row])
+        for row, (draft, positions, piece) in enumerate(zip(self.drafts, self.wanted, self.pieces, strict=True)):
+            draft.picker.process_on(piece, self.rows[row], self.tokens[row], self.decided[row])
             self._rule_out(draft, positions, piece)
-        stats = commit_from_logits(logits)
-        values = [stats.token, stats.probability, stats.margin, stats.entropy]
-        at = 0
-        for row, (draft, positions, piece) in enumerate(zip(drafts, wanted, pieces, strict=True)):
-            part = slice(at, at + len(positions))
-            at += len(positions)
-            if draft.spec.options.temperature > 0 and draft.spec.constraint is None:
-                drawn = draft.picker.sample(piece, positions, draft.steps)
-                for value, own in zip(values, drawn, strict=True):
-                    value[part] = own
-            elif draft.spec.constraint is not None:
+        stats = commit_from_logits(self.logits)
+        first = 0
+        for row, (draft, positions, piece) in enumerate(zip(self.drafts, self.wanted, self.pieces, strict=True)):
+            part = slice(first, first + len(positions))
+            first += len(positions)
+            if draft.spec.constraint is not None:
                 try:
                     tokens, probabilities = draft.picker.complete(draft, piece, positions)
                 except Exception as error:  # this draft's alone
-                    errors[row] = error
+                    self.errors[row] = error
                     continue
-                values[0][part] = staged(tokens, self._device)
-                values[1][part] = staged(probabilities, self._device)
-        return values[0], values[1], values[2], values[3]
+                stats.token[part] = staged(tokens, self.device)
+                stats.probability[part] = staged(probabilities, self.device)
+            elif draft.spec.options.temperature > 0:
+                drawn = draft.picker.sample(piece, self.rows[row], draft.steps)
+                for value, own in zip(stats, drawn, strict=True):
+                    value[part] = own
+        return stats
 
     def _rule_out(self, draft: Draft, positions: Sequence[int], piece: Tensor) -> None:
         """A reply is not empty, does not end before its last pin, and does not start a pin twice."""
@@ -221,7 +173,7 @@ class Denoiser:
         first_end = max(1 if draft.spec.options.min_tokens else 0, draft.canvas.last_pin() + 1)
         early = sum(position < first_end for position in positions)
         if early:
-            piece[:early].index_fill_(1, self._ends, float("-inf"))
+            piece[:early].index_fill_(1, self.shared.ends, float("-inf"))
         if draft.spec.pins:
             openings = pin_openings(draft)
             states, width = draft.canvas.states, draft.canvas.width
@@ -232,258 +184,206 @@ class Denoiser:
             ]
             ban(piece, [(row, token) for row in beside for token in openings])
 
-    def _spread(
-        self,
-        state: _State,
-        wanted: Sequence[Sequence[int]],
-        token: Tensor,
-        probability: Tensor,
-        margin: Tensor,
-        entropy: Tensor,
-    ) -> tuple[Tensor, Scores]:
-        """Rows to cells: what was guessed, and the scores of the cells that were looked at."""
-        width = state.tokens.shape[1]
-        cells = staged([row * width + at for row, positions in enumerate(wanted) for at in positions], self._device)
+    def _scores(self, stats: CommitStats) -> Scores:
+        """Rows to cells; -1 is the token of cells that were not looked at."""
+        cells = torch.cat([row * self.size + positions for row, positions in enumerate(self.rows)])
 
         def dense(values: Tensor, base: Tensor) -> Tensor:
             return base.flatten().index_copy(0, cells, values).view_as(base)
 
-        nothing = torch.zeros_like(state.confidence)
-        guess = dense(token, torch.full_like(state.tokens, -1))
-        scores = Scores(guess, dense(probability, nothing), dense(margin, nothing), dense(entropy, nothing))
-        return torch.where(guess < 0, state.tokens, guess), scores
+        nothing = torch.zeros_like(self.confidence)
+        return Scores(
+            dense(stats.token, torch.full_like(self.tokens, -1)),
+            *(dense(values, nothing) for values in (stats.probability, stats.margin, stats.entropy)),
+        )
 
     # --- the choice -------------------------------------------------------------------------------------------------------
 
-    def _pins(
-        self,
-        drafts: Sequence[Draft],
-        lives: Sequence[Live],
-        wanted: Sequence[Sequence[int]],
-        pieces: Sequence[Tensor],
-        state: _State,
-        errors: dict[int, Exception],
-    ) -> tuple[Tensor, list[int]]:
+    def _place_pins(self) -> tuple[Tensor, list[int]]:
         """Fix pins that have a clear place; which cells may be decided beside them, and how many were pinned per draft."""
-        pinned = [0] * len(drafts)
-        allowed = torch.ones_like(state.decided)
-        for row, (draft, live, positions, piece) in enumerate(zip(drafts, lives, wanted, pieces, strict=True)):
-            if not draft.unplaced or row in errors:
+        pinned = [0] * len(self.drafts)
+        allowed = torch.ones_like(self.decided)
+        for row, (draft, live, positions) in enumerate(zip(self.drafts, self.lives, self.wanted, strict=True)):
+            if not draft.unplaced or row in self.errors:
                 continue
             canvas = draft.canvas
-            tokens, sure = state.tokens[row].tolist(), state.confidence[row].tolist()
+            tokens, sure = self.tokens[row].tolist(), self.confidence[row].tolist()
             for at in positions:
                 canvas.guess(at, tokens[at], sure[at])
             try:
-                cells, pinned[row] = consider_pins(draft, positions, piece, live.steps_left)
+                cells, pinned[row] = consider_pins(draft, positions, self.pieces[row], live.steps_left)
             except Exception as error:  # this draft's alone
-                errors[row] = error
+                self.errors[row] = error
                 continue
-            width = state.tokens.shape[1]
-            allowed[row] = staged([at in set(cells) for at in range(width)], self._device)
+            allowed[row] = staged([at in set(cells) for at in range(self.size)], self.device)
             if pinned[row]:
-                fill = [0] * (width - canvas.width)
-                state.tokens[row] = staged([*canvas.tokens, *fill], self._device)
-                state.decided[row] |= staged(
-                    [canvas.is_decided(at) for at in range(canvas.width)] + [True] * len(fill), self._device
-                )
+                padding = self.size - canvas.width
+                self.tokens[row] = staged([*canvas.tokens, *[self.shared.mask] * padding], self.device)
+                fixed = [canvas.is_decided(at) for at in range(canvas.width)] + [True] * padding
+                self.decided[row] |= staged(fixed, self.device)
         return allowed, pinned
 
-    def _stop(self, state: _State, region: _Region) -> Tensor:
+    def _stop(self) -> Tensor:
         """[B] where the floor stops counting, as things stand."""
-        classes = self._classes.of(state.tokens)
-        stop = torch.where(region.stops_at_reply, extent.reply_end(classes, state.width), state.width)
-        return torch.where(region.stops_at_clause, extent.first_clause_end(classes, state.width), stop)
+        classes = self.classes.of(self.tokens)
+        stop = torch.where(self.stops_at_reply, extent.reply_end(classes, self.width), self.width)
+        return torch.where(self.stops_at_clause, extent.first_clause_end(classes, self.width), stop)
 
-    def _select(
-        self,
-        drafts: Sequence[Draft],
-        wanted: Sequence[Sequence[int]],
-        pieces: Sequence[Tensor],
-        state: _State,
-        scores: Scores,
-        region: _Region,
-        allowed: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        is_end = self._classes.is_end(state.tokens)
-        open_cells = region.open & allowed & ~state.decided & ~(is_end & region.holds_ends.unsqueeze(1))
-        at = torch.arange(open_cells.shape[1], device=self._device)
-        stop = self._stop(state, region)
-        urgent = open_cells & region.due & (at < stop.unsqueeze(1))
+    def _select(self, scores: Scores, allowed: Tensor) -> tuple[Tensor, Tensor]:
+        """What the rules and the floor choose, and what only the floor asked for. [B, W] each."""
+        is_end = self.classes.is_end(self.tokens)
+        open_cells = self.open & allowed & ~self.decided & ~(is_end & self.holds_ends.unsqueeze(1))
+        stop = self._stop()
+        urgent = open_cells & self.due & (self.at < stop.unsqueeze(1))
         # What lies behind the open cells counts only while the end is not in sight.
-        waiting = urgent.sum(dim=1) + torch.where(stop < region.due_hi, 0, region.beyond)
-        floor = -(-waiting // region.steps_left)
+        waiting = urgent.sum(dim=1) + torch.where(stop < self.due_hi, 0, self.beyond)
+        floor = -(-waiting // self.steps_left)
         rules = RuleTable.of(
-            [draft.spec.options for draft in drafts], [draft.plan.threshold for draft in drafts], self._device
+            [draft.spec.options for draft in self.drafts], [draft.plan.threshold for draft in self.drafts], self.device
         )
         stable = torch.zeros_like(open_cells) if "stability" in rules.occurring else None
-        all_now = torch.zeros(len(drafts), dtype=torch.bool, device=self._device)
-        for row, (draft, positions, piece) in enumerate(zip(drafts, wanted, pieces, strict=True)):
+        all_now = torch.zeros(len(self.drafts), dtype=torch.bool, device=self.device)
+        for row, (draft, cells, piece) in enumerate(zip(self.drafts, self.rows, self.pieces, strict=True)):
             if draft.reviser is None:
                 continue
-            cells = staged(positions, self._device)
             found = draft.reviser.stable(piece, cells)
             if stable is not None and found is not None:
                 stable[row, : len(found)] = found
             if draft.spec.options.early_commit:
                 steps = draft.phase_steps + draft.steps_left_now
                 all_now[row] = draft.reviser.decides_all(piece, cells, open_cells[row], draft.phase_steps, steps)
-        selection = select(replace(scores, token=state.tokens), open_cells, urgent, floor, rules, stable)
+        selection = select(replace(scores, token=self.tokens), open_cells, urgent, floor, rules, stable)
         return selection.chosen | (open_cells & all_now.unsqueeze(1)), selection.forced
 
-    def _part(
-        self,
-        drafts: Sequence[Draft],
-        lives: Sequence[Live],
-        wanted: Sequence[Sequence[int]],
-        pieces: Sequence[Tensor],
-        state: _State,
-        chosen: Tensor,
-    ) -> Tensor:
+    def _part(self, chosen: Tensor) -> Tensor:
         """Choices that would make a banned phrase or a stutter together: one waits, or at the last step takes its second best token."""
         chosen = chosen.clone()
-        for row, (draft, live, positions, piece) in enumerate(zip(drafts, lives, wanted, pieces, strict=True)):
+        for row, (draft, live, cells, piece) in enumerate(
+            zip(self.drafts, self.lives, self.rows, self.pieces, strict=True)
+        ):
             options = draft.spec.options
             if draft.spec.constraint is not None or not (options.no_stutter or options.banned):
                 continue
-            clash = draft.picker.conflicts(state.tokens[row], state.decided[row], chosen[row])
+            clash = draft.picker.conflicts(self.tokens[row], self.decided[row], chosen[row])
             if live.steps_left > 1:
                 chosen[row] &= ~clash
                 continue
             best = piece.argmax(dim=1, keepdim=True)
-            others = piece.scatter(1, best, float("-inf")).index_fill_(1, self._ends, float("-inf"))
-            cells = staged(positions, self._device)
-            second = state.tokens[row].index_copy(0, cells, others.argmax(dim=1))
-            state.tokens[row] = torch.where(clash, second, state.tokens[row])
+            others = piece.scatter(1, best, float("-inf")).index_fill_(1, self.shared.ends, float("-inf"))
+            second = self.tokens[row].index_copy(0, cells, others.argmax(dim=1))
+            self.tokens[row] = torch.where(clash, second, self.tokens[row])
         return chosen
 
-    def _close(self, state: _State, region: _Region, chosen: Tensor, allowed: Tensor) -> Tensor:
+    def _close(self, allowed: Tensor) -> Tensor:
         """Decide the end-of-turn at the edge of the decided text where ends are held; [B] 1 where it was forced."""
-        edge = extent.decided_prefix(state.decided, state.width)
-        inside = edge.clamp_max(state.tokens.shape[1] - 1).unsqueeze(1)
-        is_end = self._classes.is_end(state.tokens.gather(1, inside)).squeeze(1)
-        may = (region.open & allowed & ~state.decided).gather(1, inside).squeeze(1)
-        is_sure = state.confidence.gather(1, inside).squeeze(1) > region.threshold
-        at = torch.arange(chosen.shape[1], device=self._device)
-        text_left = (
-            region.due
-            & ~state.decided
-            & ~self._classes.is_end(state.tokens)
-            & (at < self._stop(state, region).unsqueeze(1))
-        ).any(dim=1)
-        closes = region.holds_ends & is_end & may & (is_sure | ~text_left | (region.steps_left <= 1))
-        state.decided = state.decided | (closes.unsqueeze(1) & (at == inside))
+        edge = extent.decided_prefix(self.decided, self.width)
+        inside = edge.clamp_max(self.size - 1).unsqueeze(1)
+        is_end = self.classes.is_end(self.tokens)
+        may = (self.open & allowed & ~self.decided & is_end).gather(1, inside).squeeze(1)
+        is_sure = self.confidence.gather(1, inside).squeeze(1) > self.threshold
+        is_text = self.due & ~self.decided & ~is_end & (self.at < self._stop().unsqueeze(1))
+        closes = self.holds_ends & may & (is_sure | ~is_text.any(dim=1) | (self.steps_left <= 1))
+        self.decided = self.decided | (closes.unsqueeze(1) & (self.at == inside))
         return (closes & ~is_sure).long()
 
-    # --- revision and the way back ----------------------------------------------------------------------------------------
+    # --- revision -----------------------------------------------------------------------------------------------------------
 
-    def _revise(
-        self,
-        drafts: Sequence[Draft],
-        lives: Sequence[Live],
-        scores: Scores,
-        state: _State,
-        region: _Region,
-        was_decided: Tensor,
-        hidden: Tensor,
-    ) -> None:
-        """Drafts whose options say so change what was decided before this step."""
-        for row, (draft, live) in enumerate(zip(drafts, lives, strict=True)):
-            if draft.reviser is None or not draft.spec.options.revises or draft.finishes_now:
-                continue
-            fixed = [cell is CellState.PINNED for cell in draft.canvas.states]
-            fixed[: draft.emitted] = [True] * draft.emitted
-            fixed += [True] * (state.tokens.shape[1] - draft.canvas.width)
-            seen = Seen(
-                best=scores.token[row],
-                probability=scores.probability[row],
-                shadow=self._shadow(live, state.tokens[row], hidden[row]) if live.shadow else None,
-                was_masked=region.open[row] & ~was_decided[row],
-                revisable=region.open[row] & was_decided[row] & ~staged(fixed, self._device),
-                step=draft.phase_steps,
-                steps_left=live.steps_left,
-            )
-            changed = draft.reviser.revise(seen, state.tokens[row], state.decided[row], state.confidence[row])
-            state.tokens[row], state.decided[row], state.confidence[row] = changed
-
-    def _shadow(self, live: Live, tokens: Tensor, hidden: Tensor) -> Tensor:
-        """[W] probability of the token at each live position given all the others; 1 elsewhere."""
-        rows = hidden[live.shadow : live.shadow + live.hi - live.lo]
-        probabilities = torch.softmax(self._model.logits(rows).float(), dim=-1)
-        held = probabilities.gather(1, tokens[live.lo : live.hi].unsqueeze(1)).squeeze(1)
-        every = torch.ones(tokens.shape, device=self._device)
-        every[live.lo : live.hi] = held
-        return every
-
-    def _watch(self, drafts: Sequence[Draft], lives: Sequence[Live], state: _State, chosen: Tensor) -> Tensor:
-        """Let the guard look at what the step would decide; [B] its actions, and choices of ends are put off where it says so."""
-        actions = torch.zeros(len(drafts), dtype=torch.int64, device=self._device)
-        watched = [row for row, draft in enumerate(drafts) if draft.history is not None]
+    def _watch(self, chosen: Tensor) -> Tensor:
+        """Let the guard look at what the step would decide; [B] its actions. Takes ends it wants held out of `chosen`, in place."""
+        actions = torch.zeros(len(self.drafts), dtype=torch.int64, device=self.device)
+        watched = [row for row, draft in enumerate(self.drafts) if draft.history is not None]
         if not watched:
             return actions
-        rows = staged(watched, self._device)
-        histories = [draft.history for draft in drafts if draft.history is not None]
+        rows = staged(watched, self.device)
+        histories = [draft.history for draft in self.drafts if draft.history is not None]
         history = History(torch.cat([one.hashes for one in histories]), torch.cat([one.known for one in histories]))
-        at = torch.arange(state.tokens.shape[1], device=self._device)
-        is_end = self._classes.is_end(state.tokens) | (at >= state.width.unsqueeze(1))
+        is_end = self.classes.is_end(self.tokens) | (self.at >= self.width.unsqueeze(1))
+        options = [self.drafts[row].spec.options for row in watched]
         found, history = watch(
             history,
-            state.tokens[rows],
-            (state.decided | chosen)[rows],
+            self.tokens[rows],
+            (self.decided | chosen)[rows],
             is_end[rows],
             # What a plan leaves undecided at its end is the floor's matter: here only circles, repetitions and floods.
-            torch.ones(len(watched), dtype=torch.int64, device=self._device),
-            staged(
-                [drafts[row].spec.options.revises and not drafts[row].spec.options.remask_eta for row in watched],
-                self._device,
-            ),
+            torch.ones(len(watched), dtype=torch.int64, device=self.device),
+            staged([one.revises and not one.remask_eta for one in options], self.device),
         )
         for index, row in enumerate(watched):
-            drafts[row].history = History(history.hashes[index : index + 1], history.known[index : index + 1])
+            self.drafts[row].history = History(history.hashes[index : index + 1], history.known[index : index + 1])
         actions = actions.index_copy(0, rows, found)
-        may_wait = staged([live.steps_left > 1 for live in lives], self._device)
-        holds = (actions == int(Action.HOLD_ENDS)) & may_wait
-        # The most confident choice stays, so that the step decides something: a flood of ends alone is let through.
+        holds = (actions == int(Action.HOLD_ENDS)) & (self.steps_left > 1)
+        # A step decides something in any case: a flood of ends alone is let through.
         has_text = (chosen & ~is_end).any(dim=1)
         chosen &= ~(is_end & (holds & has_text).unsqueeze(1))
         return actions
 
-    def _store(
-        self,
-        drafts: Sequence[Draft],
-        state: _State,
-        committed: Tensor,
-        forced: Tensor,
-        actions: Tensor,
-        errors: dict[int, Exception],
-    ) -> list[Outcome | Exception]:
-        """The one visit to the host: canvases and counts."""
-        nothing = torch.zeros((), dtype=torch.int64, device=self._device)
-        edited = torch.stack([nothing if draft.reviser is None else draft.reviser.edited for draft in drafts])
-        counts = torch.stack((committed, forced, actions, edited), dim=1).double()
-        cells = (state.tokens.double(), state.decided.double(), state.confidence.double(), counts)
-        packed = torch.cat(cells, dim=1).tolist()
-        width = state.tokens.shape[1]
-        outcomes: list[Outcome | Exception] = []
-        for row, draft in enumerate(drafts):
-            if row in errors:
-                outcomes.append(errors[row])
+    def _revise(self, scores: Scores) -> None:
+        """Drafts whose options say so change what was decided before this step."""
+        for row, (draft, live) in enumerate(zip(self.drafts, self.lives, strict=True)):
+            if draft.reviser is None or not draft.spec.options.revises or draft.finishes_now:
                 continue
-            values = packed[row]
-            canvas = draft.canvas
-            for at in range(canvas.width):
-                if canvas.states[at] is CellState.PINNED:
-                    continue
-                canvas.put(at, int(values[at]), values[2 * width + at], is_decided=bool(values[width + at]))
-            decided, forced_here, action, changed = map(int, values[3 * width :])
-            draft.is_settled = not changed or draft.steps_left_now <= 1
-            if action == Action.FINISH_GREEDILY and not draft.finishes_now:
-                draft.finishes_now, draft.guards = True, draft.guards + 1
-            elif action == Action.HOLD_ENDS:
-                draft.guards += 1
-            ruled_out = next(
-                (at for at in range(canvas.width) if canvas.is_decided(at) and canvas.tokens[at] == canvas.table.mask),
-                None,
+            fixed = [cell is CellState.PINNED for cell in draft.canvas.states]
+            fixed[: draft.emitted] = [True] * draft.emitted
+            fixed += [True] * (self.size - draft.canvas.width)
+            seen = Seen(
+                best=scores.token[row],
+                probability=scores.probability[row],
+                shadow=self._shadow(row, live) if live.shadow else None,
+                was_masked=self.open[row] & ~self.was_decided[row],
+                revisable=self.open[row] & self.was_decided[row] & ~staged(fixed, self.device),
+                step=draft.phase_steps,
+                steps_left=live.steps_left,
             )
-            outcomes.append(Outcome(decided, forced_here) if ruled_out is None else NoTokenLeftError(ruled_out))
-        return outcomes
+            changed = draft.reviser.revise(seen, self.tokens[row], self.decided[row], self.confidence[row])
+            self.tokens[row], self.decided[row], self.confidence[row] = changed
+
+    def _shadow(self, row: int, live: Live) -> Tensor:
+        """[W] probability of the token at each live position given all the others; 1 elsewhere."""
+        rows = self.hidden[row, live.shadow : live.shadow + live.hi - live.lo]
+        probabilities = torch.softmax(self.shared.model.logits(rows).float(), dim=-1)
+        held = probabilities.gather(1, self.tokens[row, live.lo : live.hi].unsqueeze(1)).squeeze(1)
+        every = torch.ones(self.size, device=self.device)
+        every[live.lo : live.hi] = held
+        return every
+
+    # --- the way back -------------------------------------------------------------------------------------------------------
+
+    def _store(self, committed: Tensor, forced: Tensor, actions: Tensor) -> list[Outcome | Exception]:
+        """The one visit to the host: canvases and counts."""
+        nothing = torch.zeros((), dtype=torch.int64, device=self.device)
+        edited = torch.stack([nothing if draft.reviser is None else draft.reviser.edited for draft in self.drafts])
+        counts = torch.stack((committed, forced, actions, edited), dim=1)
+        cells = (self.tokens, self.decided, self.confidence, counts)
+        packed = torch.cat([part.double() for part in cells], dim=1).tolist()
+        return [
+            self.errors[row] if row in self.errors else _keep(draft, packed[row], self.size)
+            for row, draft in enumerate(self.drafts)
+        ]
+
+
+def _wanted(draft: Draft, live: Live) -> list[int]:
+    """Canvas positions whose logits a step needs: undecided ones, and decided ones that may be overwritten."""
+    edits = draft.spec.options.edit_threshold is not None
+    return [
+        at
+        for at in range(live.open_lo, live.open_hi)
+        if not draft.canvas.is_decided(at) or (edits and draft.canvas.states[at] is CellState.COMMITTED)
+    ] or [live.open_lo]
+
+
+def _keep(draft: Draft, values: Sequence[float], size: int) -> Outcome | Exception:
+    """Put a round's result into the draft: tokens, decided and confidence of `size` cells each, then the counts."""
+    canvas = draft.canvas
+    for at in range(canvas.width):
+        if canvas.states[at] is not CellState.PINNED:
+            canvas.put(at, int(values[at]), values[2 * size + at], is_decided=bool(values[size + at]))
+    committed, forced, action, changed = map(int, values[3 * size :])
+    draft.is_settled = not changed or draft.steps_left_now <= 1
+    if action == Action.FINISH_GREEDILY and not draft.finishes_now:
+        draft.finishes_now, draft.guards = True, draft.guards + 1
+    elif action == Action.HOLD_ENDS:
+        draft.guards += 1
+    for at in range(canvas.width):
+        if canvas.is_decided(at) and canvas.tokens[at] == canvas.table.mask:
+            return NoTokenLeftError(at)
+    return Outcome(committed, forced)

@@ -38,37 +38,37 @@ class Picker:
     def __init__(self, processor: Processor, options: DecodeOptions, device: torch.device) -> None:
         self._processor, self._options, self._device = processor, options, device
 
-    def process_on(self, logits: Tensor, positions: Sequence[int], tokens: Tensor, decided: Tensor) -> None:
+    def process_on(self, logits: Tensor, positions: Tensor, tokens: Tensor, decided: Tensor) -> None:
         """Rule out and weigh tokens, in place.
 
         Args:
-            logits: [n, V] float32, the rows of `positions`.
+            logits: [n, V] float32, the rows of `positions` [n].
             tokens, decided: [W] of the canvas.
         """
-        at = staged(positions, self._device)
-        self._processor.apply(logits, at, tokens, decided)
+        self._processor.apply(logits, positions, tokens, decided)
 
     def process(self, draft: Draft, logits: Tensor, positions: Sequence[int]) -> None:
         """The same with the canvas as it stands on the host."""
         canvas = draft.canvas
         tokens = staged(canvas.tokens, self._device)
         decided = staged([canvas.is_decided(at) for at in range(canvas.width)], self._device)
-        self.process_on(logits, positions, tokens, decided)
+        self.process_on(logits, staged(positions, self._device), tokens, decided)
 
     def pick(self, draft: Draft, logits: Tensor, positions: Sequence[int]) -> Guesses:
         """Tokens for rows [n, V], drawn at the draft's temperature. Changes the logits; visits the host."""
         self.process(draft, logits, positions)
-        stats = self.sample(logits, positions, draft.steps) if self._options.temperature else commit_from_logits(logits)
+        stats = self.sample(logits, staged(positions, self._device), draft.steps)
         packed = torch.stack((stats.token.double(), stats.probability.double())).tolist()
         return Guesses([int(token) for token in packed[0]], packed[1])
 
-    def sample(self, logits: Tensor, positions: Sequence[int], step: int) -> CommitStats:
+    def sample(self, logits: Tensor, positions: Tensor, step: int) -> CommitStats:
         """Draw at the draft's temperature from processed logits [n, V]."""
-        return sample(logits, self._options, self._seeds(positions, step))
+        return sample(logits, self._options, draw_seeds(self._options.seed, step, positions))
 
     def draw(self, logits: Tensor, temperature: float, positions: Sequence[int], step: int) -> Tensor:
         """[n] tokens at another temperature."""
-        return commit_from_logits(logits, temperature=temperature, seed=self._seeds(positions, step)).token
+        seeds = draw_seeds(self._options.seed, step, staged(positions, self._device))
+        return commit_from_logits(logits, temperature=temperature, seed=seeds).token
 
     def complete(self, draft: Draft, logits: Tensor, positions: Sequence[int]) -> tuple[list[int], list[float]]:
         """Tokens and probabilities of `positions` on the grammar's most probable way through the live part of the canvas.
@@ -90,9 +90,6 @@ class Picker:
     def conflicts(self, tokens: Tensor, decided: Tensor, chosen: Tensor) -> Tensor:
         """[W] which of a step's choices would complete a banned phrase or a stutter together with the others."""
         return self._processor.joint_conflicts(tokens, decided, chosen)
-
-    def _seeds(self, positions: Sequence[int], step: int) -> Tensor:
-        return draw_seeds(self._options.seed, step, staged(positions, self._device))
 
 
 def ban(logits: Tensor, rows_and_tokens: Iterable[tuple[int, int]]) -> None:
