@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import ipaddress
 import signal
 import socket
 import sys
@@ -54,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     from dllm.server.plans import family_options
 
     keys = read_keys(args.api_key_file)
+    if not keys and not is_loopback(args.host):
+        print("no --api-key-file: whoever reaches this address may use it", file=sys.stderr)
     listening = listen(args.host, args.port)  # before loading: a taken port is worth knowing at once
     with contextlib.closing(listening):
         folder = None if args.model is None else Path(args.model)
@@ -105,6 +108,14 @@ def read_keys(path: Path | None) -> tuple[str, ...]:
     if not keys:
         raise ConfigError("--api-key-file", str(path), "at least one key")
     return keys
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address; a name other than localhost may be anything."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
@@ -102,5 +103,25 @@ def test_a_hole_is_filled_between_two_texts() -> None:
             answer = (await client.post("/v1/completions", json=ask)).json()
             assert 0 < answer["usage"]["completion_tokens"] <= 6
             assert answer["choices"][0]["finish_reason"] == "stop"
+
+    run_async(main())
+
+
+SIZE = {"type": "object", "properties": {"size": {"enum": ["small", "large"]}}, "required": ["size"]}
+
+
+def test_a_schema_and_a_required_tool_are_obeyed_by_a_model_that_has_seen_neither() -> None:
+    async def main() -> None:
+        async with served() as client:
+            form = {"type": "json_schema", "json_schema": {"name": "size", "schema": SIZE}}
+            answer = await chat(client, response_format=form)
+            assert json.loads(answer["choices"][0]["message"]["content"])["size"] in ("small", "large")
+            tools = [{"type": "function", "function": {"name": "order", "parameters": SIZE}}]
+            answer = await chat(client, tools=tools, tool_choice="required", max_tokens=63, parallel_tool_calls=False)
+            [choice] = answer["choices"]
+            assert choice["finish_reason"] == "tool_calls"
+            [call] = choice["message"]["tool_calls"]
+            assert call["function"]["name"] == "order"
+            assert json.loads(call["function"]["arguments"])["size"] in ("small", "large")
 
     run_async(main())
