@@ -29,6 +29,8 @@ def read_config(body: Mapping[str, Any]) -> ModelSpec:
         qkv_bias=True,
         mask_kind="block_causal",
         logit_shift=1,
+        # The pass that stores a block also gives the first token of the next.
+        seeds_block=True,
         block=block,
         # Not in the config: the published sampler's, when the block can be cut into it.
         sub_block=_SUB_BLOCK if block % _SUB_BLOCK == 0 else 0,

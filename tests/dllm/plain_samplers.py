@@ -50,7 +50,14 @@ def pick(confidence: dict[int, float], rule: str, threshold: float, due: int) ->
 
 
 def blocks(
-    network: Network, prompt: Sequence[int], width: int, rule: str, threshold: float, steps: int, block: int, origin: int
+    network: Network,
+    prompt: Sequence[int],
+    width: int,
+    rule: str,
+    threshold: float,
+    steps: int,
+    block: int,
+    origin: int,
 ) -> tuple[list[int], int]:
     """Blocks left to right until one holds an end with everything before it decided; the reply, and the forwards it took.
 
@@ -111,6 +118,34 @@ def seeded_blocks(
         if ends:
             break
     return tokens[len(prompt) :], forwards
+
+
+def shifted_blocks(network: Network, prompt: Sequence[int], width: int, threshold: float) -> list[int]:
+    """Fast-dLLM v2: a block that begins at its border takes its first token from the row before it; sub-blocks left to right."""
+    spec = network.spec
+    mask, block, sub = spec.special.mask, spec.block, spec.sub_block or spec.block
+    assert mask is not None
+    total = len(prompt) + width
+    tokens = [*prompt, *[mask] * width]
+    first = len(prompt)
+    while first < total:
+        stop = min(first // block * block + block, total)
+        if first % block == 0:
+            tokens[first] = int(probabilities(network, [*tokens[:first], mask], first)[first].argmax())
+        for begin in range(first // block * block, stop, sub):
+            inside = range(max(begin, first), min(begin + sub, stop))
+            while any(tokens[at] == mask for at in inside):
+                p = probabilities(network, tokens[:stop], first)
+                masked = [at for at in inside if tokens[at] == mask]
+                best = {at: int(p[at].argmax()) for at in masked}
+                for at in pick({at: float(p[at, best[at]]) for at in masked}, "threshold", threshold, 1):
+                    tokens[at] = best[at]
+        reply = tokens[len(prompt) : stop]
+        ends = [at for at, token in enumerate(reply) if token in spec.special.ends]
+        if ends:
+            return reply[: ends[0]]
+        first = stop
+    return tokens[len(prompt) :]
 
 
 def raw_next(network: Network, tokens: Sequence[int]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import pytest
 from torch import nn
@@ -35,7 +36,9 @@ def whole_blocks(prompt: int, width: int, block: int) -> int:
 @pytest.mark.parametrize("length", [1, 7, 8, 13])
 @pytest.mark.parametrize("threshold", [0.3, 0.9])
 @pytest.mark.parametrize("is_fused", [True, False])
-def test_block_causal_replies_equal_the_plain_sampler(family: str, length: int, threshold: float, is_fused: bool) -> None:
+def test_block_causal_replies_equal_the_plain_sampler(
+    family: str, length: int, threshold: float, is_fused: bool
+) -> None:
     for seed in range(3):
         model = network(family, seed)
         prompt, block = prompt_of(length, seed), model.spec.block
@@ -86,6 +89,19 @@ def test_causal_prefix_replies_start_each_block_from_the_causal_pass(length: int
         model = network("nemotron", seed)
         prompt, width = prompt_of(length, seed), 22
         expected, _ = plain_samplers.seeded_blocks(model, prompt, width, threshold, model.spec.block)
+        plan = Plan(200, 200, threshold, by_clause=False)
+        assert list(write(model, draft_spec(prompt, width, plain(), plan)).tokens) == expected
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 16])
+@pytest.mark.parametrize("sub_block", [0, 4])
+@pytest.mark.parametrize("threshold", [0.3, 0.9])
+def test_shifted_blocks_equal_the_plain_sampler(length: int, sub_block: int, threshold: float) -> None:
+    for seed in range(4):
+        spec = replace(tiny_checkpoints.tiny_spec("fast_dllm"), sub_block=sub_block)
+        model = tiny_checkpoints.random_network(spec, seed, scale=5.0)
+        prompt, width = prompt_of(length, seed), whole_blocks(length, 18, spec.block)
+        expected = plain_samplers.shifted_blocks(model, prompt, width, threshold)
         plan = Plan(200, 200, threshold, by_clause=False)
         assert list(write(model, draft_spec(prompt, width, plain(), plan)).tokens) == expected
 
