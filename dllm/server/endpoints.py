@@ -256,8 +256,11 @@ class Service:
         """Submit the drafts and read their events; closing it cancels what is not finished.
 
         Raises:
-            ApiError: 429 if that would be more drafts than are written at once.
+            ApiError: 429 if that would be more drafts than are written at once, 400 if it would be even alone.
         """
+        if len(asks) > self._settings.max_drafts:
+            message = f"n: expected at most {self._settings.max_drafts} replies in one request, got {len(asks)}"
+            raise ApiError(400, message, param="n")
         if self._active + len(asks) > self._settings.max_drafts:
             raise ApiError(
                 429,

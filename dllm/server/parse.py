@@ -106,7 +106,7 @@ def parse_completion(body: Fields, settings: ServerSettings) -> CompletionReques
         if body.integer("logprobs", 0, 5) not in (0, 1):
             raise ApiError(400, f"logprobs: {_ONLY_CHOSEN}", param="logprobs")
         decoding = dataclasses.replace(decoding, logprobs=True, top_logprobs=body.integer("logprobs", 0, 1) or 0)
-    suffix = body.text("suffix") or None
+    suffix = _suffix(body)
     return CompletionRequest(
         _prompts(body, settings), decoding, streaming, suffix, echo, _grammar(body), body.text("user")
     )
@@ -121,7 +121,7 @@ def parse_fim(body: Fields, settings: ServerSettings) -> CompletionRequest:
         decoding = dataclasses.replace(decoding, max_tokens=FIM_TOKENS)
     if body.get("stop") is None:
         decoding = dataclasses.replace(decoding, stop=("\n\n",))
-    suffix = body.text("suffix") or None
+    suffix = _suffix(body)
     streaming = _streaming(body)
     if not prompt and suffix is None:
         raise wrong("prompt", "some text, here or in suffix", prompt)
@@ -408,6 +408,13 @@ def _prompts(body: Fields, settings: ServerSettings) -> tuple[str | tuple[int, .
     for entry, path in body.items("prompt"):
         prompts.append(_token_ids(entry, path) if isinstance(entry, list) else as_text(entry, path))
     return tuple(prompts)
+
+
+def _suffix(body: Fields) -> str | None:
+    suffix = body.text("suffix") or None
+    if suffix is not None and not _grammar(body).is_free:
+        raise ApiError(400, "suffix: expected none beside a grammar, which holds the whole reply", param="suffix")
+    return suffix
 
 
 def _token_ids(value: list[Any], path: str) -> tuple[int, ...]:

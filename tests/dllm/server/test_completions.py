@@ -147,6 +147,8 @@ def test_habitual_penalties_of_editors_are_told_about_and_not_refused() -> None:
         ({"prompt": "a", "logprobs": True}, "logprobs", "a whole number"),
         ({"prompt": "a", "logprobs": 1, "echo": True}, "logprobs", "left-to-right"),
         ({"prompt": "a", "best_of": 3}, "best_of", "not ranked"),
+        ({"prompt": "a", "suffix": "b", "dllm": {"regex": "c"}}, "suffix", "beside a grammar"),
+        ({"prompt": ["a"] * 40, "n": 2}, "n", "at most 64 replies in one request, got 80"),
         ({"prompt": "tea " * 300}, "prompt", "maximum context length is 256"),
     ],
 )
