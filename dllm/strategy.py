@@ -95,11 +95,12 @@ class BlockWise:
 
     def final_prefix(self, draft: Draft) -> int:
         """Everything decided, or only finished blocks where decided tokens may still be revised."""
-        if not self._revises:
-            return draft.canvas.decided_prefix()
-        lo, _ = self._region(draft)
         prefix = draft.canvas.decided_prefix()
-        return prefix if prefix == draft.canvas.width and draft.is_settled else min(prefix, lo)
+        if not self._revises or (draft.is_settled and prefix == draft.canvas.width):
+            return prefix
+        assert draft.text is not None
+        settled = draft.text.length + self._finished_block(draft) - len(draft.prompt)
+        return max(min(prefix, settled), 0)
 
     def next(self, draft: Draft) -> Work | None:
         canvas, prompt = draft.canvas, len(draft.prompt)
@@ -211,11 +212,6 @@ class BlockWise:
                     break
                 block += self._size
         return lo, hi, due
-
-    def _region(self, draft: Draft) -> tuple[int, int]:
-        assert draft.text is not None
-        lo = max(draft.text.length - len(draft.prompt), 0)
-        return lo, self._block_end(draft, draft.text.length, 1) - len(draft.prompt)
 
 
 class FullMask:

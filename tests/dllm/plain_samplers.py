@@ -148,6 +148,42 @@ def shifted_blocks(network: Network, prompt: Sequence[int], width: int, threshol
     return tokens[len(prompt) :]
 
 
+def edited_blocks(
+    network: Network, prompt: Sequence[int], width: int, threshold: float, edit_threshold: float
+) -> tuple[list[int], int]:
+    """LLaDA2.1: masks become tokens above one threshold, tokens become others above another, until a step changes nothing."""
+    spec = network.spec
+    mask, block = spec.special.mask, spec.block
+    assert mask is not None
+    total = len(prompt) + width
+    tokens, forwards, first = [*prompt, *[mask] * width], 0, len(prompt)
+    while first < total:
+        stop = min(first // block * block + block, total)
+        extra = 0
+        while True:
+            p = probabilities(network, tokens[:stop], first)
+            forwards += 1
+            best = {at: int(p[at].argmax()) for at in range(first, stop)}
+            sure = {at: float(p[at, best[at]]) for at in best}
+            masked = [at for at in best if tokens[at] == mask]
+            extra = 0 if masked else extra + 1
+            edits = [
+                at
+                for at in best
+                if at not in masked and sure[at] > edit_threshold and best[at] != tokens[at] and extra < 16
+            ]
+            for at in [*edits, *(pick({at: sure[at] for at in masked}, "threshold", threshold, 1) if masked else [])]:
+                tokens[at] = best[at]
+            if not masked and not edits:
+                break
+        reply = tokens[len(prompt) : stop]
+        ends = [at for at, token in enumerate(reply) if token in spec.special.ends]
+        if ends:
+            return reply[: ends[0]], forwards
+        first = stop
+    return tokens[len(prompt) :], forwards
+
+
 def raw_next(network: Network, tokens: Sequence[int]) -> int:
     """Greedy next token of the causal mode."""
     spec, total = network.spec, len(tokens)

@@ -106,6 +106,24 @@ def test_shifted_blocks_equal_the_plain_sampler(length: int, sub_block: int, thr
         assert list(write(model, draft_spec(prompt, width, plain(), plan)).tokens) == expected
 
 
+@pytest.mark.parametrize("length", [1, 6, 8])
+@pytest.mark.parametrize("edit_threshold", [0.15, 0.4])
+def test_edited_blocks_equal_the_plain_sampler(length: int, edit_threshold: float) -> None:
+    changed = 0
+    for seed in range(4):
+        spec = family_named("llada2_edit").read_config(test_llada2.CONFIG)
+        model = tiny_checkpoints.random_network(spec, seed, scale=14.0)
+        prompt, width = prompt_of(length, seed), whole_blocks(length, 18, spec.block)
+        expected, forwards = plain_samplers.edited_blocks(model, prompt, width, 0.1, edit_threshold)
+        plan = Plan(200, 200, 0.1, by_clause=False)
+        reply = write(model, draft_spec(prompt, width, plain(edit_threshold=edit_threshold), plan))
+        assert list(reply.tokens) == expected
+        assert reply.usage.forwards_denoise == forwards
+        without = write(model, draft_spec(prompt, width, plain(), plan))
+        changed += reply.tokens != without.tokens
+    assert changed, "edits matter here"
+
+
 @pytest.mark.parametrize("family", ["nemotron", "dllm_llama"])
 @pytest.mark.parametrize("draft_tokens", [0, 2, 5])
 def test_self_speculation_writes_what_causal_decoding_writes(family: str, draft_tokens: int) -> None:
