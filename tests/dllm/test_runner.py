@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dllm.drafts import Committed, DraftSpec, Event, Finished, Plan, Prefilled, Stepped
+from dllm.engine import Engine
 from dllm.errors import ConfigError, DraftExpiredError, EngineClosedError, EngineFailedError
 from dllm.runner import EngineRunner
 from tests.conftest import run_async
@@ -353,8 +354,6 @@ def test_a_command_that_fails_tells_its_caller() -> None:
 
 
 def test_the_real_engine_writes_the_same_alone_and_on_the_thread() -> None:
-    from dllm.engine import Engine
-
     prompt = tuple(tiny.codec().encode_prompt([("user", "i would like a small tea")]))
     ask = DraftSpec(prompt, "c", 16, Plan(4, 4))
     alone = Engine(tiny.model(), tiny.codec().token_table)
