@@ -1,4 +1,4 @@
-"""The command: train, generate, eval and export from end to end on a tiny run."""
+"""The command: train, generate, eval and export from end to end on a tiny run; what the environment and mistakes do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dllm import loader
-from dllm.cli import main
+from dllm.cli import COMMANDS, build_parser, main
 from tests.dllm import tiny
 
 CONFIG = """
@@ -74,7 +74,21 @@ def test_export_is_a_checkpoint(run_folder: Path, tmp_path: Path) -> None:
 def test_generate_shows_every_step_and_the_reply(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = ["--model", str(run_folder / "out" / "export"), "--width", "16", "--steps-first", "2", "--steps-rest", "2"]
     assert (
-        main(["generate", *model, "A tea, please!", "--system", "Hi.", "--turn", "agent:Hello!", "--pin", "$1.00"]) == 0
+        main(
+            [
+                "generate",
+                *model,
+                "A tea, please!",
+                "--show",
+                "--system",
+                "Hi.",
+                "--turn",
+                "agent:Hello!",
+                "--pin",
+                "$1.00",
+            ]
+        )
+        == 0
     )
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("prefill")
@@ -113,3 +127,29 @@ def test_mistakes_are_one_line_and_exit_code_two(tmp_path: Path, capsys: pytest.
         == 2
     )
     assert "speed" in capsys.readouterr().err
+
+
+def test_environment_stands_in_for_model_and_device() -> None:
+    environment = {"DLLM_MODEL": "some/model", "DLLM_DEVICE": "cuda"}
+    parsed = build_parser(["chat"], environment).parse_args(["chat"])
+    assert (parsed.model, parsed.device) == ("some/model", "cuda")
+    given = ["chat", "--model", "mine", "--device", "cpu"]
+    parsed = build_parser(given, environment).parse_args(given)
+    assert (parsed.model, parsed.device) == ("mine", "cpu")
+    assert build_parser(["chat"], {}).parse_args(["chat"]).model is None
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in COMMANDS)
+    assert "DLLM_MODEL" in printed
+
+
+def test_unknown_commands_end_with_exit_code_two(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["dream"])
+    assert ended.value.code == 2
+    assert "invalid choice" in capsys.readouterr().err

@@ -1,0 +1,123 @@
+"""Loading a checkpoint for a command: arguments, and a progress bar with the time it took."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from dllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from dllm.engine import Engine
+    from dllm.loader import Checkpoint, LoadProgress
+
+DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16"}
+_BAR = 24
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, *, with_device: bool = True) -> None:
+    parser.add_argument("--model", help="checkpoint folder, or ORG/NAME on the hub; default: the built-in model")
+    if with_device:
+        parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
+        parser.add_argument("--dtype", help="float32, bfloat16 or float16; default: float32 on CPU, else as stored")
+
+
+def load(args: argparse.Namespace, stream: TextIO | None = None) -> Checkpoint:
+    """The checkpoint that the arguments name. On a terminal `stream` (standard error) shows how far it is, and the time it took.
+
+    Raises:
+        CheckpointError: If it cannot be loaded.
+        ConfigError: If the device or the type does not exist here.
+    """
+    from dllm import loader
+
+    place, dtype = device(args.device), dtype_of(args.dtype)
+    stream = stream or sys.stderr
+    if not stream.isatty():
+        return loader.load(source(args.model), place, dtype)
+    bar = LoadBar(stream)
+    try:
+        checkpoint = loader.load(source(args.model), place, dtype, progress=bar)
+    finally:
+        bar.clear()
+    print(
+        f"{checkpoint.path.name}: {checkpoint.bytes / 2**20:.0f} MiB of weights in {checkpoint.seconds:.1f} s",
+        file=stream,
+        flush=True,
+    )
+    return checkpoint
+
+
+def engine(checkpoint: Checkpoint, max_batch: int = 1, cache_mb: int = 128) -> Engine:
+    from dllm.engine import Engine
+
+    return Engine(checkpoint.model, checkpoint.codec.token_table, max_batch=max_batch, cache_bytes=cache_mb * 2**20)
+
+
+def source(model: str | None) -> Path | str | None:
+    """A folder where there is one of that name, else a name on the hub."""
+    if model is None:
+        return None
+    if not model:
+        raise ConfigError("--model", model, "a checkpoint's folder, or ORG/NAME")
+    folder = Path(model).expanduser()
+    return folder if folder.exists() else model
+
+
+def device(name: str) -> torch.device:
+    """
+    Raises:
+        ConfigError: If this machine or this build of PyTorch has no such device.
+    """
+    import torch
+
+    try:
+        place = torch.device(name)
+        torch.zeros(1, device=place).tolist()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = re.split(r"\n|(?<=\.) ", str(error))[0]
+        raise ConfigError("--device", name, f"a device that PyTorch finds here ({reason})") from error
+    return place
+
+
+def dtype_of(name: str | None) -> torch.dtype | None:
+    import torch
+
+    if name is None:
+        return None
+    if name not in DTYPES:
+        raise ConfigError("--dtype", name, f"one of {', '.join(DTYPES)}")
+    found: torch.dtype = getattr(torch, DTYPES[name])
+    return found
+
+
+class LoadBar:
+    """One line on a terminal, redrawn at most ten times a second."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._start = time.perf_counter()
+        self._drawn = 0.0
+
+    def __call__(self, progress: LoadProgress) -> None:
+        now = time.perf_counter()
+        if now - self._drawn < 0.1 and progress.done_bytes < progress.total_bytes:
+            return
+        self._drawn = now
+        share = progress.done_bytes / max(1, progress.total_bytes)
+        bar = "#" * round(share * _BAR)
+        self._stream.write(
+            f"\r\x1b[K[{bar:.<{_BAR}}] {progress.done_bytes / 2**30:.2f} of {progress.total_bytes / 2**30:.2f} GiB, "
+            f"{now - self._start:.0f} s"
+        )
+        self._stream.flush()
+
+    def clear(self) -> None:
+        self._stream.write("\r\x1b[K")
+        self._stream.flush()
