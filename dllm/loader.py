@@ -31,6 +31,8 @@ from dllm.hub_codec import HubCodec
 from dllm.models import builtin
 from dllm.models.family import DecodeDefaults, Family, Network, Slot
 from dllm.models.registry import family_named, family_of
+from dllm.parallel import Cut, Team, connect, divide
+from dllm.quantize import Quantisation, copy_tied_head, places, swap_layers
 from dllm.shards import Stored, check_types, list_tensors, main_dtype, read_tensors, write_tensors
 from dllm.spec import ModelSpec
 from dllm.text import DialogueCodec
@@ -96,6 +98,8 @@ def load(
     family: str | None = None,
     template_options: Mapping[str, Any] | None = None,
     progress: Callable[[LoadProgress], None] | None = None,
+    quantize: Quantisation | None = None,
+    team: Team | None = None,
 ) -> Checkpoint:
     """Read a checkpoint.
 
@@ -106,8 +110,12 @@ def load(
         family: Name of a family, whatever the configuration says.
         template_options: Variables for the chat template, such as Qwen3's `enable_thinking`.
         progress: Called after every tensor.
+        quantize: Store weights in eight bits. Each tensor is quantised as it is read: the model never exists in full precision.
+        team: Keep this rank's part of every tensor alone (`dllm.parallel`). `Checkpoint.spec` tells of the whole model, the network's own
+            `spec` of the part.
 
     Raises:
+        ConfigError: If the device cannot do the quantisation, or the model cannot be divided so.
         CheckpointError: If a file is missing or unreadable, tensors are missing, unexpected, of another shape or of a type that cannot
             be read, the family is unknown, or the tokenizer does not fit. Its subclasses and their texts say which.
     """
@@ -121,13 +129,26 @@ def load(
     codec = _read_codec(path, spec, template_options)
     if dtype is None:
         dtype = torch.float32 if torch.device(device).type == "cpu" else main_dtype(stored)
+    if quantize is not None:
+        quantize.check(torch.device(device))
     with torch.device("meta"):
         model = chosen.build(spec)
     _check_shapes(model, wanted, stored)
-    # The type is set before there is memory, so that there is never a second copy in another type.
-    model = model.to(dtype).to_empty(device=device)
+    cut: Cut | None = None
+    if team is not None:
+        model, cut = divide(chosen, spec, team.rank, team.ranks)
+        wanted = dict(cut.slots)
+    # Types are set before there is memory, so that there is never a second copy in another type.
+    model = model.to(dtype)
+    if quantize is not None:
+        swap_layers(model, quantize)
+    model = model.to_empty(device=device)
     model.reset_buffers()  # type: ignore[operator]
-    _fill(model, wanted, stored, progress)
+    _fill(model, wanted, stored, progress, cut)
+    if quantize is not None and quantize.head and spec.tie_word_embeddings:
+        copy_tied_head(model)
+    if team is not None and cut is not None:
+        connect(model, team, cut)
     size = sum(stored[name].bytes for name in wanted if name in stored)
     seconds = time.perf_counter() - start
     network = cast(LoadedNetwork, model.eval().requires_grad_(False))
@@ -225,9 +246,10 @@ def _fill(
     wanted: Mapping[str, Slot],
     stored: Mapping[str, Stored],
     progress: Callable[[LoadProgress], None] | None,
+    cut: Cut | None,
 ) -> None:
     """Copy every tensor to its place. Optional factors that the files lack become one."""
-    targets = _targets(model)
+    targets, quantised = _targets(model), places(model)
     present = {name: stored[name] for name in stored if name in wanted}
     total, done = sum(tensor.bytes for tensor in present.values()), 0
     with torch.no_grad():
@@ -236,7 +258,11 @@ def _fill(
                 slot.of(targets[slot.parameter]).fill_(1.0)
         for name, values in read_tensors(present):
             slot = wanted[name]
-            slot.of(targets[slot.parameter]).copy_(values)
+            part = values if cut is None else cut.of(name, values)
+            if (place := quantised.get(slot.parameter)) is not None:
+                place.put(slot, part)
+            else:
+                slot.of(targets[slot.parameter]).copy_(part)
             done += present[name].bytes
             if progress is not None:
                 progress(LoadProgress(done, total, present[name].file.name))

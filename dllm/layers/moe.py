@@ -6,7 +6,7 @@ Dimensions: N tokens, K chosen experts, X experts, E hidden size, F expert size,
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +80,15 @@ def _within_block(preference: Tensor, blocks: Tensor, kept: int) -> Tensor:
     return preference.masked_fill(~chosen, float("-inf"))
 
 
+class ExpertWeights(Protocol):
+    """One matrix per expert: a packed tensor, or weights that become floats as they are asked for."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    def __getitem__(self, expert: int) -> Tensor: ...
+
+
 class Experts(nn.Module):
     """Gated feed-forwards packed into two parameters, `gate_up_proj` [X, 2F, E] and `down_proj` [X, E, F]."""
 
@@ -108,7 +117,9 @@ def _combine(products: Tensor, weights: Tensor) -> Tensor:
     return torch.einsum("nke,nk->ne", products.to(weights.dtype), weights).to(products.dtype)
 
 
-def looped_experts(x: Tensor, choice: Choice, gate_up: Tensor, down: Tensor, activation: Activation) -> Tensor:
+def looped_experts(
+    x: Tensor, choice: Choice, gate_up: ExpertWeights, down: ExpertWeights, activation: Activation
+) -> Tensor:
     """Visit the touched experts, each with its own tokens. Reads the choice on the host."""
     per_token = choice.experts.shape[1]
     flat = choice.experts.flatten()

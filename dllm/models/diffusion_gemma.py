@@ -175,7 +175,9 @@ class DiffusionGemma(nn.Module):
         )
         self.norm = GemmaNorm(spec.hidden_size, spec.rms_norm_eps)
         self.self_conditioning = SelfConditioning(spec)
-        self.lm_head = None if spec.tie_word_embeddings else nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+        self.lm_head: nn.Module | None = (
+            None if spec.tie_word_embeddings else nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+        )
 
     def reset_buffers(self) -> None:
         """The layers' factors are one where a checkpoint does not hold them. This family keeps no rotary tables."""
@@ -290,8 +292,7 @@ class DiffusionGemma(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., E] to [..., V], soft-capped, at least float32."""
-        weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        raw = F.linear(hidden, weight)
+        raw: Tensor = F.linear(hidden, self.embed_tokens.weight) if self.lm_head is None else self.lm_head(hidden)
         raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
         cap = self.spec.logit_softcap
         return cap * torch.tanh(raw / cap) if cap else raw

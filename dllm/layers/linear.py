@@ -1,0 +1,206 @@
+"""Linear layers and experts whose weights are stored in eight bits, one scale per output row.
+
+Dimensions: M tokens, N outputs, K inputs, X experts, E hidden size, F expert size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dllm.layers.moe import Choice, Experts, dense_experts, grouped_experts, looped_experts
+
+Mode: TypeAlias = Literal["int8", "int8-dynamic", "fp8"]
+"""int8: weights alone. int8-dynamic: weights and activations, on the CPU. fp8: weights and activations in e4m3."""
+
+STORED_AS: dict[Mode, torch.dtype] = {
+    "int8": torch.int8,
+    "int8-dynamic": torch.int8,
+    "fp8": torch.float8_e4m3fn,
+}
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+"""int8 leaves out -128, so that both signs reach equally far."""
+
+PIECE = 1 << 20
+"""Weights turned to float at once on the CPU: 4 MB, which stay in its cache. 32 tokens through [6144, 2048] on one core of a Zen 3 took
+16 ms so, 61 ms with the whole matrix turned at once, 37 ms from float32."""
+EXACT_INPUTS = 1024
+"""Products of int8 values add up exactly in float32 over this many inputs: 1024 * 127 ** 2 is below 2 ** 24."""
+QUANTISED_AT_ONCE = 1 << 24
+"""Weights that `fill` holds in float32 at once: 64 MB."""
+
+
+class Rows(NamedTuple):
+    """Rows of numbers in eight bits: `values * scale`."""
+
+    values: Tensor
+    """[..., K], int8 or float8_e4m3fn."""
+    scale: Tensor
+    """[..., 1], float32."""
+
+
+def quantise_rows(x: Tensor, dtype: torch.dtype) -> Rows:
+    """Scale every row so that its largest magnitude is the type's largest, then round to the nearest, ties to even.
+
+    A row's result depends on that row alone. Errors: at most scale / 2 for int8; for e4m3 at most a 16th of the number, or scale / 1024
+    where that is more (its smallest numbers are 1 / 512 apart).
+    """
+    wide = x.float()
+    largest = LARGEST[dtype]
+    scale = wide.abs().amax(-1, keepdim=True) / largest
+    # A row of zeros stays one; below this scale the division would overflow.
+    scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
+    # Dividing may end an ulp above the largest number.
+    scaled = (wide / scale).clamp(-largest, largest)
+    return Rows((scaled.round() if dtype == torch.int8 else scaled).to(dtype), scale)
+
+
+def fill(values: Tensor, scale: Tensor, weights: Tensor) -> None:
+    """Quantise weights [..., N, K] of any float type into `values` [..., N, K] and `scale` [..., N], a few rows at a time."""
+    if weights.dim() > 2:
+        for place, factors, part in zip(values, scale, weights, strict=True):
+            fill(place, factors, part)
+        return
+    step = max(1, QUANTISED_AT_ONCE // weights.shape[-1])
+    for first in range(0, weights.shape[0], step):
+        rows = quantise_rows(weights[first : first + step].to(values.device), values.dtype)
+        values[first : first + step].copy_(rows.values)
+        scale[first : first + step].copy_(rows.scale.squeeze(-1))
+
+
+class QuantLinear(nn.Module):
+    """A linear layer in one of the modes; takes and gives the type of its activations.
+
+    Every mode computes `(x_q @ values.T) * x_scale * scale + bias`, where the activations x are quantised per token, so that a token's
+    result does not depend on the tokens beside it; int8 leaves x as it is.
+
+    Errors against the same layer in float, per output: int8 at most scale / 2 times the sum of |x|; the other modes add the rounding of x
+    times the sum of |values * scale|. See `quantise_rows` for the roundings.
+
+    int8-dynamic gives the same bits whatever the batch. The others differ as float products of other shapes do, within 1e-4.
+    """
+
+    def __init__(self, mode: Mode, inputs: int, outputs: int, bias: nn.Parameter | None = None) -> None:
+        super().__init__()
+        self.mode: Mode = mode
+        self.bias = bias
+        self.values: Tensor
+        self.scale: Tensor
+        self.register_buffer("values", torch.empty(outputs, inputs, dtype=STORED_AS[mode]))
+        self.register_buffer("scale", torch.empty(outputs, dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., K] to [..., N]."""
+        tokens = x.reshape(-1, x.shape[-1])
+        out = product(self.mode, tokens, self.values, self.scale).view(*x.shape[:-1], -1).to(x.dtype)
+        return out if self.bias is None else out + self.bias
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
+        _move(self, ("values", "scale"), fn)
+        return self
+
+
+class QuantExperts(nn.Module):
+    """`Experts` with weights in eight bits. In every mode the activations stay as they are: experts are chosen per token, so few tokens
+    meet in one product, and its time is that of reading the weights."""
+
+    def __init__(self, mode: Mode, experts: Experts) -> None:
+        super().__init__()
+        self.activation = experts.activation
+        stored_as = STORED_AS[mode]
+        self.gate_up_proj: Tensor
+        self.gate_up_scale: Tensor
+        self.down_proj: Tensor
+        self.down_scale: Tensor
+        self.register_buffer("gate_up_proj", torch.empty(experts.gate_up_proj.shape, dtype=stored_as))
+        self.register_buffer("gate_up_scale", torch.empty(experts.gate_up_proj.shape[:2], dtype=torch.float32))
+        self.register_buffer("down_proj", torch.empty(experts.down_proj.shape, dtype=stored_as))
+        self.register_buffer("down_scale", torch.empty(experts.down_proj.shape[:2], dtype=torch.float32))
+
+    def forward(self, x: Tensor, choice: Choice) -> Tensor:
+        """Weighted sum of the chosen experts, [N, E] to [N, E]. On an accelerator one layer's experts are turned to floats at a time."""
+        gate_up = PackedExperts(self.gate_up_proj, self.gate_up_scale, x.dtype)
+        down = PackedExperts(self.down_proj, self.down_scale, x.dtype)
+        if x.device.type == "cpu":
+            return looped_experts(x, choice, gate_up, down, self.activation)
+        if x.dtype == torch.bfloat16 and not x.shape[-1] % 8 and not down.shape[-1] % 8:
+            return grouped_experts(x, choice, gate_up.whole(), down.whole(), self.activation)
+        return dense_experts(x, choice, gate_up.whole(), down.whole(), self.activation)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantExperts:
+        _move(self, ("gate_up_proj", "gate_up_scale", "down_proj", "down_scale"), fn)
+        return self
+
+
+class PackedExperts:
+    """Experts' weights that become floats as they are asked for, one expert at a time."""
+
+    def __init__(self, values: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
+        self._values, self._scale, self._dtype = values, scale, dtype
+        self.shape = values.shape
+
+    def __getitem__(self, expert: int) -> Tensor:
+        return (self._values[expert].float() * self._scale[expert].unsqueeze(-1)).to(self._dtype)
+
+    def whole(self) -> Tensor:
+        """[X, N, K], all at once."""
+        return self._values.to(self._dtype) * self._scale.unsqueeze(-1).to(self._dtype)
+
+
+def product(mode: Mode, x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
+    """`x @ (values * scale).T`, x [M, K] to [M, N]: the one place where a mode and a device choose their kernel.
+
+    PyTorch's own int8 products on the CPU are no choice: `_int_mm` and float32 `_weight_int8pack_mm` run plain loops there (30 to 100
+    times slower than float32), and oneDNN's quantised linear saturates where the CPU has no VNNI (off by up to 14 % of the largest
+    output).
+    """
+    if mode == "int8":
+        # Eight bits are exact in every float type. On the CPU half precision is slower than float32 where there is no unit for it.
+        wide = x.to(torch.promote_types(x.dtype, torch.float32)) if x.device.type == "cpu" else x
+        return _in_pieces(wide, values, x.shape[-1]) * scale
+    rows = quantise_rows(x, values.dtype)
+    if mode == "int8-dynamic":
+        return _in_pieces(rows.values.float(), values, EXACT_INPUTS) * rows.scale * scale
+    if has_scaled_product(x.device, values.shape):
+        return torch._scaled_mm(
+            rows.values, values.t(), scale_a=rows.scale, scale_b=scale.unsqueeze(0), out_dtype=torch.bfloat16
+        )
+    return _in_pieces(rows.values.float(), values, x.shape[-1]) * rows.scale * scale
+
+
+def _in_pieces(x: Tensor, values: Tensor, inputs: int) -> Tensor:
+    """`x @ values.T` in x's type, some rows of `values` and at most `inputs` inputs at a time, pieces added in order."""
+    size = values.shape[-1]
+    step = max(1, PIECE // size) if x.device.type == "cpu" else values.shape[0]
+    parts = []
+    for first in range(0, values.shape[0], step):
+        rows = values[first : first + step].to(x.dtype)
+        part = F.linear(x[:, :inputs], rows[:, :inputs])
+        for start in range(inputs, size, inputs):
+            part = part + F.linear(x[:, start : start + inputs], rows[:, start : start + inputs])
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+@lru_cache(maxsize=64)
+def has_scaled_product(device: torch.device, shape: Sequence[int]) -> bool:
+    """Whether the device multiplies e4m3 with a scale per row (compute capability 8.9), and takes this [N, K]: multiples of 16."""
+    return (
+        device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9) and not any(n % 16 for n in shape)
+    )
+
+
+def _move(module: nn.Module, names: Sequence[str], fn: Callable[[Tensor], Tensor]) -> None:
+    """`_apply` that moves the named buffers and leaves their types alone: `to(dtype)` is for what is stored in floats."""
+    kept = {name: getattr(module, name) for name in names}
+    nn.Module._apply(module, fn)  # type: ignore[no-untyped-call]
+    for name, before in kept.items():
+        after = getattr(module, name)
+        if after.dtype != before.dtype:
+            moved = torch.empty_like(before, device=after.device) if before.is_meta else before.to(after.device)
+            setattr(module, name, moved)
