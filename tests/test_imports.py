@@ -33,6 +33,7 @@ OUTSIDE = {
     "dllm": {
         "huggingface_hub",
         "jinja2",
+        "lm_eval",
         "num2words",
         "numpy",
         "outlines_core",

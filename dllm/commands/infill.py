@@ -120,7 +120,7 @@ def split(text: str, usual: int) -> tuple[list[str], list[int]]:
 
 def join(pieces: Sequence[str], filled: Sequence[str], *, colours: bool = False) -> str:
     """The given texts as they were given, and between them what was written."""
-    parts = []
+    parts: list[str] = []
     for piece, hole in zip(pieces, [*filled, ""], strict=True):
         came = hole.removeprefix(" ") if piece.endswith(" ") or not (piece or parts) else hole
         parts += [safe(piece), f"{BOLD}{safe(came)}{PLAIN}"] if colours else [piece, came]
