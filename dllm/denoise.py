@@ -114,11 +114,11 @@ class _Round:
         self.confidence = torch.where(self.decided, self.confidence, scores.probability)
         allowed, pinned = self._place_pins()
         before = self.decided.sum(dim=1)
-        chosen, forced = self._select(scores, allowed)
+        chosen, forced, had_text = self._select(scores, allowed)
         chosen = self._part(chosen)
         actions = self._watch(chosen)
         self.was_decided, self.decided = self.decided, self.decided | chosen
-        forced_count = (forced & chosen).sum(dim=1) + self._close(allowed)
+        forced_count = (forced & chosen).sum(dim=1) + self._close(allowed, had_text)
         self._revise(scores)
         committed = self.decided.sum(dim=1) - before + staged(pinned, self.device)
         return self._store(committed, forced_count, actions)
@@ -229,8 +229,8 @@ class _Round:
         stop = torch.where(self.stops_at_reply, extent.reply_end(classes, self.width), self.width)
         return torch.where(self.stops_at_clause, extent.first_clause_end(classes, self.width), stop)
 
-    def _select(self, scores: Scores, allowed: Tensor) -> tuple[Tensor, Tensor]:
-        """What the rules and the floor choose, and what only the floor asked for. [B, W] each."""
+    def _select(self, scores: Scores, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the rules and the floor choose, and what only the floor asked for, [B, W] each; [B] whether the floor counted any text."""
         is_end = self.classes.is_end(self.tokens)
         open_cells = self.open & allowed & ~self.decided & ~(is_end & self.holds_ends.unsqueeze(1))
         stop = self._stop()
@@ -253,7 +253,7 @@ class _Round:
                 steps = draft.phase_steps + draft.steps_left_now
                 all_now[row] = draft.reviser.decides_all(piece, cells, open_cells[row], draft.phase_steps, steps)
         selection = select(replace(scores, token=self.tokens), open_cells, urgent, floor, rules, stable)
-        return selection.chosen | (open_cells & all_now.unsqueeze(1)), selection.forced
+        return selection.chosen | (open_cells & all_now.unsqueeze(1)), selection.forced, urgent.any(dim=1)
 
     def _part(self, chosen: Tensor) -> Tensor:
         """Choices that would make a banned phrase or a stutter together: one waits, or at the last step takes its second best token."""
@@ -274,15 +274,18 @@ class _Round:
             self.tokens[row] = torch.where(clash, second, self.tokens[row])
         return chosen
 
-    def _close(self, allowed: Tensor) -> Tensor:
-        """Decide the end-of-turn at the edge of the decided text where ends are held; [B] 1 where it was forced."""
+    def _close(self, allowed: Tensor, had_text: Tensor) -> Tensor:
+        """Decide the end-of-turn at the edge of the decided text where ends are held; [B] 1 where it was forced.
+
+        An unsure end waits for a step that finds no text to decide: it was guessed while the last words were masked, and often is a word
+        once they are known.
+        """
         edge = extent.decided_prefix(self.decided, self.width)
         inside = edge.clamp_max(self.size - 1).unsqueeze(1)
-        is_end = self.classes.is_end(self.tokens)
-        may = (self.open & allowed & ~self.decided & is_end).gather(1, inside).squeeze(1)
+        is_end = self.classes.is_end(self.tokens.gather(1, inside)).squeeze(1)
+        may = (self.open & allowed & ~self.decided).gather(1, inside).squeeze(1)
         is_sure = self.confidence.gather(1, inside).squeeze(1) > self.threshold
-        is_text = self.due & ~self.decided & ~is_end & (self.at < self._stop().unsqueeze(1))
-        closes = self.holds_ends & may & (is_sure | ~is_text.any(dim=1) | (self.steps_left <= 1))
+        closes = self.holds_ends & is_end & may & (is_sure | ~had_text | (self.steps_left <= 1))
         self.decided = self.decided | (closes.unsqueeze(1) & (self.at == inside))
         return (closes & ~is_sure).long()
 
