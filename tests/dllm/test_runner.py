@@ -70,22 +70,22 @@ def test_a_spec_may_be_made_on_the_engines_thread() -> None:
 
 def test_closing_a_stream_cancels_its_draft_before_the_next_forward() -> None:
     gate = threading.Semaphore(0)
-    engine = StandInEngine(write_nine, gate=gate)
+    engine = StandInEngine(write_nine, piece=1, gate=gate)
 
     async def main() -> None:
         async with EngineRunner(engine) as runner:
             stream = runner.submit(spec())
             gate.release()
             assert isinstance(await anext(stream), Prefilled)
-            # The thread waits at the gate inside its second round; the cancel is obeyed when that one is over.
+            # At most the second round has begun, and it cannot end before there are more permits.
             await stream.aclose()
-            gate.release()
+            gate.release(9)
             await runner.call(lambda engine: None)
             assert [event async for event in stream] == []
 
     run_async(main())
     assert len(engine.cancelled) == 1
-    assert engine.rounds == 2
+    assert engine.rounds <= 2
 
 
 def test_a_cancelled_task_cancels_the_draft_it_waits_for() -> None:
