@@ -24,7 +24,8 @@ COMMANDS = {
     "export": "dllm.commands.export",
 }
 """Where each command is; the module adds it with `add_parser`."""
-_FROM_ENVIRONMENT = {"model": "DLLM_MODEL", "device": "DLLM_DEVICE"}
+ENVIRONMENT = {"model": "DLLM_MODEL", "device": "DLLM_DEVICE"}
+"""Which variable stands in for which argument."""
 _EPILOG = "DLLM_MODEL and DLLM_DEVICE in the environment stand in for --model and --device where those are not given."
 
 
@@ -56,7 +57,7 @@ def build_parser(argv: Sequence[str], environment: Mapping[str, str]) -> argpars
         importlib.import_module(COMMANDS[name]).add_parser(commands)
     for command in commands.choices.values():
         known = {action.dest for action in command._actions}
-        for name, variable in _FROM_ENVIRONMENT.items():
+        for name, variable in ENVIRONMENT.items():
             if name in known and environment.get(variable):
                 command.set_defaults(**{name: environment[variable]})
     return parser

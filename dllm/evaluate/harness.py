@@ -22,13 +22,15 @@ from dllm.codec import ChatRole, Message
 from dllm.draft import Draft
 from dllm.drafts import DraftSpec, Failed, Plan
 from dllm.engine import Engine
-from dllm.errors import ConfigError
+from dllm.errors import ConfigError, DllmError
 from dllm.loader import Checkpoint
 from dllm.options import DecodeOptions
 from dllm.score import score
 
 _CHAT = "\x00chat "
 """Begins a prompt that is messages in JSON: rendered to text, its special tokens would be read back as ordinary text."""
+_HARNESS_DEVICE = "cuda:0"
+"""What the harness says where its user named no device, be there one or not."""
 _UNKNOWN_LENGTH = 256
 """Reply tokens where a task names none, as elsewhere in the harness."""
 
@@ -241,11 +243,15 @@ def harness_class() -> type[Any]:
             **options: Any,
         ) -> None:
             super().__init__()
+            import torch
+
             from dllm.commands.model import device as device_named
             from dllm.commands.model import dtype_of, source
             from dllm.loader import load
 
             rows = 8 if batch_size in (None, "auto") else int(cast(int, batch_size))
+            if device == _HARNESS_DEVICE and not torch.cuda.is_available():
+                device = None
             self._device = device_named(device or "cpu")
             self._name = model or "built-in"
             self._examinee = Examinee(
@@ -297,7 +303,11 @@ def main() -> None:
         raise SystemExit(2) from error
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except DllmError as error:
+        print(f"dllm: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 if __name__ == "__main__":
