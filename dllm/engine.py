@@ -144,7 +144,8 @@ class Engine:
         )
         if options.revises or options.early_commit or options.rule == "stability":
             draft.reviser = Reviser(options, canvas.width, self.spec.vocab_size, self._device)
-        if options.guard and (options.revises or not (options.hold_ends and options.no_stutter)):
+        is_watched = options.revises or not (options.hold_ends and options.no_stutter)
+        if options.guard and is_watched and spec.constraint is None:
             draft.history = History.start(1, self._device)
         for position, token in spec.given:
             canvas.pin(position if position >= 0 else spec.width + position, (token,))
