@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from machine import about, percentile
 from torch import Tensor
 
 from dllm_kernels import commit_from_logits
@@ -123,28 +122,12 @@ def measure(
         str(dtype).removeprefix("torch."),
         temperature,
         round(median["ours"], 1),
-        round(sorted(times["ours"])[int(0.95 * (runs - 1))], 1),
+        round(percentile(times["ours"], 0.95), 1),
         round(size / 1e6, 2),
         round((size / median["ours"]) / (2 * size / median["copy"]), 3),
         round(median["eager"] / median["ours"], 2),
         round(median["compiled"] / median["ours"], 2) if compiled is not None else None,
     )
-
-
-def machine(device: torch.device) -> dict[str, str]:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "device": f"{device.type}: {name}",
-        "implementation": "triton"
-        if device.type == "cuda"
-        else "reference (no GPU: the kernel itself is not measured)",
-        "threads": str(torch.get_num_threads()),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": commit,
-    }
 
 
 def main() -> None:
@@ -153,8 +136,11 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="also write the results as JSON")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    about = machine(device)
-    print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
+    head = about(device)
+    head["implementation"] = (
+        "triton" if device.type == "cuda" else "reference (no GPU: the kernel itself is not measured)"
+    )
+    print(*(f"{key}: {value}" for key, value in head.items()), sep="\n")
     print("\n   rows     vocab      dtype  temp    p50 µs    p95 µs      MB  of copy  eager/ours  compiled/ours")
     results = []
     for rows, vocabulary in SHAPES if device.type == "cuda" else CPU_SHAPES:
@@ -169,7 +155,7 @@ def main() -> None:
                 )
     if options.save:
         options.save.write_text(
-            json.dumps({**about, "results": [asdict(result) for result in results]}, indent=1) + "\n"
+            json.dumps({**head, "results": [asdict(result) for result in results]}, indent=1) + "\n"
         )
 
 
