@@ -24,7 +24,7 @@ from typing import TextIO
 from dllm.cli import ENVIRONMENT
 from dllm.codec import Codec
 from dllm.commands import decoding, model
-from dllm.commands.screen import printable
+from dllm.commands.screen import CellReader, printable
 from dllm.drafts import Cell, CellState, DraftSpec, Failed, Finished, Stepped
 from dllm.errors import DllmError
 from dllm.loader import Checkpoint
@@ -59,6 +59,7 @@ class Piece:
 def pieces(cells: Sequence[Cell], before: Sequence[Cell], codec: Codec) -> list[Piece]:
     """A canvas as text up to its first decided end-of-turn; `before` is the canvas one step earlier."""
     found: list[Piece] = []
+    reader = CellReader(codec)
     for at, cell in enumerate(cells):
         if codec.token_table.ends_reply(cell.token) and cell.state is not CellState.MASKED:
             if cell.state is not CellState.PROVISIONAL:
@@ -66,7 +67,7 @@ def pieces(cells: Sequence[Cell], before: Sequence[Cell], codec: Codec) -> list[
             found.append(Piece(" ", Look.MASK))
             continue
         was_decided = at < len(before) and _is_decided(before[at]) and before[at].token == cell.token
-        text = printable(codec.token_bytes(cell.token).decode("utf-8", "replace"))
+        text = reader.read(cell)
         match cell.state:
             case CellState.MASKED:
                 found.append(Piece(" ·", Look.MASK))

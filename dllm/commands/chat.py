@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
         except (DraftError, ConfigError) as error:
             if not is_terminal:
                 raise
-            print(f"{error} (/new forgets the conversation)", file=sys.stderr)
+            hint = " (/new forgets the conversation)" if isinstance(error, DraftError) else ""
+            print(f"{error}{hint}", file=sys.stderr)
         except KeyboardInterrupt:
             if not is_terminal:
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
@@ -34,26 +35,39 @@ class CanvasScreen:
         self._stream.flush()
 
     def line(self, cells: Sequence[Cell]) -> str:
-        return "".join(self._cell(cell) for cell in cells)
+        reader = CellReader(self._codec)
+        return "".join(self._cell(cell, reader.read(cell)) for cell in cells)
 
-    def _cell(self, cell: Cell) -> str:
-        text = cell_text(cell, self._codec)
+    def _cell(self, cell: Cell, text: str) -> str:
+        if cell.state is CellState.MASKED:
+            return _MASKED
+        if self._codec.token_table.ends_reply(cell.token):
+            text = _END
         match cell.state:
-            case CellState.MASKED:
-                return _MASKED
             case CellState.PROVISIONAL:
                 return f"{DIM}{text}{PLAIN}" if self._colours else _MASKED
-            case CellState.COMMITTED:
-                return text
             case CellState.PINNED:
                 return f"{CYAN}{text}{PLAIN}" if self._colours else text
+            case _:
+                return text
 
 
-def cell_text(cell: Cell, codec: Codec) -> str:
-    """What a position holds, on one line and without control characters, which a terminal would obey."""
-    if codec.token_table.ends_reply(cell.token):
-        return _END
-    return printable(codec.token_bytes(cell.token).decode("utf-8", "replace"))
+class CellReader:
+    """What the positions of a canvas hold, read left to right, on one line and without what a terminal would obey.
+
+    A character of several tokens appears with the last of them; bytes that never become one are left out, as in the finished text.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("ignore")
+
+    def read(self, cell: Cell) -> str:
+        """The next position's text; empty for masks."""
+        if cell.state is CellState.MASKED:
+            self._utf8.reset()
+            return ""
+        return printable(self._utf8.decode(self._codec.token_bytes(cell.token)))
 
 
 def printable(text: str) -> str:

@@ -16,9 +16,11 @@ from dllm.commands.decoding import read_option
 from dllm.commands.edit import difference, kept_share
 from dllm.commands.infill import join, lay_out, split
 from dllm.commands.model import LoadBar
-from dllm.commands.screen import printable, safe
+from dllm.commands.screen import CanvasScreen, CellReader, printable, safe
+from dllm.drafts import Cell, CellState
 from dllm.errors import ConfigError
 from dllm.loader import LoadProgress
+from tests.dllm import tiny
 
 Capture = pytest.CaptureFixture[str]
 FAMILIES = ("dllm_llama", "sdar", "dream", "nemotron")
@@ -290,8 +292,6 @@ def test_bench_measures_every_batch(checkpoints: Path, capsys: Capture) -> None:
 
 
 def test_bench_of_a_geometry_says_random_on_every_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.dllm import tiny
-
     monkeypatch.setattr(geometries, "spec_of", lambda name: tiny.spec())
     argv = ["bench", "--geometry", "0.03B", "--batch", "1", "--batch", "2", "--width", "8", "--replies", "1"]
     assert main(argv) == 0
@@ -344,6 +344,18 @@ def test_inspect_works_without_weights_and_says_what_is_missing(
 def test_control_characters_of_a_reply_do_not_reach_the_terminal() -> None:
     assert printable("a\x1b[2Jb\nc\td") == "a [2Jb↵c d"
     assert safe("a\x1b[2Jb\nc") == "a[2Jb\nc"
+
+
+def test_a_character_of_several_tokens_appears_with_its_last() -> None:
+    codec = tiny.codec()
+    of_byte = {codec.token_bytes(token): token for token in range(codec.vocab_size)}
+    tokens = [of_byte[bytes([byte])] for byte in "é".encode()]
+    mask = Cell(codec.special.mask, CellState.MASKED, 0.0)
+    first, second = (Cell(token, CellState.COMMITTED, 1.0) for token in tokens)
+    reader = CellReader(codec)
+    assert [reader.read(cell) for cell in (first, second, first, mask, second)] == ["", "é", "", "", ""]
+    shown = io.StringIO()
+    assert CanvasScreen(codec, shown, colours=False).line([first, second, mask]) == "é_"
 
 
 def test_loading_shows_how_far_it_is_and_clears_its_line() -> None:
