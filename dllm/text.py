@@ -124,14 +124,18 @@ class DialogueCodec:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-        """A chat as turns: a tool's answer is a note. Tools and calls are told as JSON, of which the shipped model has seen none.
+        """A chat as turns: a tool's answer is a note, and so is a system message behind the first, which is how chat clients tell of
+        such answers. Tools and calls are told as JSON, of which the shipped model has seen none.
 
         Raises:
             ConfigError: If there is no message.
         """
         if not messages:
             raise ConfigError("messages", [], "at least one message")
-        turns = [(_ROLE_OF[message.role], _with_calls(message)) for message in messages]
+        turns: list[tuple[Role, str]] = [
+            ("note" if message.role == "system" and number else _ROLE_OF[message.role], _with_calls(message))
+            for number, message in enumerate(messages)
+        ]
         if tools:
             turns.insert(0, ("system", f"Tools: {json.dumps([dict(tool) for tool in tools])}"))
         return self.encode_prompt(turns)

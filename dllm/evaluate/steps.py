@@ -19,11 +19,14 @@ from dllm.drafts import DraftSpec, Failed, Finished, Plan
 from dllm.engine import Engine
 from dllm.evaluate.likelihood import causal_log_likelihood
 from dllm.models.transformer import Transformer
+from dllm.options import DecodeOptions
 from dllm.train.data import Row
 
 FILE_NAME = "quality_curve.json"
 WIDTHS = (16, 24, 32, 40, 64)
 STEPS = (1, 2, 3, 4, 6, 8, 12, 16)
+OPTIONS = DecodeOptions(hold_ends=True, no_stutter=True)
+"""How replies are written in a call: the budget that reads the curve grants steps to such drafts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,7 @@ def _write(
     engine = Engine(model, table, max_batch=16, cache_bytes=2**26)
     plan = Plan(steps_first=steps, steps_rest=steps, threshold=1.0)
     drafts = [
-        engine.submit(DraftSpec(entry.prompt, f"eval{index}", width, plan, entry.pins))
+        engine.submit(DraftSpec(entry.prompt, f"eval{index}", width, plan, entry.pins, OPTIONS))
         for index, entry in enumerate(prompts)
     ]
     replies: dict[int, tuple[int, ...]] = {}

@@ -17,6 +17,7 @@ from voice_pipelines.download import FetchError
 from voice_pipelines.models import (
     PIPER_UPGRADE,
     FoundModel,
+    entry_for,
     find_llm,
     find_piper,
     find_whisper,
@@ -131,10 +132,10 @@ def _choose_whisper(config: Config, size: str) -> LoadTranscriber | None:
 
 
 def choose_llm(config: Config) -> Callable[[], Drafter]:
-    """The built-in model unless `models.llm` names a checkpoint folder, a fetched model or a remote endpoint.
+    """The built-in model unless `models.llm` names a checkpoint folder, a fetched model, one on the hub or a remote endpoint.
 
     Raises:
-        ConfigError: If it names none of them. What is in the folder, or whether the endpoint answers, is seen when it is loaded,
+        ConfigError: If it names none of them. What is in the folder, or whether hub and endpoint answer, is seen when it is loaded,
             which raises `BackendError`.
     """
     wanted = config.models.llm
@@ -147,14 +148,24 @@ def choose_llm(config: Config) -> Callable[[], Drafter]:
             reason = "remote.url is used only with models.llm = 'remote'"
         return lambda: _load_llm(config, None, reason)
     path = Path(wanted).expanduser()
-    if not path.is_dir():
-        found = _fetched_llm(config)
-        if found is None:
-            raise ConfigError(
-                "models.llm", wanted, "`auto`, `builtin`, `remote`, a URL, a checkpoint folder or a fetched model"
-            )
-        path = found
-    return lambda: _load_llm(config, path, "chosen in the configuration")
+    source = path if path.is_dir() else _fetched_llm(config)
+    if source is None and _is_hub_name(wanted):
+        # The loader looks into the hub's local cache, and fetches what is not there.
+        return lambda: _load_llm(config, wanted, "chosen in the configuration")
+    if source is None:
+        raise ConfigError(
+            "models.llm",
+            wanted,
+            "`auto`, `builtin`, `remote`, a URL, ORG/NAME on the hub, a checkpoint folder or a fetched model",
+        )
+    return lambda: _load_llm(config, source, "chosen in the configuration")
+
+
+def _is_hub_name(name: str) -> bool:
+    try:
+        return entry_for(name).repo == name
+    except FetchError:
+        return False
 
 
 def _connect_llm(endpoint: RemoteEndpoint) -> Drafter:
@@ -175,7 +186,7 @@ def _fetched_llm(config: Config) -> Path | None:
         return None
 
 
-def _load_llm(config: Config, path: Path | None, reason: str) -> DiffusionDrafter:
+def _load_llm(config: Config, source: Path | str | None, reason: str) -> DiffusionDrafter:
     import torch
 
     from dllm import loader
@@ -189,11 +200,14 @@ def _load_llm(config: Config, path: Path | None, reason: str) -> DiffusionDrafte
         # The other core listens and speaks meanwhile.
         torch.set_num_threads(max(available_cores() - 1, 1))
     try:
-        checkpoint = loader.load(path, device)
+        # Nobody hears what a model thinks to itself: templates that offer it are told to do without.
+        checkpoint = loader.load(source, device, template_options={"enable_thinking": False})
     except (DllmError, RuntimeError) as error:  # RuntimeError: torch has no such device, or no memory on it
         raise BackendError("llm", f"could not load {config.models.llm!r} on {device}: {error}") from error
     size = sum(parameter.numel() for parameter in checkpoint.model.parameters()) / 1e6
-    name = "built-in diffusion model" if path is None else path.name
+    name = (
+        "built-in diffusion model" if source is None else checkpoint.path.name if isinstance(source, Path) else source
+    )
     return DiffusionDrafter(checkpoint, BackendInfo("llm", f"{name}, {size:.1f} M parameters on {device}", reason))
 
 

@@ -139,3 +139,11 @@ def test_loading_checks_the_special_tokens(tmp_path: Path) -> None:
     assert DialogueCodec.load(path).encode_text("tea") == tiny.codec().encode_text("tea")
     with pytest.raises(SpecialTokenError, match="<reserved9>.*no such token"):
         DialogueCodec.load(path, DialogueTokens(reserved=10))
+
+
+def test_a_system_message_that_is_not_the_first_is_a_note() -> None:
+    messages = [Message("system", "Be brief."), Message("user", "a tea"), Message("system", "total: $5.10")]
+    expected = tiny.codec().encode_prompt([("system", "Be brief."), ("user", "a tea"), ("note", "total: $5.10")])
+    assert tiny.codec().encode_chat(messages) == expected
+    messages[2] = Message("tool", "total: $5.10")
+    assert tiny.codec().encode_chat(messages) == expected

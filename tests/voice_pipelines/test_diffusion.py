@@ -1,26 +1,46 @@
-"""The diffusion engine behind the `Drafter` contract, with a model that costs nothing."""
+"""The diffusion engine behind the `Drafter` contract, with models that cost nothing: the built-in family and published ones."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import json
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from dllm.drafts import Event
+from dllm.hub_codec import HubCodec
 from dllm.loader import Checkpoint
+from dllm.models.registry import family_named
 from tests.conftest import run_async
+from tests.dllm.models.tiny_checkpoints import random_network
+from tests.dllm.models.tiny_tokenizer import write_tokenizer
 from tests.dllm.tiny import codec, model
+from tests.voice_pipelines import families
+from tests.voiceagent.standins import LevelDetector, ScriptedTranscriber, ToneSynthesizer, silence, tone
 from voice_pipelines.adapters.diffusion import (
+    CACHE_BYTES,
     FLOOR_STEPS,
+    DiffusionDraft,
     DiffusionDrafter,
+    cache_bytes,
+    canvas_widths,
+    decode_options,
     floor_steps,
+    prompt_room,
     read_quality_curve,
+    takes_pins,
 )
+from voice_pipelines.adapters.remote_text import says
+from voice_pipelines.loopback import Call, call
+from voiceagent.agent import AgentProfile
 from voiceagent.backends import (
     BackendInfo,
     DraftEvent,
@@ -33,17 +53,34 @@ from voiceagent.backends import (
     StepPlan,
     TokenState,
 )
+from voiceagent.budget import BudgetController
+from voiceagent.clock import ManualClock
+from voiceagent.conversation import Backends, Conversation
 from voiceagent.errors import BackendError
+from voiceagent.events import ConversationEvent
+from voiceagent.session import SessionSettings
 
 INFO = BackendInfo("llm", "tiny", "test")
 PLAN = StepPlan(canvas_width=16, steps_first=4, steps_rest=4, threshold=0.9)
 TURNS = (PromptTurn("system", "Be brief."), PromptTurn("user", "I'd like a large mocha, please."))
 
 
-def with_drafter(scenario: Callable[[DiffusionDrafter], Awaitable[None]]) -> None:
+FAMILIES = ("sdar", "llada", "dream", "nemotron", "fast_dllm", "diffusion_gemma")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Checkpoint]:
+    return functools.cache(lambda family: families.checkpoint(family, tmp_path_factory.mktemp(family)))
+
+
+def builtin() -> Checkpoint:
+    tiny = model()
+    return Checkpoint(tiny.spec, tiny, codec(), Path("nowhere"))
+
+
+def with_drafter(scenario: Callable[[DiffusionDrafter], Awaitable[None]], checkpoint: Checkpoint | None = None) -> None:
     async def main() -> None:
-        tiny = model()
-        drafter = DiffusionDrafter(Checkpoint(tiny.spec, tiny, codec(), Path("nowhere")), INFO)
+        drafter = DiffusionDrafter(checkpoint or builtin(), INFO)
         try:
             await scenario(drafter)
         finally:
@@ -107,14 +144,15 @@ def test_a_warmed_prompt_is_found_in_the_cache() -> None:
         first = (await write(drafter, DraftRequest("call", longer, PLAN)))[0]
         assert isinstance(first, DraftPrefilled)
         assert first.cached_tokens > first.new_tokens > 0
-        warmed, loop, warm = asyncio.Event(), asyncio.get_running_loop(), drafter._engine.warm
+        engine = drafter._runner.engine
+        warmed, loop, warm = asyncio.Event(), asyncio.get_running_loop(), engine.warm
 
         def warm_and_tell(conversation: str, tokens: Sequence[int]) -> int:
             count = warm(conversation, tokens)
             loop.call_soon_threadsafe(warmed.set)
             return count
 
-        drafter._engine.warm = warm_and_tell  # type: ignore[method-assign]
+        engine.warm = warm_and_tell  # type: ignore[method-assign]
         drafter.warm("other", (PromptTurn("system", "Another agent entirely."),))
         await warmed.wait()
         other = (PromptTurn("system", "Another agent entirely."), PromptTurn("user", "hello"))
@@ -132,7 +170,7 @@ def test_a_cancelled_draft_is_silent_and_the_next_one_works() -> None:
         draft.cancel()
         assert isinstance((await write(drafter, DraftRequest("next", TURNS, PLAN)))[-1], DraftFinished)
         assert events == []
-        assert drafter._drafts == {}
+        assert drafter._runner.active == 0 and drafter._runner.engine.drafts == ()
 
     with_drafter(scenario)
 
@@ -149,22 +187,248 @@ def test_a_draft_that_cannot_be_written_fails_alone() -> None:
     with_drafter(scenario)
 
 
-def test_a_long_conversation_loses_its_oldest_turns_and_never_its_instructions() -> None:
+def test_a_step_tells_of_the_text_that_it_made_certain_itself() -> None:
     async def scenario(drafter: DiffusionDrafter) -> None:
-        system = drafter._codec.encode_turn("system", "Be brief.")
-        turns = [PromptTurn("system", "Be brief.")]
-        starts: list[tuple[int, ...]] = []
-        for index in range(60):
-            turns += [PromptTurn("user", f"a large mocha {index}"), PromptTurn("agent", "A large tea. Goodbye!")]
-            tokens = drafter._tokens("call", turns)
-            assert tokens[: len(system)] == system
-            assert len(tokens) + PLAN.canvas_width <= drafter._spec.max_position_embeddings
-            starts.append(tuple(tokens[: len(system) + 16]))
-        # The cut moves seldom: a cut that moved every turn would make the prefix cache useless.
-        moves = sum(earlier != later for earlier, later in itertools.pairwise(starts[10:]))
-        assert moves <= 15
+        events = await write(drafter, DraftRequest("call", TURNS, PLAN))
+        steps = [event for event in events if isinstance(event, DraftStepped)]
+        last_of_first = [event for event in steps if event.phase == "first"][-1]
+        # The next step would tell it one forward too late.
+        assert last_of_first.committed_text
 
     with_drafter(scenario)
+
+
+def test_a_new_plan_counts_its_steps_from_the_start_of_the_phase() -> None:
+    async def scenario(drafter: DiffusionDrafter) -> None:
+        events: asyncio.Queue[DraftEvent] = asyncio.Queue()
+        slow = replace(PLAN, steps_first=200, steps_rest=200, threshold=1.0)
+        drafts: list[DiffusionDraft] = []
+        rounds = drafter._runner.engine.run_round
+
+        def replan_after_two_steps() -> list[Event]:
+            found = rounds()
+            if drafts and drafts[0].handle is not None and (draft := drafts[0].handle.draft) and draft.steps == 2:
+                drafter._replan(draft, replace(slow, steps_first=5))
+            return found
+
+        drafter._runner.engine.run_round = replan_after_two_steps  # type: ignore[method-assign]
+        drafts.append(drafter.start(DraftRequest("call", TURNS, slow), events.put_nowait))
+        while not isinstance(event := await events.get(), DraftFinished):
+            assert not isinstance(event, DraftFailed)
+        assert event.steps_first <= 5
+
+    with_drafter(scenario)
+
+
+def test_a_broken_engine_fails_every_draft_and_says_why() -> None:
+    async def scenario(drafter: DiffusionDrafter) -> None:
+        def fail() -> list[Event]:
+            raise RuntimeError("no memory left on the device")
+
+        drafter._runner.engine.run_round = fail  # type: ignore[method-assign]
+        ends = await asyncio.gather(*(write(drafter, DraftRequest(f"call {n}", TURNS, PLAN)) for n in range(3)))
+        for events in ends:
+            assert isinstance(events[-1], DraftFailed)
+            assert isinstance(events[-1].error, BackendError) and "no memory left" in str(events[-1].error)
+
+    with_drafter(scenario)
+
+
+def test_a_closed_drafter_fails_what_is_started_later() -> None:
+    async def scenario(drafter: DiffusionDrafter) -> None:
+        await drafter.aclose()
+        (only,) = await write(drafter, DraftRequest("call", TURNS, PLAN))
+        assert isinstance(only, DraftFailed) and isinstance(only.error, BackendError)
+
+    with_drafter(scenario)
+
+
+# --- other families ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_writes_replies_and_says_what_must_be_said(
+    family: str, published: Callable[[str], Checkpoint]
+) -> None:
+    async def scenario(drafter: DiffusionDrafter) -> None:
+        plan = replace(PLAN, canvas_width=32)
+        turns = (PromptTurn("system", "be brief"), PromptTurn("user", "a large tea"), PromptTurn("note", "total $5.10"))
+        plain = await write(drafter, DraftRequest("call", turns, plan))
+        events = await write(drafter, DraftRequest("call", turns, plan, must_say=("$5.10",)))
+        for found in (plain, events):
+            last = found[-1]
+            assert isinstance(last, DraftFinished), getattr(last, "error", None)
+            steps = [event for event in found if isinstance(event, DraftStepped)]
+            texts = [event.committed_text for event in steps] + [last.text]
+            assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(texts))
+            assert all(len(event.canvas) == plan.canvas_width for event in steps)
+        assert isinstance(events[-1], DraftFinished) and "$5.10" in events[-1].text
+        pinned = any(t.state is TokenState.PINNED for e in events if isinstance(e, DraftStepped) for t in e.canvas)
+        assert pinned == (family in ("llada", "dream"))
+        # What a random model says by itself is never a price: it was added, and that is counted.
+        assert drafter.counts.repaired == (0 if pinned else 1)
+        assert pinned or says(events[-1].text, "$5.10")
+
+    with_drafter(scenario, published(family))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_options_are_the_family_s_with_ends_held_where_blocks_do_not_hold_them(family: str) -> None:
+    spec, defaults = families.spec_of(family), family_named(family).defaults
+    options = decode_options(spec, defaults, 32)
+    assert options.rule == defaults.rule and options.edit_threshold == defaults.edit_threshold
+    assert options.hold_ends == (family != "diffusion_gemma")
+    assert not decode_options(spec, defaults, spec.block).hold_ends or spec.mask_kind == "full"
+
+
+def test_the_built_in_family_is_decoded_as_it_was_trained_to_be() -> None:
+    options = decode_options(model().spec, family_named("dllm_llama").defaults, 16)
+    assert options.hold_ends and options.no_stutter and options.rule == "threshold"
+
+
+def test_pins_are_for_canvases_that_are_open_as_a_whole() -> None:
+    assert takes_pins(model().spec, 64)
+    nemotron = families.spec_of("nemotron")
+    assert takes_pins(nemotron, nemotron.block) and not takes_pins(nemotron, nemotron.block + 8)
+    sdar = families.spec_of("sdar")
+    assert not takes_pins(sdar, sdar.block), "its canvas begins inside a block of the prompt's"
+    assert takes_pins(families.spec_of("dream"), 64)
+    assert not takes_pins(families.spec_of("diffusion_gemma"), 16)
+
+
+def test_canvases_and_prompts_fit_the_model() -> None:
+    assert canvas_widths(model().spec) == (16, 24, 32, 40)
+    assert prompt_room(model().spec, 40) == 256 - 64, "pins may ask for the widest canvas there is"
+    sdar = families.spec_of("sdar")
+    assert canvas_widths(sdar) == (16, 32, 48, 64)
+    assert canvas_widths(replace(sdar, max_position_embeddings=60)) == (16,)
+    assert canvas_widths(replace(sdar, max_position_embeddings=20)) == (10,)
+    assert canvas_widths(replace(sdar, canvas_multiple=24)) == (24, 48, 72)
+    assert prompt_room(replace(sdar, max_position_embeddings=1023), 64) == 1020 - 64
+    assert prompt_room(replace(sdar, max_position_embeddings=32_768), 64) == 2048
+
+
+def test_the_prefix_cache_grows_with_what_a_prompt_takes(published: Callable[[str], Checkpoint]) -> None:
+    sdar = published("sdar")
+    assert cache_bytes(sdar, 1024) == CACHE_BYTES
+    # Two layers, keys and values of two heads of eight float32 numbers.
+    assert cache_bytes(sdar, 10**6) == 4 * (10**6 + 4) * 2 * 2 * 2 * 8 * 4
+    assert cache_bytes(published("llada"), 10**6) == CACHE_BYTES, "a full-mask model stores nothing"
+
+
+def test_a_checkpoint_without_a_template_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    spec = families.spec_of("sdar")
+    folder = write_tokenizer(tmp_path, spec)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    network = random_network(spec)
+    with pytest.raises(BackendError, match="chat_template"):
+        DiffusionDrafter(Checkpoint(spec, network, HubCodec.load(folder, spec), tmp_path), INFO)  # type: ignore[arg-type]
+    assert not [thread for thread in threading.enumerate() if thread.name == "diffusion-engine"]
+
+
+class Waited:
+    """A drafter whose drafts the manual clock waits for: a real engine takes none of its time."""
+
+    def __init__(self, inner: DiffusionDrafter) -> None:
+        self.inner = inner
+        self.info, self.canvas_widths = inner.info, inner.canvas_widths
+        self.quality_curve, self.min_steps = inner.quality_curve, inner.min_steps
+        self.warm, self.forget, self.aclose = inner.warm, inner.forget, inner.aclose
+        self.is_idle = asyncio.Event()
+        self.is_idle.set()
+        self.drafts: list[DiffusionDraft] = []
+        self.ends: list[DraftEvent] = []
+
+    def start(self, request: DraftRequest, on_event: Callable[[DraftEvent], None]) -> DiffusionDraft:
+        self.is_idle.clear()
+
+        def take(event: DraftEvent) -> None:
+            on_event(event)
+            if isinstance(event, DraftFinished | DraftFailed):
+                self.ends.append(event)
+                self.is_idle.set()
+
+        draft = self.inner.start(request, take)
+        cancel = draft.cancel
+        self.drafts.append(draft)
+
+        class Cancelling:
+            replan = draft.replan
+
+            @staticmethod
+            def cancel() -> None:
+                cancel()
+                self.is_idle.set()
+
+        return Cancelling()  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("family", ["sdar", "llada"])
+def test_a_conversation_flows_with_a_published_checkpoint(family: str, published: Callable[[str], Checkpoint]) -> None:
+    # The second utterance interrupts the first reply.
+    audio = np.concatenate([silence(0.5), tone(1.0), silence(1.2), tone(1.0), silence(1.0)])
+
+    async def scenario(drafter: DiffusionDrafter) -> None:
+        clock = ManualClock(time.monotonic())
+        waited = Waited(drafter)
+
+        def open_conversation(emit: Callable[[ConversationEvent], None]) -> Conversation:
+            heard = ScriptedTranscriber("a large tea please", "no a mocha")
+            return Conversation(
+                backends=Backends(LevelDetector(), heard, waited, ToneSynthesizer(0.2)),
+                agent=AgentProfile("be brief"),
+                settings=SessionSettings(),
+                clock=clock,
+                emit=emit,
+                budget=BudgetController(),
+            )
+
+        calling = asyncio.create_task(call(open_conversation, audio, clock))
+        while not calling.done():
+            await waited.is_idle.wait()
+            await clock.advance(0.02)
+        result: Call = await calling
+        assert result.transcripts == ["a large tea please", "no a mocha"]
+        assert len(waited.drafts) >= 2
+        assert all(isinstance(end, DraftFinished) for end in waited.ends), waited.ends
+        assert [finished.status for finished in result.finished][-1] == "completed"
+        assert result.track is not None
+        # Nothing of the call is left but the cache of others.
+        await drafter._runner.call(lambda engine: None)
+        assert drafter._runner.active == 0
+
+    with_drafter(scenario, published(family))
+
+
+def test_a_cancel_in_mid_reply_stops_the_engine(published: Callable[[str], Checkpoint]) -> None:
+    async def scenario(drafter: DiffusionDrafter) -> None:
+        stepped, events = asyncio.Event(), []
+        go, rounds = threading.Semaphore(3), drafter._runner.engine.run_round
+
+        def paced() -> list[Event]:
+            go.acquire()
+            return rounds()
+
+        drafter._runner.engine.run_round = paced  # type: ignore[method-assign]
+
+        def take(event: DraftEvent) -> None:
+            events.append(event)
+            if isinstance(event, DraftStepped):
+                stepped.set()
+
+        slow = replace(PLAN, steps_first=200, steps_rest=200, threshold=1.0)
+        draft = drafter.start(DraftRequest("call", TURNS, slow), take)
+        await stepped.wait()
+        told = len(events)
+        draft.cancel()
+        for _ in range(100):
+            go.release()
+        assert await drafter._runner.call(lambda engine: engine.drafts) == ()
+        assert len(events) == told
+
+    with_drafter(scenario, published("sdar"))
 
 
 def test_the_curve_sets_the_floor_of_steps(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def configure(folder: Path, *assignments: str) -> Config:
         ("models.asr=whisper:small.en", "voiceagent models fetch whisper-small.en"),
         ("models.llm=gpt", "a checkpoint folder or a fetched model"),
         ("models.llm=llada-8b", "a checkpoint folder or a fetched model"),
-        ("models.llm=some/where", "a checkpoint folder or a fetched model"),
+        ("models.llm=./some/where", "a checkpoint folder or a fetched model"),
         ("models.tts=festival", "expected `auto`, `espeak`, `piper` or `piper:VOICE`"),
         ("models.tts=espeak:whisper", "expected `auto`"),
         ("models.tts=piper", "voiceagent models fetch piper"),

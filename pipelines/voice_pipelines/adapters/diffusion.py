@@ -1,7 +1,7 @@
-"""The diffusion engine as a `Drafter`: one thread owns the engine, all conversations share its forwards.
+"""The diffusion engine as a `Drafter`: all conversations share its forwards, whatever checkpoint it runs.
 
-Commands go to the thread through a queue, events come back to each draft's own event loop. Between two rounds the thread obeys
-everything that was asked, so a cancel or a new plan takes effect before the next forward.
+`dllm.runner` owns the engine's thread; here prompts, plans and options are put in its words and its events in ours. What must be said is
+pinned into the canvas. Where a canvas cannot take pins it is asked for, looked for in the reply, and added when it is missing.
 """
 
 from __future__ import annotations
@@ -9,14 +9,24 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import cast
 
+from dllm import drafts
+from dllm.detokenize import IncrementalDecoder
+from dllm.draft import Draft
+from dllm.engine import Engine
+from dllm.errors import ConfigError, DllmError
+from dllm.loader import Checkpoint
+from dllm.models.family import DecodeDefaults
+from dllm.options import DecodeOptions, Rule
+from dllm.runner import DraftHandle, EngineRunner
+from dllm.spec import ModelSpec
+from voice_pipelines.adapters.diffusion_prompt import PromptWriter, prompt_writer
+from voice_pipelines.adapters.remote_text import spoken_part, with_missing
 from voiceagent.backends import (
     BackendInfo,
     CanvasToken,
@@ -33,19 +43,18 @@ from voiceagent.backends import (
 )
 from voiceagent.errors import BackendError
 
-if TYPE_CHECKING:
-    from dllm import drafts as dllm_drafts
-    from dllm import draft as dllm_draft
-    from dllm.loader import Checkpoint
-
 log = logging.getLogger(__name__)
 
-CANVAS_WIDTHS = (16, 24, 32, 40)
+BUILTIN_WIDTHS = (16, 24, 32, 40)
 """Canvases a plan may ask for. A spoken reply of one to three short sentences is 15 to 35 tokens."""
-PROMPT_LIMIT = 384
-"""Prompt tokens before old turns are dropped. Training rows hold 256; half as many again still reads well, more does not."""
-PROMPT_KEEP = 256
-"""What is left after dropping: well below the limit, so that the cut (and with it the cache) stays put for several turns."""
+CHAT_WIDTHS = (16, 32, 48, 64)
+"""The same for published checkpoints, which are wordier. Each width is timed at start-up, so there are few."""
+CHAT_ROOM = 2048
+"""Prompt tokens of published checkpoints: a quarter of an hour of talk, and what a tool adds."""
+CACHED_PROMPTS = 4
+"""How many prompts of full length the prefix cache holds at least."""
+CACHE_BYTES = 128 * 2**20
+"""The prefix cache is never smaller."""
 
 ROOM_AROUND_PINS = 16
 """Canvas positions for the model's own words beside what must be said; a wider canvas is taken when there are fewer."""
@@ -55,243 +64,202 @@ FLOOR_QUALITY = 0.9
 """Share of the best quality that a reply must reach to be worth hearing."""
 
 
+@dataclass(slots=True)
+class DiffusionCounts:
+    """What became of the drafts so far."""
+
+    finished: int = 0
+    repaired: int = 0
+    """Replies to which a text that must be said was added, since the canvas took no pins."""
+
+
 @dataclass(slots=True, eq=False)
 class DiffusionDraft:
-    """One reply on the engine's thread, as its conversation holds it."""
+    """One reply, as its conversation holds it."""
 
     owner: DiffusionDrafter
     request: DraftRequest
     on_event: Callable[[DraftEvent], None]
     loop: asyncio.AbstractEventLoop
-    engine_draft: dllm_draft.Draft | None = None
-    committed: list[int] = field(default_factory=list)
+    decoder: IncrementalDecoder
+    handle: DraftHandle | None = None
+    raw: str = ""
+    """Text of the committed tokens. Like the decoder the engine thread's."""
+    asked: tuple[str, ...] = ()
+    """What must be said and is not pinned."""
     is_over: bool = False
     """Set on the event loop: nothing is delivered after it."""
 
+    @property
+    def text(self) -> str:
+        return spoken_part(self.raw).strip()
+
     def replan(self, plan: StepPlan) -> None:
-        self.owner._command(lambda: self.owner._replan(self, plan))
+        if self.handle is not None:
+            self.handle.apply(lambda draft: self.owner._replan(draft, plan))
 
     def cancel(self) -> None:
         if not self.is_over:
             self.is_over = True
-            self.owner._command(lambda: self.owner._cancel(self))
+            if self.handle is not None:
+                self.handle.cancel()
 
-    def deliver(self, events: Sequence[DraftEvent]) -> None:
-        for event in events:
-            if self.is_over:
-                return
+    def send(self, event: DraftEvent) -> None:
+        """Deliver an event on the event loop. Any thread."""
+        try:
+            self.loop.call_soon_threadsafe(self._deliver, event)
+        except RuntimeError:
+            log.debug("a draft's event loop is gone; its events are dropped")
+
+    def fail(self, error: Exception) -> None:
+        failure = error if isinstance(error, BackendError) else BackendError("llm", str(error))
+        failure.__cause__ = error if failure is not error else error.__cause__
+        self.send(DraftFailed(failure, time.monotonic()))
+
+    def _deliver(self, event: DraftEvent) -> None:
+        if not self.is_over:
             self.is_over = isinstance(event, DraftFinished | DraftFailed)
             self.on_event(event)
+
+
+class _VoiceEngine(Engine):
+    """Tells of a step once it is known what the step made certain: a clause is spoken one step sooner."""
+
+    prompts: PromptWriter
+
+    def run_round(self) -> list[drafts.Event]:
+        return sorted(super().run_round(), key=lambda event: not isinstance(event, drafts.Committed))
+
+    def forget(self, conversation: str) -> None:
+        super().forget(conversation)
+        self.prompts.forget(conversation)
 
 
 class DiffusionDrafter:
     """A `Drafter` over `dllm.engine.Engine`.
 
     Args:
-        checkpoint: A loaded model with its tokenizer.
+        checkpoint: A loaded model with its tokenizer, of any family.
         info: What the start-up report says of it.
         max_batch: Canvases per forward.
+
+    Raises:
+        BackendError: If the checkpoint has no chat template that takes a conversation, or its quality curve is broken.
     """
 
     def __init__(self, checkpoint: Checkpoint, info: BackendInfo, *, max_batch: int = 8) -> None:
-        from dllm.engine import Engine
-
         self.info = info
+        self.counts = DiffusionCounts()
         self.quality_curve = read_quality_curve(checkpoint.path / "quality_curve.json")
         self.min_steps = floor_steps(self.quality_curve)
-        self._spec = checkpoint.spec
-        self.canvas_widths = tuple(width for width in CANVAS_WIDTHS if width <= checkpoint.spec.max_canvas)
-        self._codec = checkpoint.dialogue_codec
-        self._engine = Engine(checkpoint.model, checkpoint.codec.token_table, max_batch=max_batch)
-        self._drafts: dict[int, DiffusionDraft] = {}
-        self._dropped: dict[str, int] = {}
-        """Turns left out of a conversation's prompt, so that its beginning does not move with every turn."""
-        self._wake = threading.Condition()
-        self._commands: deque[Callable[[], None]] = deque()
-        self._warming: dict[str, tuple[PromptTurn, ...]] = {}
-        self._is_closed = False
-        self._thread = threading.Thread(target=self._work, name="diffusion-engine", daemon=True)
-        self._thread.start()
-
-    # --- the event loop's side ----------------------------------------------------------------------------------------
+        self._spec, self._codec, self._defaults = checkpoint.spec, checkpoint.codec, checkpoint.defaults
+        self.canvas_widths = canvas_widths(checkpoint.spec)
+        room = prompt_room(checkpoint.spec, max(self.canvas_widths))
+        engine = _VoiceEngine(
+            checkpoint.model,
+            checkpoint.codec.token_table,
+            max_batch=max_batch,
+            cache_bytes=cache_bytes(checkpoint, room + max(self.canvas_widths)),
+        )
+        try:
+            self.prompts = engine.prompts = prompt_writer(checkpoint.codec, room)
+        except ConfigError as error:
+            raise BackendError("llm", f"{checkpoint.path}: {error}") from error
+        self._runner = EngineRunner(engine)
 
     def start(self, request: DraftRequest, on_event: Callable[[DraftEvent], None]) -> DiffusionDraft:
-        draft = DiffusionDraft(self, request, on_event, asyncio.get_running_loop())
-        self._command(lambda: self._submit(draft))
+        draft = DiffusionDraft(self, request, on_event, asyncio.get_running_loop(), IncrementalDecoder(self._codec))
+        try:
+            draft.handle = self._runner.start(
+                lambda: self._draft_spec(draft), lambda event: self._tell(draft, event), draft.fail
+            )
+        except DllmError as error:
+            draft.fail(error)
         return draft
 
     def warm(self, conversation_id: str, turns: Sequence[PromptTurn]) -> None:
-        with self._wake:
-            self._warming[conversation_id] = tuple(turns)
-            self._wake.notify()
+        self._runner.warm(conversation_id, lambda: self.prompts.warm_part(conversation_id, turns))
 
     def forget(self, conversation_id: str) -> None:
-        self._command(lambda: self._forget(conversation_id))
+        self._runner.forget(conversation_id)
 
     async def aclose(self) -> None:
-        with self._wake:
-            self._is_closed = True
-            self._wake.notify()
-        await asyncio.to_thread(self._thread.join)
-
-    def _command(self, act: Callable[[], None]) -> None:
-        with self._wake:
-            self._commands.append(act)
-            self._wake.notify()
+        await self._runner.aclose()
 
     # --- the engine's thread ------------------------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        while True:
-            with self._wake:
-                while not (self._commands or self._engine.drafts or self._warming or self._is_closed):
-                    self._wake.wait()
-                if self._is_closed:
-                    break
-                commands, self._commands = list(self._commands), deque()
-                # Prefill ahead of time is only done when nobody waits for a step.
-                warming = None
-                if not commands and not self._engine.drafts:
-                    warming = self._warming.popitem()
-            try:
-                for command in commands:
-                    self._obey(command)
-                if warming is not None:
-                    self._engine.warm(warming[0], self._tokens(warming[0], warming[1])[:-1])
-                elif self._engine.drafts:
-                    self._deliver(self._engine.run_round())
-            except Exception as error:  # A bug here must not leave callers waiting for events that never come.
-                log.exception("the diffusion engine's thread failed")
-                self._fail_all(error)
-
-    @staticmethod
-    def _obey(command: Callable[[], None]) -> None:
-        """One command that fails must not take the others asked for at the same time with it."""
-        try:
-            command()
-        except Exception:
-            log.exception("a command to the diffusion engine failed")
-
-    def _submit(self, draft: DiffusionDraft) -> None:
-        from dllm.drafts import DraftSpec
-        from dllm.options import DecodeOptions
-
+    def _draft_spec(self, draft: DiffusionDraft) -> drafts.DraftSpec:
         request = draft.request
-        if draft.is_over:
-            return
-        try:
-            tokens = self._tokens(request.conversation_id, request.turns)
-            pins = tuple(self._codec.encode_pin(text) for text in dict.fromkeys(request.must_say))
-            width = request.plan.canvas_width
-            while sum(map(len, pins)) + ROOM_AROUND_PINS > width and width < self._spec.max_canvas:
-                width += self._spec.canvas_multiple
-            draft.engine_draft = self._engine.submit(
-                DraftSpec(
-                    prompt=tuple(tokens),
-                    conversation=request.conversation_id,
-                    width=width,
-                    plan=self._plan(request.plan, 0, is_first=True),
-                    pins=pins,
-                    options=DecodeOptions(temperature=request.temperature, seed=request.seed),
-                )
-            )
-        except Exception as error:
-            self._send(draft, [DraftFailed(error, time.monotonic())])
-            return
-        self._drafts[draft.engine_draft.number] = draft
+        must_say = tuple(dict.fromkeys(request.must_say))
+        pins = tuple(self._codec.encode_pin(text) for text in must_say)
+        width, widest = request.plan.canvas_width, self._spec.max_canvas or max(self.canvas_widths)
+        while sum(map(len, pins)) + ROOM_AROUND_PINS > width and width < widest:
+            width += self._spec.canvas_multiple
+        options = decode_options(self._spec, self._defaults, width)
+        if must_say and self._spec.mask_kind == "full":
+            # A pin may belong anywhere: the whole canvas is open from the first step.
+            options = replace(options, block=0)
+        if not takes_pins(self._spec, width):
+            draft.asked, pins = must_say, ()
+        return drafts.DraftSpec(
+            prompt=tuple(self.prompts.write(request.conversation_id, request.turns, draft.asked)),
+            conversation=request.conversation_id,
+            width=width,
+            plan=self._plan(request.plan, 0, is_first=True),
+            pins=pins,
+            options=replace(options, temperature=request.temperature or self._defaults.temperature, seed=request.seed),
+        )
 
-    def _replan(self, draft: DiffusionDraft, plan: StepPlan) -> None:
-        if draft.engine_draft is not None and draft.engine_draft.number in self._drafts:
-            is_first = draft.engine_draft.phase == "first"
-            done = draft.engine_draft.steps_first if is_first else draft.engine_draft.steps_rest
-            self._engine.replan(draft.engine_draft, self._plan(plan, done, is_first=is_first))
+    def _replan(self, draft: Draft, plan: StepPlan) -> None:
+        is_first = draft.phase == "first"
+        done = draft.steps_first if is_first else draft.steps_rest
+        self._runner.engine.replan(draft, self._plan(plan, done, is_first=is_first))
 
-    def _cancel(self, draft: DiffusionDraft) -> None:
-        if draft.engine_draft is not None and self._drafts.pop(draft.engine_draft.number, None) is not None:
-            self._engine.cancel(draft.engine_draft)
-
-    def _forget(self, conversation_id: str) -> None:
-        self._warming.pop(conversation_id, None)
-        self._dropped.pop(conversation_id, None)
-        self._engine.forget(conversation_id)
-
-    def _plan(self, plan: StepPlan, steps_done: int, *, is_first: bool) -> dllm_drafts.Plan:
+    def _plan(self, plan: StepPlan, steps_done: int, *, is_first: bool) -> drafts.Plan:
         """The engine counts a phase's steps from when it hears of a plan; ours count them from the start of the phase."""
-        from dllm.drafts import Plan
-
-        return Plan(
+        return drafts.Plan(
             steps_first=max(plan.steps_first - (steps_done if is_first else 0), 1),
             steps_rest=max(plan.steps_rest - (0 if is_first else steps_done), 1),
-            threshold=plan.threshold,
+            # A family that its authors decode more carefully than the budget asks for is decoded so here.
+            threshold=max(plan.threshold, self._defaults.threshold if self._spec.dialogue is None else 0.0),
             first_deadline=plan.first_deadline,
             rest_deadline=plan.rest_deadline,
             floor=max(self.min_steps - steps_done, 1),
         )
 
-    def _tokens(self, conversation_id: str, turns: Sequence[PromptTurn]) -> list[int]:
-        """The prompt's tokens, with the oldest turns left out when there are too many. The system turn always stays."""
-        from dllm.text import spoken_form
-
-        encoded = [
-            self._codec.encode_turn(turn.role, spoken_form(turn.text) if turn.role == "user" else turn.text)
-            for turn in turns
-        ]
-        head = encoded[0] if turns and turns[0].role == "system" else []
-        rest = encoded[1:] if head else encoded
-        room = self._spec.max_position_embeddings - self._spec.max_canvas - 1
-        limit = min(PROMPT_LIMIT, room)
-        dropped = self._dropped.get(conversation_id, 0)
-        if dropped >= len(rest):
-            dropped = 0
-        size = len(head) + sum(map(len, rest[dropped:]))
-        if size > limit:
-            while size > min(PROMPT_KEEP, limit * 2 // 3) and dropped < len(rest) - 2:
-                size -= len(rest[dropped])
-                dropped += 1
-        self._dropped[conversation_id] = dropped
-        tail = [token for turn in rest[dropped:] for token in turn]
-        # Instructions or a single turn beyond all positions: the beginning of the first and the end of the last count most.
-        head = head[: max(room - len(tail), room // 2)]
-        return [*head, *tail[max(len(tail) - (room - len(head)), 0) :], self._codec.special.agent]
-
-    def _deliver(self, events: Sequence[dllm_drafts.Event]) -> None:
-        from dllm import drafts
-
+    def _tell(self, draft: DiffusionDraft, event: drafts.Event) -> None:
         now = time.monotonic()
-        for event in events:
-            if isinstance(event, drafts.Committed) and (draft := self._drafts.get(event.draft.number)):
-                draft.committed.extend(event.tokens)
-        for event in events:
-            draft = self._drafts.get(event.draft.number)
-            if draft is None:
-                continue
-            match event:
-                case drafts.Prefilled():
-                    out: DraftEvent = DraftPrefilled(event.cached_tokens, event.new_tokens, event.seconds, now)
-                case drafts.Stepped():
-                    out = DraftStepped(
-                        step=event.step,
-                        phase=event.phase,
-                        canvas=self._show(event.canvas),
-                        committed_text=self._codec.decode(draft.committed).strip(),
-                        forced_tokens=event.forced,
-                        compute_s=event.seconds,
-                        at=now,
-                        batch=event.batch,
-                    )
-                case drafts.Finished():
-                    del self._drafts[event.draft.number]
-                    out = DraftFinished(
-                        self._codec.decode(event.tokens).strip(), event.steps_first, event.steps_rest, event.forced, now
-                    )
-                case drafts.Failed():
-                    del self._drafts[event.draft.number]
-                    out = DraftFailed(BackendError("llm", str(event.error)), now)
-                case _:
-                    continue
-            self._send(draft, [out])
+        match event:
+            case drafts.Committed(tokens=tokens):
+                draft.raw += draft.decoder.feed(tokens)
+            case drafts.Prefilled():
+                draft.send(DraftPrefilled(event.cached_tokens, event.new_tokens, event.seconds, now))
+            case drafts.Stepped():
+                step = DraftStepped(
+                    step=event.step,
+                    phase=event.phase,
+                    canvas=self._show(event.canvas[: event.draft.spec.width]),
+                    committed_text=draft.text,
+                    forced_tokens=event.forced,
+                    compute_s=event.seconds,
+                    at=now,
+                    batch=event.batch,
+                )
+                draft.send(step)
+            case drafts.Finished():
+                text = self._whole(draft)
+                draft.send(DraftFinished(text, event.steps_first, event.steps_rest, event.forced, now))
 
-    def _show(self, cells: Sequence[dllm_drafts.Cell]) -> tuple[CanvasToken, ...]:
+    def _whole(self, draft: DiffusionDraft) -> str:
+        """The final text, with what the model was asked to say and did not."""
+        text, added = with_missing(draft.text, draft.asked)
+        self.counts.finished += 1
+        if added:
+            self.counts.repaired += 1
+            log.info("the language model left out %s, which was added", ", ".join(added))
+        return text
+
+    def _show(self, cells: Sequence[drafts.Cell]) -> tuple[CanvasToken, ...]:
         """The canvas as text; the tail behind the predicted end of the reply is empty."""
         shown: list[CanvasToken] = []
         for cell in cells:
@@ -299,19 +267,58 @@ class DiffusionDrafter:
             shown.append(CanvasToken(text, TokenState(cell.state.value), round(cell.confidence, 4)))
         return tuple(shown)
 
-    def _fail_all(self, error: Exception) -> None:
-        drafts, self._drafts = list(self._drafts.values()), {}
-        for draft in drafts:
-            if draft.engine_draft is not None:
-                self._engine.cancel(draft.engine_draft)
-            self._send(draft, [DraftFailed(BackendError("llm", str(error)), time.monotonic())])
 
-    @staticmethod
-    def _send(draft: DiffusionDraft, events: Sequence[DraftEvent]) -> None:
-        try:
-            draft.loop.call_soon_threadsafe(draft.deliver, events)
-        except RuntimeError:
-            log.debug("a draft's event loop is gone; its events are dropped")
+# --- what a checkpoint allows -----------------------------------------------------------------------------------------
+
+
+def canvas_widths(spec: ModelSpec) -> tuple[int, ...]:
+    """Canvases that a plan may ask of a model: our own few, on its multiple, within its limit and half its positions."""
+    wanted = BUILTIN_WIDTHS if spec.dialogue is not None else CHAT_WIDTHS
+    multiple = spec.canvas_multiple
+    widest = min(spec.max_canvas or spec.max_position_embeddings, spec.max_position_embeddings // 2)
+    on_multiple = sorted({-(-width // multiple) * multiple for width in wanted})
+    return tuple(width for width in on_multiple if width <= widest) or (widest // multiple * multiple,)
+
+
+def prompt_room(spec: ModelSpec, widest: int) -> int:
+    """Most prompt tokens beside the widest canvas, which pins may ask for beyond a plan's."""
+    # Block-causal canvases end where a block does.
+    grid = spec.block if spec.mask_kind == "block_causal" else 1
+    room = spec.max_position_embeddings // grid * grid - max(spec.max_canvas, widest)
+    return room if spec.dialogue is not None else min(room, CHAT_ROOM)
+
+
+def cache_bytes(checkpoint: Checkpoint, length: int) -> int:
+    """Size of the prefix cache: room for some prompts and canvases of `length` tokens."""
+    if checkpoint.spec.mask_kind == "full":
+        return CACHE_BYTES
+    token = sum(part.numel() * part.element_size() for store in checkpoint.model.new_stores(1, 1) for part in store)
+    return max(CACHE_BYTES, CACHED_PROMPTS * (length + checkpoint.spec.block) * token)
+
+
+def takes_pins(spec: ModelSpec, width: int) -> bool:
+    """Whether the model can choose a place anywhere on a canvas: all of it is open at once, and what is decided stays."""
+    if spec.corruption != "absorbing":
+        return False
+    is_one_block = spec.mask_kind == "causal_prefix_bidir_block" and spec.block >= width and not spec.sub_block
+    return spec.mask_kind == "full" or is_one_block
+
+
+def decode_options(spec: ModelSpec, defaults: DecodeDefaults, width: int) -> DecodeOptions:
+    """A family's habits, for a reply that is heard from its beginning.
+
+    Ends are held wherever blocks do not do that: an end-of-turn that is decided early on the right, before any word is, fixes the length
+    of a reply that has no words yet. A uniform canvas decides nothing before it decides everything.
+    """
+    is_wide = spec.mask_kind == "full" or width > spec.block
+    return DecodeOptions(
+        rule=cast(Rule, defaults.rule),
+        entropy_bound=defaults.entropy_bound,
+        block=defaults.block if spec.mask_kind == "full" else -1,
+        edit_threshold=defaults.edit_threshold,
+        hold_ends=defaults.hold_ends or (is_wide and spec.corruption == "absorbing"),
+        no_stutter=defaults.no_stutter,
+    )
 
 
 def floor_steps(curve: QualityCurve, worth: float = FLOOR_QUALITY) -> int:

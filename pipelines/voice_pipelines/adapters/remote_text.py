@@ -60,7 +60,7 @@ class ReplyText:
     def append(self, piece: str) -> None:
         """More final text."""
         self._raw += piece
-        self._settle(_spoken(self._raw))
+        self._settle(spoken_part(self._raw))
 
     def show(self, canvas: str, progress: float) -> None:
         """The whole text as it stands; final at a progress of 1.
@@ -70,9 +70,9 @@ class ReplyText:
         """
         if progress >= 1.0:
             self._raw = canvas
-            self._settle(_spoken(canvas))
+            self._settle(spoken_part(canvas))
         else:
-            self._shown, self._progress = _spoken(canvas), progress
+            self._shown, self._progress = spoken_part(canvas), progress
 
     def finish(self, end: ReplyEnd, must_say: Sequence[str]) -> tuple[str, tuple[str, ...]]:
         """No more text comes, or no more is waited for.
@@ -95,10 +95,7 @@ class ReplyText:
             text = self._text.rstrip()
             if end is ReplyEnd.LIMIT and self._committed_end and not _SENTENCE_END.search(text):
                 text = self.committed
-        missing = tuple(wanted for wanted in dict.fromkeys(must_say) if not says(text, wanted))
-        if missing:
-            added = ", ".join(missing).rstrip(".")
-            text = f"{text} {added[:1].upper()}{added[1:]}.".lstrip()
+        text, missing = with_missing(text, must_say)
         self._text = self._shown = text
         self._commit(len(text))
         return text, missing
@@ -137,13 +134,22 @@ class ReplyText:
         self._committed_end = end
 
 
+def with_missing(text: str, must_say: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """A reply with what it lacks in a sentence of its own, which holds nothing else; and what that was."""
+    missing = tuple(wanted for wanted in dict.fromkeys(must_say) if not says(text, wanted))
+    if missing:
+        added = ", ".join(missing).rstrip(".")
+        text = f"{text} {added[:1].upper()}{added[1:]}.".lstrip()
+    return text, missing
+
+
 def says(text: str, wanted: str) -> bool:
     """Whether `text` contains `wanted` as whole words; case and white space cannot be heard."""
     pattern = r"\s+".join(re.escape(word) for word in wanted.split())
     return re.search(rf"(?<!\w){pattern}(?!\w)", text, re.IGNORECASE) is not None
 
 
-def _spoken(raw: str) -> str:
+def spoken_part(raw: str) -> str:
     """What is meant for the listener: models that think aloud put that first, between tags."""
     text = raw.lstrip()
     if text.startswith(_THOUGHT):
