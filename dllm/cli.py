@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from dllm.commands.decoding import utf8
 from dllm.errors import DllmError
 
 COMMANDS = {
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     args = build_parser(given, os.environ).parse_args(given)
     try:
+        for argument in given:
+            utf8(argument, "argument")
         status = int(args.run(args))
         sys.stdout.flush()
         return status

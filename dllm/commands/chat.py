@@ -65,7 +65,7 @@ def _lines(is_terminal: bool) -> Iterator[str]:
         import readline  # noqa: F401 - gives `input` a history and its keys
     while True:
         try:
-            line = input("> ") if is_terminal else sys.stdin.readline()
+            line = decoding.utf8(input("> ") if is_terminal else sys.stdin.readline(), "standard input")
         except (EOFError, KeyboardInterrupt):
             print(file=sys.stderr)
             return

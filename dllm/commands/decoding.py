@@ -252,6 +252,17 @@ def prompt_tokens(args: argparse.Namespace, text: str, checkpoint: Checkpoint) -
     return chat_tokens(messages(args, text), checkpoint)
 
 
+def utf8(text: str, name: str) -> str:
+    """The text, unless it came from bytes that are none: Python keeps those as lone surrogates, which no tokenizer takes.
+
+    Raises:
+        ConfigError: Naming where the text came from.
+    """
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise ConfigError(name, text, "UTF-8 text")
+    return text
+
+
 def plain_tokens(text: str, checkpoint: Checkpoint) -> tuple[int, ...]:
     """Tokens of a text to be continued; of none, the token that stands at a beginning."""
     tokens = tuple(checkpoint.codec.encode(text))

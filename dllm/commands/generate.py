@@ -11,6 +11,7 @@ from dllm.commands import decoding, model
 from dllm.commands.screen import CanvasScreen, safe
 from dllm.commands.writing import Written, reply_of, write
 from dllm.drafts import DraftSpec
+from dllm.errors import ConfigError
 
 if TYPE_CHECKING:
     from dllm.loader import Checkpoint
@@ -55,7 +56,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def text_of(text: str) -> str:
-    return sys.stdin.read().rstrip("\n") if text == "-" else text
+    """The argument, or for `-` all of standard input.
+
+    Raises:
+        ConfigError: If that is not UTF-8.
+    """
+    if text != "-":
+        return text
+    try:
+        return decoding.utf8(sys.stdin.read().rstrip("\n"), "standard input")
+    except UnicodeDecodeError as error:
+        raise ConfigError("standard input", str(error), "UTF-8 text") from error
 
 
 def watch_of(args: argparse.Namespace, checkpoint: Checkpoint) -> CanvasScreen | None:

@@ -180,6 +180,16 @@ def test_chat_ends_with_a_line_about_what_went_wrong(
     assert "/dance" in notes[-1]
 
 
+def test_bytes_that_are_no_text_are_named(checkpoints: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ("--model", checkpoints / "sdar")
+    assert "expected UTF-8 text" in refused(capsys, "generate", "caf\udce9", *model)
+    status, _, notes = talk(capsys, monkeypatch, "caf\udce9\n", *model)
+    assert status == 2
+    assert "standard input" in notes[-1]
+    monkeypatch.setattr("sys.stdin", io.StringIO("caf\udce9"))
+    assert "standard input" in refused(capsys, "generate", "-", *model)
+
+
 # --- infill -----------------------------------------------------------------------------------------------------------
 
 
