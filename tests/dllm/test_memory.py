@@ -6,6 +6,7 @@ import gc
 import random
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -53,30 +54,50 @@ def some_spec(draw: random.Random, number: int, multiple: int = 8) -> DraftSpec:
     return draft_spec(prompt, multiple * draw.randrange(1, 4), options, SMALL, f"c{number % 7}")
 
 
-def test_the_peak_is_the_weights_the_cache_and_the_workspace_that_are_stated() -> None:
+def large_model() -> Transformer:
+    """32 M parameters: large enough for a step's activations to be small beside it."""
     spec = dialogue_spec(
         hidden_size=512, intermediate_size=1408, num_hidden_layers=10, num_attention_heads=8, num_key_value_heads=4
     )
     model = Transformer(spec).eval().requires_grad_(False)
     model.reset_parameters(torch.Generator().manual_seed(0))
-    weights = sum(part.numel() * part.element_size() for part in (*model.parameters(), *model.buffers()))
-    assert sum(parameter.numel() for parameter in model.parameters()) > 30e6
-    engines: list[Engine] = []
+    return model
 
-    def work() -> None:
-        engine = Engine(model, table_of(spec), max_batch=4)
-        engines.append(engine)
-        plan = Plan(steps_first=2, steps_rest=1, threshold=1.0, by_clause=False)
-        for number in range(3):
-            engine.submit(draft_spec(prompt_of(150, number), 32, plan=plan, conversation=f"c{number}"))
-        run(engine)
 
-    peak = weights + peak_bytes(work)
-    stated = engines[0].memory()
+def write_three(model: Transformer) -> Engine:
+    engine = Engine(model, table_of(model.spec), max_batch=4)
+    plan = Plan(steps_first=2, steps_rest=1, threshold=1.0, by_clause=False)
+    for number in range(3):
+        engine.submit(draft_spec(prompt_of(150, number), 32, plan=plan, conversation=f"c{number}"))
+    run(engine)
+    return engine
+
+
+def check_peak(engine: Engine, allocated: int) -> None:
+    """allocated: Most bytes at once of what the engine allocated beside the weights."""
+    weights = sum(part.numel() * part.element_size() for part in (*engine.model.parameters(), *engine.model.buffers()))  # type: ignore[attr-defined]
+    stated, peak = engine.memory(), weights + allocated
     assert stated.weights == weights
     total = stated.weights + stated.cache + stated.workspace
     assert total < peak, "the peak holds activations as well"
     assert peak < 1.10 * total, f"{peak / total:.3f} times what is stated"
+
+
+def test_the_peak_is_the_weights_the_cache_and_the_workspace_that_are_stated() -> None:
+    model, engines = large_model(), list[Engine]()
+    allocated = peak_bytes(lambda: engines.append(write_three(model)))
+    check_peak(engines[0], allocated)
+
+
+@pytest.mark.gpu
+def test_on_the_gpu_the_peak_is_what_is_stated() -> None:
+    model = large_model().cuda()
+    write_three(model)  # libraries take their own memory at their first call
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    engine = write_three(model)
+    check_peak(engine, torch.cuda.max_memory_allocated() - before)
 
 
 def test_the_stated_workspace_and_cache_are_their_tensors() -> None:
