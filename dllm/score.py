@@ -248,7 +248,7 @@ class _Block:
     """Window token at which the block's tokens begin."""
     targets: tuple[int, ...]
     seed: int | None = None
-    """The token that the causal pass gives the block (Nemotron); it stands in the window, fixed."""
+    """The token that the pass over `before` gives the block (Nemotron, Fast-dLLM v2); it stands in the window, fixed."""
 
 
 def _blocks(spec: ModelSpec, prompt: Sequence[int], reply: Sequence[int], width: int) -> Iterator[_Block]:
@@ -262,12 +262,14 @@ def _blocks(spec: ModelSpec, prompt: Sequence[int], reply: Sequence[int], width:
     at, end = start, start + len(reply)
     while at < end:
         stop = at // spec.block * spec.block + spec.block if is_grid else min(at + spec.block, len(text))
+        # Where a block begins, some models take its first token from the pass over what is before it.
+        is_seeded = spec.seeds_block and (not is_grid or at % spec.block == 0)
         begin = at // spec.block * spec.block if is_grid else at
-        # A shifted model reads the block's first token off the row before it.
-        begin -= spec.logit_shift if begin == at else 0
-        begin = max(begin // spec.block * spec.block, 0) if is_grid else begin
-        seed = text[at] if spec.seeds_block else None
-        first = at + (1 if spec.seeds_block else 0)
+        if spec.logit_shift and begin == at and not is_seeded:
+            # Others that are shifted read it off the row before, which must be in the window then (with its block).
+            begin = (at - 1) // spec.block * spec.block if is_grid else at - 1
+        first = at + 1 if is_seeded else at
+        seed = text[at] if is_seeded else None
         yield _Block(text[:begin], text[begin:stop], first - begin, tuple(text[first : min(stop, end)]), seed)
         at = stop
 
