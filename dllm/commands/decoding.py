@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from dllm.drafts import Plan
-from dllm.errors import ConfigError, PromptTooLongError
+from dllm.errors import ConfigError
+from dllm.habits import family_options, usual_steps, widest_canvas
 from dllm.options import Cache, DecodeOptions, Mode, Rule
 
 if TYPE_CHECKING:
@@ -82,7 +82,6 @@ def options(args: argparse.Namespace, checkpoint: Checkpoint, **changes: Any) ->
     Raises:
         ConfigError: If a value is out of range or unknown.
     """
-    from dllm.server.plans import family_options
 
     for name in _SIMPLE:
         if (value := getattr(args, name, None)) is not None:
@@ -176,17 +175,7 @@ def width_of(args: argparse.Namespace, spec: ModelSpec, prompt_tokens: int) -> i
         width: int = args.width
         return width
     wanted = BUILTIN_WIDTH if spec.dialogue is not None else WIDTH
-    return min(-(-wanted // spec.canvas_multiple) * spec.canvas_multiple, widest(spec, prompt_tokens))
-
-
-def widest(spec: ModelSpec, prompt_tokens: int) -> int:
-    """The widest canvas behind a prompt of so many tokens."""
-    grid = spec.block if spec.mask_kind == "block_causal" else 1
-    room = spec.max_position_embeddings // grid * grid - prompt_tokens
-    room = min(room, spec.max_canvas) if spec.max_canvas else room
-    if room < spec.canvas_multiple:
-        raise PromptTooLongError(prompt_tokens + spec.canvas_multiple, spec.max_position_embeddings)
-    return room // spec.canvas_multiple * spec.canvas_multiple
+    return min(-(-wanted // spec.canvas_multiple) * spec.canvas_multiple, widest_canvas(spec, prompt_tokens))
 
 
 def plan(args: argparse.Namespace, checkpoint: Checkpoint, width: int) -> Plan:
@@ -194,8 +183,6 @@ def plan(args: argparse.Namespace, checkpoint: Checkpoint, width: int) -> Plan:
     Raises:
         ConfigError: If a number is out of range, or steps are given in both ways.
     """
-    from dllm.server.plans import FEWEST_STEPS, STEPS_PER_TOKEN
-
     threshold = checkpoint.defaults.threshold if args.threshold is None else args.threshold
     if args.steps_first is not None or args.steps_rest is not None:
         if args.steps is not None:
@@ -204,8 +191,7 @@ def plan(args: argparse.Namespace, checkpoint: Checkpoint, width: int) -> Plan:
         first = usual.steps_first if args.steps_first is None else args.steps_first
         rest = usual.steps_rest if args.steps_rest is None else args.steps_rest
         return Plan(first, rest, threshold)
-    usual_steps = checkpoint.defaults.steps or max(FEWEST_STEPS, math.ceil(width * STEPS_PER_TOKEN))
-    steps = usual_steps if args.steps is None else args.steps
+    steps = usual_steps(width, checkpoint.defaults.steps) if args.steps is None else args.steps
     if steps < 1:
         raise ConfigError("--steps", steps, "at least 1")
     return Plan(steps, steps, threshold, by_clause=False)

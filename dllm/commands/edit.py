@@ -14,6 +14,7 @@ from dllm.commands.screen import DIM, GREEN, PLAIN, safe
 from dllm.commands.writing import reply_of, write
 from dllm.drafts import DraftSpec
 from dllm.errors import ConfigError
+from dllm.habits import widest_canvas
 
 if TYPE_CHECKING:
     from dllm.loader import Checkpoint
@@ -81,7 +82,7 @@ def _width(args: argparse.Namespace, checkpoint: Checkpoint, prompt: int, kept: 
         width: int = args.width
     else:
         multiple = checkpoint.spec.canvas_multiple
-        width = min(-(-(kept + ROOM) // multiple) * multiple, decoding.widest(checkpoint.spec, prompt))
+        width = min(-(-(kept + ROOM) // multiple) * multiple, widest_canvas(checkpoint.spec, prompt))
     if width < kept:
         raise ConfigError("text", kept, f"at most the {width} tokens of the canvas, an end-of-turn included")
     return width

@@ -12,7 +12,7 @@ from dllm.drafts import DraftSpec, Event, Failed, Finished, Usage
 if TYPE_CHECKING:
     from dllm.engine import Engine
     from dllm.loader import Checkpoint
-    from dllm.server.reply import Delta, Reply
+    from dllm.reply import Delta, Reply
 
 Watch = Callable[[Event, "Sequence[Delta]"], None]
 
@@ -46,7 +46,7 @@ class Written:
 
 def reply_of(checkpoint: Checkpoint, width: int, stops: Sequence[str] = ()) -> Reply:
     """What puts a draft's events together to text."""
-    from dllm.server.reply import Reply
+    from dllm.reply import Reply
 
     return Reply(checkpoint.codec, width, tuple(stops), drops_space=checkpoint.spec.dialogue is not None)
 

@@ -62,7 +62,7 @@ class Examinee:
         max_tokens: int = 1024,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        from dllm.server.plans import family_options
+        from dllm.habits import family_options
 
         for name, value in (
             ("steps_per_token", steps_per_token),
@@ -160,7 +160,7 @@ class Examinee:
         return replies
 
     def _generate(self, asked: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-        from dllm.server.reply import Reply
+        from dllm.reply import Reply
 
         replies: list[Reply] = []
         of_draft: dict[Draft, Reply] = {}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dllm.drafts import Usage
-from dllm.server.reply import CanvasShown, Reason, Reply, TextDelta, TokenChance
+from dllm.reply import CanvasShown, Reason, Reply, TextDelta, TokenChance
 from dllm.server.settings import ServerSettings
 from dllm.server.tools import Piece, ToolCall
 from dllm.spec import ModelSpec

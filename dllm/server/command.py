@@ -50,9 +50,9 @@ def run(args: argparse.Namespace) -> int:
     """
     from dllm import loader
     from dllm.engine import Engine
+    from dllm.habits import family_options
     from dllm.runner import EngineRunner
     from dllm.server.app import create_app
-    from dllm.server.plans import family_options
 
     keys = read_keys(args.api_key_file)
     if not keys and not is_loopback(args.host):

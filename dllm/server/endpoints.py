@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from dllm.codec import Codec
 from dllm.drafts import DraftSpec
+from dllm.reply import CanvasShown, Delta, Reply
 from dllm.runner import DraftStream, EngineRunner
 from dllm.server import plans
 from dllm.server.build import (
@@ -33,7 +34,6 @@ from dllm.server.grammars import Grammars
 from dllm.server.jobs import merged
 from dllm.server.plans import Room
 from dllm.server.problems import ApiError, from_exception
-from dllm.server.reply import CanvasShown, Delta, Reply
 from dllm.server.requests import ChatRequest, CompletionRequest, Decoding
 from dllm.server.settings import ServerSettings
 from dllm.server.tools import Piece, ToolReader

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from dllm.drafts import Plan
-from dllm.errors import ConfigError, PromptTooLongError
-from dllm.models.family import DecodeDefaults
-from dllm.options import DecodeOptions, Rule
+from dllm.errors import ConfigError
+from dllm.habits import usual_steps, widest_canvas
+from dllm.options import DecodeOptions
 from dllm.server.problems import ApiError
 from dllm.server.requests import Decoding, Effort
 from dllm.server.settings import ServerSettings
@@ -34,11 +32,7 @@ EFFORTS: dict[Effort, EffortPlan] = {
     "medium": EffortPlan(1.0, 0.0),
     "high": EffortPlan(2.0, 0.5),
 }
-STEPS_PER_TOKEN = 0.5
-"""Steps are a ceiling: whatever is surer than the threshold is decided earlier. One step per token (`high`) is as good as it gets; half
-of it is what the families' authors use, and an eighth (`instant`) is where small models' words begin to repeat."""
 DEFAULT_EFFORT: Effort = "medium"
-FEWEST_STEPS = 4
 REALTIME_FIRST_STEPS = 6
 """Steps for the first clause when a client wants to hear something soon (`realtime`)."""
 
@@ -61,7 +55,7 @@ def reply_room(spec: ModelSpec, settings: ServerSettings, prompt_tokens: int, wa
         PromptTooLongError: If the prompt leaves no room for a canvas.
     """
     limit = min(wanted or settings.default_tokens, settings.max_tokens)
-    widest = _widest(spec, prompt_tokens)
+    widest = widest_canvas(spec, prompt_tokens)
     width = min(_round_up(limit + 1, spec.canvas_multiple), widest)
     return Room(width, min(limit, width))
 
@@ -79,7 +73,7 @@ def infill_room(
     width = (hole + suffix_tokens) // multiple * multiple
     if width <= suffix_tokens:
         width += multiple
-    widest = _widest(spec, prompt_tokens)
+    widest = widest_canvas(spec, prompt_tokens)
     width = min(width, widest)
     if width <= suffix_tokens:
         raise ApiError(
@@ -89,18 +83,6 @@ def infill_room(
             code="context_length_exceeded",
         )
     return Room(width, width - suffix_tokens)
-
-
-def _widest(spec: ModelSpec, prompt_tokens: int) -> int:
-    multiple = spec.canvas_multiple
-    # Block-causal canvases end where a block does.
-    grid = spec.block if spec.mask_kind == "block_causal" else 1
-    room = spec.max_position_embeddings // grid * grid - prompt_tokens
-    if spec.max_canvas:
-        room = min(room, spec.max_canvas)
-    if room < multiple:
-        raise PromptTooLongError(prompt_tokens + multiple, spec.max_position_embeddings)
-    return room // multiple * multiple
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -117,8 +99,7 @@ def plan(decoding: Decoding, settings: ServerSettings, width: int, now: float) -
         ConfigError: If a number is out of range.
     """
     effort = EFFORTS[decoding.effort or ("low" if decoding.realtime else DEFAULT_EFFORT)]
-    usual = settings.steps or width * STEPS_PER_TOKEN
-    steps = decoding.steps or max(FEWEST_STEPS, math.ceil(usual * effort.steps))
+    steps = decoding.steps or usual_steps(width, settings.steps, effort.steps)
     threshold = decoding.threshold
     if threshold is None:
         scale = 1 - settings.threshold if effort.threshold > 0 else 1
@@ -127,19 +108,6 @@ def plan(decoding: Decoding, settings: ServerSettings, width: int, now: float) -
     if decoding.realtime:
         return Plan(min(REALTIME_FIRST_STEPS, steps), steps, threshold, deadline, deadline)
     return Plan(steps, steps, threshold, deadline, deadline, by_clause=False)
-
-
-def family_options(defaults: DecodeDefaults, spec: ModelSpec) -> DecodeOptions:
-    """A family's habits as options."""
-    return DecodeOptions(
-        rule=cast(Rule, defaults.rule),
-        entropy_bound=defaults.entropy_bound,
-        temperature=defaults.temperature,
-        block=defaults.block if spec.mask_kind == "full" else -1,
-        edit_threshold=defaults.edit_threshold,
-        hold_ends=defaults.hold_ends,
-        no_stutter=defaults.no_stutter,
-    )
 
 
 def options(

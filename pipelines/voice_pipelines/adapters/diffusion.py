@@ -13,16 +13,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 from dllm import drafts
 from dllm.detokenize import IncrementalDecoder
 from dllm.draft import Draft
 from dllm.engine import Engine
 from dllm.errors import ConfigError, DllmError
+from dllm.habits import family_options
 from dllm.loader import Checkpoint
 from dllm.models.family import DecodeDefaults
-from dllm.options import DecodeOptions, Rule
+from dllm.options import DecodeOptions
 from dllm.runner import DraftHandle, EngineRunner
 from dllm.spec import ModelSpec
 from voice_pipelines.adapters.diffusion_prompt import PromptWriter, prompt_writer
@@ -311,14 +311,8 @@ def decode_options(spec: ModelSpec, defaults: DecodeDefaults, width: int) -> Dec
     of a reply that has no words yet. A uniform canvas decides nothing before it decides everything.
     """
     is_wide = spec.mask_kind == "full" or width > spec.block
-    return DecodeOptions(
-        rule=cast(Rule, defaults.rule),
-        entropy_bound=defaults.entropy_bound,
-        block=defaults.block if spec.mask_kind == "full" else -1,
-        edit_threshold=defaults.edit_threshold,
-        hold_ends=defaults.hold_ends or (is_wide and spec.corruption == "absorbing"),
-        no_stutter=defaults.no_stutter,
-    )
+    habits = family_options(defaults, spec)
+    return replace(habits, hold_ends=habits.hold_ends or (is_wide and spec.corruption == "absorbing"))
 
 
 def floor_steps(curve: QualityCurve, worth: float = FLOOR_QUALITY) -> int:

@@ -13,10 +13,10 @@ import httpx
 
 from dllm import loader
 from dllm.engine import Engine
+from dllm.habits import family_options
 from dllm.loader import Checkpoint
 from dllm.runner import EngineRunner
 from dllm.server import ServerSettings, create_app
-from dllm.server.plans import family_options
 from tests.conftest import run_async
 from tests.dllm.server.serving import events_of, text_of
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm.drafts import Cell, CellState, Committed, Finished, Prefilled, Stepped, Usage
-from dllm.server.reply import CanvasShown, Reply, TextDelta, show_canvas
-from dllm.server.stops import StopFinder
+from dllm.reply import CanvasShown, Reply, TextDelta, show_canvas
 from dllm.server.tools import ToolCall, ToolReader
+from dllm.stops import StopFinder
 from tests.dllm import tiny
 
 DRAFT = cast(Any, None)

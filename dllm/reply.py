@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 from dllm.codec import Codec
 from dllm.detokenize import IncrementalDecoder
 from dllm.drafts import Cell, CellState, Committed, Event, Finished, Prefilled, Stepped, Usage
-from dllm.server.stops import StopFinder
+from dllm.stops import StopFinder
 
 Reason: TypeAlias = Literal["stop", "length"]
 
