@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from dllm.spec import ModelSpec
 
 SDAR: dict[str, dict[str, object]] = {
-    "1.7B": {"hidden_size": 2048, "intermediate_size": 6144, "layers": 28, "heads": 16, "tied": True},
-    "4B": {"hidden_size": 2560, "intermediate_size": 9728, "layers": 36, "heads": 32, "tied": True},
-    "8B": {"hidden_size": 4096, "intermediate_size": 12288, "layers": 36, "heads": 32, "tied": False},
+    "1.7B": {"hidden_size": 2048, "intermediate_size": 6144, "layers": 28, "heads": 16},
+    "4B": {"hidden_size": 2560, "intermediate_size": 9728, "layers": 36, "heads": 32},
+    "8B": {"hidden_size": 4096, "intermediate_size": 12288, "layers": 36, "heads": 32},
 }
-"""Qwen3's, as SDAR publishes them; 8 key/value heads of 128."""
+"""Qwen3's, as SDAR publishes them: 8 key/value heads of 128, a head of their own."""
 NAMES = ("0.03B", *SDAR)
 
 
@@ -31,7 +31,7 @@ def spec_of(name: str) -> ModelSpec:
         return dialogue_spec(
             hidden_size=512,
             intermediate_size=1408,
-            num_hidden_layers=9,
+            num_hidden_layers=10,
             num_attention_heads=8,
             num_key_value_heads=4,
         )
@@ -50,7 +50,7 @@ def spec_of(name: str) -> ModelSpec:
             "rms_norm_eps": 1e-6,
             "max_position_embeddings": 32768,
             "rope_theta": 1e6,
-            "tie_word_embeddings": size["tied"],
+            "tie_word_embeddings": False,
             "block_size": 4,
         }
     )

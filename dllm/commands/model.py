@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, cast
 
 from dllm.errors import ConfigError
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     import torch
 
     from dllm.engine import Engine
+    from dllm.layers.linear import Mode
     from dllm.loader import Checkpoint, LoadProgress
+    from dllm.quantize import Quantisation
 
 DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16"}
 _BAR = 24
@@ -26,6 +28,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, with_device: bool = 
     if with_device:
         parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
         parser.add_argument("--dtype", help="float32, bfloat16 or float16; default: float32 on CPU, else as stored")
+        parser.add_argument("--quantize", help="int8, int8-dynamic (CPU) or fp8 weights, with a scale per row")
 
 
 def load(args: argparse.Namespace, stream: TextIO | None = None) -> Checkpoint:
@@ -37,13 +40,13 @@ def load(args: argparse.Namespace, stream: TextIO | None = None) -> Checkpoint:
     """
     from dllm import loader
 
-    place, dtype = device(args.device), dtype_of(args.dtype)
+    place, dtype, quantize = device(args.device), dtype_of(args.dtype), quantisation(args.quantize)
     stream = stream or sys.stderr
     if not stream.isatty():
-        return loader.load(source(args.model), place, dtype)
+        return loader.load(source(args.model), place, dtype, quantize=quantize)
     bar = LoadBar(stream)
     try:
-        checkpoint = loader.load(source(args.model), place, dtype, progress=bar)
+        checkpoint = loader.load(source(args.model), place, dtype, quantize=quantize, progress=bar)
     finally:
         bar.clear()
     print(
@@ -95,6 +98,16 @@ def dtype_of(name: str | None) -> torch.dtype | None:
         raise ConfigError("--dtype", name, f"one of {', '.join(DTYPES)}")
     found: torch.dtype = getattr(torch, DTYPES[name])
     return found
+
+
+def quantisation(mode: str | None) -> Quantisation | None:
+    """
+    Raises:
+        ConfigError: If there is no such mode.
+    """
+    from dllm.quantize import Quantisation
+
+    return None if mode is None else Quantisation(cast("Mode", mode))
 
 
 class LoadBar:

@@ -16,6 +16,7 @@ from pathlib import Path
 import uvicorn
 from starlette.applications import Starlette
 
+from dllm.commands import model
 from dllm.errors import ConfigError
 from dllm.server.settings import ServerSettings
 
@@ -24,12 +25,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `serve` to the `dllm` command."""
     plain = ServerSettings()
     parser = commands.add_parser("serve", help="OpenAI- and Inception-compatible HTTP server")
-    parser.add_argument("--model", help="checkpoint folder, or ORG/NAME on the hub; default: the built-in model")
+    model.add_model_arguments(parser)
     parser.add_argument("--name", help="the model's name for clients; default: the folder's or the hub's")
     parser.add_argument("--alias", action="append", default=[], help="another name it answers to; may be repeated")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
     parser.add_argument("--batch", type=int, default=8, help="canvases per forward")
     parser.add_argument("--cache-mb", type=int, default=512, help="size of the prefix cache")
     parser.add_argument("--api-key-file", type=Path, help="one key per line; without it everybody is let in")
@@ -48,7 +48,6 @@ def run(args: argparse.Namespace) -> int:
         CheckpointError: If the model cannot be loaded.
         ConfigError: If an option makes no sense, or the port is taken.
     """
-    from dllm import loader
     from dllm.engine import Engine
     from dllm.habits import family_options
     from dllm.runner import EngineRunner
@@ -59,10 +58,8 @@ def run(args: argparse.Namespace) -> int:
         print("no --api-key-file: whoever reaches this address may use it", file=sys.stderr)
     listening = listen(args.host, args.port)  # before loading: a taken port is worth knowing at once
     with contextlib.closing(listening):
-        folder = None if args.model is None else Path(args.model)
-        source = folder if folder is not None and folder.exists() else args.model
         print(f"loading {args.model or 'the built-in model'}", file=sys.stderr, flush=True)
-        checkpoint = loader.load(source, args.device)
+        checkpoint = model.load(args)
         settings = ServerSettings(
             model=args.name or (args.model.rstrip("/").rpartition("/")[2] if args.model else "dllm-builtin"),
             aliases=tuple(args.alias),
