@@ -185,22 +185,35 @@ class Processor:
         logits.scatter_(1, ids.expand(len(logits), -1), torch.where(is_hit, after, before))
 
     def _ban_stutters(self, logits: Tensor, positions: Tensor, known: Tensor, stutters: Tensor) -> None:
-        is_end = self._vocabulary.is_end
-        beside = _around(known, positions, (-1, 1))
-        doubles = (beside >= 0) & stutters[beside.clamp_min(0)]
-        # A row is at place k of six; its token is ruled out if it would equal its partner's and the other two pairs are equal already.
-        offsets = [place - k for k in range(2 * _SPAN) for place in range(2 * _SPAN)]
-        six = _around(known, positions, offsets).view(len(positions), 2 * _SPAN, 2 * _SPAN)
-        place = torch.arange(2 * _SPAN, device=logits.device)
-        is_own = place.unsqueeze(1) == place
-        is_text = is_own | ((six >= 0) & ~is_end[six.clamp_min(0)])
-        pair_with_own = (place.unsqueeze(1) % _SPAN) == torch.arange(_SPAN, device=logits.device)
-        equal = pair_with_own | (six[..., :_SPAN] == six[..., _SPAN:])
-        repeats = is_text.all(dim=2) & equal.all(dim=2)
-        partner = six.gather(2, ((place + _SPAN) % (2 * _SPAN)).view(1, -1, 1).expand(len(positions), -1, 1)).squeeze(2)
+        # The canvas with room around it: cell p is at p + 2 * _SPAN.
+        width, edge = len(known), 2 * _SPAN
+        cells = torch.nn.functional.pad(known, (edge, edge), value=_OUTSIDE)
+        ids = cells.clamp_min(0)
+        is_known = cells >= 0
+        is_text = is_known & ~self._vocabulary.is_end[ids]
+        doubles = is_known & stutters[ids]
+        # A repeated span is three pairs of cells, three apart. A token is ruled out if it would complete the third: where two further
+        # pairs in a row with its own are equal.
+        equal = (cells[:-_SPAN] == cells[_SPAN:]) & is_text[:-_SPAN]
+        size = width + _SPAN
+        before, after = equal[2 : 2 + size], equal[4 : 4 + size]
+        completes = (after & equal[5 : 5 + size]) | (
+            before & (after | equal[1 : 1 + size])
+        )  # as pair p - _SPAN, ..., width - 1
 
-        banned = torch.cat((beside, partner), dim=1).clamp_min(0)
-        is_banned = torch.cat((doubles, repeats), dim=1)
+        def beside(offset: int) -> slice:
+            return slice(edge + offset, edge + offset + width)
+
+        places = [beside(offset) for offset in (-1, 1, -_SPAN, _SPAN)]
+        banned = torch.stack([ids[place] for place in places])[:, positions].T
+        is_banned = torch.stack(
+            [
+                doubles[places[0]],
+                doubles[places[1]],
+                is_text[places[2]] & completes[:width],
+                is_text[places[3]] & completes[_SPAN:],
+            ]
+        )[:, positions].T
         # Nor may the reply end where a stutter was likelier than its end: what must be said may still be to come.
         end = logits.index_select(1, self._vocabulary.end_ids).amax(dim=1)
         stutter = logits.gather(1, banned).masked_fill_(~is_banned, -math.inf).amax(dim=1)
@@ -208,13 +221,15 @@ class Processor:
         logits.index_add_(1, self._vocabulary.end_ids, self._over_ends(_impossible(stutter > end)))
 
     def _joint_stutters(self, known: Tensor, is_new: Tensor, stutters: Tensor) -> Tensor:
-        starts = torch.arange(len(known), device=known.device)
-        two = _around(known, starts, (0, 1))
-        doubles = (two[:, 0] == two[:, 1]) & (two[:, 0] >= 0) & stutters[two[:, 0].clamp_min(0)]
-        six = _around(known, starts, range(2 * _SPAN))
-        is_text = ((six >= 0) & ~self._vocabulary.is_end[six.clamp_min(0)]).all(dim=1)
-        repeats = is_text & (six[:, :_SPAN] == six[:, _SPAN:]).all(dim=1)
-        return _last_new(doubles, 2, is_new) | _last_new(repeats, 2 * _SPAN, is_new)
+        ids = known.clamp_min(0)
+        is_known = known >= 0
+        is_text = is_known & ~self._vocabulary.is_end[ids]
+        double = (known[:-1] == known[1:]) & is_known[:-1] & stutters[ids[:-1]] & is_new[:-1] & is_new[1:]
+        waits = torch.nn.functional.pad(double, (1, 0))
+        equal = (known[:-_SPAN] == known[_SPAN:]) & is_text[:-_SPAN]
+        repeats = equal[:-2] & equal[1:-1] & equal[2:]
+        repeats = torch.nn.functional.pad(repeats, (0, len(known) - len(repeats)))
+        return waits | _last_new(repeats, 2 * _SPAN, is_new)
 
 
 class _Phrases:
@@ -330,15 +345,13 @@ def _around(known: Tensor, positions: Tensor, offsets: Iterable[int]) -> Tensor:
 
 def _last_new(found: Tensor, length: int, is_new: Tensor) -> Tensor:
     """[W] bool: the last new position of each found span [start, start + length) with two of them. `found` is [W] bool by start."""
-    # A found span never reaches past the canvas, so what is rolled around its end is never read.
-    new = [is_new.roll(-offset) & found for offset in range(min(length, len(found)))]
-    last = torch.zeros_like(found)
-    earlier = torch.zeros_like(found)
-    for offset, is_here in enumerate(new):
-        later = torch.stack([torch.zeros_like(found), *new[offset + 1 :]]).any(dim=0)
-        last |= (is_here & earlier & ~later).roll(offset)
-        earlier |= is_here
-    return last
+    width, count = len(found), is_new.cumsum(0)
+    at = torch.arange(width, device=found.device)
+    # A found span never reaches past the canvas.
+    end = (at + (length - 1)).clamp_max(width - 1)
+    waits = found & (count[end] - count + is_new >= 2)
+    last = torch.where(is_new, at, -1).cummax(0).values[end]
+    return found.new_zeros(width + 1).scatter_(0, torch.where(waits, last, width), True)[:width]
 
 
 def _impossible(where: Tensor) -> Tensor:
