@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import torch
 
-from dllm.sampling import Sampler, ban, place_spans
+from dllm.canvas import Canvas
+from dllm.draft import Draft
+from dllm.options import DecodeOptions
+from dllm.process import Processor, Vocabulary
+from dllm.sampling import Picker, ban, place_spans
 from tests.dllm import tiny
 
 
@@ -15,13 +22,35 @@ def peaked(width: int, wishes: dict[int, int], vocab: int = 50, height: float = 
     return logits
 
 
-def test_forbidden_tokens_are_never_guessed() -> None:
+def picker(options: DecodeOptions) -> Picker:
     table = tiny.codec().token_table
-    sampler = Sampler(table, 50, torch.device("cpu"))
-    guesses = sampler.guess(peaked(3, {0: table.mask, 1: 20, 2: table.end}))
+    vocabulary = Vocabulary.of(50, (table.end,), {*table.forbidden, table.mask}, "cpu")
+    return Picker(Processor(options, vocabulary), options, torch.device("cpu"))
+
+
+def draft_of(width: int) -> Draft:
+    """As much of a draft as a picker looks at."""
+    draft = SimpleNamespace(canvas=Canvas(width, tiny.codec().token_table), steps=0)
+    return cast("Draft", draft)
+
+
+def test_forbidden_tokens_are_never_picked() -> None:
+    table = tiny.codec().token_table
+    logits = peaked(3, {0: table.mask, 1: 20, 2: table.end})
+    guesses = picker(DecodeOptions(min_tokens=0)).pick(draft_of(3), logits, range(3))
     assert guesses.tokens[0] not in table.forbidden
     assert guesses.tokens[1:] == [20, table.end]
     assert guesses.probabilities[1] > 0.9
+
+
+def test_a_position_draws_the_same_whoever_is_drawn_beside_it() -> None:
+    one = picker(DecodeOptions(temperature=1.0, seed=4, min_tokens=0))
+    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(1))
+    together = one.pick(draft_of(6), logits.clone(), range(6)).tokens
+    alone = [one.pick(draft_of(6), logits[at : at + 1].clone(), [at]).tokens[0] for at in range(6)]
+    assert together == alone
+    other = picker(DecodeOptions(temperature=1.0, seed=5, min_tokens=0))
+    assert other.pick(draft_of(6), logits.clone(), range(6)).tokens != together
 
 
 def test_ban_rules_out_single_tokens_in_single_rows() -> None:
