@@ -247,7 +247,7 @@ class Theirs:
     """`generate` with a static cache: a token per forward."""
 
     def __init__(self, twin: Any, batch: int, tokens: int, compiled: bool) -> None:
-        self._twin, self._tokens, self.compiled = twin, tokens, compiled
+        self._twin, self.tokens, self.compiled = twin, tokens, compiled
         self.device = next(twin.parameters()).device
         self._ids = torch.tensor([_tokens(number) for number in range(batch)], device=self.device)
         self.prefills: list[float] = []
@@ -255,7 +255,7 @@ class Theirs:
 
     def write(self) -> None:
         """Prefill and a token of every row per step, each with its time."""
-        stamps = [time.perf_counter(), *self._generate(self._ids, self._tokens + 1)]
+        stamps = [time.perf_counter(), *self._generate(self._ids, self.tokens + 1)]
         self.prefills.append(stamps[1] - stamps[0])
         self.steps += [later - earlier for earlier, later in itertools.pairwise(stamps[1:])]
 
@@ -263,7 +263,7 @@ class Theirs:
         """Compilation falls back to eager where it does not work."""
         if self.compiled:
             try:
-                self._generate(self._ids, self._tokens + 1)
+                self._generate(self._ids, self.tokens + 1)
                 return
             except Exception as error:  # Inductor's failures have no common type
                 print(f"transformers' compiled decoding does not work here: {error!r}"[:300], file=sys.stderr)
@@ -342,8 +342,6 @@ class Settings:
     graphs: bool
     compile: str
     """Where transformers may compile: none, single (one reply at a time) or all."""
-    copy_speed: float
-    flops: float
 
 
 def compare(geometry: str, network: Transformer, twin: Any, batch: int, settings: Settings) -> list[dict[str, Any]]:
@@ -361,6 +359,9 @@ def compare(geometry: str, network: Transformer, twin: Any, batch: int, settings
             way.write()
         way.times = Times(prefill=way.times.prefill)
     theirs.warm_up()
+    # Measured between the rounds: on a machine that others use, a floor from another minute may lie above the step.
+    copies: list[float] = []
+    products: list[float] = []
     began = time.perf_counter()
     for done in range(settings.rounds):
         if done >= settings.least_rounds and time.perf_counter() - began > settings.seconds:
@@ -368,7 +369,10 @@ def compare(geometry: str, network: Transformer, twin: Any, batch: int, settings
         for way in ways:
             way.write()
         theirs.write()
-    return [_row(geometry, network, batch, way, theirs, settings) for way in ways]
+        copies.append(copy_bytes_per_s(theirs.device))
+        products.append(flops_per_s(theirs.device, network.embed_tokens.weight.dtype))
+    speeds = statistics.median(copies), statistics.median(products)
+    return [_row(geometry, network, batch, way, theirs, speeds) for way in ways]
 
 
 def _row(
@@ -377,13 +381,13 @@ def _row(
     batch: int,
     way: Ours,
     theirs: Theirs,
-    settings: Settings,
+    speeds: tuple[float, float],
 ) -> dict[str, Any]:
     times = way.times
     rate = len(times.replies) * batch * CANVAS / sum(times.replies)
     their_rate = batch / theirs.step_s
     step = statistics.median(times.steps)
-    limits = floors(network, batch, way.block, settings.copy_speed, settings.flops)
+    limits = floors(network, batch, way.block, *speeds)
 
     def ms(seconds: float) -> float:
         return round(seconds * 1e3, 3)
@@ -405,10 +409,12 @@ def _row(
         "step_p50_ms": ms(step),
         "step_p95_ms": ms(percentile(times.steps, 0.95)),
         "step_p99_ms": ms(percentile(times.steps, 0.99)),
+        "copy_gb_per_s": round(speeds[0] / 1e9, 2),
+        "matrix_gflop_per_s": round(speeds[1] / 1e9, 1),
         **limits,
         "step_over_memory_floor": round(step * 1e3 / limits["memory_floor_ms"], 2),
         "step_over_floor": round(step * 1e3 / max(limits["memory_floor_ms"], limits["compute_floor_ms"]), 2),
-        "ar": f"transformers, static cache, {'compiled' if theirs.compiled else 'eager'}, {settings.ar_tokens} tokens",
+        "ar": f"transformers, static cache, {'compiled' if theirs.compiled else 'eager'}, {theirs.tokens} tokens",
         "ar_tokens_per_s": round(their_rate, 2),
         "ar_step_p50_ms": ms(statistics.median(theirs.steps)),
         "ar_prefill_p50_ms": ms(statistics.median(theirs.prefills)),
@@ -476,7 +482,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
             axis.grid(alpha=0.3)
             axis.legend(fontsize=7)
     figure.suptitle(
-        f"{report['device']}, {report['threads']} threads, commit {report['commit']}; {report['plan']}", fontsize=8
+        f"{report['device']}, {report['threads']} threads\ncommit {report['commit']}\n{report['plan']}", fontsize=7
     )
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -512,11 +518,8 @@ def main() -> int:
         torch.set_num_threads(options.threads)
     is_gpu = device.type == "cuda"
     dtype = getattr(torch, options.dtype or ("bfloat16" if is_gpu else "float32"))
-    copy_speed, flops = copy_bytes_per_s(device), flops_per_s(device, dtype)
     report: dict[str, Any] = {
         **about(device),
-        "copy_gb_per_s": round(copy_speed / 1e9, 2),
-        "matrix_gflop_per_s": round(flops / 1e9, 1),
         "plan": PLAN_IN_WORDS,
         "canvas": CANVAS,
         "cached_tokens": CACHED,
@@ -533,8 +536,6 @@ def main() -> int:
         options.ar_tokens,
         options.graphs and is_gpu,
         options.ar_compile if is_gpu else "none",
-        copy_speed,
-        flops,
     )
     names = options.geometry or (list(GEOMETRIES) if is_gpu else ["0.03B"])
     # One reply at a time matters most to speech, so every geometry has it before any has more.
