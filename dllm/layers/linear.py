@@ -27,8 +27,9 @@ LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 """int8 leaves out -128, so that both signs reach equally far."""
 
 PIECE = 1 << 20
-"""Weights turned to float at once on the CPU: 4 MB, which stay in its cache. 32 tokens through [6144, 2048] on one core of a Zen 3 took
-16 ms so, 61 ms with the whole matrix turned at once, 37 ms from float32."""
+"""Weights turned to float at once on the CPU: 4 MB, which stay in its cache. Through [6144, 2048] on one core of a Zen 3, in
+turns, 32 tokens took 24 ms so, 76 ms with the whole matrix turned at once and 27 ms from float32; one token 17, 62 and 6 ms: what is saved
+is memory, not time."""
 EXACT_INPUTS = 1024
 """Products of int8 values add up exactly in float32 over this many inputs: 1024 * 127 ** 2 is below 2 ** 24."""
 QUANTISED_AT_ONCE = 1 << 24
@@ -155,9 +156,9 @@ class PackedExperts:
 def product(mode: Mode, x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
     """`x @ (values * scale).T`, x [M, K] to [M, N]: the one place where a mode and a device choose their kernel.
 
-    PyTorch's own int8 products on the CPU are no choice: `_int_mm` and float32 `_weight_int8pack_mm` run plain loops there (30 to 100
-    times slower than float32), and oneDNN's quantised linear saturates where the CPU has no VNNI (off by up to 14 % of the largest
-    output).
+    PyTorch's own int8 products on the CPU are no choice: `_int_mm` and float32 `_weight_int8pack_mm` run plain loops there (15 to
+    30 times slower than float32 on AVX2), and oneDNN's quantised linear saturates where the CPU has no VNNI (off by up to 18 % of the
+    largest output).
     """
     if mode == "int8":
         # Eight bits are exact in every float type. On the CPU half precision is slower than float32 where there is no unit for it.

@@ -1,0 +1,200 @@
+"""The built-in model in each type of weights: time of a step, bytes, and how far its beliefs and replies are from float32's.
+
+    python benchmarks/quantize.py [--data FOLDER] [--threads 1 2] [--repeats 60] [--prompts 90] [--json FILE]
+
+Types take turns step by step, so that load on the machine meets all alike. Without held-back dialogues (`--data`) times alone are
+measured. The head is left as it is unless a row says "+ head".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import torch
+from machine import about, percentile, timed
+
+from dllm import loader
+from dllm.drafts import Cell, DraftSpec, Event, Failed, Finished, Plan, Stepped
+from dllm.engine import Engine
+from dllm.evaluate.likelihood import causal_log_likelihood
+from dllm.evaluate.steps import EvalPrompt, prompts_from_rows
+from dllm.models.transformer import Transformer
+from dllm.options import DecodeOptions
+from dllm.quantize import Quantisation
+from dllm.train.config import TrainConfig
+from dllm.train.data import Mixture
+
+HOST = torch.device("cpu")
+WIDTH, CACHED = 32, 300
+ENDLESS = Plan(10_000, 10_000, 1.0)
+LONG = DecodeOptions(hold_ends=True, no_stutter=True, min_tokens=WIDTH - 1)
+"""Replies as long as their canvas: many steps a draft."""
+PLAN = Plan(steps_first=10, steps_rest=14, threshold=0.9)
+CONFIG = Path(loader.__file__).parent / "configs" / "builtin.toml"
+
+
+def variants() -> dict[str, loader.Checkpoint]:
+    """The same weights in each type. fp8 is the CPU's reference: its beliefs are what a GPU's would be, its time is not."""
+    found = {"float32": loader.load(), "bfloat16": loader.load(dtype=torch.bfloat16)}
+    for mode in ("int8", "int8-dynamic", "fp8"):
+        for head in (False, True):
+            found[mode + (" + head" if head else "")] = loader.load(quantize=Quantisation(mode, head))  # type: ignore[arg-type]
+    return found
+
+
+def refill(engine: Engine, batch: int) -> None:
+    """Begin anew when a draft has ended; then all are prefilled and have stepped."""
+    if len(engine.drafts) == batch:
+        return
+    for draft in engine.drafts:
+        engine.cancel(draft)
+    for index in range(batch):
+        prompt = tuple(16 + (place * 7919 + index) % 4000 for place in range(CACHED))
+        engine.submit(DraftSpec(prompt, f"bench{index}", WIDTH, ENDLESS, options=LONG))
+    while not all(draft.steps for draft in engine.drafts):
+        engine.run_round()
+
+
+def step_once(engine: Engine, batch: int) -> float:
+    """Milliseconds of a round in which every draft takes a step."""
+    events: list[Event] = []
+    seconds = timed(lambda: events.extend(engine.run_round()), HOST)
+    stepped = sum(isinstance(event, Stepped) for event in events)
+    assert stepped == batch, f"{stepped} of {batch} drafts stepped: this is no step's time"
+    return seconds * 1e3
+
+
+def step_times(checkpoints: dict[str, loader.Checkpoint], batch: int, repeats: int) -> dict[str, dict[str, float]]:
+    """p50 and p95 of a whole round, in milliseconds. When a draft ends all begin anew, untimed."""
+    times: dict[str, list[float]] = {name: [] for name in checkpoints}
+    engines = {
+        name: Engine(checkpoint.model, checkpoint.codec.token_table, max_batch=batch)
+        for name, checkpoint in checkpoints.items()
+    }
+    for _ in range(repeats):
+        for name, engine in engines.items():
+            refill(engine, batch)
+            times[name].append(step_once(engine, batch))
+    return {
+        name: {"p50_ms": round(median(taken), 2), "p95_ms": round(percentile(taken, 0.95), 2)}
+        for name, taken in times.items()
+    }
+
+
+def beliefs(
+    checkpoint: loader.Checkpoint, prompts: Sequence[EvalPrompt]
+) -> tuple[list[tuple[Cell, ...]], list[Finished]]:
+    """Every prompt's canvas after its first step, and its reply, one draft at a time."""
+    canvases, replies = [], []
+    engine = Engine(checkpoint.model, checkpoint.codec.token_table)
+    for index, entry in enumerate(prompts):
+        engine.submit(DraftSpec(entry.prompt, f"eval{index}", WIDTH, PLAN))
+        first: tuple[Cell, ...] | None = None
+        while engine.drafts:
+            for event in engine.run_round():
+                match event:
+                    case Stepped(canvas=canvas) if first is None:
+                        first = canvas
+                    case Finished():
+                        replies.append(event)
+                    case Failed(error=error):
+                        raise error
+                    case _:
+                        pass
+        assert first is not None
+        canvases.append(first)
+    return canvases, replies
+
+
+def calibration(
+    checkpoints: dict[str, loader.Checkpoint], prompts: Sequence[EvalPrompt], judge: Transformer
+) -> dict[str, dict[str, float]]:
+    """How far each type is from the first.
+
+    On canvases that are all masks: the mean distance of the most probable token's probability, its mean (a shift moves thresholds), and
+    how often the token is the same. On replies: how many differ at all, how often the tokens are the same at the same place (after one
+    difference few are: a handful of replies moves this by percents), steps, and the mean log-likelihood
+    per token under the float model's causal mode.
+    """
+    report: dict[str, dict[str, float]] = {}
+    base_canvases, base_replies = [], []
+    for name, checkpoint in checkpoints.items():
+        canvases, replies = beliefs(checkpoint, prompts)
+        if not base_canvases:
+            base_canvases, base_replies = canvases, replies
+        pairs = [
+            pair for one, other in zip(canvases, base_canvases, strict=True) for pair in zip(one, other, strict=True)
+        ]
+        same = sum(
+            left == right
+            for one, other in zip(replies, base_replies, strict=True)
+            for left, right in zip(one.tokens, other.tokens, strict=False)
+        )
+        total = sum(max(len(one.tokens), len(other.tokens)) for one, other in zip(replies, base_replies, strict=True))
+        with torch.inference_mode():
+            scores = [
+                causal_log_likelihood(judge, entry.prompt, reply.tokens)
+                for entry, reply in zip(prompts, replies, strict=True)
+            ]
+        report[name] = {
+            "top_probability_distance": round(mean(abs(one.confidence - other.confidence) for one, other in pairs), 5),
+            "top_probability_shift": round(mean(one.confidence - other.confidence for one, other in pairs), 5),
+            "token_agreement": round(mean(one.token == other.token for one, other in pairs), 4),
+            "replies_that_differ": sum(
+                one.tokens != other.tokens for one, other in zip(replies, base_replies, strict=True)
+            ),
+            "reply_agreement": round(same / max(1, total), 4),
+            "steps": round(mean(reply.usage.forwards_denoise for reply in replies), 2),
+            "log_likelihood": round(mean(scores), 4),
+        }
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, action="append", default=[], help="folder of dialogues; may be repeated")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeats", type=int, default=60)
+    parser.add_argument("--prompts", type=int, default=90)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    report: dict[str, Any] = {**about(HOST), "width": WIDTH, "cached": CACHED, "steps": [], "calibration": {}}
+    print(json.dumps({key: value for key, value in report.items() if isinstance(value, str)}), flush=True)
+    checkpoints = variants()
+    report["bytes"] = {
+        name: Engine(checkpoint.model, checkpoint.codec.token_table).memory().weights
+        for name, checkpoint in checkpoints.items()
+    }
+    print(report["bytes"], flush=True)
+    fast = {name: checkpoint for name, checkpoint in checkpoints.items() if not name.startswith("fp8")}
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        for batch in (1, 4):
+            for name, times in step_times(fast, batch, args.repeats).items():
+                load = round(os.getloadavg()[0], 1)
+                report["steps"].append({"threads": threads, "batch": batch, "weights": name, **times, "load": load})
+                print(report["steps"][-1], flush=True)
+    if args.data:
+        torch.set_num_threads(args.threads[0])
+        codec = checkpoints["float32"].dialogue_codec
+        mixture = Mixture(args.data, codec, replace(TrainConfig.load(CONFIG), renamed_share=0.0), "dev")
+        prompts = prompts_from_rows(mixture.row(number) for number in range(args.prompts))
+        judge = checkpoints["float32"].model
+        assert isinstance(judge, Transformer)
+        report["prompts"] = len(prompts)
+        report["calibration"] = calibration(checkpoints, prompts, judge)
+        for name, row in report["calibration"].items():
+            print(name, row, flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
