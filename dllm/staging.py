@@ -14,5 +14,6 @@ def staged(values: Any, device: torch.device | str, dtype: torch.dtype | None = 
     On a GPU through pinned memory: `torch.tensor(values, device="cuda")` copies from pageable memory, and for that the host waits until
     everything queued before is done, the forward included.
     """
-    is_gpu = torch.device(device).type == "cuda"
-    return torch.tensor(values, dtype=dtype, pin_memory=is_gpu).to(device, non_blocking=is_gpu)
+    if torch.device(device).type != "cuda":
+        return torch.tensor(values, dtype=dtype, device=device)
+    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
