@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dllm.engine import Engine
     from dllm.layers.linear import Mode
     from dllm.loader import Checkpoint, LoadProgress
+    from dllm.parallel import Team
     from dllm.quantize import Quantisation
 
 DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16"}
@@ -31,8 +32,11 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, with_device: bool = 
         parser.add_argument("--quantize", help="int8, int8-dynamic (CPU) or fp8 weights, with a scale per row")
 
 
-def load(args: argparse.Namespace, stream: TextIO | None = None) -> Checkpoint:
+def load(args: argparse.Namespace, stream: TextIO | None = None, team: Team | None = None) -> Checkpoint:
     """The checkpoint that the arguments name. On a terminal `stream` (standard error) shows how far it is, and the time it took.
+
+    Args:
+        team: Ranks that share the model; each loads its part, to the device that the team gave it.
 
     Raises:
         CheckpointError: If it cannot be loaded.
@@ -42,6 +46,8 @@ def load(args: argparse.Namespace, stream: TextIO | None = None) -> Checkpoint:
 
     place, dtype, quantize = device(args.device), dtype_of(args.dtype), quantisation(args.quantize)
     stream = stream or sys.stderr
+    if team is not None:
+        return loader.load(source(args.model), team.device, dtype, quantize=quantize, team=team)
     if not stream.isatty():
         return loader.load(source(args.model), place, dtype, quantize=quantize)
     bar = LoadBar(stream)

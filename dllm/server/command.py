@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -19,6 +20,11 @@ from starlette.applications import Starlette
 from dllm.commands import model
 from dllm.errors import ConfigError
 from dllm.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from dllm.engine import Engine
+    from dllm.loader import Checkpoint
+    from dllm.runner import EngineLike
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -42,51 +48,81 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load the model and serve until SIGTERM or SIGINT.
+    """Load the model and serve until SIGTERM or SIGINT. Under torchrun the ranks share the model, and rank 0 serves.
 
     Raises:
         CheckpointError: If the model cannot be loaded.
         ConfigError: If an option makes no sense, or the port is taken.
     """
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_torchelastic_launched()):
+        return _serve_alone(args)
+    from dllm import parallel
+
+    with parallel.join(args.device) as team:
+        listening = None if team.rank else _listen(args)
+        checkpoint = model.load(args, team=team)
+        engine = _engine(args, checkpoint, clock=team.clock)
+
+        def lead(leading: parallel.LeadingEngine) -> None:
+            assert listening is not None
+            with contextlib.closing(listening):
+                asyncio.run(_serve(args, checkpoint, leading, listening))
+
+        parallel.run(engine, team, lead)
+    return 0
+
+
+def _serve_alone(args: argparse.Namespace) -> int:
+    with contextlib.closing(_listen(args)) as listening:
+        checkpoint = model.load(args)
+        asyncio.run(_serve(args, checkpoint, _engine(args, checkpoint), listening))
+    return 0
+
+
+def _listen(args: argparse.Namespace) -> socket.socket:
+    """Before loading: a taken port is worth knowing at once."""
+    if not read_keys(args.api_key_file) and not is_loopback(args.host):
+        print("no --api-key-file: whoever reaches this address may use it", file=sys.stderr)
+    listening = listen(args.host, args.port)
+    print(f"loading {args.model or 'the built-in model'}", file=sys.stderr, flush=True)
+    return listening
+
+
+def _engine(args: argparse.Namespace, checkpoint: Checkpoint, **options: Any) -> Engine:
     from dllm.engine import Engine
+
+    size = args.cache_mb * 2**20
+    return Engine(checkpoint.model, checkpoint.codec.token_table, max_batch=args.batch, cache_bytes=size, **options)
+
+
+async def _serve(
+    args: argparse.Namespace, checkpoint: Checkpoint, engine: EngineLike, listening: socket.socket
+) -> None:
     from dllm.habits import family_options
     from dllm.runner import EngineRunner
     from dllm.server.app import create_app
 
-    keys = read_keys(args.api_key_file)
-    if not keys and not is_loopback(args.host):
-        print("no --api-key-file: whoever reaches this address may use it", file=sys.stderr)
-    listening = listen(args.host, args.port)  # before loading: a taken port is worth knowing at once
-    with contextlib.closing(listening):
-        print(f"loading {args.model or 'the built-in model'}", file=sys.stderr, flush=True)
-        checkpoint = model.load(args)
-        settings = ServerSettings(
-            model=args.name or (args.model.rstrip("/").rpartition("/")[2] if args.model else "dllm-builtin"),
-            aliases=tuple(args.alias),
-            api_keys=keys,
-            cors_origins=tuple(args.cors),
-            options=family_options(checkpoint.defaults, checkpoint.spec),
-            threshold=checkpoint.defaults.threshold,
-            steps=checkpoint.defaults.steps,
-            default_tokens=args.default_tokens,
-            max_tokens=args.max_tokens,
-            max_drafts=args.max_drafts,
-            timeout_s=args.timeout,
-        )
-        engine = Engine(
-            checkpoint.model, checkpoint.codec.token_table, max_batch=args.batch, cache_bytes=args.cache_mb * 2**20
-        )
+    settings = ServerSettings(
+        model=args.name or (args.model.rstrip("/").rpartition("/")[2] if args.model else "dllm-builtin"),
+        aliases=tuple(args.alias),
+        api_keys=read_keys(args.api_key_file),
+        cors_origins=tuple(args.cors),
+        options=family_options(checkpoint.defaults, checkpoint.spec),
+        threshold=checkpoint.defaults.threshold,
+        steps=checkpoint.defaults.steps,
+        default_tokens=args.default_tokens,
+        max_tokens=args.max_tokens,
+        max_drafts=args.max_drafts,
+        timeout_s=args.timeout,
+    )
 
-        async def main() -> None:
-            async with EngineRunner(engine) as runner:
-                app = create_app(runner, checkpoint.codec, checkpoint.spec, settings)
-                await serve(app, listening, settings, announce)
+    def announce(address: str) -> None:
+        print(f"{', '.join(settings.names)} at {address}/v1", file=sys.stderr, flush=True)
 
-        def announce(address: str) -> None:
-            print(f"{', '.join(settings.names)} at {address}/v1", file=sys.stderr, flush=True)
-
-        asyncio.run(main())
-    return 0
+    async with EngineRunner(engine) as runner:
+        await serve(create_app(runner, checkpoint.codec, checkpoint.spec, settings), listening, settings, announce)
 
 
 def read_keys(path: Path | None) -> tuple[str, ...]:
