@@ -11,11 +11,13 @@ For block-causal models a prefix is only exact at block borders; `grid` cuts mat
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from dllm.errors import CacheFullError, ConfigError
 from dllm.models.family import LayerStore, Network
+from dllm.staging import staged
 
 
 @dataclass(slots=True, eq=False)
@@ -108,8 +110,7 @@ class PrefixCache:
     def open(self, tokens: Sequence[int], limit: int | None = None) -> CachedText:
         """A text that begins with as much of `tokens` as is stored, at most `limit` of them, cut at the grid.
 
-        Raises:
-            CacheFullError: If a page that matches in part cannot be copied for want of room; nothing is held then.
+        A page that matches in part is left out when there is no room for a copy of it.
         """
         most = len(tokens) if limit is None else min(limit, len(tokens))
         text = CachedText([], [], [])
@@ -130,10 +131,9 @@ class PrefixCache:
             try:
                 self.reserve(text, text.length + common)
             except CacheFullError:
+                break
+            finally:
                 node.uses -= 1
-                self.close(text)
-                raise
-            node.uses -= 1
             for layer in self.pool:
                 for part in layer:
                     part[text.own[-1], :, :common] = part[node.page, :, :common]
@@ -150,8 +150,8 @@ class PrefixCache:
         missing = -(-length // self.page_size) - len(text.nodes) - len(text.own)
         if missing <= 0:
             return
-        while len(self._free) < missing and self._evict():
-            pass
+        if len(self._free) < missing:
+            self._evict(missing - len(self._free))
         if len(self._free) < missing:
             raise CacheFullError(missing * self.page_size, len(self._free) * self.page_size)
         text.own += [self._free.pop() for _ in range(missing)]
@@ -162,51 +162,56 @@ class PrefixCache:
         `start` is the text's present length. Pages must be reserved, and shared pages are full, so only own ones are written.
         """
         assert start == text.length and not text.is_closed
-        done = 0
-        while done < len(tokens):
-            index, offset = divmod(start + done, self.page_size)
-            count = min(self.page_size - offset, len(tokens) - done)
-            page = text.own[index - len(text.nodes)]
-            source = slice(start + done, start + done + count)
+        stop = start + len(tokens)
+        first, offset = divmod(start, self.page_size)
+        if offset + len(tokens) <= self.page_size:
+            page = text.own[first - len(text.nodes)]
             for layer, stored in zip(self.pool, row, strict=True):
-                layer.keys[page, :, offset : offset + count] = stored.keys[:, source]
-                layer.values[page, :, offset : offset + count] = stored.values[:, source]
-            done += count
+                for target, source in zip(layer, stored, strict=True):
+                    target[page, :, offset : offset + len(tokens)] = source[:, start:stop]
+        else:
+            slots = range(start, stop)
+            held = [text.own[slot // self.page_size - len(text.nodes)] for slot in slots]
+            pages, offsets = staged([held, [slot % self.page_size for slot in slots]], self.pool[0].keys.device)
+            for layer, stored in zip(self.pool, row, strict=True):
+                for target, source in zip(layer, stored, strict=True):
+                    target[pages, :, offsets] = source[:, start:stop].transpose(0, 1)
         text.tokens += tokens
 
     def read(self, text: CachedText, row: Sequence[LayerStore]) -> None:
         """Copy the text's keys and values to slots [0, length) of `row`, per layer [G, S, D]."""
-        length, pages = text.length, text.pages
+        length, count = text.length, len(text.pages)
         if not length:
             return
+        pages = staged(text.pages, self.pool[0].keys.device)
         for layer, target in zip(self.pool, row, strict=True):
             for source, place in zip(layer, target, strict=True):
                 groups, depth = place.shape[0], place.shape[2]
-                together = source[pages].transpose(0, 1).reshape(groups, len(pages) * self.page_size, depth)
+                together = source[pages].transpose(0, 1).reshape(groups, count * self.page_size, depth)
                 place[:, :length] = together[:, :length]
 
     def publish(self, text: CachedText, owner: str | None, length: int | None = None) -> list[Node]:
-        """Put the text's first `length` tokens (default: all) into the tree for others to share; the nodes that are new.
+        """Put the text's first `length` tokens (default: all) into the tree for others to share.
+
+        Returns:
+            The nodes that the owner did not keep before.
 
         Full pages change hands: the text goes on reading them. A last page that is not full is copied, since the text may go on
         writing its own. Nothing is said when there is no room for that copy: then it is simply not shared.
         """
         most = text.length if length is None else min(length, text.length)
         most = most // self.grid * self.grid
-        created: list[Node] = []
         full = most // self.page_size
-        for node in text.nodes[:full]:
-            self._own(node, owner)
         while len(text.nodes) < full:
             at = len(text.nodes) * self.page_size
             parent = text.nodes[-1] if text.nodes else None
-            created += self._adopt(text, parent, tuple(text.tokens[at : at + self.page_size]), owner)
+            self._adopt(text, parent, tuple(text.tokens[at : at + self.page_size]))
+        claimed = [node for node in text.nodes[:full] if self._own(node, owner)]
         rest = tuple(text.tokens[full * self.page_size : most])
         if rest:
-            parent = text.nodes[full - 1] if full else None
-            leaf = self._copy_leaf(text, parent, rest, full, owner)
-            created += [leaf] if leaf is not None else []
-        return created
+            leaf = self._leaf(text, text.nodes[full - 1] if full else None, rest, full)
+            claimed += [leaf] if leaf is not None and self._own(leaf, owner) else []
+        return claimed
 
     def close(self, text: CachedText) -> None:
         """Let go of a text: its own pages are free again, the shared ones stay for others."""
@@ -215,15 +220,14 @@ class PrefixCache:
         text.is_closed = True
         for node in reversed(text.nodes):
             node.uses -= 1
-            if not node.owners and not node.uses and not node.children:
-                self._remove(node)
+            self._prune(node)
         self._free += text.own
         text.own = []
 
     # --- what conversations keep --------------------------------------------------------------------------------------
 
     def withdraw(self, nodes: Iterable[Node], owner: str) -> None:
-        """Drop the conversation's claim on pages that a publish created: they go, unless somebody else reads, extends or keeps them."""
+        """Drop the conversation's claim on pages that a publish told of: they go, unless somebody else reads, extends or keeps them."""
         self._disown(owner, [node for node in nodes if node in self._nodes])
 
     def keep_only(self, owner: str, text: CachedText) -> None:
@@ -266,33 +270,27 @@ class PrefixCache:
             level = node.children
         return path
 
-    def _adopt(self, text: CachedText, parent: Node | None, tokens: tuple[int, ...], owner: str | None) -> list[Node]:
+    def _adopt(self, text: CachedText, parent: Node | None, tokens: tuple[int, ...]) -> None:
         """Turn the text's first own page into a node, or into a use of the node that is there already."""
         level = self._roots if parent is None else parent.children
         node = level.get(tokens)
         page = text.own.pop(0)
-        created = []
         if node is None:
             node = Node(tokens, page, parent)
             level[tokens] = node
             self._nodes.add(node)
-            created.append(node)
         else:
             self._free.append(page)
         self._use(node)
         text.nodes.append(node)
-        self._own(node, owner)
-        return created
 
-    def _copy_leaf(
-        self, text: CachedText, parent: Node | None, tokens: tuple[int, ...], index: int, owner: str | None
-    ) -> Node | None:
+    def _leaf(self, text: CachedText, parent: Node | None, tokens: tuple[int, ...], index: int) -> Node | None:
+        """The node that begins with `tokens`, made from a copy of the text's page `index` where there is none; None without room."""
         level = self._roots if parent is None else parent.children
         for node in level.values():
             if node.tokens[: len(tokens)] == tokens:
-                self._own(node, owner)
-                return None
-        if not self._free and not self._evict(parent):
+                return node
+        if not self._free and not self._evict(1):
             return None
         page = self._free.pop()
         source = text.pages[index]
@@ -302,7 +300,6 @@ class PrefixCache:
         node = Node(tokens, page, parent)
         level[tokens] = node
         self._nodes.add(node)
-        self._own(node, owner)
         self._touch(node)
         return node
 
@@ -314,9 +311,13 @@ class PrefixCache:
         self._tick += 1
         node.last_use = self._tick
 
-    def _own(self, node: Node, owner: str | None) -> None:
+    def _own(self, node: Node, owner: str | None) -> bool:
+        """Let a conversation keep a page; False when it did already."""
+        if owner in node.owners:
+            return False
         node.owners.add(owner)
         self._by_owner.setdefault(owner, set()).add(node)
+        return True
 
     def _disown(self, owner: str, nodes: Sequence[Node]) -> None:
         kept = self._by_owner.get(owner, set())
@@ -325,17 +326,31 @@ class PrefixCache:
             kept.discard(node)
         if not kept:
             self._by_owner.pop(owner, None)
-        for node in sorted(nodes, key=lambda node: -_depth(node)):
-            if not node.owners and not node.uses and not node.children:
-                self._remove(node)
+        for node in nodes:
+            self._prune(node)
 
-    def _evict(self, but: Node | None = None) -> bool:
-        """Free the unused leaf that was used longest ago; False when there is none."""
-        leaves = [node for node in self._nodes if not node.uses and not node.children and node is not but]
-        if not leaves:
-            return False
-        self._remove(min(leaves, key=lambda node: node.last_use))
-        return True
+    def _prune(self, node: Node) -> None:
+        """Free a page that nobody keeps, reads or extends, and those before it that were there for its sake alone."""
+        at: Node | None = node
+        while at is not None and at in self._nodes and not (at.owners or at.uses or at.children):
+            parent = at.parent
+            self._remove(at)
+            at = parent
+
+    def _evict(self, count: int) -> int:
+        """Free up to `count` unused leaves, those that were used longest ago first; how many there were."""
+        # No two nodes were used last at the same tick, so nodes themselves are never compared.
+        leaves = [(node.last_use, node) for node in self._nodes if not node.uses and not node.children]
+        heapq.heapify(leaves)
+        freed = 0
+        while leaves and freed < count:
+            _, node = heapq.heappop(leaves)
+            self._remove(node)
+            freed += 1
+            parent = node.parent
+            if parent is not None and not parent.uses and not parent.children:
+                heapq.heappush(leaves, (parent.last_use, parent))
+        return freed
 
     def _remove(self, node: Node) -> None:
         level = self._roots if node.parent is None else node.parent.children
@@ -355,13 +370,6 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     if tuple(left[:limit]) == tuple(right[:limit]):
         return limit
     return next(index for index in range(limit) if left[index] != right[index])
-
-
-def _depth(node: Node) -> int:
-    depth = 0
-    while node.parent is not None:
-        node, depth = node.parent, depth + 1
-    return depth
 
 
 def _path_tokens(node: Node) -> list[int]:

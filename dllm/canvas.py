@@ -140,15 +140,16 @@ class Canvas:
                 return at + 2
         return self.width
 
-    def last_sentence_end(self, start: int) -> int:
+    def last_sentence_end(self, start: int, stop: int | None = None) -> int:
         """Where to cut a reply that fills the canvas, of which `start` tokens are spoken: after its last sentence end or pin.
 
-        The whole width when there is neither, and never before `start`.
+        `stop` (default: the width) when there is neither before it, and never before `start`.
         """
-        for cut in range(self.width, start, -1):
+        stop = self.width if stop is None else stop
+        for cut in range(stop, start, -1):
             if self.tokens[cut - 1] in self.table.sentence_end or self.states[cut - 1] is CellState.PINNED:
                 return cut
-        return start if start and self.tokens[start - 1] in self.table.sentence_end else self.width
+        return start if start and self.tokens[start - 1] in self.table.sentence_end else stop
 
     def speakable(self, start: int, stop: int) -> int:
         """The largest cut in [start, stop] before which there are whole words, given that positions below `stop` are decided.

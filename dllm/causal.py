@@ -81,6 +81,8 @@ class SelfSpeculative(Causal):
         if draft.text is None or self.carry is None:
             return None
         start, at = draft.text.length, draft.text.length - len(draft.prompt)
+        if draft.canvas.decided_prefix() > at + 1:
+            return super().next(draft)  # spoken before the draft was revised: nothing to guess
         count = min(self._draft_tokens, draft.canvas.width - at) - 1
         seed = draft.canvas.tokens[at]
         if self._drafted is None and count > 0:

@@ -22,6 +22,7 @@ from dllm.errors import NoTokenLeftError
 from dllm.extent import TokenClasses
 from dllm.guard import Action, History, watch
 from dllm.models.family import Network
+from dllm.options import DecodeOptions
 from dllm.pins import consider_pins, pin_openings
 from dllm.revision import Seen
 from dllm.sampling import ban
@@ -49,6 +50,7 @@ class Denoiser:
         self.mask = spec.special.mask if spec.special.mask is not None else 0
         self.shift = spec.logit_shift
         self.ends = staged(spec.special.ends, self.device)
+        self._rules: tuple[list[DecodeOptions], list[float], RuleTable] | None = None
 
     def advance(self, drafts: Sequence[Draft], lives: Sequence[Live], hidden: Tensor) -> list[Outcome | Exception]:
         """Decide what the forward allows.
@@ -60,6 +62,13 @@ class Denoiser:
             Per draft what happened, or its own error: the others' canvases are untouched by it.
         """
         return _Round(self, drafts, lives, hidden).run()
+
+    def rules_of(self, drafts: Sequence[Draft]) -> RuleTable:
+        """The drafts' rules on the device; made anew when the company or a plan changes."""
+        options, thresholds = [draft.spec.options for draft in drafts], [draft.plan.threshold for draft in drafts]
+        if self._rules is None or self._rules[:2] != (options, thresholds):
+            self._rules = (options, thresholds, RuleTable.of(options, thresholds, self.device))
+        return self._rules[2]
 
 
 class _Round:
@@ -74,7 +83,6 @@ class _Round:
         self.errors: dict[int, Exception] = {}
         canvases = [draft.canvas for draft in drafts]
         self.size = max(canvas.width for canvas in canvases)
-        self.width = self._column([canvas.width for canvas in canvases])
         self.tokens = self._cells([canvas.tokens for canvas in canvases], shared.mask)
         self.decided = self._cells([[canvas.is_decided(at) for at in range(canvas.width)] for canvas in canvases], True)
         self.confidence = self._cells([canvas.confidence for canvas in canvases], 0.0)
@@ -82,16 +90,22 @@ class _Round:
 
         self.at = torch.arange(self.size, device=self.device)
         options = [draft.spec.options for draft in drafts]
-        lo, hi = self._column([live.open_lo for live in lives]), self._column([live.open_hi for live in lives])
+        # One transfer for all that is counted: each costs as much as a few operations.
+        counted = [
+            (canvas.width, live.open_lo, live.open_hi, live.due_hi, live.beyond, live.steps_left)
+            for canvas, live in zip(canvases, lives, strict=True)
+        ]
+        columns = staged(list(zip(*counted, strict=True)), self.device)
+        self.width, lo, hi, self.due_hi, self.beyond, self.steps_left = columns.unbind()
         self.open = (self.at >= lo.unsqueeze(1)) & (self.at < hi.unsqueeze(1))
-        self.due_hi = self._column([live.due_hi for live in lives])
         self.due = self.open & (self.at < self.due_hi.unsqueeze(1))
-        self.beyond = self._column([live.beyond for live in lives])
-        self.steps_left = self._column([live.steps_left for live in lives])
-        self.holds_ends = self._column([one.hold_ends for one in options])
-        self.stops_at_clause = self._column([live.stop == "clause" for live in lives])
-        self.stops_at_reply = self.holds_ends | self._column([live.stop == "reply" for live in lives])
-        self.threshold = self._column([draft.plan.threshold for draft in drafts])
+        flags = [
+            (one.hold_ends, live.stop == "clause", one.hold_ends or live.stop == "reply")
+            for one, live in zip(options, lives, strict=True)
+        ]
+        switches = staged(list(zip(*flags, strict=True)), self.device)
+        self.holds_ends, self.stops_at_clause, self.stops_at_reply = switches.unbind()
+        self.threshold = staged([draft.plan.threshold for draft in drafts], self.device)
 
         self.wanted = [_wanted(draft, live) for draft, live in zip(drafts, lives, strict=True)]
         """Canvas positions per draft whose logits this step looks at."""
@@ -100,9 +114,6 @@ class _Round:
         self.logits = self._logits()
         """[N, V] float32, of the wanted positions in order."""
         self.pieces = torch.split(self.logits, [len(positions) for positions in self.wanted])
-
-    def _column(self, values: Sequence[float | bool]) -> Tensor:
-        return staged(values, self.device)
 
     def _cells(self, values: Sequence[Sequence[float | bool]], fill: float | bool) -> Tensor:
         return staged([[*row, *[fill] * (self.size - len(row))] for row in values], self.device)
@@ -226,7 +237,12 @@ class _Round:
     def _stop(self) -> Tensor:
         """[B] where the floor stops counting, as things stand."""
         classes = self.classes.of(self.tokens)
-        stop = torch.where(self.stops_at_reply, extent.reply_end(classes, self.width), self.width)
+        end = extent.reply_end(classes, self.width)
+        # An end that is held is `_close`'s matter; elsewhere the floor counts it, or nobody would decide one that is never sure.
+        end = torch.where(self.holds_ends, end, torch.minimum(end + 1, self.width))
+        stop = torch.where(self.stops_at_reply, end, self.width)
+        if all(live.stop != "clause" for live in self.lives):
+            return stop
         return torch.where(self.stops_at_clause, extent.first_clause_end(classes, self.width), stop)
 
     def _select(self, scores: Scores, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -236,11 +252,9 @@ class _Round:
         stop = self._stop()
         urgent = open_cells & self.due & (self.at < stop.unsqueeze(1))
         # What lies behind the open cells counts only while the end is not in sight.
-        waiting = urgent.sum(dim=1) + torch.where(stop < self.due_hi, 0, self.beyond)
+        waiting = urgent.sum(dim=1) + torch.where(stop <= self.due_hi, 0, self.beyond)
         floor = -(-waiting // self.steps_left)
-        rules = RuleTable.of(
-            [draft.spec.options for draft in self.drafts], [draft.plan.threshold for draft in self.drafts], self.device
-        )
+        rules = self.shared.rules_of(self.drafts)
         stable = torch.zeros_like(open_cells) if "stability" in rules.occurring else None
         all_now = torch.zeros(len(self.drafts), dtype=torch.bool, device=self.device)
         for row, (draft, cells, piece) in enumerate(zip(self.drafts, self.rows, self.pieces, strict=True)):

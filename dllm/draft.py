@@ -116,7 +116,7 @@ class Draft:
     pending: list[int] = field(default_factory=list)
     """Tokens behind `text` that must be stored before the next step."""
     created: list[Node] = field(default_factory=list)
-    """What this draft added to the prefix cache."""
+    """What its conversation keeps in the prefix cache because of this draft."""
     steps_first: int = 0
     steps_rest: int = 0
     phase_steps: int = 0

@@ -23,6 +23,7 @@ from dllm.denoise import Denoiser, Outcome
 from dllm.draft import Draft, Live, Pass, Work
 from dllm.drafts import (
     Cell,
+    CellState,
     Committed,
     DraftSpec,
     Event,
@@ -40,9 +41,10 @@ from dllm.guard import History
 from dllm.masks import visible
 from dllm.models.family import LayerStore, Network
 from dllm.options import DecodeOptions
+from dllm.pins import keep_room
 from dllm.process import Processor, Vocabulary
 from dllm.revision import Rescore, Reviser, with_shadow
-from dllm.sampling import Picker
+from dllm.sampling import Guesses, Picker
 from dllm.strategy import FullMask, choose_strategy
 from dllm.window import Window, Workspace
 
@@ -142,11 +144,7 @@ class Engine:
             picker=Picker(processor, options, self._device),
             unplaced=list(range(len(spec.pins))),
         )
-        if options.revises or options.early_commit or options.rule == "stability":
-            draft.reviser = Reviser(options, canvas.width, self.spec.vocab_size, self._device)
-        is_watched = options.revises or not (options.hold_ends and options.no_stutter)
-        if options.guard and is_watched and spec.constraint is None:
-            draft.history = History.start(1, self._device)
+        self._begin_steps(draft)
         for position, token in spec.given:
             canvas.pin(position if position >= 0 else spec.width + position, (token,))
         if spec.keep:
@@ -163,14 +161,17 @@ class Engine:
 
         What was emitted stays. Every other decided token is asked for twice over: two forwards, each with half of them masked, give its
         probability under the new prompt given the other half; those below `DecodeOptions.keep_above` are masked again. Nothing is
-        asked when the draft has decided nothing yet.
+        asked when the draft has decided nothing yet. Where nothing can be asked (causal modes, uniform corruption) only what was
+        emitted is kept.
 
         Raises:
             PromptTooLongError: If the new prompt and the canvas exceed the model's positions.
-            ConfigError: If the draft is finished.
+            CacheFullError: If they are larger than the whole cache.
+            ConfigError: If the draft is finished, or the prompt is empty or holds what is no token.
         """
         if draft not in self._drafts:
             raise ConfigError("draft", draft.number, "one that is still being written")
+        self._check_prompt(prompt)
         width = self._canvas_width(replace(draft.spec, prompt=tuple(prompt)))
         self._check_length(len(prompt) + width)
         self._close(draft, keep=False)
@@ -178,7 +179,14 @@ class Engine:
         draft.prompt, draft.is_prefilled = tuple(prompt), False
         draft.plan, draft.phase_steps = plan or draft.plan, 0
         draft.strategy = choose_strategy(self.spec, draft.spec.options)
-        draft.rescore = Rescore.of(draft)
+        self._begin_steps(draft)
+        draft.rescore = None
+        if self._can_rate(draft.spec):
+            draft.rescore = Rescore.of(draft)
+            return
+        for at in range(draft.emitted, width):
+            if draft.canvas.states[at] is CellState.COMMITTED:
+                draft.canvas.remask(at)
 
     def cancel(self, draft: Draft) -> None:
         """Stop a draft between two forwards. No event follows, and the cache is as if it had never been. Safe twice."""
@@ -195,10 +203,7 @@ class Engine:
         wanted = list(tokens[: len(tokens) // self.cache.grid * self.cache.grid])
         if not self._is_cached or not wanted:
             return 0
-        try:
-            text = self.cache.open(wanted)
-        except CacheFullError:
-            return 0
+        text = self.cache.open(wanted)
         cached, key = text.length, object()
         try:
             self.cache.reserve(text, len(wanted))
@@ -221,20 +226,35 @@ class Engine:
 
     def run_round(self) -> list[Event]:
         """One round: store what the picked drafts must have stored, then one forward over all their windows. Empty when idle."""
-        picked = sorted(self._drafts, key=lambda draft: (draft.deadline, draft.number))[: self.max_batch]
         events: list[Event] = []
         with torch.inference_mode():
-            opened = [draft for draft in picked if draft.text is not None or self._open(draft, events)]
-            waiting = [draft for draft in opened if draft.pending]
+            picked = self._pick(events)
+            waiting = [draft for draft in picked if draft.pending]
             if waiting:
                 self._store_pending(waiting, events)
-            works = [(draft, work) for draft in opened if (work := self._next(draft, events)) is not None]
-            if works:
+            works = [(draft, work) for draft in picked if (work := self._next(draft, events)) is not None]
+            for together in self._forwards(works):
                 try:
-                    self._step(works, events)
+                    self._step(together, events)
                 except Exception as error:
-                    self._step_apart(works, error, events)
+                    self._step_apart(together, error, events)
         return events
+
+    def _pick(self, events: list[Event]) -> list[Draft]:
+        """The drafts with the nearest deadlines that have room in the cache, at most `max_batch`.
+
+        One that waits for room holds up nobody who has it, or it would wait for ever; and nobody who has not begun overtakes it.
+        """
+        picked: list[Draft] = []
+        is_full = False
+        for draft in sorted(self._drafts, key=lambda draft: (draft.deadline, draft.number)):
+            if len(picked) == self.max_batch:
+                break
+            if draft.text is not None or (not is_full and self._open(draft, events)):
+                picked.append(draft)
+            else:
+                is_full = is_full or draft in self._drafts
+        return picked
 
     # --- checks -------------------------------------------------------------------------------------------------------
 
@@ -245,11 +265,7 @@ class Engine:
             raise ConfigError(
                 "width", spec.width, expected + (f" up to {model.max_canvas}" if model.max_canvas else "")
             )
-        if not spec.prompt:
-            raise ConfigError("prompt", (), "at least one token")
-        outside = next((token for token in spec.prompt if not 0 <= token < model.vocab_size), None)
-        if outside is not None:
-            raise ConfigError("prompt", outside, f"token ids in [0, {model.vocab_size})")
+        self._check_prompt(spec.prompt)
         self._check_length(len(spec.prompt) + self._canvas_width(spec))
         pinned = sum(len(pin) for pin in spec.pins)
         if pinned and pinned + 1 > spec.width:
@@ -269,8 +285,23 @@ class Engine:
                 )
         if spec.given and options.mode != "diffusion":
             raise ConfigError("given", len(spec.given), "none: left-to-right writing knows nothing of what follows")
+        if spec.keep and not self._can_rate(spec):
+            raise ConfigError("keep", len(spec.keep), "none: only a masked canvas can say what still fits")
+        if any(not stop for stop in spec.stop):
+            raise ConfigError("stop", spec.stop, "sequences of at least one token")
         # A grammar chooses whole ways through the canvas; what would change single tokens behind its back is off.
         return replace(options, no_stutter=False, hold_ends=False) if spec.constraint is not None else options
+
+    def _check_prompt(self, prompt: Sequence[int]) -> None:
+        if not prompt:
+            raise ConfigError("prompt", (), "at least one token")
+        outside = next((token for token in prompt if not 0 <= token < self.spec.vocab_size), None)
+        if outside is not None:
+            raise ConfigError("prompt", outside, f"token ids in [0, {self.spec.vocab_size})")
+
+    def _can_rate(self, spec: DraftSpec) -> bool:
+        """Whether decided tokens of the draft can be asked for behind masks."""
+        return spec.options.mode == "diffusion" and self.spec.corruption == "absorbing"
 
     def _check_length(self, total: int) -> None:
         if total > self.spec.max_position_embeddings:
@@ -292,10 +323,7 @@ class Engine:
             draft.strategy.begin(draft)
             return True
         limit = len(draft.prompt) - 1 if draft.strategy.needs_carry else None
-        try:
-            text = self.cache.open(draft.prompt, limit)
-        except CacheFullError as error:
-            return self._wait_for_room(draft, error, events)
+        text = self.cache.open(draft.prompt, limit)
         try:
             self.cache.reserve(text, len(draft.prompt) + draft.canvas.width)
         except CacheFullError as error:
@@ -414,9 +442,29 @@ class Engine:
         position, carry = draft.strategy.seed_position(draft), draft.strategy.carry
         if position is None or carry is None:
             return
+        if draft.unplaced and keep_room(draft, position):
+            return
         logits = self.model.logits(carry.unsqueeze(0)).float()
-        guess = draft.picker.pick(draft, logits, [position])
+        if draft.unplaced or draft.canvas.last_pin() > position:
+            logits.index_fill_(1, self._denoiser.ends, float("-inf"))
+        if draft.spec.constraint is None:
+            guess = draft.picker.pick(draft, logits, [position])
+        else:
+            draft.picker.process(draft, logits, [position])
+            guess = Guesses(*draft.picker.complete(draft, logits, [position]))
         draft.canvas.commit(position, guess.tokens[0], guess.probabilities[0])
+
+    def _forwards(self, works: list[tuple[Draft, Work]]) -> list[list[tuple[Draft, Work]]]:
+        """Who shares a forward: all, but for windows that look ahead (`cache="dual"`), which share with their like in length only."""
+        if not any(work.window.looks_ahead for _, work in works):
+            return [works] if works else []
+        works = [(draft, self._refreshed(draft, work)) for draft, work in works]
+        # Rows for all of them first: none may lose its own to another forward of this round.
+        self._place(works)
+        groups: dict[int, list[tuple[Draft, Work]]] = {}
+        for draft, work in works:
+            groups.setdefault(work.window.length if work.window.looks_ahead else 0, []).append((draft, work))
+        return list(groups.values())
 
     def _step_apart(self, works: list[tuple[Draft, Work]], error: Exception, events: list[Event]) -> None:
         """A forward failed: find out whose fault it was by running each draft alone."""
@@ -472,6 +520,16 @@ class Engine:
         # A full-mask draft whose row went to somebody else has lost what it kept there.
         works = [(draft, self._refreshed(draft, work)) for draft, work in works]
         longest = max(work.window.length for _, work in works)
+        works = [works[index] for index in self._place(works)]
+        arranged = self.workspace.arrange([work.window for _, work in works])
+        extra: dict[str, Any] = {}
+        if self.spec.self_conditioning:
+            extra["soft"] = self._soft([work for _, work in works], longest)
+        return works, self.workspace.forward(arranged, **extra)
+
+    def _place(self, works: Sequence[tuple[Draft, Work]]) -> list[int]:
+        """Give the drafts the first rows of the workspace, with room for their windows; which of them stands in each."""
+        longest = max(work.window.length for _, work in works)
         slots = max(max(work.window.start + longest, *work.window.visible) for _, work in works)
         drafts = {draft.number: draft for draft, _ in works}
 
@@ -479,13 +537,7 @@ class Engine:
             draft = drafts[key]  # type: ignore[index]
             self.cache.read(_text(draft), row)
 
-        order = self.workspace.place([draft.number for draft, _ in works], slots, fill)
-        works = [works[index] for index in order]
-        arranged = self.workspace.arrange([work.window for _, work in works])
-        extra: dict[str, Any] = {}
-        if self.spec.self_conditioning:
-            extra["soft"] = self._soft([work for _, work in works], longest)
-        return works, self.workspace.forward(arranged, **extra)
+        return self.workspace.place([draft.number for draft, _ in works], slots, fill)
 
     def _refreshed(self, draft: Draft, work: Work) -> Work:
         strategy = draft.strategy
@@ -543,7 +595,7 @@ class Engine:
             if reason == "canvas_full" and draft.spec.constraint is not None:
                 reason = "end_of_turn"  # a grammar that fills the canvas exactly is at its end
             elif reason == "canvas_full" and draft.plan.by_clause:
-                end = min(canvas.last_sentence_end(draft.emitted), draft.spec.width)
+                end = canvas.last_sentence_end(draft.emitted, draft.spec.width)
             return self._finish(draft, reason, end)
         events: list[Event] = []
         cut = self._held_for_stop(draft, canvas.speakable(draft.emitted, final))
@@ -556,10 +608,10 @@ class Engine:
 
     @staticmethod
     def _stop_cut(draft: Draft, final: int) -> int | None:
-        """Where the first stop sequence among final tokens begins."""
-        tokens = tuple(draft.canvas.tokens[:final])
+        """Where the first stop sequence among final tokens begins: never in what was emitted, which held back every beginning of one."""
+        tokens = tuple(draft.canvas.tokens[draft.emitted : final])
         found = [
-            at
+            draft.emitted + at
             for stop in draft.spec.stop
             for at in range(len(tokens) - len(stop) + 1)
             if tokens[at : at + len(stop)] == stop
@@ -601,11 +653,21 @@ class Engine:
         self._drop(draft, keep=True)
         return events
 
+    def _begin_steps(self, draft: Draft) -> None:
+        """What a draft remembers from step to step, empty."""
+        options = draft.spec.options
+        draft.finishes_now, draft.is_settled = False, True
+        if options.revises or options.early_commit or options.rule == "stability":
+            draft.reviser = Reviser(options, draft.canvas.width, self.spec.vocab_size, self._device)
+        is_watched = options.revises or not (options.hold_ends and options.no_stutter)
+        if options.guard and is_watched and draft.spec.constraint is None:
+            draft.history = History.start(1, self._device)
+
     def _keep(self, draft: Draft, tokens: Sequence[int]) -> None:
         """Start from an earlier draft of the reply: its tokens stand until they are found unlikely."""
         canvas = draft.canvas
         for at, token in enumerate(tokens[: draft.spec.width]):
-            if not canvas.is_decided(at) and 0 <= token < self.spec.vocab_size:
+            if not canvas.is_decided(at) and 0 <= token < self.spec.vocab_size and token != canvas.table.mask:
                 canvas.put(at, token, 1.0, is_decided=True)
         draft.rescore = Rescore.of(draft)
 

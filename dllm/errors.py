@@ -71,7 +71,9 @@ class NoTokenLeftError(DraftError, ValueError):
     """Everything is ruled out at a position that must be decided."""
 
     def __init__(self, position: int) -> None:
-        super().__init__(f"no token is allowed at position {position} of the reply: loosen logit_bias, banned or min_tokens")
+        super().__init__(
+            f"no token is allowed at position {position} of the reply: loosen logit_bias, banned or min_tokens"
+        )
         self.position = position
 
 

@@ -118,6 +118,12 @@ class DecodeOptions:
             raise ConfigError(
                 "wino_threshold", self.wino_threshold, "none beside edit_threshold: both revise decided tokens"
             )
+        if self.wino_threshold is not None and self.cache == "dual":
+            raise ConfigError(
+                "cache",
+                self.cache,
+                "another beside wino_threshold: shadow rows take the slots of what is stored on the right",
+            )
         if self.remask_eta and self.wino_threshold is not None:
             raise ConfigError("remask_eta", self.remask_eta, "0 beside wino_threshold: both mask decided tokens again")
         _range("stable_entropy", self.stable_entropy, 0.0, float("inf"), "at least 0")

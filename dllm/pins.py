@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from dllm.draft import Draft
@@ -28,6 +29,9 @@ def consider_pins(draft: Draft, positions: Sequence[int], logits: Tensor, steps_
     sure of it or surer than of any word before it, when no such word is left, or when the steps run out. The others are looked
     for again in the next step.
 
+    A canvas that is written block by block may have a better place, or the only one, where the model has not looked yet: then the span
+    waits for its block, or begins where the model would end the reply.
+
     Args:
         positions: Masked canvas positions, ascending, with the guesses of this step on the canvas.
         logits: [N, V] of those positions.
@@ -36,20 +40,28 @@ def consider_pins(draft: Draft, positions: Sequence[int], logits: Tensor, steps_
         Positions that may be committed in this step, and how many were pinned.
 
     Raises:
-        PinsDoNotFitError: If there is no run of masked positions for one of them.
+        PinsDoNotFitError: If there is no run of undecided positions for one of them.
     """
     canvas, pins = draft.canvas, [draft.spec.pins[index] for index in draft.unplaced]
     stop = canvas.first_clause_end() if draft.phase == "first" else canvas.reply_end()
-    placement = place_spans(logits, positions, pins, canvas.width)
+    width = min(canvas.width, draft.spec.width)
+    unseen = [at for at in canvas.masked() if at > positions[-1]]
+    placement = place_spans(logits, positions, pins, width, unseen)
     if placement is None:
-        raise PinsDoNotFitError(sum(len(pin) for pin in pins), canvas.width)
+        raise PinsDoNotFitError(sum(len(pin) for pin in pins), width)
     spans = sorted(zip(placement.starts, draft.unplaced, placement.confidences, strict=True))
     first = spans[0][0]
     closing = {canvas.table.end, *canvas.table.other_ends}
     openings = pin_openings(draft) | closing
     before = [at for at in positions if at < first and canvas.tokens[at] not in openings]
-    surest = max((canvas.confidence[at] for at in before if at < stop), default=0.0)
     due = steps_left <= 2 and first < stop
+    if first > positions[-1] and not due:
+        wanted = next((at for at in positions if canvas.tokens[at] in openings), None)
+        if wanted != positions[0]:
+            return [at for at in positions if wanted is None or at < wanted], 0
+        first, index = _leftmost(draft, canvas.masked()) or spans[0][:2]
+        spans, due = [(first, index, 1.0)], True  # the model would end here, or begin a pin
+    surest = max((canvas.confidence[at] for at in before if at < stop), default=0.0)
     if spans[0][2] <= min(_PIN_CONFIDENCE, surest) and not due:
         return before, 0
     pinned = 0
@@ -61,3 +73,27 @@ def consider_pins(draft: Draft, positions: Sequence[int], logits: Tensor, steps_
     # What is beside the pins and right of them was guessed without them; it waits for a step, unless there is none.
     open_positions = [at for at in canvas.masked() if at < first - 1 or (steps_left <= 1 and not draft.unplaced)]
     return [at for at in open_positions if canvas.tokens[at] not in openings], pinned
+
+
+def keep_room(draft: Draft, position: int) -> bool:
+    """Pin the leftmost span where it must begin now: whether deciding `position`, the first that is open, would leave it no room."""
+    canvas = draft.canvas
+    if _leftmost(draft, [at for at in canvas.masked() if at != position]) is not None:
+        return False
+    found = _leftmost(draft, canvas.masked())
+    if found is None:
+        return False
+    canvas.pin(found[0], draft.spec.pins[found[1]])
+    draft.unplaced.remove(found[1])
+    return True
+
+
+def _leftmost(draft: Draft, free: Sequence[int]) -> tuple[int, int] | None:
+    """Start and index of the pin that comes first when all are put as far left as `free` positions allow; None without room."""
+    # With a vocabulary of one token all places are alike, and ties go left.
+    pins = [(0,) * len(draft.spec.pins[index]) for index in draft.unplaced]
+    placement = place_spans(torch.zeros(0, 1), [], pins, min(draft.canvas.width, draft.spec.width), free)
+    if placement is None:
+        return None
+    first = min(placement.starts)
+    return first, draft.unplaced[placement.starts.index(first)]

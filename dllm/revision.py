@@ -136,10 +136,11 @@ class Reviser:
             doubts = remask_remdm(seen.revisable.unsqueeze(0), rate, step, seed)[0]
         if seen.shadow is not None and options.wino_threshold is not None and seen.steps_left > 1:
             threshold = staged([options.wino_threshold], self._device)
-            found, self._revisions = wino_doubts(
-                seen.revisable.unsqueeze(0), seen.shadow.unsqueeze(0), threshold, self._revisions
-            )
-            doubts = found[0]
+            # A batch's canvases are as wide as its widest; what is behind this one's own width is never revised.
+            missing = len(decided) - self._revisions.shape[1]
+            revisions = torch.nn.functional.pad(self._revisions, (0, missing))
+            found, revisions = wino_doubts(seen.revisable.unsqueeze(0), seen.shadow.unsqueeze(0), threshold, revisions)
+            doubts, self._revisions = found[0], revisions[:, : self._revisions.shape[1]]
         self.edited = doubts.sum()
         return tokens, decided & ~doubts, confidence
 
@@ -162,7 +163,7 @@ class Seen:
 
 
 def with_shadow(live: Live, mask: int) -> Live:
-    """WINO's window: behind the live positions a mask for each, which sees everything but the live token at its own place."""
+    """WINO's window: behind the live positions a mask for each, which sees what the live token at its own place sees, but not that."""
     window, count = live.window, live.hi - live.lo
     first = window.start + live.lead
     end = window.start + window.length
@@ -172,7 +173,7 @@ def with_shadow(live: Live, mask: int) -> Live:
         window=Window(
             [*window.tokens, *[mask] * count],
             window.start,
-            [*window.visible, *[end] * count],
+            [*window.visible, *window.visible[live.lead : live.lead + count]],
             [*[-1] * window.length, *range(first, first + count)],
             [*logical, *logical[live.lead : live.lead + count]],
         ),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dllm.errors import NoTokenLeftError
 from dllm.options import DecodeOptions
 from dllm.process import Processor, draw_seeds, sample
 from dllm.staging import staged
@@ -55,11 +56,18 @@ class Picker:
         self.process_on(logits, staged(positions, self._device), tokens, decided)
 
     def pick(self, draft: Draft, logits: Tensor, positions: Sequence[int]) -> Guesses:
-        """Tokens for rows [n, V], drawn at the draft's temperature. Changes the logits; visits the host."""
+        """Tokens for rows [n, V], drawn at the draft's temperature. Changes the logits; visits the host.
+
+        Raises:
+            NoTokenLeftError: If everything is ruled out at one of the positions.
+        """
         self.process(draft, logits, positions)
         stats = self.sample(logits, staged(positions, self._device), draft.steps)
         packed = torch.stack((stats.token.double(), stats.probability.double())).tolist()
-        return Guesses([int(token) for token in packed[0]], packed[1])
+        tokens = [int(token) for token in packed[0]]
+        if -1 in tokens:
+            raise NoTokenLeftError(positions[tokens.index(-1)])
+        return Guesses(tokens, packed[1])
 
     def sample(self, logits: Tensor, positions: Tensor, step: int) -> CommitStats:
         """Draw at the draft's temperature from processed logits [n, V]."""
@@ -112,7 +120,11 @@ class Placement:
 
 
 def place_spans(
-    logits: Tensor, positions: Sequence[int], spans: Sequence[Sequence[int]], width: int
+    logits: Tensor,
+    positions: Sequence[int],
+    spans: Sequence[Sequence[int]],
+    width: int,
+    unseen: Sequence[int] = (),
 ) -> Placement | None:
     """Where the model would write given spans.
 
@@ -124,14 +136,17 @@ def place_spans(
         logits: [N, V], the rows of the masked positions.
         positions: Those N positions, ascending; only they may be used.
         width: Of the canvas.
+        unseen: Further positions that may be used, of which the model has said nothing yet: any token there is one of V.
 
     Returns:
         A start per span; None when they do not fit.
     """
-    masked = set(positions)
+    masked = {*positions, *unseen}
     free = [position in masked and position < width - 1 for position in range(width)]
-    log_probabilities = torch.log_softmax(logits.float(), dim=-1)
-    row_of = {position: row for row, position in enumerate(positions)}
+    vocab = logits.shape[1]
+    even = logits.new_full((1, vocab), -math.log(vocab), dtype=torch.float32)
+    log_probabilities = torch.cat((torch.log_softmax(logits.float(), dim=-1), even))
+    row_of = dict.fromkeys(unseen, len(positions)) | {position: row for row, position in enumerate(positions)}
     scores = [_span_scores(log_probabilities, row_of, free, span) for span in spans]
     lengths = [len(span) for span in spans]
     best: tuple[float, tuple[int, ...]] | None = None

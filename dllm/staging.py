@@ -15,5 +15,5 @@ def staged(values: Any, device: torch.device | str, dtype: torch.dtype | None = 
     everything queued before is done, the forward included.
     """
     if torch.device(device).type != "cuda":
-        return torch.tensor(values, dtype=dtype, device=device)
+        return torch.tensor(values, dtype=dtype).to(device)
     return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)

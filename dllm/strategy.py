@@ -62,9 +62,26 @@ def choose_strategy(spec: ModelSpec, options: DecodeOptions) -> Strategy:
 
 
 def stop_of(draft: Draft) -> Stop:
-    if draft.plan.by_clause:
+    """Where decided tokens are revised, whole blocks become final: a floor that stopped at a clause would leave one open for ever."""
+    if draft.plan.by_clause and not draft.spec.options.revises:
         return "clause" if draft.phase == "first" else "reply"
     return "region"
+
+
+def undecided(draft: Draft, lo: int, hi: int) -> int:
+    """How many canvas positions in [lo, hi) are not decided."""
+    return sum(not draft.canvas.is_decided(at) for at in range(lo, hi))
+
+
+def reach(draft: Draft, lo: int) -> int:
+    """Canvas position up to which a step that begins at `lo` must leave steps for: the likely end of the clause, or the whole canvas."""
+    in_clause = draft.plan.by_clause and draft.phase == "first"
+    return min(draft.canvas.width, lo + CLAUSE_HINT) if in_clause else draft.canvas.width
+
+
+def is_whole(draft: Draft, prefix: int) -> bool:
+    """Whether the reply is decided up to its end, or the canvas's, and the last step took nothing back."""
+    return draft.is_settled and (prefix == draft.canvas.width or prefix > draft.canvas.reply_end())
 
 
 class BlockWise:
@@ -94,9 +111,9 @@ class BlockWise:
         self.carry = carry
 
     def final_prefix(self, draft: Draft) -> int:
-        """Everything decided, or only finished blocks where decided tokens may still be revised."""
+        """Everything decided, or only finished blocks and whole replies where decided tokens may still be revised."""
         prefix = draft.canvas.decided_prefix()
-        if not self._revises or (draft.is_settled and prefix == draft.canvas.width):
+        if not self._revises or is_whole(draft, prefix):
             return prefix
         assert draft.text is not None
         settled = draft.text.length + self._finished_block(draft) - len(draft.prompt)
@@ -115,15 +132,13 @@ class BlockWise:
         if lo >= canvas.width:
             return None
         left = draft.steps_left_now
-        until = (
-            canvas.width if draft.phase == "rest" or not draft.plan.by_clause else min(canvas.width, lo + CLAUSE_HINT)
-        )
+        until = reach(draft, lo)
         blocks_left = -(-(prompt + until - first) // self._size)
         live = max(self._live_count(draft, first), -(-blocks_left // left)) if self._is_grid else 1
         stop_at = self._block_end(draft, first, live)
         hi = stop_at - prompt
         open_lo, open_hi, due_hi = self._open(draft, first, hi)
-        beyond = max(until - open_hi, 0) if self._is_grid or self._size < canvas.width else 0
+        beyond = undecided(draft, open_hi, until) if self._is_grid or self._size < canvas.width else 0
         tokens = self._tokens(draft, start, stop_at)
         window = Window(tokens, start, self._visible(start, first, stop_at))
         return Live(
@@ -248,7 +263,7 @@ class FullMask:
 
     def final_prefix(self, draft: Draft) -> int:
         prefix = draft.canvas.decided_prefix()
-        if not self._revises or (prefix == draft.canvas.width and draft.is_settled):
+        if not self._revises or is_whole(draft, prefix):
             return prefix
         prefix -= prefix == draft.canvas.width
         size = self._size or draft.canvas.width
@@ -266,7 +281,11 @@ class FullMask:
             return None
         size = self._size or canvas.width
         block = first // size
-        lo, hi = block * size, min((block + 1) * size, canvas.width)
+        lo = block * size
+        # With fewer steps than blocks, several are decided together.
+        blocks_left = -(-(reach(draft, lo) - lo) // size)
+        live = -(-blocks_left // draft.steps_left_now)
+        hi = min(lo + live * size, canvas.width)
         self._unsettled = lo
         total = prompt + canvas.width
         reply = canvas.model_input()
@@ -290,7 +309,7 @@ class FullMask:
             open_lo=lo,
             open_hi=hi,
             due_hi=hi,
-            beyond=canvas.width - hi,
+            beyond=undecided(draft, hi, reach(draft, lo)),
             stop=stop_of(draft),
             steps_left=draft.steps_left_now,
             carry=carry if self._spec.logit_shift else None,

@@ -28,7 +28,7 @@ class UniformCanvas:
     needs_carry = False
 
     def __init__(self, spec: ModelSpec, options: DecodeOptions) -> None:
-        for name in ("edit_threshold", "wino_threshold", "early_commit", "hold_ends"):
+        for name in ("edit_threshold", "wino_threshold", "remask_eta", "early_commit", "hold_ends"):
             if getattr(options, name) not in (None, False):
                 raise ConfigError(
                     name, getattr(options, name), "unset: a uniform canvas judges every position at every step"

@@ -41,6 +41,11 @@ class Window:
     def length(self) -> int:
         return len(self.tokens)
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether it sees what is stored behind it, which padding would overwrite: it must be the longest of its forward."""
+        return max(self.visible) > self.start + self.length
+
 
 @dataclass(frozen=True, slots=True)
 class Arranged:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from dllm.denoise import Denoiser
+from dllm.denoise import Denoiser, _Round
 from dllm.drafts import DraftSpec, Plan
 from dllm.layers import moe
 from dllm.options import DecodeOptions, Rule
@@ -44,7 +44,7 @@ class StepPath:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.forwards = self.steps = 0
         self._guard = ExitStack()
-        forward, advance, store = Workspace.forward, Denoiser.advance, Denoiser._store
+        forward, advance, store = Workspace.forward, Denoiser.advance, _Round._store
 
         def watched_forward(*args: Any, **kwargs: Any) -> Tensor:
             self.forwards += 1
@@ -64,7 +64,7 @@ class StepPath:
 
         patch.setattr(Workspace, "forward", watched_forward)
         patch.setattr(Denoiser, "advance", watched_advance)
-        patch.setattr(Denoiser, "_store", watched_store)
+        patch.setattr(_Round, "_store", watched_store)
 
 
 def write_together(model: Any, specs: list[DraftSpec]) -> None:
