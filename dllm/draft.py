@@ -169,6 +169,13 @@ class Draft:
             steps = min(steps, max(self.plan.floor, self.phase_steps + 1))
         return max(steps - self.phase_steps, 1)
 
+    def is_spent(self, now: float) -> bool:
+        """Whether the present phase has had all the steps that its plan and deadline grant."""
+        steps = self.plan.steps_first if self.phase == "first" else self.plan.steps_rest
+        if now >= self.deadline:
+            steps = min(steps, self.plan.floor)
+        return self.phase_steps >= steps
+
     def count_step(self) -> None:
         if self.phase == "first":
             self.steps_first += 1

@@ -189,7 +189,10 @@ class Engine:
                 draft.canvas.remask(at)
 
     def cancel(self, draft: Draft) -> None:
-        """Stop a draft between two forwards. No event follows, and the cache is as if it had never been. Safe twice."""
+        """Stop a draft between two forwards. No event follows, and its conversation's cache is as if it had never been. Safe twice.
+
+        A system turn that it stored belongs to everybody and stays.
+        """
         if draft in self._drafts:
             self._drop(draft, keep=False)
 
@@ -208,8 +211,9 @@ class Engine:
         try:
             self.cache.reserve(text, len(wanted))
             with torch.inference_mode():
+                chunk = max(PREFILL_CHUNK // self.cache.grid, 1) * self.cache.grid
                 while text.length < len(wanted):
-                    self._encode([(key, text, wanted[text.length : text.length + PREFILL_CHUNK])])
+                    self._encode([(key, text, wanted[text.length : text.length + chunk])])
             self._share_system_turn(text)
             self.cache.publish(text, conversation)
             self.cache.keep_only(conversation, text)
@@ -584,7 +588,10 @@ class Engine:
         """Move a draft on after its commits: emit what became certain, change phase, finish."""
         canvas = draft.canvas
         final = draft.strategy.final_prefix(draft)
-        if draft.plan.by_clause and draft.phase == "first" and final < canvas.first_clause_end():
+        # In blocks the clause's end may still be out of sight when its steps are spent: what there is then has to do.
+        is_spent = self.spec.mask_kind == "block_causal" and draft.is_spent(self._clock())
+        is_first = draft.plan.by_clause and draft.phase == "first"
+        if is_first and final < canvas.first_clause_end() and not is_spent:
             return []
         end = min(canvas.reply_end(), draft.spec.width)
         stop = self._stop_cut(draft, min(final, end))

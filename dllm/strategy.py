@@ -38,6 +38,8 @@ def choose_strategy(spec: ModelSpec, options: DecodeOptions) -> Strategy:
     if options.mode != "diffusion":
         if not spec.causal_verify:
             raise ConfigError("mode", options.mode, f"'diffusion': {spec.family} has no causal mode")
+        if options.revises:
+            raise ConfigError("mode", options.mode, "'diffusion' where decided tokens may be taken back")
         return causal.SelfSpeculative(spec, options) if options.mode == "self_speculative" else causal.Causal()
     if options.edit_threshold is not None and not spec.edit_capable:
         raise ConfigError("edit_threshold", options.edit_threshold, f"None: {spec.family} was not trained to edit")

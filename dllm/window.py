@@ -22,6 +22,9 @@ from dllm.staging import staged
 CAPACITY_STEP = 64
 """Slots are allocated in multiples of it: rows seldom need to grow, and shapes repeat."""
 
+KEPT_CAPACITY = 2048
+"""Slots per row that are kept while idle. More is made anew when it is needed: an allocation is nothing beside such a prefill."""
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -97,9 +100,14 @@ class Workspace:
         return [LayerStore(store.keys[index], store.values[index]) for store in self.stores]
 
     def drop(self, key: Hashable) -> None:
-        """A draft left; its row is free. Nothing happens when it has none."""
+        """A draft left; its row is free. Nothing happens when it has none.
+
+        Rows that one long text has made long are let go once nobody has any.
+        """
         if key in self._keys:
             self._keys[self._keys.index(key)] = None
+        if self.capacity > KEPT_CAPACITY and not any(key is not None for key in self._keys):
+            self.stores, self._keys = [], []
 
     def place(
         self, keys: Sequence[Hashable], slots: int, fill: Callable[[Hashable, list[LayerStore]], None]

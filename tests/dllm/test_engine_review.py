@@ -292,3 +292,23 @@ def test_forgetting_frees_what_was_there_for_its_sake_alone() -> None:
     cache.forget("shallow")
     cache.forget("deep")
     assert cache.free_pages == 16
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_a_first_clause_in_small_blocks_keeps_to_its_steps_whether_or_not_its_end_is_in_sight(steps: int) -> None:
+    """No token of this table ends a clause, so the end never is."""
+    for seed in range(3):
+        plan = Plan(steps, 60, 1.0)
+        reply = write(network("sdar", seed), draft_spec(prompt_of(7, seed), 40, DecodeOptions(guard=False), plan))
+        assert reply.steps_first <= steps
+
+
+def test_rows_that_a_long_text_made_long_are_let_go_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    import dllm.window as module
+
+    monkeypatch.setattr(module, "KEPT_CAPACITY", 64)
+    engine = engine_of(network("sdar"), cache_bytes=2**20)
+    for length, is_kept in ((20, True), (150, False)):
+        engine.submit(draft_spec(prompt_of(length), 12, DecodeOptions(guard=False)))
+        run(engine)
+        assert (engine.workspace.size_bytes > 0) is is_kept
