@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import about, copy_bytes_per_s, flops_per_s, percentile, synchronize, timed
+from measuring import about, copy_bytes_per_s, flops_per_s, percentile, synchronize, timed
 
 from dllm.canvas import TokenTable
 from dllm.drafts import Committed, DraftSpec, Failed, Finished, Plan, Stepped

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from machine import about, percentile
+from measuring import about, percentile
 from torch import Tensor
 
 from dllm_kernels import commit_from_logits

@@ -18,7 +18,7 @@ from statistics import mean, median
 from typing import Any
 
 import torch
-from machine import about, percentile, timed
+from measuring import about, percentile, timed
 
 from dllm import loader
 from dllm.drafts import Cell, DraftSpec, Event, Failed, Finished, Plan, Stepped
