@@ -83,6 +83,17 @@ def test_full_mask_replies_equal_the_plain_sampler(family: str, length: int, blo
 
 
 @pytest.mark.parametrize("length", [1, 7, 10])
+def test_a_whole_canvas_over_causal_text_equals_the_plain_sampler(length: int) -> None:
+    for seed in range(4):
+        model, width = network("dllm_llama", seed), 16
+        prompt = prompt_of(length, seed)
+        expected, forwards = plain_samplers.blocks(model, prompt, width, "threshold", 0.6, 200, width, length)
+        reply = write(model, draft_spec(prompt, width, plain(), Plan(200, 200, 0.6, by_clause=False)))
+        assert list(reply.tokens) == expected
+        assert reply.usage.forwards_denoise <= forwards
+
+
+@pytest.mark.parametrize("length", [1, 7, 10])
 @pytest.mark.parametrize("threshold", [0.3, 0.9])
 def test_causal_prefix_replies_start_each_block_from_the_causal_pass(length: int, threshold: float) -> None:
     for seed in range(4):
