@@ -26,6 +26,7 @@ from dllm.options import DecodeOptions
 from dllm.pins import consider_pins, pin_openings
 from dllm.revision import Seen
 from dllm.sampling import ban
+from dllm.schedule import deadline_floors
 from dllm.selection import RuleTable, Scores, select
 from dllm.spec import ModelSpec
 from dllm.staging import staged
@@ -253,7 +254,7 @@ class _Round:
         urgent = open_cells & self.due & (self.at < stop.unsqueeze(1))
         # What lies behind the open cells counts only while the end is not in sight.
         waiting = urgent.sum(dim=1) + torch.where(stop <= self.due_hi, 0, self.beyond)
-        floor = -(-waiting // self.steps_left)
+        floor = deadline_floors(waiting, self.steps_left)
         rules = self.shared.rules_of(self.drafts)
         stable = torch.zeros_like(open_cells) if "stability" in rules.occurring else None
         all_now = torch.zeros(len(self.drafts), dtype=torch.bool, device=self.device)

@@ -182,32 +182,3 @@ def _leading(scores: Scores, open: Tensor, order: Tensor, rules: RuleTable) -> T
 
 def _fixed(value: float, rounded: Callable[[float], int]) -> int:
     return _LARGEST if value >= _LARGEST / _ONE else rounded(value * _ONE)
-
-
-@dataclass(frozen=True, slots=True)
-class SelectionListed:
-    """Positions to commit, ascending. `forced` are those the floor asked for although their confidence was not enough."""
-
-    positions: tuple[int, ...]
-    forced: tuple[int, ...]
-
-
-def select_listed(
-    confidence: Sequence[float], masked: Sequence[int], urgent: Sequence[int], threshold: float, floor: int
-) -> SelectionListed:
-    """Choose positions.
-
-    Args:
-        confidence: Per canvas position, in [0, 1].
-        masked: Positions that may be committed.
-        urgent: Those of them that the floor counts (the first clause, or the rest of the reply).
-        threshold: Positions strictly above it are committed.
-        floor: At least this many of `urgent` are committed, the most confident first; ties go left. At least one while `urgent` is not
-            empty.
-    """
-    confident = {position for position in masked if confidence[position] > threshold}
-    due = min(len(urgent), max(floor, 1))
-    missing = due - sum(position in confident for position in urgent)
-    waiting = sorted((p for p in urgent if p not in confident), key=lambda p: (-confidence[p], p))
-    forced = tuple(sorted(waiting[: max(0, missing)]))
-    return SelectionListed(tuple(sorted(confident.union(forced))), forced)
