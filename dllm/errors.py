@@ -170,3 +170,11 @@ class UnrecognisedModelError(CheckpointError):
     def __init__(self, found: str, known: tuple[str, ...]) -> None:
         super().__init__(f"no model family for {found}; known: {', '.join(known)}")
         self.found, self.known = found, known
+
+
+class CallError(DllmError):
+    """A tool call that cannot be read, or does not fit the tool it names."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"call of {name or 'nothing'}: {problem}")
+        self.name, self.problem = name, problem

@@ -33,14 +33,21 @@ class DialogueTokens:
     user: int = 4
     note: int = 5
     agent: int = 6
-    reserved: int = 9
-    """How many further ids after `agent` are kept for later use."""
+    call: int = 7
+    """First token of an agent's turn that is a tool call."""
+    reserved: int = 8
+    """How many further ids after `call` are kept for later use."""
 
     @property
     def forbidden_in_reply(self) -> tuple[int, ...]:
-        """Everything but `end` and text."""
-        kept = range(self.agent + 1, self.agent + 1 + self.reserved)
+        """Everything but `end`, `call` and text."""
+        kept = range(self.call + 1, self.first_text)
         return (self.pad, self.mask, self.system, self.user, self.note, self.agent, *kept)
+
+    @property
+    def first_text(self) -> int:
+        """The lowest id that stands for text."""
+        return self.call + 1 + self.reserved
 
 
 @dataclass(frozen=True, slots=True)

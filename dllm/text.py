@@ -22,6 +22,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as PreSequence
 from tokenizers.trainers import BpeTrainer
 
+from dllm.calls import Call, Tool, result_note, with_tools, write_call
 from dllm.canvas import TokenTable
 from dllm.codec import ChatRole, Message
 from dllm.errors import CheckpointError, ConfigError, SpecialTokenError
@@ -36,7 +37,7 @@ _WORDS = r"\$|\d|'(?:s|t|re|ve|m|ll|d)\b| ?\p{L}+| ?[^\s\p{L}\d$]+|\s+"
 
 def special_token_texts(special: DialogueTokens) -> list[str]:
     """Texts of the special tokens in id order."""
-    names = ["<pad>", "<mask>", "<end>", "<system>", "<user>", "<note>", "<agent>"]
+    names = ["<pad>", "<mask>", "<end>", "<system>", "<user>", "<note>", "<agent>", "<call>"]
     return names + [f"<reserved{index}>" for index in range(special.reserved)]
 
 
@@ -114,6 +115,14 @@ class DialogueCodec:
     def encode_turn(self, role: Role, text: str) -> list[int]:
         return [self._roles[role], *self.encode_text(text), self.special.end]
 
+    def encode_call(self, call: Call) -> list[int]:
+        """An agent's turn that is a tool call.
+
+        Raises:
+            CallError: If a value cannot be written.
+        """
+        return [self.special.agent, self.special.call, *self.encode_text(write_call(call)), self.special.end]
+
     def encode_prompt(self, turns: Sequence[tuple[Role, str]]) -> list[int]:
         """All turns, then the agent's role token: what a reply's canvas continues."""
         ids = [token for role, text in turns for token in self.encode_turn(role, text)]
@@ -125,20 +134,31 @@ class DialogueCodec:
 
     def encode_chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """A chat as turns: a tool's answer is a note, and so is a system message behind the first, which is how chat clients tell of
-        such answers. Tools and calls are told as JSON, of which the shipped model has seen none.
+        such answers. Tools are declared at the end of the first system message, calls are turns of their own (`dllm.calls`).
 
         Raises:
-            ConfigError: If there is no message.
+            ConfigError: If there is no message, or a tool or a call cannot be told.
         """
         if not messages:
             raise ConfigError("messages", [], "at least one message")
-        turns: list[tuple[Role, str]] = [
-            ("note" if message.role == "system" and number else _ROLE_OF[message.role], _with_calls(message))
-            for number, message in enumerate(messages)
-        ]
-        if tools:
-            turns.insert(0, ("system", f"Tools: {json.dumps([dict(tool) for tool in tools])}"))
-        return self.encode_prompt(turns)
+        known = [Tool.from_json(tool) for tool in tools]
+        ids: list[int] = []
+        if known and messages[0].role != "system":
+            ids += self.encode_turn("system", with_tools("", known))
+        names: dict[str, str] = {}
+        for number, message in enumerate(messages):
+            text = with_tools(message.text, known) if number == 0 and message.role == "system" else message.text
+            caller = message.name or names.get(message.tool_call_id or "")
+            if message.role == "tool" and caller:
+                text = result_note(caller, text)
+            role: Role = "note" if message.role == "system" and number else _ROLE_OF[message.role]
+            if text or not message.tool_calls:
+                ids += self.encode_turn(role, text)
+            for body in message.tool_calls:
+                call = call_of_json(body)
+                names[str(body.get("id", ""))] = call.name
+                ids += self.encode_call(call)
+        return [*ids, self.special.agent]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of reply tokens; special tokens and bytes that are not UTF-8 are left out. A reply starts with a space."""
@@ -146,8 +166,7 @@ class DialogueCodec:
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes a text token stands for; empty for special tokens."""
-        first_text = self.special.agent + 1 + self.special.reserved
-        text = self.tokenizer.id_to_token(token) if token >= first_text else None
+        text = self.tokenizer.id_to_token(token) if token >= self.special.first_text else None
         return bytes_of_byte_level(text) if text else b""
 
     def encode_pin(self, text: str) -> tuple[int, ...]:
@@ -210,9 +229,23 @@ def token_table(
     )
 
 
-def _with_calls(message: Message) -> str:
-    calls = [json.dumps(dict(call)) for call in message.tool_calls]
-    return " ".join([message.text, *calls])
+def call_of_json(body: Mapping[str, Any]) -> Call:
+    """A call as chat clients send it back: `{"function": {"name": ..., "arguments": "<JSON object>"}}`.
+
+    Raises:
+        ConfigError: If it is not that.
+    """
+    function = body.get("function")
+    try:
+        arguments = json.loads(function["arguments"] or "{}") if isinstance(function, Mapping) else None
+    except (KeyError, TypeError, ValueError):
+        arguments = None
+    if not isinstance(function, Mapping) or not isinstance(arguments, Mapping):
+        raise ConfigError(
+            "tool_calls", dict(body), 'a "function" with a "name" and "arguments", a JSON object as a string'
+        )
+    words = {str(key): str(value).replace(";", ",") for key, value in arguments.items() if str(value).strip()}
+    return Call(str(function.get("name", "")), words)
 
 
 def _byte_alphabet() -> dict[str, int]:

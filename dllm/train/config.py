@@ -78,6 +78,12 @@ class TrainConfig:
     """Probability that a user turn is written as a recogniser would."""
     noise_share: float = 0.3
     """Probability that a spoken user turn also gets recogniser-like word errors."""
+    rest_share: float = 0.2
+    """Probability that a user turn is cut, or left whole, and its rest is asked for: is the turn complete?"""
+    transcript_share: float = 0.1
+    """Probability that a user turn becomes a canvas with misheard words that is to be set right: which words are doubtful?"""
+    question_weight: float = 0.4
+    """Weight of such a question beside a reply's 1."""
     compiled: bool = True
     """Compile the layers where there is a C++ compiler: about 1.4 times faster on two AVX2 cores, results differ in the last bits."""
     tokens: int = 12_000_000
@@ -94,6 +100,8 @@ class TrainConfig:
             "renamed_share",
             "spoken_share",
             "noise_share",
+            "rest_share",
+            "transcript_share",
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(name, getattr(self, name), "a probability")

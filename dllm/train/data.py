@@ -12,16 +12,20 @@ import json
 import lzma
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Literal, cast
 
-from dllm.errors import ConfigError, DataError
+from dllm.calls import Call, Tool, with_tools, write_call
+from dllm.errors import CallError, ConfigError, DataError
 from dllm.text import ROLES, DialogueCodec, Role, clean, spoken_form
 from dllm.train.config import SourceConfig, TrainConfig
 
 Split = Literal["train", "dev"]
+AnswerKind = Literal["reply", "rest", "transcript"]
+"""reply: an agent's turn. rest: how a user's turn goes on after a cut, <end> at once if it was whole. transcript: a user's turn as it was
+meant, where a canvas holds it as it was heard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +34,14 @@ class Turn:
     text: str
     pins: tuple[str, ...] = ()
     """Pieces of `text` that came from a tool result."""
+    is_call: bool = False
+    """`text` is a tool call as the model writes it (`dllm.calls`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
+    """What a data file's line says. The tools that may be called stand at the end of the system turn."""
+
     id: str
     domain: str
     turns: tuple[Turn, ...]
@@ -41,12 +49,15 @@ class Dialogue:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An agent turn that becomes a canvas. `tokens` start right after the role token and end with <end>."""
+    """What becomes a canvas: an agent's turn, or what is asked about a user's. `tokens` end with <end>."""
 
     start: int
     """Clean position of the first token: everything before it is visible."""
     tokens: tuple[int, ...]
     pinned: tuple[bool, ...]
+    kind: AnswerKind = "reply"
+    heard: tuple[int, ...] = ()
+    """Of a transcript: what the recogniser heard at each of `tokens`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +100,11 @@ def _dialogue(path: Path, number: int, line: str) -> Dialogue:
         raise DataError(path, number, 'expected an object with a list "turns"')
     turns = []
     for index, turn in enumerate(body["turns"]):
+        if isinstance(turn, dict) and "call" in turn:
+            turns.append(_call_turn(path, number, index, turn))
+            continue
         if not isinstance(turn, dict) or not isinstance(turn.get("text"), str):
-            raise DataError(path, number, f'turn {index}: expected an object with a string "text"')
+            raise DataError(path, number, f'turn {index}: expected an object with a string "text", or a "call"')
         if turn.get("role") not in ROLES:
             raise DataError(path, number, f"turn {index}: role {turn.get('role')!r} is not one of {', '.join(ROLES)}")
         pins = turn.get("pins", [])
@@ -103,7 +117,36 @@ def _dialogue(path: Path, number: int, line: str) -> Dialogue:
         turns.append(Turn(turn["role"], text, tuple(clean(pin) for pin in pins)))
     if not turns:
         raise DataError(path, number, "a dialogue without turns")
+    tools = _tools(path, number, body.get("tools", []))
+    if tools:
+        has_system = turns[0].role == "system"
+        system = Turn("system", with_tools(turns[0].text if has_system else "", tools))
+        turns = [system, *turns[has_system:]]
     return Dialogue(str(body.get("id", number)), str(body.get("domain", "")), tuple(turns))
+
+
+def _call_turn(path: Path, number: int, index: int, turn: dict[str, object]) -> Turn:
+    call = turn["call"]
+    if turn.get("role") != "agent":
+        raise DataError(path, number, f"turn {index}: only an agent calls tools, not {turn.get('role')!r}")
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        raise DataError(path, number, f'turn {index}: expected "call" to be an object with a string "name"')
+    arguments = call.get("arguments", {})
+    if not isinstance(arguments, dict) or not all(isinstance(value, str) for value in arguments.values()):
+        raise DataError(path, number, f'turn {index}: "arguments" must be an object of strings')
+    try:
+        return Turn("agent", write_call(Call(call["name"], arguments)), is_call=True)
+    except CallError as error:
+        raise DataError(path, number, f"turn {index}: {error}") from error
+
+
+def _tools(path: Path, number: int, body: object) -> list[Tool]:
+    if not isinstance(body, list):
+        raise DataError(path, number, '"tools" must be a list')
+    try:
+        return [Tool.from_json(tool) for tool in body]
+    except ConfigError as error:
+        raise DataError(path, number, str(error)) from error
 
 
 def find_sources(folders: Sequence[Path], split: Split) -> dict[str, Path]:
@@ -145,6 +188,9 @@ def source_weights(folders: Sequence[Path], names: Sequence[str], config: TrainC
     return chosen
 
 
+LONGEST_ASKED = 56
+"""Tokens of the longest user turn that is asked about: a canvas holds it and its end."""
+
 _FUNCTION_WORDS = (
     "a",
     "the",
@@ -183,13 +229,14 @@ class RowMaker:
         self._word_starts = [token for token, text in texts.items() if re.fullmatch(rb" [a-z]{3,}", text)]
         self._word_rests = [token for token, text in texts.items() if re.fullmatch(rb"[a-z]{2,}", text)]
         self._content_starts = set(self._word_starts) - kept
+        self._alike = alike_words({token: text for token, text in texts.items() if re.fullmatch(rb" [a-z']+", text)})
 
     def make(self, dialogue: Dialogue, source: SourceConfig, rng: random.Random) -> Row | None:
         """One window of the dialogue, or None when no agent turn fits in it."""
         turns = list(dialogue.turns)
         if source.swap_roles and rng.random() < source.swap_roles:
             other: dict[Role, Role] = {"user": "agent", "agent": "user"}
-            turns = [Turn(other.get(turn.role, turn.role), turn.text) for turn in turns]
+            turns = [replace(turn, role=other.get(turn.role, turn.role), pins=()) for turn in turns]
         if turns[0].role == "system" and len(turns) > 1 and rng.random() < source.drop_system:
             del turns[0]
         if source.system and turns[0].role != "system" and rng.random() < 0.5:
@@ -201,7 +248,10 @@ class RowMaker:
         """Tokens of a turn, and for an agent turn that can be a canvas its answer (start still relative)."""
         role_id, end = self.codec.role_id(turn.role), self.codec.special.end
         if turn.role == "user":
-            return [role_id, *self.codec.encode_text(self._as_heard(turn.text, rng)), end], None
+            return self._user_piece(turn.text, rng)
+        if turn.is_call:
+            tokens = (self.codec.special.call, *self.codec.encode_text(turn.text), end)
+            return [role_id, *tokens], Answer(1, tokens, (False,) * len(tokens))
         if turn.role != "agent":
             return [role_id, *self.codec.encode_text(turn.text), end], None
         text = turn.text
@@ -228,6 +278,40 @@ class RowMaker:
                         pinned[index] = True
         tokens = (*ids, end)
         return [role_id, *tokens], Answer(1, tokens, (*pinned, False))
+
+    def _user_piece(self, text: str, rng: random.Random) -> tuple[list[int], Answer | None]:
+        """A user's turn, and at times a question about it: how it goes on after a cut, or which of its words were misheard."""
+        heard = self._as_heard(text, rng)
+        ids = self.codec.encode_text(heard)
+        role_id, end = self.codec.role_id("user"), self.codec.special.end
+        piece = [role_id, *ids, end]
+        draw = rng.random()
+        if not ids or len(ids) > LONGEST_ASKED:
+            return piece, None
+        if draw < self.config.rest_share:
+            cut = len(ids)
+            starts = [at for at in range(1, len(ids)) if at in self._starts_of(ids)]
+            if starts and rng.random() < 0.6:
+                # Late cuts are the hard ones, and a recogniser's pauses are where words end.
+                cut = rng.choice(starts[len(starts) // 2 :] if rng.random() < 0.5 else starts)
+            tokens = (*ids[cut:], end)
+            return piece, Answer(1 + cut, tokens, (False,) * len(tokens), "rest")
+        if draw < self.config.rest_share + self.config.transcript_share:
+            misheard = self._misheard(ids, rng)
+            return piece, Answer(1, (*ids, end), (False,) * (len(ids) + 1), "transcript", (*misheard, end))
+        return piece, None
+
+    def _starts_of(self, ids: Sequence[int]) -> set[int]:
+        return {at for at, token in enumerate(ids) if self.codec.token_bytes(token)[:1] == b" "}
+
+    def _misheard(self, ids: Sequence[int], rng: random.Random) -> list[int]:
+        """The tokens with some words exchanged for others that sound or look alike, token for token."""
+        share = rng.choice((0.0, 0.06, 0.12, 0.25))
+        heard = list(ids)
+        for at, token in enumerate(ids):
+            if rng.random() < share and token in self._alike:
+                heard[at] = rng.choice(self._alike[token])
+        return heard
 
     def _as_heard(self, text: str, rng: random.Random) -> str:
         if rng.random() >= self.config.spoken_share:
@@ -260,13 +344,13 @@ class RowMaker:
             if len(clean_ids) + len(ids) > limit:
                 break
             if answer is not None:
-                answers.append(Answer(len(clean_ids) + 1, answer.tokens, answer.pinned))
+                answers.append(replace(answer, start=len(clean_ids) + answer.start))
             if turn.role == "note":
                 noted.update(ids)
             clean_ids += ids
             # Notes are predicted too: they repeat what the caller said, so they teach copying at no cost.
             predicted += [True] * len(ids)
-        if not answers:
+        if not any(answer.kind == "reply" for answer in answers):
             return None
         if len(answers) > self.config.max_answers:
             kept = sorted(rng.sample(range(len(answers)), self.config.max_answers))
@@ -284,8 +368,33 @@ class RowMaker:
         answered = {token for answer in row.answers for token in answer.tokens}
         new = {token: rng.choice(self._word_starts) for token in sorted(noted & answered & self._content_starts)}
         new |= {token: rng.choice(self._word_rests) for token in sorted(noted & answered & set(self._word_rests))}
-        answers = (replace(a, tokens=tuple(new.get(token, token) for token in a.tokens)) for a in row.answers)
+        answers = (
+            replace(a, tokens=tuple(new.get(t, t) for t in a.tokens), heard=tuple(new.get(t, t) for t in a.heard))
+            for a in row.answers
+        )
         return replace(row, clean=tuple(new.get(token, token) for token in row.clean), answers=tuple(answers))
+
+
+def alike_words(words: Mapping[int, bytes], per_word: int = 8) -> dict[int, list[int]]:
+    """For each word token others that a recogniser might write instead: alike in spelling, which in English is near enough to sound."""
+    grams: dict[int, frozenset[str]] = {}
+    holders: dict[str, list[int]] = {}
+    for token, text in words.items():
+        letters = f"^{text.decode().strip()}$"
+        grams[token] = frozenset(letters[at : at + 2] for at in range(len(letters) - 1))
+        for gram in grams[token]:
+            holders.setdefault(gram, []).append(token)
+    alike: dict[int, list[int]] = {}
+    for token, own in grams.items():
+        shared: dict[int, int] = {}
+        for gram in own:
+            for other in holders[gram]:
+                shared[other] = shared.get(other, 0) + 1
+        del shared[token]
+        ranked = sorted(shared, key=lambda other: (-shared[other] / len(own | grams[other]), other))
+        if ranked:
+            alike[token] = ranked[:per_word]
+    return alike
 
 
 def with_recogniser_noise(spoken: str, rng: random.Random, share: float = 0.03) -> str:
@@ -312,6 +421,9 @@ class Mixture:
     def __init__(
         self, folders: Sequence[Path], codec: DialogueCodec, config: TrainConfig, split: Split = "train"
     ) -> None:
+        if split == "dev":
+            # Held-back rows are for replies; the questions about user turns have measurements of their own.
+            config = replace(config, rest_share=0.0, transcript_share=0.0)
         paths = find_sources(folders, split)
         self.sources = source_weights(folders, list(paths), config)
         self.dialogues = {name: list(read_dialogues(paths[name])) for name in self.sources}

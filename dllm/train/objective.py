@@ -104,8 +104,7 @@ def collate(
     Args:
         times: One t in (0, 1] per answer, in the order of rows and answers.
     """
-    end, mask = spec.special.end, spec.special.mask
-    assert mask is not None, "masked diffusion needs a mask token"
+    end = spec.special.end
     laid: list[tuple[list[int], list[int], list[int], list[int]]] = []
     canvas: list[tuple[int, int, int, float]] = []
     causal: list[tuple[int, int, int]] = []
@@ -121,17 +120,14 @@ def collate(
         visible, group = list(range(1, size + 1)), [0] * size
         causal += [(index, at - 1, row.clean[at]) for at in range(1, size) if row.predicted[at]]
         for order, answer in enumerate(row.answers, start=1):
-            tokens, weights, masked = noisy_canvas(answer, times[number], spec, config, generator)
+            noisy = noisy_canvas(answer, times[number], spec, config, generator)
             number += 1
-            scale = sum(weights[at] for at in range(len(tokens)))
-            base = len(ids)
-            for at, share in masked:
-                canvas.append((index, base + at, tokens[at], weights[at] * share / scale))
-                tokens[at] = mask
-            ids += tokens
-            positions += range(answer.start + jump, answer.start + jump + len(tokens))
-            visible += [answer.start] * len(tokens)
-            group += [order] * len(tokens)
+            width = len(noisy.shown)
+            canvas += [(index, len(ids) + at, noisy.targets[at], weight) for at, weight in noisy.losses]
+            ids += noisy.shown
+            positions += range(answer.start + jump, answer.start + jump + width)
+            visible += [answer.start] * width
+            group += [order] * width
         laid.append((ids, positions, visible, group))
     length = max(len(ids) for ids, *_ in laid)
     used = sum(len(ids) for ids, *_ in laid)
@@ -154,15 +150,25 @@ def collate(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class NoisyCanvas:
+    """One answer's canvas: what it shows, what is true, and the loss weight of the positions that have a loss."""
+
+    shown: list[int]
+    targets: list[int]
+    losses: list[tuple[int, float]]
+
+
 def noisy_canvas(
     answer: Answer, t: float, spec: ModelSpec, config: TrainConfig, generator: torch.Generator
-) -> tuple[list[int], list[float], list[tuple[int, float]]]:
-    """A canvas for one answer.
-
-    Returns:
-        Clean tokens of the whole canvas; loss weight per position (0 for pinned ones); and the masked positions, each with N / k.
-    """
-    end = spec.special.end
+) -> NoisyCanvas:
+    """A canvas for one answer, masked at time `t`; a question's canvas is always the same."""
+    if answer.kind == "rest":
+        return rest_canvas(answer, spec, config)
+    if answer.kind == "transcript":
+        return transcript_canvas(answer, spec, config)
+    end, mask = spec.special.end, spec.special.mask
+    assert mask is not None, "masked diffusion needs a mask token"
     draw = torch.rand(4, generator=generator).tolist()
     width = canvas_width(len(answer.tokens), draw[0], spec)
     closing = width - len(answer.tokens)
@@ -182,7 +188,31 @@ def noisy_canvas(
         chosen = choose_masked(maskable, t, style, generator)
         share = len(maskable) / len(chosen)
         masked = [(int(at), share) for at in chosen]
-    return tokens, weights, masked
+    shown = list(tokens)
+    for at, _ in masked:
+        shown[at] = mask
+    scale = sum(weights)
+    return NoisyCanvas(shown, tokens, [(at, weights[at] * share / scale) for at, share in masked])
+
+
+def rest_canvas(answer: Answer, spec: ModelSpec, config: TrainConfig) -> NoisyCanvas:
+    """The narrowest canvas, all masks: its first position says whether the turn ends here, the others how it might go on."""
+    mask, width = spec.special.mask, spec.canvas_multiple
+    assert mask is not None, "masked diffusion needs a mask token"
+    targets = [*answer.tokens, *[spec.special.end] * width][:width]
+    weights = [1.0] + [config.closing_weight] * (width - 1)
+    scale = config.question_weight / sum(weights)
+    return NoisyCanvas([mask] * width, targets, [(at, weight * scale) for at, weight in enumerate(weights)])
+
+
+def transcript_canvas(answer: Answer, spec: ModelSpec, config: TrainConfig) -> NoisyCanvas:
+    """The words as they were heard, no mask among them; every position is asked what was meant (token to token, LLaDA 2.1)."""
+    width = math.ceil(len(answer.tokens) / spec.canvas_multiple) * spec.canvas_multiple
+    closing = [spec.special.end] * (width - len(answer.tokens))
+    weights = [1.0] * len(answer.tokens) + [config.closing_weight] * len(closing)
+    scale = config.question_weight / sum(weights)
+    losses = [(at, weight * scale) for at, weight in enumerate(weights)]
+    return NoisyCanvas([*answer.heard, *closing], [*answer.tokens, *closing], losses)
 
 
 def antithetic_times(count: int, generator: torch.Generator) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -42,14 +41,14 @@ def test_a_cut_at_a_word_boundary_tokenises_to_a_prefix() -> None:
 def test_text_that_spells_a_special_token_stays_text() -> None:
     codec = tiny.codec()
     ids = codec.encode_text("<end> <mask> <agent>")
-    assert min(ids) > codec.special.agent + codec.special.reserved
+    assert min(ids) >= codec.special.first_text
     assert codec.decode(ids) == " <end> <mask> <agent>"
 
 
 def test_special_tokens_have_no_text_of_their_own() -> None:
     codec = tiny.codec()
     special = codec.special
-    first_text = special.agent + 1 + special.reserved
+    first_text = special.first_text
     assert [codec.token_bytes(token) for token in range(first_text)] == [b""] * first_text
     assert codec.token_bytes(first_text) != b""
 
@@ -80,17 +79,26 @@ def test_token_table_knows_boundaries_and_what_a_reply_may_not_say() -> None:
 
 def test_a_chat_is_the_prompt_of_its_turns() -> None:
     codec = tiny.codec()
-    call = {"function": {"name": "price", "arguments": "{}"}}
+    call = {"id": "1", "function": {"name": "price", "arguments": '{"drink": "green tea"}'}}
     chat = [
         Message("system", "hi"),
         Message("user", "tea"),
         Message("assistant", "", tool_calls=(call,)),
-        Message("tool", "total: $1"),
+        Message("tool", "total: $1", tool_call_id="1"),
     ]
-    turns = [("system", "hi"), ("user", "tea"), ("agent", json.dumps(call)), ("note", "total: $1")]
-    assert codec.encode_chat(chat) == codec.encode_prompt(turns)
-    with_tools = codec.encode_chat(chat, [{"name": "price"}])
-    assert with_tools == codec.encode_prompt([("system", 'Tools: [{"name": "price"}]'), *turns])
+    special = codec.special
+    called = [special.agent, special.call, *codec.encode_text("price; drink: green tea"), special.end]
+    noted = codec.encode_prompt([("note", "price: total: $1")])
+
+    def expected(system: str) -> list[int]:
+        return [*codec.encode_prompt([("system", system), ("user", "tea")])[:-1], *called, *noted]
+
+    assert codec.encode_chat(chat) == expected("hi")
+    tool = {"name": "price", "description": "tells a price", "parameters": {"properties": {"drink": {}}}}
+    assert codec.encode_chat(chat, [tool]) == expected("hi Tools: [price; drink?] tells a price.")
+    assert codec.encode_chat(chat[1:2], [tool])[0] == special.system, "tools need a system turn, whoever begins"
+    with pytest.raises(ConfigError, match="tool_calls"):
+        codec.encode_chat([Message("assistant", "", tool_calls=({"function": {"name": "price", "arguments": "[]"}},))])
     with pytest.raises(ConfigError, match="at least one message"):
         codec.encode_chat([])
 
@@ -137,8 +145,8 @@ def test_loading_checks_the_special_tokens(tmp_path: Path) -> None:
         DialogueCodec.load(path)
     tiny.codec().tokenizer.save(str(path))
     assert DialogueCodec.load(path).encode_text("tea") == tiny.codec().encode_text("tea")
-    with pytest.raises(SpecialTokenError, match="<reserved9>.*no such token"):
-        DialogueCodec.load(path, DialogueTokens(reserved=10))
+    with pytest.raises(SpecialTokenError, match="<reserved8>.*no such token"):
+        DialogueCodec.load(path, DialogueTokens(reserved=9))
 
 
 def test_a_system_message_that_is_not_the_first_is_a_note() -> None:

@@ -17,6 +17,7 @@ from dllm.train.data import (
     Mixture,
     RowMaker,
     Turn,
+    alike_words,
     find_sources,
     read_dialogues,
     source_weights,
@@ -25,7 +26,7 @@ from dllm.train.data import (
 from tests.dllm import tiny
 
 CODEC = tiny.codec()
-PLAIN = TrainConfig(spoken_share=0.0, noise_share=0.0, renamed_share=0.0)
+PLAIN = TrainConfig(spoken_share=0.0, noise_share=0.0, renamed_share=0.0, rest_share=0.0, transcript_share=0.0)
 ORDER = Dialogue(
     "1",
     "cafe",
@@ -47,6 +48,14 @@ ORDER = Dialogue(
         ("[]", 'expected an object with a list "turns"'),
         ('{"turns": []}', "a dialogue without turns"),
         ('{"turns": [{"role": "user"}]}', 'turn 0: expected an object with a string "text"'),
+        ('{"turns": [{"role": "user", "call": {"name": "pay"}}]}', "turn 0: only an agent calls tools"),
+        ('{"turns": [{"role": "agent", "call": "pay"}]}', 'turn 0: expected "call" to be an object'),
+        (
+            '{"turns": [{"role": "agent", "call": {"name": "pay", "arguments": {"a": 1}}}]}',
+            "must be an object of strings",
+        ),
+        ('{"turns": [{"role": "agent", "call": {"name": "pay", "arguments": {"a": ";"}}}]}', "without a semicolon"),
+        ('{"tools": [{"name": "a b"}], "turns": [{"role": "user", "text": "hi"}]}', "tool name"),
         ('{"turns": [{"role": "bot", "text": "hi"}]}', "turn 0: role 'bot' is not one of system, user, note, agent"),
         ('{"turns": [{"role": "agent", "text": "hi", "pins": "hi"}]}', '"pins" must be a list of strings'),
         ('{"turns": [{"role": "agent", "text": "hi", "pins": ["$5"]}]}', r"pin '\$5' is not in the text"),
@@ -193,3 +202,61 @@ def test_unknown_and_impossible_configuration_is_named() -> None:
         TrainConfig(rows_per_step=5, rows_per_forward=2)
     with pytest.raises(ConfigError, match="a probability"):
         TrainConfig(prefix_share=1.5)
+
+
+def test_tools_stand_in_the_system_turn_and_calls_are_turns(tmp_path: Path) -> None:
+    path = tmp_path / "tea.train.jsonl"
+    body = {
+        "tools": [{"name": "price", "parameters": {"properties": {"drink": {}}}}],
+        "turns": [
+            {"role": "user", "text": "how much is a tea"},
+            {"role": "agent", "call": {"name": "price", "arguments": {"drink": "tea"}}},
+        ],
+    }
+    path.write_text(json.dumps(body))
+    (dialogue,) = read_dialogues(path)
+    assert dialogue.turns[0] == Turn("system", "Tools: [price; drink?]")
+    row = RowMaker(CODEC, PLAIN).make(dialogue, SourceConfig(), random.Random(1))
+    assert row is not None
+    (answer,) = row.answers
+    assert answer.tokens == (CODEC.special.call, *CODEC.encode_text("price; drink: tea"), CODEC.special.end)
+    assert row.clean[answer.start : answer.start + len(answer.tokens)] == answer.tokens
+
+
+def test_a_user_turn_that_is_cut_or_whole_asks_for_its_rest() -> None:
+    maker = RowMaker(CODEC, replace(PLAIN, rest_share=1.0))
+    user = CODEC.encode_turn("user", "A large mocha, please.")
+    whole = cut = 0
+    for seed in range(60):
+        row = maker.make(ORDER, SourceConfig(), random.Random(seed))
+        assert row is not None
+        for answer in row.answers:
+            if answer.kind == "rest":
+                assert row.clean[answer.start : answer.start + len(answer.tokens)] == answer.tokens
+                whole += answer.tokens == (CODEC.special.end,)
+                cut += len(answer.tokens) > 1
+                if len(answer.tokens) < len(user) - 1:
+                    first = CODEC.token_bytes(answer.tokens[0])
+                    assert answer.tokens[0] == CODEC.special.end or first.startswith(b" "), "cuts are where words end"
+    assert whole > 20 and cut > 20
+
+
+def test_a_transcript_is_asked_for_word_by_word() -> None:
+    maker = RowMaker(CODEC, replace(PLAIN, transcript_share=1.0))
+    changed = 0
+    for seed in range(60):
+        row = maker.make(ORDER, SourceConfig(), random.Random(seed))
+        assert row is not None
+        for answer in row.answers:
+            if answer.kind == "transcript":
+                assert len(answer.heard) == len(answer.tokens)
+                assert row.clean[answer.start : answer.start + len(answer.tokens)] == answer.tokens, (
+                    "the text is the truth"
+                )
+                changed += answer.heard != answer.tokens
+    assert 5 < changed < 115
+
+
+def test_words_that_look_alike_stand_in_for_each_other() -> None:
+    alike = alike_words({1: b" fifty", 2: b" fifteen", 3: b" mocha", 4: b" mocca", 5: b" zzz"}, per_word=1)
+    assert alike == {1: [2], 2: [1], 3: [4], 4: [3]}

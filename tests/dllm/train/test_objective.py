@@ -109,11 +109,31 @@ def test_unigram_model_at_t_one_loses_the_unigram_entropy() -> None:
 
 def test_pins_are_left_alone_and_not_counted() -> None:
     made = Answer(3, (30, 31, 32, END), (False, True, True, False))
-    tokens, weights, masked = objective.noisy_canvas(made, 1.0, SPEC, RANDOM_ONLY, generator())
-    assert tokens[:4] == [30, 31, 32, END]
-    assert weights[:4] == [1.0, 0.0, 0.0, 1.0]
-    assert {at for at, _ in masked} & {1, 2} == set()
-    assert {0, 3} <= {at for at, _ in masked}
+    noisy = objective.noisy_canvas(made, 1.0, SPEC, RANDOM_ONLY, generator())
+    assert noisy.targets[:4] == [30, 31, 32, END]
+    assert noisy.shown[:4] == [MASK, 31, 32, MASK]
+    assert {at: weight for at, weight in noisy.losses if at < 4} == {0: 0.5, 3: 0.5}
+
+
+def test_the_rest_of_a_turn_is_asked_for_on_a_canvas_of_masks() -> None:
+    whole = objective.noisy_canvas(Answer(3, (END,), (False,), "rest"), 0.1, SPEC, RANDOM_ONLY, generator())
+    assert whole.shown == [MASK] * SPEC.canvas_multiple
+    assert whole.targets == [END] * SPEC.canvas_multiple
+    long = Answer(3, tuple(range(20, 20 + 2 * SPEC.canvas_multiple)), (False,) * (2 * SPEC.canvas_multiple), "rest")
+    cut = objective.noisy_canvas(long, 0.1, SPEC, RANDOM_ONLY, generator())
+    assert cut.targets == list(long.tokens[: SPEC.canvas_multiple]), "what is not asked for is left out"
+    weights = [weight for _, weight in cut.losses]
+    assert sum(weights) == pytest.approx(RANDOM_ONLY.question_weight)
+    assert all(weight == pytest.approx(RANDOM_ONLY.closing_weight * weights[0]) for weight in weights[1:])
+
+
+def test_a_transcript_is_shown_as_it_was_heard_and_asked_for_as_it_was_meant() -> None:
+    asked = Answer(3, (30, 31, END), (False,) * 3, "transcript", (30, 45, END))
+    noisy = objective.noisy_canvas(asked, 1.0, SPEC, RANDOM_ONLY, generator())
+    assert noisy.shown[:3] == [30, 45, END]
+    assert noisy.targets[:3] == [30, 31, END]
+    assert MASK not in noisy.shown
+    assert [at for at, _ in noisy.losses] == list(range(len(noisy.shown)))
 
 
 def test_attention_is_causal_over_text_and_bidirectional_inside_a_canvas_only() -> None:

@@ -1,0 +1,177 @@
+"""Tool calls: what is written is what is read, and words become the types that a schema asks for."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dllm.calls import (
+    Call,
+    Tool,
+    declare,
+    failure_note,
+    read_call,
+    result_note,
+    typed_arguments,
+    with_tools,
+    write_call,
+)
+from dllm.errors import CallError, ConfigError
+
+TABLE = Tool(
+    "book_table",
+    "books a table.",
+    {
+        "type": "object",
+        "properties": {
+            "people": {"type": "integer"},
+            "day": {"type": "string"},
+            "size": {"enum": ["small", "large", 3]},
+            "window": {"type": "boolean"},
+            "price": {"type": "number"},
+            "more": {"type": "array"},
+        },
+        "required": ["people"],
+    },
+)
+names = st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True)
+keys = st.from_regex(r"[^\s;:?|\[\]]{1,20}", fullmatch=True)
+values = st.text(st.characters(exclude_characters=";"), min_size=1, max_size=30).filter(lambda text: text.strip())
+
+
+@given(names, st.dictionaries(keys, values, max_size=4))
+def test_a_call_that_was_written_is_read_back(name: str, arguments: dict[str, str]) -> None:
+    joined = {key: " ".join(value.split()) for key, value in arguments.items()}
+    assert read_call(write_call(Call(name, arguments))) == Call(name, joined)
+
+
+@given(st.text(max_size=60))
+def test_whatever_a_model_writes_is_a_call_or_a_call_error(text: str) -> None:
+    try:
+        assert read_call(write_call(read_call(text))) == read_call(text)
+    except CallError as error:
+        assert error.problem
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "expected the name of a tool"),
+        ("book table; people: four", "expected the name of a tool"),
+        ("book_table; people", "expected `key: value`"),
+        ("book_table; people:", "expected `key: value`"),
+        ("book_table; day: friday; day: sunday", "day is given twice"),
+    ],
+)
+def test_what_is_no_call_says_why(text: str, problem: str) -> None:
+    with pytest.raises(CallError, match=problem):
+        read_call(text)
+
+
+def test_tools_are_declared_in_one_line() -> None:
+    declared = (
+        "[book_table; people: integer; day?; size?: small|large|3; window?: boolean; price?: number; more?: array]"
+    )
+    assert declare([TABLE, Tool("hours")]) == f"Tools: {declared} books a table. [hours]"
+    assert declare([]) == ""
+    assert with_tools(" Hi. ", [Tool("hours", "tells the hours")]) == "Hi. Tools: [hours] tells the hours."
+
+
+@pytest.mark.parametrize(
+    ("said", "number"),
+    [
+        ("four", 4),
+        ("4", 4),
+        ("twenty five", 25),
+        ("one two five", 125),
+        ("a hundred and three", 103),
+        ("two thousand and six", 2006),
+        ("a couple of people", 2),
+        ("1,200", 1200),
+        ("two hundred thousand", 200_000),
+        ("three million", 3_000_000),
+    ],
+)
+def test_whole_numbers_are_understood_as_they_are_said(said: str, number: int) -> None:
+    assert typed_arguments(Call("book_table", {"people": said}), TABLE) == {"people": number}
+
+
+@pytest.mark.parametrize(
+    "said", ["soon", "four or five", "twenty twenty", "five twenty", "two point five", "-", "one hundred thousand soon"]
+)
+def test_what_is_no_whole_number_is_refused(said: str) -> None:
+    with pytest.raises(CallError, match="people = .*: expected a whole number"):
+        typed_arguments(Call("book_table", {"people": said}), TABLE)
+
+
+@pytest.mark.parametrize(
+    ("said", "number"),
+    [("twelve dollars and fifty cents", 12.5), ("three point two five", 3.25), ("fifty cents", 0.5), ("$4.50", 4.5)],
+)
+def test_amounts_are_understood_as_they_are_said(said: str, number: float) -> None:
+    assert typed_arguments(Call("book_table", {"people": "1", "price": said}), TABLE)["price"] == number
+
+
+def test_other_types() -> None:
+    call = Call("book_table", {"people": "two", "size": "Large", "window": "yes", "more": "[1, 2]", "day": "friday"})
+    assert typed_arguments(call, TABLE) == {
+        "people": 2,
+        "size": "large",
+        "window": True,
+        "more": [1, 2],
+        "day": "friday",
+    }
+    assert typed_arguments(Call("book_table", {"people": "2", "size": "three"}), TABLE)["size"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({}, "people is missing"),
+        ({"people": "2", "colour": "red"}, "unknown colour; expected people, day"),
+        ({"people": "2", "size": "huge"}, "size = 'huge': expected one of small, large"),
+        ({"people": "2", "window": "perhaps"}, "window = 'perhaps': expected yes or no"),
+        ({"people": "2", "more": "red"}, "more = 'red': expected array as JSON"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(arguments: dict[str, str], problem: str) -> None:
+    with pytest.raises(CallError, match=problem):
+        typed_arguments(Call("book_table", arguments), TABLE)
+
+
+@pytest.mark.parametrize(
+    ("body", "key"),
+    [
+        ({"name": "a b"}, "tool name"),
+        ({"name": "f", "parameters": {"type": "array"}}, "f.parameters"),
+        ({"name": "f", "parameters": {"properties": {"a b": {}}}}, "f.parameters.a b"),
+        ({"name": "f", "parameters": {"properties": {"a": 1}}}, "f.parameters.a"),
+        ({"name": "f", "parameters": {"properties": {"a": {"enum": []}}}}, "f.parameters.a.enum"),
+        ({"name": "f", "parameters": {"required": ["a"]}}, "f.parameters.required"),
+        ({"description": "no name"}, "tool"),
+        ([], "tool"),
+    ],
+)
+def test_bad_descriptions_are_refused_by_key(body: object, key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Tool.from_json(body)
+    assert caught.value.key == key
+
+
+def test_descriptions_come_bare_or_wrapped() -> None:
+    body = {"name": "hours", "description": "tells the hours"}
+    assert (
+        Tool.from_json({"type": "function", "function": body})
+        == Tool.from_json(body)
+        == Tool("hours", "tells the hours")
+    )
+
+
+def test_results_are_told_as_notes() -> None:
+    assert result_note("book_table", {"table_number": 12, "codes": ["a", "b"], "free": True}) == (
+        "book_table: table number: 12; codes: a, b; free: yes"
+    )
+    assert result_note("pay", None) == result_note("pay", "") == "pay: done"
+    assert result_note("list", []) == "list: none"
+    assert failure_note("pay", " timed\nout ") == "pay failed: timed out"
