@@ -213,7 +213,15 @@ _FUNCTION_WORDS = (
 _KEPT_WORDS = (
     "with without and for the that have has had you your our what would like size total order orders ready minutes minute add added "
     "change changed remove removed done missing item items all are not can get will this today else anything menu price from bit lot "
-    "some little extra of course sorry unknown closed open until out one two three four five six please thanks"
+    "some little extra of course sorry unknown closed open until out one two three four five six please thanks "
+    "about after again also always another answer any ask asked away back because been before best book both but call caller cannot "
+    "check close cost costs could day days does done down each else every everything few find first friday from give going good great "
+    "hear help here hold hour hours how just know last later let like long look looking make many may maybe moment monday more most "
+    "much must name need never new next nice nothing now number off offer okay old only other our over own people phone place quite "
+    "rather really right same saturday say see sent set she should show since soon speak start still street such sunday sure take tell "
+    "than thank their them then there these they thing think those through thursday time times tomorrow tonight too try tuesday under "
+    "use very wait was wednesday week weekday weekdays weekend weekends well were when where which while who why without won work year "
+    "years yes yet yours seven eight nine ten eleven twelve twenty thirty forty fifty sixty hundred thousand string integer boolean"
 )
 """Words that make sentences; renaming them would unteach the language."""
 _SENTENCE_END = re.compile(r"[.?!](?= |$)")
@@ -339,13 +347,15 @@ class RowMaker:
         clean_ids: list[int] = list(pieces[0][0]) if head else []
         predicted = [False] * len(clean_ids)
         answers: list[Answer] = []
-        noted: set[int] = set()
+        # What an answer takes from a note, from the system turn, and what a call takes from the caller.
+        noted = set(clean_ids)
+        has_call = any(turn.is_call for turn in turns)
         for turn, (ids, answer) in zip(turns[first:], pieces[first:], strict=True):
             if len(clean_ids) + len(ids) > limit:
                 break
             if answer is not None:
                 answers.append(replace(answer, start=len(clean_ids) + answer.start))
-            if turn.role == "note":
+            if turn.role == "note" or (turn.role == "user" and has_call):
                 noted.update(ids)
             clean_ids += ids
             # Notes are predicted too: they repeat what the caller said, so they teach copying at no cost.
@@ -361,11 +371,11 @@ class RowMaker:
         return row
 
     def _renamed(self, row: Row, noted: set[int], rng: random.Random) -> Row:
-        """The row with content words that its notes and answers share exchanged for random ones, everywhere alike.
+        """The row with content words that answers take from elsewhere exchanged for random ones, everywhere alike.
 
-        What a note says can then be said back only by reading the note: a menu's words cannot be learned by heart.
+        What a note, the system turn or a caller says can then be said back only by reading it: a menu's words cannot be learned by heart.
         """
-        answered = {token for answer in row.answers for token in answer.tokens}
+        answered = {token for answer in row.answers if answer.kind == "reply" for token in answer.tokens}
         new = {token: rng.choice(self._word_starts) for token in sorted(noted & answered & self._content_starts)}
         new |= {token: rng.choice(self._word_rests) for token in sorted(noted & answered & set(self._word_rests))}
         answers = (
