@@ -68,6 +68,7 @@ class Row:
     answers: tuple[Answer, ...]
     head: int = 0
     """Length of the system turn, which every window keeps."""
+    source: str = ""
 
 
 def read_dialogues(path: Path) -> Iterator[Dialogue]:
@@ -241,14 +242,7 @@ class RowMaker:
 
     def make(self, dialogue: Dialogue, source: SourceConfig, rng: random.Random) -> Row | None:
         """One window of the dialogue, or None when no agent turn fits in it."""
-        turns = list(dialogue.turns)
-        if source.swap_roles and rng.random() < source.swap_roles:
-            other: dict[Role, Role] = {"user": "agent", "agent": "user"}
-            turns = [replace(turn, role=other.get(turn.role, turn.role), pins=()) for turn in turns]
-        if turns[0].role == "system" and len(turns) > 1 and rng.random() < source.drop_system:
-            del turns[0]
-        if source.system and turns[0].role != "system" and rng.random() < 0.5:
-            turns.insert(0, Turn("system", source.system.format(domain=dialogue.domain.replace("_", " "))))
+        turns = arrange(dialogue, source, rng)
         pieces = [self._piece(turn, source, rng) for turn in turns]
         return self._window(turns, pieces, rng)
 
@@ -289,7 +283,7 @@ class RowMaker:
 
     def _user_piece(self, text: str, rng: random.Random) -> tuple[list[int], Answer | None]:
         """A user's turn, and at times a question about it: how it goes on after a cut, or which of its words were misheard."""
-        heard = self._as_heard(text, rng)
+        heard = as_heard(text, self.config, rng)
         ids = self.codec.encode_text(heard)
         role_id, end = self.codec.role_id("user"), self.codec.special.end
         piece = [role_id, *ids, end]
@@ -320,14 +314,6 @@ class RowMaker:
             if rng.random() < share and token in self._alike:
                 heard[at] = rng.choice(self._alike[token])
         return heard
-
-    def _as_heard(self, text: str, rng: random.Random) -> str:
-        if rng.random() >= self.config.spoken_share:
-            return text
-        spoken = spoken_form(text)
-        if rng.random() < self.config.noise_share:
-            spoken = with_recogniser_noise(spoken, rng)
-        return spoken or text
 
     def _window(
         self, turns: list[Turn], pieces: list[tuple[list[int], Answer | None]], rng: random.Random
@@ -407,6 +393,29 @@ def alike_words(words: Mapping[int, bytes], per_word: int = 8) -> dict[int, list
     return alike
 
 
+def arrange(dialogue: Dialogue, source: SourceConfig, rng: random.Random) -> list[Turn]:
+    """A dialogue's turns with the changes that its source asks for."""
+    turns = list(dialogue.turns)
+    if source.swap_roles and rng.random() < source.swap_roles:
+        other: dict[Role, Role] = {"user": "agent", "agent": "user"}
+        turns = [replace(turn, role=other.get(turn.role, turn.role), pins=()) for turn in turns]
+    if turns[0].role == "system" and len(turns) > 1 and rng.random() < source.drop_system:
+        del turns[0]
+    if source.system and turns[0].role != "system" and rng.random() < 0.5:
+        turns.insert(0, Turn("system", source.system.format(domain=dialogue.domain.replace("_", " "))))
+    return turns
+
+
+def as_heard(text: str, config: TrainConfig, rng: random.Random) -> str:
+    """A user's text as it reaches a model: as a recogniser writes it, mostly."""
+    if rng.random() >= config.spoken_share:
+        return text
+    spoken = spoken_form(text)
+    if rng.random() < config.noise_share:
+        spoken = with_recogniser_noise(spoken, rng)
+    return spoken or text
+
+
 def with_recogniser_noise(spoken: str, rng: random.Random, share: float = 0.03) -> str:
     """Drop, double or replace a small share of words, function words mostly."""
     words: list[str] = []
@@ -450,7 +459,7 @@ class Mixture:
             name = rng.choices(self._names, self._weights)[0]
             row = self.maker.make(rng.choice(self.dialogues[name]), self.sources[name], rng)
             if row is not None:
-                return row
+                return replace(row, source=name)
         raise ConfigError("sources", ", ".join(self._names), "dialogues with agent turns short enough for a canvas")
 
     def rows_of(self, name: str, count: int) -> list[Row]:
