@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "dllm.commands.train",
     "eval": "dllm.commands.evaluate",
     "export": "dllm.commands.export",
+    "convert": "dllm.commands.convert",
 }
 """Where each command is; the module adds it with `add_parser`."""
 ENVIRONMENT = {"model": "DLLM_MODEL", "device": "DLLM_DEVICE"}

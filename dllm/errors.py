@@ -178,3 +178,11 @@ class CallError(DllmError):
     def __init__(self, name: str, problem: str) -> None:
         super().__init__(f"call of {name or 'nothing'}: {problem}")
         self.name, self.problem = name, problem
+
+
+class ConversionError(CheckpointError):
+    """An autoregressive checkpoint that cannot become a diffusion checkpoint of the wanted family."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path, self.problem = path, problem

@@ -102,9 +102,9 @@ class HubCodec:
             TokenizerError: If files are missing, unreadable or contradict each other, or there are more tokens than the model has.
             SpecialTokenError: If the mask token is missing or has another id, or a token that ends a reply is missing.
         """
-        config = _read_json(folder / "tokenizer_config.json")
-        tokenizer = _read_tokenizer(folder, config)
-        names = _names(config, _read_json(folder / "special_tokens_map.json"))
+        config = read_json(folder / "tokenizer_config.json")
+        tokenizer = read_tokenizer(folder, config)
+        names = token_names(config, read_json(folder / "special_tokens_map.json"))
         codec = cls(
             tokenizer,
             spec.special,
@@ -311,7 +311,7 @@ def _with_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """A file's object, empty when there is no such file."""
     if not path.is_file():
         return {}
@@ -324,7 +324,15 @@ def _read_json(path: Path) -> dict[str, Any]:
     return body
 
 
-def _read_tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
+def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
+    """A checkpoint's tokenizer with all its added tokens.
+
+    Args:
+        config: The content of its tokenizer_config.json.
+
+    Raises:
+        TokenizerError: If files are missing, unreadable or contradict each other.
+    """
     path = folder / "tokenizer.json"
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
     try:
@@ -351,7 +359,7 @@ def _add_tokens(folder: Path, tokenizer: Tokenizer, config: Mapping[str, Any]) -
     """Add what only the other files list; ids follow from the order, so each is compared with what its file says."""
     wanted = {
         index: AddedToken(text, normalized=False, special=True)
-        for text, index in _read_json(folder / "added_tokens.json").items()
+        for text, index in read_json(folder / "added_tokens.json").items()
     }
     try:
         for index, body in config.get("added_tokens_decoder", {}).items():
@@ -368,7 +376,7 @@ def _add_tokens(folder: Path, tokenizer: Tokenizer, config: Mapping[str, Any]) -
             raise TokenizerError(folder, f"{token.content} should have id {index}, it has {found}")
 
 
-def _names(config: Mapping[str, Any], older: Mapping[str, Any]) -> dict[str, str]:
+def token_names(config: Mapping[str, Any], older: Mapping[str, Any]) -> dict[str, str]:
     """Texts of bos_token, eos_token and their like; tokenizer_config.json has the last word."""
     names = {}
     for name, value in {**older, **config}.items():
