@@ -17,6 +17,7 @@ COMMANDS = {
     "infill": "dllm.commands.infill",
     "edit": "dllm.commands.edit",
     "score": "dllm.commands.score",
+    "transcript": "dllm.commands.transcript",
     "serve": "dllm.server.command",
     "bench": "dllm.commands.bench",
     "inspect": "dllm.commands.inspect",

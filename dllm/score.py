@@ -174,15 +174,15 @@ def probabilities(network: Network, questions: Sequence[Question], *, rows: int 
     """
     spec = network.spec
     mask = _check_masked(spec)
+    answers: list[Answer] = []
     for question in questions:
         _check_question(spec, question)
-    answers: list[Answer] = []
     longest = max((len(question.prompt) + len(question.canvas) for question in questions), default=1)
     # Padding would change the noise level that a model reads off its tokens.
     together = 1 if spec.sees_noise else max(1, min(rows, _MASK_CELLS // longest**2))
     for first in range(0, len(questions), together):
         some = questions[first : first + together]
-        hidden = _forward_side_by_side(network, some)
+        hidden = hidden_states(network, some)
         for row, question in enumerate(some):
             at = torch.tensor([len(question.prompt) + place - spec.logit_shift for place in question.positions])
             logits = network.logits(hidden[row, at.to(hidden.device)]).float()
@@ -387,8 +387,8 @@ def _chances(network: Network, hidden: Tensor, targets: Tensor) -> tuple[Tensor,
     return torch.cat(chances), torch.cat(best)
 
 
-def _forward_side_by_side(network: Network, questions: Sequence[Question]) -> Tensor:
-    """[R, T, E]: each row a prompt and canvas, padded on the right with tokens that nobody sees."""
+def hidden_states(network: Network, questions: Sequence[Question]) -> Tensor:
+    """[R, T, E]: each row a prompt and canvas in one forward, padded on the right with tokens that nobody sees."""
     spec, device = network.spec, _device(network)
     totals = [len(question.prompt) + len(question.canvas) for question in questions]
     longest = max(totals)

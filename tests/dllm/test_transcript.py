@@ -1,0 +1,95 @@
+"""Questions about a caller's turn: what is read off the canvas, and for whom."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from dllm import cli
+from dllm.errors import ConfigError, PromptTooLongError
+from dllm.masks import prefix_mask, visible
+from dllm.models.transformer import Transformer
+from dllm.transcript import heard_words, turn_ends, word_chances
+from tests.dllm import tiny
+from tests.dllm.models import tiny_checkpoints
+
+CODEC = tiny.codec()
+SPEC = tiny.spec()
+SPECIAL = CODEC.special
+
+
+def plain_logits(model: Transformer, prompt: list[int], canvas: list[int]) -> torch.Tensor:
+    """[len(canvas), V] by one forward over one row, with no padding."""
+    total = len(prompt) + len(canvas)
+    mask = prefix_mask(visible(SPEC, 0, total, total=total, live=len(prompt)), total, torch.device("cpu"))
+    positions = torch.arange(total).unsqueeze(0)
+    hidden = model(torch.tensor([[*prompt, *canvas]]), positions, mask.expand(1, 1, total, total))
+    return model.logits(hidden[0, len(prompt) :])
+
+
+def test_the_end_of_a_turn_is_the_first_position_of_a_canvas_of_masks() -> None:
+    model = tiny.model()
+    prompts = [[SPECIAL.user, *CODEC.encode_text(text)] for text in ("a tea", "a large mocha please", "hi")]
+    found = turn_ends(model, prompts, rows=2)
+    for prompt, chance in zip(prompts, found, strict=True):
+        logits = plain_logits(model, prompt, [SPECIAL.mask] * SPEC.canvas_multiple)[0]
+        logits[SPECIAL.mask] = -torch.inf
+        # Padding to the longest row of a forward changes the order of float32 sums.
+        assert chance == pytest.approx(float(torch.softmax(logits, -1)[SPECIAL.end]), rel=1e-4)
+    assert turn_ends(model, []) == []
+
+
+def test_words_are_judged_where_they_stand() -> None:
+    model = tiny.model()
+    heard = CODEC.encode_text("a large mocha please")
+    found = word_chances(model, [SPECIAL.user], heard)
+    width = -(-(len(heard) + 1) // SPEC.canvas_multiple) * SPEC.canvas_multiple
+    logits = plain_logits(model, [SPECIAL.user], [*heard, *[SPECIAL.end] * (width - len(heard))])
+    logits[:, list(SPEC.special.forbidden)] = -torch.inf
+    spread = torch.softmax(logits, -1)
+    for at, (chance, meant) in enumerate(found):
+        assert chance == pytest.approx(float(spread[at, heard[at]]), rel=1e-5)
+        assert meant == int(spread[at].argmax())
+
+
+def test_a_word_is_as_doubtful_as_its_worst_token() -> None:
+    model = tiny.model()
+    text = "a zyx mocha"
+    tokens = CODEC.encode_text(text)
+    chances = [chance for chance, _ in word_chances(model, [SPECIAL.user], tokens)]
+    words = heard_words(model, CODEC, [SPECIAL.user], text)
+    assert [word.text for word in words] == text.split()
+    pieces = [len(CODEC.encode_text(word)) for word in text.split()]
+    assert max(pieces) > 1, "one word is of several tokens"
+    for word, size in zip(words, pieces, strict=True):
+        assert word.probability == min(chances[:size])
+        del chances[:size]
+
+
+def test_what_cannot_be_asked_is_refused() -> None:
+    model = tiny.model()
+    with pytest.raises(ConfigError, match="transcript = 0"):
+        word_chances(model, [SPECIAL.user], [])
+    with pytest.raises(ConfigError, match="transcript"):
+        word_chances(model, [SPECIAL.user], [20] * SPEC.max_canvas)
+    with pytest.raises(PromptTooLongError):
+        turn_ends(model, [[20] * SPEC.max_position_embeddings])
+
+
+def test_only_the_built_in_family_is_asked() -> None:
+    other = tiny_checkpoints.random_network(tiny_checkpoints.tiny_spec("sdar"))
+    with pytest.raises(ConfigError, match="the built-in family"):
+        turn_ends(other, [[1]])
+
+
+def test_the_command_marks_what_it_doubts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["transcript", "i'd like a large mocha", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [word["text"] for word in told["words"]] == ["i'd", "like", "a", "large", "mocha"]
+    assert 0 < told["turn_end"] < 1
+    assert cli.main(["transcript", "i'd like a large mocha", "--doubt", "1"]) == 0
+    assert capsys.readouterr().out.count("doubtful") == 5
+    assert cli.main(["transcript", "   "]) == 2
+    assert "some words" in capsys.readouterr().err
