@@ -9,18 +9,18 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import lzma
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Literal, cast
+from typing import Any, Literal
 
 from dllm.calls import Call, Tool, with_tools, write_call
 from dllm.errors import CallError, ConfigError, DataError
 from dllm.text import ROLES, DialogueCodec, Role, clean, spoken_form
 from dllm.train.config import SourceConfig, TrainConfig
+from dllm.train.files import check_text, read_objects
 
 Split = Literal["train", "dev"]
 AnswerKind = Literal["reply", "rest", "transcript"]
@@ -77,27 +77,21 @@ def read_dialogues(path: Path) -> Iterator[Dialogue]:
     Raises:
         DataError: With file and line, on the first line that is not a dialogue.
     """
-    try:
-        with _open(path) as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _dialogue(path, number, line)
-    except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(path, None, f"unreadable: {error}") from error
+    found = False
+    for number, body in read_objects(path):
+        found = True
+        yield dialogue_of(path, number, body)
+    if not found:
+        raise DataError(path, None, "no dialogue in it")
 
 
-def _open(path: Path) -> IO[str]:
-    if path.suffix == ".xz":
-        return cast("IO[str]", lzma.open(path, "rt", encoding="utf-8"))
-    return path.open(encoding="utf-8")
+def dialogue_of(path: Path, number: int, body: dict[str, Any]) -> Dialogue:
+    """A line of a data file as a dialogue.
 
-
-def _dialogue(path: Path, number: int, line: str) -> Dialogue:
-    try:
-        body = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(path, number, f"not JSON: {error.msg}") from error
-    if not isinstance(body, dict) or not isinstance(body.get("turns"), list):
+    Raises:
+        DataError: If it is none.
+    """
+    if not isinstance(body.get("turns"), list):
         raise DataError(path, number, 'expected an object with a list "turns"')
     turns = []
     for index, turn in enumerate(body["turns"]):
@@ -111,7 +105,7 @@ def _dialogue(path: Path, number: int, line: str) -> Dialogue:
         pins = turn.get("pins", [])
         if not isinstance(pins, list) or not all(isinstance(pin, str) for pin in pins):
             raise DataError(path, number, f'turn {index}: "pins" must be a list of strings')
-        text = clean(turn["text"])
+        text = clean(check_text(path, number, turn["text"]))
         for pin in pins:
             if clean(pin) not in text:
                 raise DataError(path, number, f"turn {index}: pin {pin!r} is not in the text")
@@ -445,6 +439,7 @@ class Mixture:
             config = replace(config, rest_share=0.0, transcript_share=0.0)
         paths = find_sources(folders, split)
         self.sources = source_weights(folders, list(paths), config)
+        self.files = {name: paths[name] for name in self.sources}
         self.dialogues = {name: list(read_dialogues(paths[name])) for name in self.sources}
         self.maker = RowMaker(codec, config)
         self.seed = config.seed

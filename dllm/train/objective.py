@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dllm.models.transformer import Transformer
+from dllm.models.family import Network
 from dllm.spec import ModelSpec
 from dllm.train.config import TrainConfig
 from dllm.train.data import Answer, Row
@@ -52,12 +52,12 @@ class Batch:
 
     def attention_mask(self) -> Tensor:
         """[B, 1, T, T] float32, 0 where a position may look and -inf elsewhere: made once, not once per layer."""
-        key = torch.arange(self.ids.shape[1])
+        key = torch.arange(self.ids.shape[1], device=self.ids.device)
         clean_key = (self.group == 0).unsqueeze(1)
         sees_clean = clean_key & (key.view(1, 1, -1) < self.visible.unsqueeze(2))
         same_canvas = (self.group.unsqueeze(2) == self.group.unsqueeze(1)) & ~clean_key
         seen = sees_clean | same_canvas
-        return torch.zeros(seen.shape).masked_fill_(~seen, float("-inf")).unsqueeze(1)
+        return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, float("-inf")).unsqueeze(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +222,7 @@ def antithetic_times(count: int, generator: torch.Generator) -> list[float]:
     return [1.0 - ((offset + index) / count) % 1.0 for index in order]
 
 
-def losses(model: Transformer, batch: Batch) -> Losses:
+def losses(model: Network, batch: Batch) -> Losses:
     """Both losses of one batch; logits are computed only where a loss is."""
     hidden: Tensor = model(batch.ids, batch.positions, batch.attention_mask())
     flat = hidden.flatten(0, 1)

@@ -45,7 +45,7 @@ ORDER = Dialogue(
     ("line", "problem"),
     [
         ("{", "not JSON"),
-        ("[]", 'expected an object with a list "turns"'),
+        ("[]", "expected an object, found list"),
         ('{"turns": []}', "a dialogue without turns"),
         ('{"turns": [{"role": "user"}]}', 'turn 0: expected an object with a string "text"'),
         ('{"turns": [{"role": "user", "call": {"name": "pay"}}]}', "turn 0: only an agent calls tools"),

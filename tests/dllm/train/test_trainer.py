@@ -11,10 +11,13 @@ import torch
 
 from dllm import loader
 from dllm.errors import CheckpointError, ConfigError
+from dllm.models.transformer import Transformer
 from dllm.train.config import TrainConfig
 from dllm.train.data import Mixture
-from dllm.train.optim import Ema, orthogonalise
-from dllm.train.trainer import Budget, Trainer, learning_rate_factor, make_codec
+from dllm.train.optim import Ema, learning_rate_factor, orthogonalise
+from dllm.train.start import Start, begin, make_codec
+from dllm.train.tasks import DialogueTask
+from dllm.train.trainer import Budget, Trainer
 from tests.dllm import tiny
 
 CONFIG = TrainConfig(
@@ -39,15 +42,18 @@ def data(tmp_path: Path) -> Path:
 
 
 def trainer(data: Path, out: Path, tokens: int = 20_000, config: TrainConfig = CONFIG) -> Trainer:
-    codec = tiny.codec()
-    return Trainer(out, Mixture([data], codec, config), codec, config, Budget(tokens))
+    codec, spec = tiny.codec(), config.model_spec()
+    network = Transformer(spec)
+    network.reset_parameters(torch.Generator().manual_seed(config.seed))
+    task = DialogueTask(Mixture([data], codec, config), spec, config)
+    return Trainer(out, Start(spec, network, codec), task, config, Budget(tokens))
 
 
 def test_loss_falls(data: Path, tmp_path: Path) -> None:
     one = trainer(data, tmp_path / "run")
     reports = [one.train_step() for _ in range(25)]
-    first = sum(report.diffusion for report in reports[:5]) / 5
-    last = sum(report.diffusion for report in reports[-5:]) / 5
+    first = sum(report.parts["diffusion"] for report in reports[:5]) / 5
+    last = sum(report.parts["diffusion"] for report in reports[-5:]) / 5
     assert last < 0.7 * first
 
 
@@ -62,7 +68,7 @@ def test_resumed_run_has_the_same_losses_bit_for_bit(data: Path, tmp_path: Path)
     resumed.restore()
     actual = [resumed.train_step() for _ in range(4)]
     for one, other in zip(expected[4:], actual, strict=True):
-        assert replace(one, seconds=0.0) == replace(other, seconds=0.0)
+        assert replace(one, seconds=0.0, step_s=0.0) == replace(other, seconds=0.0, step_s=0.0)
     for name, weight in whole.ema.weights.items():
         assert torch.equal(weight, resumed.ema.weights[name])
 
@@ -92,13 +98,16 @@ def test_resuming_what_is_not_there_or_of_another_shape_is_an_error(data: Path, 
     with pytest.raises(CheckpointError, match="nothing to resume"):
         trainer(data, tmp_path / "run").restore()
     trainer(data, tmp_path / "run").save()
-    with pytest.raises(CheckpointError, match="size mismatch"):
+    with pytest.raises(
+        CheckpointError, match=r"gate_up_proj\.weight has shape \[96, 32\], the configuration asks for \[80, 32\]"
+    ):
         trainer(data, tmp_path / "run", config=replace(CONFIG, intermediate_size=40)).restore()
 
 
 def test_tokenizer_must_fit_the_model(data: Path, tmp_path: Path) -> None:
+    tiny.codec().save(tmp_path)
     with pytest.raises(ConfigError, match="vocab_size"):
-        trainer(data, tmp_path, config=replace(CONFIG, vocab_size=300))
+        begin(replace(CONFIG, vocab_size=300), [data], tokenizer=tmp_path / "tokenizer.json")
 
 
 def test_tokenizer_is_the_same_for_the_same_data(data: Path) -> None:
@@ -131,11 +140,12 @@ def test_orthogonalised_matrix_has_singular_values_near_one(shape: tuple[int, in
 
 def test_average_starts_as_the_weights_and_then_lags() -> None:
     model = tiny.model()
-    ema = Ema(model, 0.9)
+    parameters = dict(model.named_parameters())
+    ema = Ema(parameters, 0.9)
     start = {name: weight.clone() for name, weight in ema.weights.items()}
     with torch.no_grad():
         model.norm.weight.add_(1.0)
-    ema.update(model)
+    ema.update(parameters)
     moved = ema.weights["norm.weight"] - start["norm.weight"]
     assert (moved > 0).all() and (moved < 1).all()
     assert torch.equal(ema.weights["embed_tokens.weight"], start["embed_tokens.weight"])
