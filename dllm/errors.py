@@ -186,3 +186,11 @@ class ConversionError(CheckpointError):
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
         self.path, self.problem = path, problem
+
+
+class TrainingDivergedError(DllmError):
+    """A step whose loss or gradient is not a number; the weights are those of the step before."""
+
+    def __init__(self, step: int, loss: float, norm: float) -> None:
+        super().__init__(f"step {step}: loss {loss}, gradient norm {norm}; lower the learning rates or the clip")
+        self.step, self.loss, self.norm = step, loss, norm
