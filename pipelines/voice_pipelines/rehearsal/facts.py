@@ -73,7 +73,7 @@ def imagine_business(rng: random.Random, fewest: int = 2, most: int = 6) -> Busi
         count -= 1
     else:
         untold += _unknown_hours()
-    _tell_prices(kind, count and rng.random() < 0.75, rng, shown, told, untold)
+    _tell_prices(kind, count > 0 and rng.random() < 0.75, rng, shown, told, untold)
     count -= len(shown) > 1
     _tell_staff(kind, count > 0 and rng.random() < 0.45, rng, shown, told, untold)
     _tell_others(key, kind, max(0, count - (rng.random() < 0.3)), rng, shown, told, untold)
@@ -106,7 +106,7 @@ def _pick_from(key: str) -> Callable[[random.Random], str]:
             "street": rng.choice(words("streets")),
             "noun": rng.choice(words("nouns")),
             "adjective": rng.choice(words("adjectives")),
-            "thing": thing(rng),
+            "a_thing": with_article(thing(rng)),
             "town": rng.choice(words("towns")),
             "n": str(rng.randint(4, 99)),
             "m": str(rng.randint(100, 199)),
@@ -329,6 +329,12 @@ class Conversation:
 
     def step(self) -> None:
         """Write one exchange that fits what was asked before."""
+        before = len(self.script.turns)
+        while len(self.script.turns) == before:
+            self._try_step()
+
+    def _try_step(self) -> None:
+        """Write one exchange of a random kind, or nothing where that kind does not fit."""
         rng, told = self.rng, self.business.told
         kind = rng.choices(("ask", "follow", "again", "correct", "both", "unknown"), (42, 16, 8, 8, 9, 19))[0]
         siblings = [
@@ -441,11 +447,8 @@ def write_dialogue(rng: random.Random) -> Script:
     script = Script("facts", business.prompt, rng)
     conversation = Conversation(business, script)
     conversation.greet()
-    wanted = rng.choice((1, 1, 2, 2, 3, 3, 4, 5))
-    while wanted:
-        before = len(script.turns)
+    for _ in range(rng.choice((1, 1, 2, 2, 3, 3, 4, 5))):
         conversation.step()
-        wanted -= len(script.turns) > before
     if rng.random() < 0.35:
         conversation.close()
     return script

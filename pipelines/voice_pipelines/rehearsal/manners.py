@@ -1,6 +1,7 @@
 """Dialogues about phone manners: greetings, silence, interruptions, noise, small talk, and what nobody on a phone can know."""
 
 import random
+import re
 
 from voice_pipelines.rehearsal.facts import Conversation, imagine_business
 from voice_pipelines.rehearsal.script import Script
@@ -54,7 +55,12 @@ class Host:
         heard = self.script.last_reply.split()
         if len(heard) < 4:
             return
-        cut = rng.randint(2, len(heard) - 1)
+        sentences = re.split(r"(?<=[.?!]) (?=[A-Z])", self.script.last_reply)
+        # What was not heard is no part of the talk any more; only whole sentences go, as a reply cut in two would teach to break off.
+        if len(sentences) > 1 and rng.random() < 0.5:
+            heard = sentences[0].split()
+            self.script.keep(sentences[0])
+        cut = len(heard) if len(heard) < 3 else rng.randint(2, len(heard))
         self.script.note(
             fill(rng.choice(lines["notes"]), rng, {"h": " ".join(heard[max(0, cut - rng.randint(2, 5)) : cut])})
         )

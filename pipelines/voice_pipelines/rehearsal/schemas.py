@@ -167,6 +167,7 @@ def draw_value(parameter: Parameter, rng: random.Random) -> Value:
             slots = {
                 "adjective": rng.choice(words("adjectives")),
                 "noun": rng.choice(words("nouns")),
+                "a_thing": with_article(thing(rng)),
                 "city": rng.choice(words("cities")),
             }
             return _as_said(one_of(lists["notes"], rng, slots))

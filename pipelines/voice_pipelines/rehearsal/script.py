@@ -46,6 +46,14 @@ class Script:
         self.last_reply = text
         self._said += spoken_form(text) + " "
 
+    def keep(self, heard: str) -> None:
+        """Shorten the agent's last turn to what was heard of it."""
+        turn = self.turns[-1]
+        assert turn["role"] == "agent" and turn["text"].startswith(heard), f"nobody heard {heard!r}"
+        turn["text"] = self.last_reply = heard
+        if kept := [pin for pin in turn.pop("pins", ()) if f" {pin}" in f" {heard}"]:
+            turn["pins"] = kept
+
     def call(self, name: str, arguments: Mapping[str, str]) -> None:
         """Add a call of a tool. Each argument is a run of words that somebody said."""
         for value in arguments.values():

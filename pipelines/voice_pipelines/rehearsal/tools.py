@@ -13,7 +13,6 @@ from voice_pipelines.rehearsal.words import (
     date,
     fill,
     full_name,
-    join,
     money,
     one_of,
     sentence,
@@ -39,6 +38,9 @@ _PLAIN = {
     "check": "check {n}",
 }
 """What a tool of each action lets the agent do, in its own words."""
+
+_REPEATED = ("book", "order", "move", "remind", "report")
+"""Actions after which the details are worth saying again."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,9 @@ class Clerk:
         """Repeat the details and ask; the caller agrees, corrects a detail, or takes it back."""
         rng, frame = self.rng, self.frame
         ask = self.book["action"][tool.action]["confirm"]
-        self.script.say(f"{self._echoed(tool)}. {rng.choice(ask)}")
+        plain = fill(_PLAIN[tool.action], rng, {"n": tool.noun})
+        head = rng.choice((bare(tool.noun), tool.noun, f"I'll {plain}"))
+        self.script.say(f"{self._echoed(tool, head)}. {rng.choice(ask)}")
         changeable = [p for p in tool.parameters if p.name in self.arguments and p.kind not in ("flag", "note")]
         roll = rng.random()
         if roll < 0.12:
@@ -194,15 +198,15 @@ class Clerk:
         self.script.hear(rng.choice(frame["yes"]), as_spoken=True)
         return True
 
-    def _echoed(self, tool: Tool) -> str:
-        parts = []
-        for parameter in tool.parameters:
+    def _echoed(self, tool: Tool, head: str) -> str:
+        """The thing with its details, as the agent repeats them; without them where they are many."""
+        parts: list[str] = []
+        for parameter in sorted(tool.parameters, key=lambda parameter: parameter.kind == "choice"):
             if parameter.name in self.arguments and self._entry(parameter)["echo"]:
                 value = self.arguments[parameter.name]
-                parts.append(fill_detail(self._entry(parameter)["echo"], self.rng, parameter, value.shown))
-        plain = fill(_PLAIN[tool.action], self.rng, {"n": tool.noun})
-        head = self.rng.choice((bare(tool.noun), tool.noun, f"I'll {plain}"))
-        text = f"{head}, {join(parts)}" if parts and self.rng.random() < 0.3 else " ".join([head, *parts])
+                part = fill_detail(self._entry(parameter)["echo"], self.rng, parameter, value.shown)
+                parts.append(f", {part}" if parameter.kind == "choice" and parts else part)
+        text = " ".join([head, *parts]).replace(" ,", ",")
         return text if len(text.split()) < MOST_WORDS - 10 else head
 
     def _change(self, parameter: Parameter) -> None:
@@ -219,12 +223,17 @@ class Clerk:
 
     def _succeed(self, tool: Tool) -> None:
         rng, frame = self.rng, self.frame
+        if rng.random() < 0.03:
+            self.script.note(f"{tool.name}: not finished yet")
+            self.script.say(rng.choice(frame["waits"]))
+            self.script.hear(rng.choice(frame["hurries"]), as_spoken=True)
         told = self._result(tool, most=3)
         self.script.note(told.note)
         self._tell(told)
         if rng.random() < 0.06 and told.must_say:
             self.script.hear(rng.choice(frame["again"]), as_spoken=True)
-            self._tell(Told("", told.text, told.must_say))
+            # The note was answered already: at run time nothing is pinned now, so the pieces are learnt by copying.
+            self._tell(Told("", told.text, ()))
         changeable = [
             p
             for p in tool.parameters
@@ -249,12 +258,11 @@ class Clerk:
         self.script.note(f"{tool.name} failed: {reason}")
         told = one_of(frame["failed"], rng, {"r": reason, "alt": rng.choice(frame["failed_next"])})
         self.script.say(told)
-        if "again" in told or "once more" in told:
-            if rng.random() < 0.6:
-                self.script.hear(rng.choice(frame["try_again"]), as_spoken=True)
-                self._call(tool)
-                self._succeed(tool)
-                return
+        if ("again" in told or "once more" in told) and rng.random() < 0.6:
+            self.script.hear(rng.choice(frame["try_again"]), as_spoken=True)
+            self._call(tool)
+            self._succeed(tool)
+            return
         if rng.random() < 0.5:
             self.script.hear(rng.choice(frame["give_up"]), as_spoken=True)
             self.script.say(one_of(frame["given_up"], rng))
@@ -268,20 +276,22 @@ class Clerk:
         entry = self.book["action"][tool.action]
         slots = {"n": tool.noun, "b": bare(tool.noun)}
         done = one_of(entry["done"], rng, slots)
+        if tool.action in _REPEATED and self.arguments and rng.random() < 0.35:
+            done = sentence(one_of(self.frame["with_details"], rng, {"w": self._echoed(tool, tool.noun)}))
         if entry.get("effect") and rng.random() < 0.2:
             return Told(f"{tool.name}: {rng.choice(('ok', 'done', 'success', 'true'))}", done, ())
         fields = rng.sample(entry["results"], rng.randint(1, min(most, len(entry["results"]))))
-        parts, sentences, values = [], [], []
+        parts: list[str] = []
+        sentences: list[str] = []
+        values: list[str] = []
         for field in fields:
-            key = rng.choice(self.book["result"][field]["keys"])
+            key = rng.choice(self.book["result"][field]["keys"]).replace("_", " ")
             value = self._field(field)
             if key in [part.split(":")[0] for part in parts]:
                 continue
             parts.append(f"{key}: {value}")
             values.append(value)
-            sentences.append(
-                sentence(one_of(self.book["result"][field]["told"], rng, {"x": value, "k": key.replace("_", " ")}))
-            )
+            sentences.append(sentence(one_of(self.book["result"][field]["told"], rng, {"x": value, "k": key})))
         if len(parts) == 1 and fields[0] in ("status", "when", "place", "price") and rng.random() < 0.3:
             parts = [values[0]]
         text = f"{done} {' '.join(sentences)}" if done else " ".join(sentences)
