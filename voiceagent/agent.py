@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from voiceagent.tools import ServerTool
+
 
 @dataclass(frozen=True, slots=True)
 class Note:
@@ -25,9 +27,10 @@ class NoteTaker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AgentProfile:
-    """An agent as its preset describes it. `notes` makes a fresh note taker for each conversation."""
+    """An agent as its preset describes it. `notes` makes a fresh note taker for each conversation; `tools` are shared by all."""
 
     name: str
     instructions: str = ""
     greeting: str = ""
     notes: Callable[[], NoteTaker] | None = None
+    tools: tuple[ServerTool, ...] = ()

@@ -15,6 +15,8 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from voiceagent.tools import AUTO, ToolCall, ToolChoice, ToolSpec
+
 Samples: TypeAlias = NDArray[np.float32]
 """Mono audio, float32 in [-1, 1]. 16 kHz on the way in, the voice's own rate on the way out."""
 
@@ -146,10 +148,15 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class PromptTurn:
-    """One turn of the prompt. A `note` is a tool result shown to the model."""
+    """One turn of the prompt. A `note` is a tool result shown to the model.
+
+    An agent's turn with a `call` is that call and has no text; the note with the same `call_id` behind it says what came of it.
+    """
 
     role: Literal["system", "user", "agent", "note"]
     text: str
+    call: ToolCall | None = None
+    call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +164,7 @@ class DraftRequest:
     """A reply to be written.
 
     `conversation_id` keys the prefix cache. `must_say` lists texts from tool results that are pinned into the canvas: the model
-    chooses their place and writes around them. `max_words` of 0 means the model's own limit.
+    chooses their place and writes around them. `tools` may be called as `tool_choice` allows.
     """
 
     conversation_id: str
@@ -166,6 +173,8 @@ class DraftRequest:
     must_say: tuple[str, ...] = ()
     seed: int = 0
     temperature: float = 0.0
+    tools: tuple[ToolSpec, ...] = ()
+    tool_choice: ToolChoice = AUTO
 
 
 class TokenState(StrEnum):
@@ -193,7 +202,10 @@ class DraftPrefilled:
 
 @dataclass(frozen=True, slots=True)
 class DraftStepped:
-    """One denoising step ran. `committed_text` is all text committed so far, a prefix of the reply at a word boundary."""
+    """One denoising step ran.
+
+    `committed_text` is all text committed so far, a prefix of the reply at a word boundary. Nothing of a call is in it.
+    """
 
     step: int
     phase: Literal["first", "rest"]
@@ -208,13 +220,14 @@ class DraftStepped:
 
 @dataclass(frozen=True, slots=True)
 class DraftFinished:
-    """The reply is complete: `text` is final."""
+    """The reply is complete: `text` is final, and spoken before the `call` that follows it, if any."""
 
     text: str
     steps_first: int
     steps_rest: int
     forced_tokens: int
     at: float
+    call: ToolCall | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +271,7 @@ class Drafter(Protocol):
         """Queue a draft. Events arrive in order, on the event loop; the last is `DraftFinished` or `DraftFailed`."""
         ...
 
-    def warm(self, conversation_id: str, turns: Sequence[PromptTurn]) -> None:
+    def warm(self, conversation_id: str, turns: Sequence[PromptTurn], tools: Sequence[ToolSpec] = ()) -> None:
         """Prefill the cache for a prompt that a draft will probably start with. A hint: may be dropped under load."""
         ...
 

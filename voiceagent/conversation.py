@@ -10,29 +10,20 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self, TypeAlias, assert_never
 
 from voiceagent import turn as turns
 from voiceagent.agent import AgentProfile, NoteTaker
-from voiceagent.backends import (
-    INPUT_RATE_HZ,
-    Drafter,
-    DraftRequest,
-    Partial,
-    PromptTurn,
-    Samples,
-    StepPlan,
-    Synthesizer,
-    Transcriber,
-    VoiceDetector,
-)
+from voiceagent.asking import Asking
+from voiceagent.backends import INPUT_RATE_HZ, Drafter, Partial, Samples, Synthesizer, Transcriber, VoiceDetector
 from voiceagent.budget import BudgetController, Stage
 from voiceagent.clock import Clock
 from voiceagent.errors import ProtocolError
 from voiceagent.events import (
+    AnyItem,
     AudioCleared,
     AudioCommitted,
     ConversationEvent,
@@ -41,6 +32,7 @@ from voiceagent.events import (
     ItemDeleted,
     ItemDone,
     ItemTruncated,
+    ResponseCalled,
     ResponseFinished,
     ResponseItemStarted,
     ResponseStarted,
@@ -57,8 +49,11 @@ from voiceagent.hearing import Hearing
 from voiceagent.history import History
 from voiceagent.listener import Endpoint, Listener, Onset, Utter
 from voiceagent.playout import Playout
-from voiceagent.reply import Reply, ReplyRequest, expected_prompt_tokens
+from voiceagent.reply import Reply, ReplyRequest
 from voiceagent.session import ResponseOptions, SessionSettings
+from voiceagent.tool_runner import ToolDesk
+from voiceagent.tool_turn import ToolTurn
+from voiceagent.tools import ToolSpec
 from voiceagent.trace import TurnTrace
 
 log = logging.getLogger(__name__)
@@ -149,6 +144,9 @@ class Conversation:
         self._budget = budget
         self._notes: NoteTaker | None = agent.notes() if agent.notes else None
         self._history = History()
+        server_tools = tuple(tool.spec for tool in agent.tools)
+        self._asking = Asking(self.id, self._history, backends.llm, budget.settings.threshold, server_tools)
+        self._desk = ToolDesk(agent.tools, clock=clock, history=self._history, emit=emit, spawn=self._spawn)
         self._state = turns.TurnState()
         self._listener = Listener(backends.vad.open(), backends.vad.window_samples)
         self._inbox: asyncio.Queue[_Inbound] = asyncio.Queue()
@@ -163,7 +161,6 @@ class Conversation:
         self._still_playing: list[Reply] = []
         """Replies made before the current one, in case the caller still hears them."""
         self._playouts: dict[str, Playout] = {}
-        self._prompt_words = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._main: asyncio.Task[None] | None = None
         self._is_closed = False
@@ -183,7 +180,7 @@ class Conversation:
 
     async def run(self) -> None:
         """Listen until closed. A failing turn is reported in its own events and does not end the conversation."""
-        self._warm()
+        self._asking.warm(self.settings)
         while not self._is_closed:
             match await self._inbox.get():
                 case _Commit(samples=count):
@@ -266,8 +263,10 @@ class Conversation:
     def create_response(self, options: ResponseOptions | None = None) -> str:
         """Start a reply to the conversation as it stands; returns the response's id."""
         self._require_no_response()
+        options = options or ResponseOptions()
+        self._require_free_names(options.tools or (), "response.tools")
         response_id = _new_id("resp")
-        self._next = (response_id, options or ResponseOptions(), None)
+        self._next = (response_id, options, None)
         self._happened(turns.ReplyRequested())
         return response_id
 
@@ -287,15 +286,15 @@ class Conversation:
             )
         self._happened(turns.ReplyCancelled("client_cancelled"))
 
-    def add_item(self, item: Item, previous_item_id: str | None = None) -> None:
+    def add_item(self, item: AnyItem, previous_item_id: str | None = None) -> None:
         """Insert an item; a user's text also reaches the note taker."""
-        previous = self._history.add(item, previous_item_id)
-        if item.role == "user" and item.text:
+        previous = self._history.add_from_client(item, previous_item_id)
+        if isinstance(item, Item) and item.role == "user" and item.text:
             self._take_note(item.id, item.text)
         self._emit(ItemAdded(item, previous))
         self._emit(ItemDone(item, previous))
 
-    def item(self, item_id: str) -> tuple[Item, str | None]:
+    def item(self, item_id: str) -> tuple[AnyItem, str | None]:
         return self._history.get(item_id), self._history.previous_id(item_id)
 
     def delete_item(self, item_id: str) -> None:
@@ -304,7 +303,7 @@ class Conversation:
 
     def truncate_item(self, item_id: str, audio_end_s: float) -> None:
         """The caller heard only the first `audio_end_s` of this reply; a position past its end is read as its end."""
-        item = self._history.get(item_id, code="item_truncate_invalid_item_id")
+        item = self._history.said(item_id, code="item_truncate_invalid_item_id")
         if item.role != "agent":
             raise ProtocolError("item_truncate_invalid_item_id", f"Item {item_id} is not the agent's.", param="item_id")
         playout = self._playouts.get(item_id)
@@ -322,6 +321,7 @@ class Conversation:
             playout.report(played_s, self._clock.now())
 
     def update(self, settings: SessionSettings) -> None:
+        self._require_free_names(settings.tools, "session.tools")
         self.settings = settings
 
     # --- listening ----------------------------------------------------------------------------------------------------
@@ -341,7 +341,7 @@ class Conversation:
                     self._begin_hearing(item_id)
                     self._emit(SpeechStarted(item_id, start / INPUT_RATE_HZ))
                     self._happened(turns.SpeechBegan(detection.interrupt_response))
-                    self._warm()  # After the interruption: the history now holds what was heard.
+                    self._asking.warm(self.settings)  # After the interruption: the history now holds what was heard.
                 case Utter(samples=piece):
                     if self._hearing is not None:
                         self._hearing.feed(piece)
@@ -427,7 +427,7 @@ class Conversation:
         turn.transcript = transcript.text.strip()
         self._budget.costs.observe(Stage.ASR, max(turn.asr_final - turn.endpoint, 0.0))
         if hearing.item_id in self._history:  # The client may have deleted it meanwhile.
-            self._history.put(replace(self._history.get(hearing.item_id), text=turn.transcript))
+            self._history.put(replace(self._history.said(hearing.item_id), text=turn.transcript))
             if turn.transcript:
                 self._take_note(hearing.item_id, turn.transcript)
         self._emit(TranscriptFinal(hearing.item_id, turn.transcript, hearing.audio_s))
@@ -450,6 +450,7 @@ class Conversation:
         )
 
     def _take_note(self, item_id: str, text: str) -> None:
+        self._desk.turn_began()
         if self._notes is None:
             return
         try:
@@ -507,6 +508,14 @@ class Conversation:
             emit=lambda event: self._reply_event(running, event),
             trace=trace,
             on_audio=lambda: self._happened(turns.AudioBegan()),
+            tools=ToolTurn(
+                self._desk,
+                trace,
+                response_id,
+                emit=lambda event: self._reply_event(running, event),
+                client_tools={s.name: s for s in (self.settings.tools if options.tools is None else options.tools)},
+                keeps_history=options.in_conversation,
+            ),
         )
         if self._running is not None:
             self._keep_playing(self._running, reply)
@@ -521,6 +530,7 @@ class Conversation:
             # A client that commits and asks for a response at once is answered when its words are known.
             while self._recognising:
                 await asyncio.wait(self._recognising)
+            await self._desk.settled()  # What an interrupted reply has set going is known before this one is written.
             if turn is not None:
                 reply.trace.transcript = turn.transcript
                 reply.trace.mark("endpoint", turn.endpoint)
@@ -530,8 +540,8 @@ class Conversation:
             if reply.request.text is None:
                 reply.request = replace(
                     reply.request,
-                    draft=self._draft_request(running.options),
-                    prompt_tokens=self._new_prompt_tokens(running.options),
+                    draft=self._asking.request(self.settings, running.options),
+                    prompt_tokens=self._asking.new_prompt_tokens(self.settings, running.options),
                 )
             await reply.run()
         except Exception as error:
@@ -552,44 +562,6 @@ class Conversation:
         if self._running is running:
             self._happened(turns.PlayoutEnded())
 
-    def _draft_request(self, options: ResponseOptions) -> DraftRequest:
-        instructions = self.settings.instructions if options.instructions is None else options.instructions
-        if options.turns is None:
-            prompt, must_say = self._history.prompt(instructions), self._history.must_say()
-        else:
-            system = (PromptTurn("system", instructions),) if instructions.strip() else ()
-            prompt, must_say = (*system, *(PromptTurn(role, text) for role, text in options.turns)), ()
-        width = self._canvas_width(options.max_output_tokens or self.settings.max_output_tokens)
-        plan = StepPlan(
-            width, self._backends.llm.min_steps, self._backends.llm.min_steps, self._budget.settings.threshold
-        )
-        return DraftRequest(
-            conversation_id=self.id,
-            turns=prompt,
-            plan=plan,
-            must_say=must_say,
-            temperature=self.settings.temperature,
-        )
-
-    def _canvas_width(self, max_tokens: int | None) -> int:
-        widths = self._backends.llm.canvas_widths
-        fitting = [width for width in widths if max_tokens is None or width <= max_tokens]
-        return max(fitting) if fitting else min(widths)
-
-    def _new_prompt_tokens(self, options: ResponseOptions) -> float:
-        """Tokens of the prompt that came since it was last prefilled, guessed from words."""
-        words = sum(len(turn.text.split()) for turn in self._history.prompt(self.settings.instructions))
-        fresh = words if options.turns is not None else max(words - self._prompt_words, 1)
-        self._prompt_words = words
-        return expected_prompt_tokens(fresh)
-
-    def _warm(self) -> None:
-        """While the caller speaks, prefill what is known already; only their words are left for the endpoint."""
-        prompt = self._history.prompt(self.settings.instructions)
-        if prompt:
-            self._backends.llm.warm(self.id, prompt)
-            self._prompt_words = sum(len(turn.text.split()) for turn in prompt)
-
     def _reply_event(self, running: _Running, event: ConversationEvent) -> None:
         """Everything a reply emits passes here: a reply that has ended is silent, and the history follows what is said."""
         if running.is_finished:
@@ -602,8 +574,10 @@ class Conversation:
                 while len(self._playouts) > REMEMBERED_PLAYOUTS:
                     self._playouts.pop(next(iter(self._playouts)))
                 event = replace(event, previous_item_id=previous)
+            case ResponseCalled(item=call):
+                event = replace(event, previous_item_id=self._history.add(call) if keeps else None)
             case ResponseText(item_id=item_id) if keeps and item_id in self._history:
-                self._history.put(replace(self._history.get(item_id), text=running.reply.said))
+                self._history.put(replace(self._history.said(item_id), text=running.reply.said))
             case _:
                 pass
         self._emit(event)
@@ -664,7 +638,7 @@ class Conversation:
 
     def _cut_history(self, reply: Reply) -> None:
         if reply.request.item_id in self._history:
-            item = self._history.get(reply.request.item_id)
+            item = self._history.said(reply.request.item_id)
             heard = self._heard(reply)
             if heard != item.text:
                 self._history.put(replace(item, text=heard, status="incomplete"))
@@ -699,6 +673,11 @@ class Conversation:
                 "conversation_already_has_active_response",
                 f"Conversation already has an active response in progress: {active}. Wait until it is finished.",
             )
+
+    def _require_free_names(self, tools: Sequence[ToolSpec], param: str) -> None:
+        if taken := [spec.name for spec in tools if spec.name in self._desk.tools]:
+            message = f"The server has a tool named {taken[0]!r} of its own; give yours another name."
+            raise ProtocolError("invalid_value", message, param=param)
 
     def _spawn(
         self, work: Coroutine[None, None, None], also: set[asyncio.Task[None]] | None = None

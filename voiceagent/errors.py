@@ -4,6 +4,7 @@ VoiceAgentError
 ├── ConfigError          the user's configuration: names the key, the value and what was expected
 ├── ProtocolError        a client's message that breaks the protocol: becomes the protocol's error event
 ├── BackendError         a model failed: the conversation that asked is told, the others never notice
+├── ToolError            a tool could not do what it was asked: the model is told, and the conversation goes on
 └── OverloadedError      no room: said before anyone is kept waiting
 """
 
@@ -53,6 +54,10 @@ class BackendError(VoiceAgentError, RuntimeError):
     def __init__(self, part: str, message: str) -> None:
         super().__init__(f"{part}: {message}")
         self.part = part
+
+
+class ToolError(VoiceAgentError, RuntimeError):
+    """A tool cannot do what it was asked. The message is for the model, which tells the caller in its own words."""
 
 
 class OverloadedError(VoiceAgentError, RuntimeError):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from voiceagent.backends import CanvasToken, Samples, StepPlan
+from voiceagent.tools import ToolCall
 
 Role: TypeAlias = Literal["system", "user", "agent"]
 ItemStatus: TypeAlias = Literal["in_progress", "completed", "incomplete"]
@@ -20,7 +21,7 @@ ResponseStatus: TypeAlias = Literal["completed", "cancelled", "failed", "incompl
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One entry of the conversation.
+    """What somebody said.
 
     `text` of an agent item is what the caller heard once that is known, else what was said so far. `spoken` tells a user item
     that came as audio, and an agent item that was produced as audio. `text` is None while a spoken user item awaits its transcript.
@@ -31,6 +32,32 @@ class Item:
     text: str | None
     status: ItemStatus = "completed"
     spoken: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CallItem:
+    """A call of a tool. `call_id` ties it to its output."""
+
+    id: str
+    call_id: str
+    call: ToolCall
+    status: ItemStatus = "completed"
+
+
+@dataclass(frozen=True, slots=True)
+class OutputItem:
+    """What came of a call: `output` as clients write and see it, `note` as the model reads it."""
+
+    id: str
+    call_id: str
+    output: str
+    note: str = ""
+    must_say: tuple[str, ...] = ()
+    status: ItemStatus = "completed"
+
+
+AnyItem: TypeAlias = Item | CallItem | OutputItem
+"""One entry of the conversation. Calls and their outputs are not speech."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +124,13 @@ class TranscriptFailed:
 
 @dataclass(frozen=True, slots=True)
 class ItemAdded:
-    item: Item
+    item: AnyItem
     previous_item_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class ItemDone:
-    item: Item
+    item: AnyItem
     previous_item_id: str | None
 
 
@@ -137,6 +164,15 @@ class ResponseStarted:
 class ResponseItemStarted:
     response_id: str
     item: Item
+    previous_item_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseCalled:
+    """The response ends with a call that the client has to carry out. What the server runs itself is told as items alone."""
+
+    response_id: str
+    item: CallItem
     previous_item_id: str | None
 
 
@@ -219,6 +255,7 @@ ConversationEvent: TypeAlias = (
     | ItemTruncated
     | ResponseStarted
     | ResponseItemStarted
+    | ResponseCalled
     | ResponsePlanned
     | ResponseStepped
     | ResponseText

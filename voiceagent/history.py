@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import assert_never
 
 from voiceagent.agent import Note
 from voiceagent.backends import PromptTurn
 from voiceagent.errors import ProtocolError
-from voiceagent.events import Item
+from voiceagent.events import AnyItem, CallItem, Item, OutputItem
+from voiceagent.tools import output_note
 
 ROOT = "root"
 """`previous_item_id` that means: before everything else."""
 
 
 class History:
-    """Items in order, each with an optional note: the facts a tool found in it.
+    """Items in order, each with an optional note: the facts that a note taker found in it.
 
     Raises:
         ProtocolError: From every method given an id that does not exist, or exists already.
     """
 
     def __init__(self) -> None:
-        self._items: list[Item] = []
+        self._items: list[AnyItem] = []
         self._notes: dict[str, Note] = {}
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def __iter__(self) -> Iterator[Item]:
+    def __iter__(self) -> Iterator[AnyItem]:
         return iter(self._items)
 
     def __contains__(self, item_id: str) -> bool:
@@ -37,14 +40,27 @@ class History:
     def last_id(self) -> str | None:
         return self._items[-1].id if self._items else None
 
-    def get(self, item_id: str, *, code: str = "item_retrieve_invalid_item_id") -> Item:
+    def get(self, item_id: str, *, code: str = "item_retrieve_invalid_item_id") -> AnyItem:
         return self._items[self._index(item_id, code)]
+
+    def said(self, item_id: str, *, code: str = "item_retrieve_invalid_item_id") -> Item:
+        """An item that is speech or text; `code` also where it is a call or an output."""
+        item = self.get(item_id, code=code)
+        if not isinstance(item, Item):
+            raise ProtocolError(code, f"Item {item_id} is no message.", param="item_id")
+        return item
+
+    def call(self, call_id: str) -> CallItem | None:
+        return next((item for item in self._items if isinstance(item, CallItem) and item.call_id == call_id), None)
+
+    def output(self, call_id: str) -> OutputItem | None:
+        return next((item for item in self._items if isinstance(item, OutputItem) and item.call_id == call_id), None)
 
     def previous_id(self, item_id: str) -> str | None:
         index = self._index(item_id, "item_retrieve_invalid_item_id")
         return self._items[index - 1].id if index else None
 
-    def add(self, item: Item, previous_item_id: str | None = None) -> str | None:
+    def add(self, item: AnyItem, previous_item_id: str | None = None) -> str | None:
         """Insert after `previous_item_id` (None appends, `ROOT` puts it first); returns the id it now follows."""
         if item.id in self:
             raise ProtocolError(
@@ -63,6 +79,19 @@ class History:
         self._index(item_id, "item_retrieve_invalid_item_id")
         self._notes[item_id] = note
 
+    def add_from_client(self, item: AnyItem, previous_item_id: str | None = None) -> str | None:
+        """`add`, for what a client made: an output must belong to a call that waits for it, and says to the model what it means."""
+        if isinstance(item, CallItem) and self.call(item.call_id) is not None:
+            message = f"A function call with id {item.call_id} already exists."
+            raise ProtocolError("invalid_value", message, param="item.call_id")
+        if isinstance(item, OutputItem):
+            call = self.call(item.call_id)
+            if call is None or self.output(item.call_id) is not None:
+                what = "No function call with" if call is None else "There is an output already for the call with"
+                raise ProtocolError("invalid_value", f"{what} id {item.call_id}.", param="item.call_id")
+            item = replace(item, note=output_note(call.call.name, item.output))
+        return self.add(item, previous_item_id)
+
     def put(self, item: Item) -> None:
         """Replace the item that has this id."""
         self._items[self._index(item.id, "item_retrieve_invalid_item_id")] = item
@@ -80,25 +109,44 @@ class History:
         if instructions.strip():
             turns.append(PromptTurn("system", instructions.strip()))
         for item in self._items:
-            text = (item.text or "").strip()
-            if not text:
-                continue
-            if turns and turns[-1].role == item.role and item.role != "system":
-                turns[-1] = PromptTurn(item.role, f"{turns[-1].text} {text}")
-            else:
-                turns.append(PromptTurn(item.role, text))
-            if item.id in self._notes:
-                turns.append(PromptTurn("note", self._notes[item.id].text))
+            match item:
+                case Item():
+                    self._tell(item, turns)
+                case CallItem(call_id=call_id, call=call):
+                    # Models read an output right behind its call, however late it came.
+                    output = self.output(call_id)
+                    note = f"{call.name}: not finished yet" if output is None else output.note
+                    turns.append(PromptTurn("agent", "", call, call_id))
+                    turns.append(PromptTurn("note", note, call_id=call_id))
+                case OutputItem():
+                    pass
+                case _:
+                    assert_never(item)
         return tuple(turns)
 
+    def _tell(self, item: Item, turns: list[PromptTurn]) -> None:
+        text = (item.text or "").strip()
+        if not text:
+            return
+        if turns and turns[-1].role == item.role and turns[-1].call is None and item.role != "system":
+            turns[-1] = PromptTurn(item.role, f"{turns[-1].text} {text}")
+        else:
+            turns.append(PromptTurn(item.role, text))
+        if item.id in self._notes:
+            turns.append(PromptTurn("note", self._notes[item.id].text))
+
     def must_say(self) -> tuple[str, ...]:
-        """What the next reply has to contain: the newest note that no reply has answered yet."""
+        """What the next reply has to contain: the newest note that no reply has answered yet, and outputs behind it."""
+        wanted: tuple[str, ...] = ()
         for item in reversed(self._items):
-            if item.role == "agent" and item.text:
-                return ()
-            if item.id in self._notes:
-                return self._notes[item.id].must_say
-        return ()
+            if isinstance(item, OutputItem):
+                wanted = (*item.must_say, *wanted)
+            elif isinstance(item, Item):
+                if item.role == "agent" and item.text:
+                    break
+                if item.id in self._notes:
+                    return (*self._notes[item.id].must_say, *wanted)
+        return wanted
 
     def _index(self, item_id: str, code: str, param: str = "item_id") -> int:
         for index, item in enumerate(self._items):

@@ -1,5 +1,7 @@
 """One reply from plan to last audio: the draft denoises, finished clauses are spoken, and the plan follows the playout.
 
+A draft that ends with a call of a tool is followed by another, which knows the result.
+
 Two tasks share a bounded queue of clauses. The writer turns draft events into clauses; the voice turns clauses into text and audio events.
 While the first clause plays, the rest of the canvas goes on denoising with the steps that the playout leaves it.
 """
@@ -43,6 +45,8 @@ from voiceagent.events import (
     Usage,
 )
 from voiceagent.playout import Playout
+from voiceagent.tool_turn import ToolTurn
+from voiceagent.tools import ToolCall
 from voiceagent.trace import StepRecord, TurnTrace
 
 FIRST_PIECE_S = 0.2
@@ -79,6 +83,7 @@ class Reply:
     trace: TurnTrace
     on_audio: Callable[[], None]
     """Called once, when the first audio has left."""
+    tools: ToolTurn
     playout: Playout = field(default_factory=Playout)
     usage: Usage = field(default_factory=Usage)
     said: str = ""
@@ -86,6 +91,8 @@ class Reply:
     _plan: StepPlan | None = None
     _draft: Draft | None = None
     _rest_steps: int = 0
+    _has_words: bool = False
+    """Something of it is spoken or waits for the voice."""
 
     async def run(self) -> None:
         """Make the whole reply.
@@ -109,42 +116,69 @@ class Reply:
     # --- the writer ---------------------------------------------------------------------------------------------------
 
     async def _write(self, clauses: asyncio.Queue[str | None]) -> None:
-        finder = ClauseFinder()
-        if self.request.draft is None:
-            for clause in (*finder.push(self.request.text or ""), *finder.flush()):
-                await clauses.put(clause)
-            await clauses.put(None)
-            return
-        seen = 0
-        async with contextlib.aclosing(self._draft_events(self.request.draft)) as events:
+        draft = self.request.draft
+        if draft is None:
+            await self._put(clauses, self.request.text or "")
+        while draft is not None:
+            call = await self._write_draft(draft, clauses)
+            draft = None if call is None else await self.tools.take(call, draft, lambda text: self._fill(clauses, text))
+        await clauses.put(None)
+
+    async def _write_draft(self, draft: DraftRequest, clauses: asyncio.Queue[str | None]) -> ToolCall | None:
+        """Write what the draft says; the call that it ends with, if any."""
+        finder, seen, before = ClauseFinder(), 0, self.usage
+        call: ToolCall | None = None
+        async with contextlib.aclosing(self._draft_events(draft)) as events:
             async for event in events:
                 match event:
                     case DraftPrefilled():
-                        self._prefilled(event)
+                        self._prefilled(event, before)
                     case DraftStepped():
-                        self._stepped(event)
+                        self._stepped(event, before)
                         for clause in finder.push(event.committed_text[seen:], ends_word=True):
-                            self.trace.mark("first_clause", self.clock.now())
-                            await clauses.put(clause)
+                            await self._put_clause(clauses, clause)
                         seen = len(event.committed_text)
                     case DraftFinished():
-                        self.usage = replace(self.usage, output_tokens=max(self.usage.output_tokens, 1))
+                        call = event.call
+                        self.usage = replace(
+                            self.usage, output_tokens=max(self.usage.output_tokens, before.output_tokens + 1)
+                        )
                         self.trace.mark("draft_done", event.at)
                         for clause in (*finder.push(event.text[seen:]), *finder.flush()):
-                            self.trace.mark("first_clause", self.clock.now())
-                            await clauses.put(clause)
+                            await self._put_clause(clauses, clause)
                     case DraftFailed(error=error):
                         raise error
                     case _:
                         assert_never(event)
-        await clauses.put(None)
+        return call
+
+    async def _put(self, clauses: asyncio.Queue[str | None], text: str) -> None:
+        finder = ClauseFinder()
+        for clause in (*finder.push(text), *finder.flush()):
+            await clauses.put(clause)
+
+    async def _put_clause(self, clauses: asyncio.Queue[str | None], clause: str) -> None:
+        if clause.strip():
+            self._has_words = True
+            self.trace.mark("first_clause", self.clock.now())
+            await clauses.put(clause)
+
+    async def _fill(self, clauses: asyncio.Queue[str | None], text: str) -> None:
+        """Say something while a tool runs, unless the reply has begun."""
+        if not self._has_words:
+            self._has_words = True
+            self.trace.mark("first_clause", self.clock.now())
+            await self._put(clauses, text)
 
     async def _draft_events(self, draft: DraftRequest) -> AsyncGenerator[DraftEvent, None]:
         """Plan, start the draft and yield its events; leaving early cancels it between two steps."""
+        self._rest_steps = 0
+        # Once a tool has run the target for the turn is past; what is written then has it from there.
+        done = max((record.end or 0.0 for record in self.trace.tools), default=self.trace.origin)
         grant = self.budget.plan_turn(
             TurnRequest(
                 now=self.clock.now(),
-                speech_end=self.trace.origin,
+                speech_end=max(self.trace.origin, done),
                 target_s=self.request.target_s,
                 prompt_tokens=self.request.prompt_tokens,
                 canvas_width=draft.plan.canvas_width,
@@ -175,21 +209,24 @@ class Reply:
         self.trace.plans.append((self.clock.now(), plan, reason))
         self.emit(ResponsePlanned(self.request.response_id, plan, reason))
 
-    def _prefilled(self, event: DraftPrefilled) -> None:
+    def _prefilled(self, event: DraftPrefilled, before: Usage) -> None:
         self.trace.mark("prefill", event.at)
         self.usage = replace(
-            self.usage, input_tokens=event.cached_tokens + event.new_tokens, cached_tokens=event.cached_tokens
+            self.usage,
+            input_tokens=before.input_tokens + event.cached_tokens + event.new_tokens,
+            cached_tokens=before.cached_tokens + event.cached_tokens,
         )
         if event.new_tokens > 0:
             self.budget.costs.observe(Stage.PREFILL, event.compute_s, event.new_tokens)
 
-    def _stepped(self, event: DraftStepped) -> None:
+    def _stepped(self, event: DraftStepped, before: Usage) -> None:
         assert self._plan is not None and self._draft is not None
         # The drafter may have widened the canvas to hold what must be said.
         self._plan = replace(self._plan, canvas_width=len(event.canvas))
         self._rest_steps += event.phase == "rest"
         self.budget.costs.observe(Stage.STEP, event.compute_s, len(event.canvas) * event.batch)
-        self.usage = replace(self.usage, output_tokens=sum(1 for token in event.canvas if token.text))
+        written = sum(1 for token in event.canvas if token.text)
+        self.usage = replace(self.usage, output_tokens=before.output_tokens + written)
         self.trace.steps.append(
             StepRecord(
                 event.step,

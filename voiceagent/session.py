@@ -8,6 +8,7 @@ from typing import Literal
 
 from voiceagent.errors import ConfigError
 from voiceagent.events import Modality
+from voiceagent.tools import AUTO, ToolChoice, ToolSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,9 @@ class SessionSettings:
     temperature: float = 0.0
     transcribe: bool = True
     """Whether the client wants transcription events; recognition happens either way."""
+    tools: tuple[ToolSpec, ...] = ()
+    """The client's own: it runs them and answers with their output."""
+    tool_choice: ToolChoice = AUTO
 
     def __post_init__(self) -> None:
         if not 0.05 <= self.target_s <= 30.0:
@@ -75,3 +79,6 @@ class ResponseOptions:
     """False for an out-of-band response: its reply does not enter the history."""
     turns: tuple[tuple[Literal["system", "user", "agent"], str], ...] | None = None
     """Replaces the history for this response when given."""
+    tools: tuple[ToolSpec, ...] | None = None
+    """The client's own for this response."""
+    tool_choice: ToolChoice | None = None

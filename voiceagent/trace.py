@@ -21,6 +21,16 @@ class StepRecord:
 
 
 @dataclass(slots=True)
+class ToolRecord:
+    """A call and what became of it: `running`, then `ok`, `failed`, `timed_out`, `cancelled` or `refused`; or `client`, which runs its own."""
+
+    name: str
+    start: float
+    end: float | None = None
+    outcome: str = "running"
+
+
+@dataclass(slots=True)
 class TurnTrace:
     """Marks of one turn as readings of the conversation's clock; `origin` is the end of speech, or the request of a typed turn."""
 
@@ -35,6 +45,7 @@ class TurnTrace:
     marks: dict[str, float] = field(default_factory=dict)
     steps: list[StepRecord] = field(default_factory=list)
     plans: list[tuple[float, StepPlan, str]] = field(default_factory=list)
+    tools: list[ToolRecord] = field(default_factory=list)
     prediction: Prediction | None = None
     planned_on_time: bool | None = None
     """Whether the first plan fitted its deadline at p95; None before there was one."""
@@ -42,6 +53,13 @@ class TurnTrace:
     def mark(self, name: str, at: float) -> None:
         """Remember the first time something happened."""
         self.marks.setdefault(name, at)
+
+    def begin_again(self, at: float) -> None:
+        """A tool has answered and the reply is written now: the stages before its first words are those of this draft."""
+        self.marks["tools_done"] = at
+        if "first_clause" not in self.marks:
+            for name in ("draft_start", "prefill", "draft_done"):
+                self.marks.pop(name, None)
 
     @property
     def latency_s(self) -> float | None:
@@ -59,12 +77,15 @@ class TurnTrace:
         path = (
             ("endpoint", "origin", "endpoint"),
             ("asr", "endpoint", "asr_final"),
+            ("tools", "tools_start", "tools_done"),
             ("prefill", "draft_start", "prefill"),
             ("denoise_first", "prefill", "first_clause"),
             ("tts", "first_clause", "tts_audio"),
             ("transport", "tts_audio", "first_audio"),
         )
         known = {"origin": self.origin, **self.marks}
+        if self.tools:
+            known["tools_start"] = self.tools[0].start
         found: list[dict[str, object]] = []
         for name, start, end in path:
             if start in known and end in known:
@@ -93,6 +114,8 @@ class TurnTrace:
         for stage in self.stages():
             predicted = stage["predicted_p50_ms"]
             start, end = stage["start_ms"], stage["end_ms"]
+            if predicted is None and stage["name"] == "tools":
+                predicted = 0.0  # Nobody can say how long a tool takes; the target holds for replies without one.
             if isinstance(predicted, float) and isinstance(start, float) and isinstance(end, float):
                 over = (end - start) - predicted
                 if over > excess:
@@ -143,6 +166,15 @@ class TurnTrace:
                     "batch": record.batch,
                 }
                 for record in self.steps
+            ],
+            "tools": [
+                {
+                    "name": record.name,
+                    "start_ms": self._ms(record.start),
+                    "end_ms": None if record.end is None else self._ms(record.end),
+                    "outcome": record.outcome,
+                }
+                for record in self.tools
             ],
             "server_latency_ms": None if self.latency_s is None else round(self.latency_s * 1000, 2),
             "missed_deadline": self.missed_deadline(),

@@ -26,6 +26,7 @@ from voiceagent.backends import (
 )
 from voiceagent.clock import Clock
 from voiceagent.errors import BackendError
+from voiceagent.tools import ToolCall, ToolSpec
 
 RATE_HZ = 16_000
 
@@ -128,6 +129,13 @@ class ScriptedDraft:
         if isinstance(text, Exception):
             self._finish(DraftFailed(text, clock.now()))
             return
+        if isinstance(text, ToolCall):
+            self._on_event(DraftPrefilled(0, len(self.request.turns), 0.0, clock.now()))
+            canvas = (CanvasToken(text.name, TokenState.COMMITTED, 0.9),)
+            await clock.sleep_until(clock.now() + self._drafter.step_s)
+            self._on_event(DraftStepped(1, "first", canvas, "", 0, self._drafter.step_s, clock.now()))
+            self._finish(DraftFinished("", 1, 0, 0, clock.now(), text))
+            return
         self._on_event(DraftPrefilled(0, len(self.request.turns), 0.0, clock.now()))
         words = text.split()
         steps = min(self._drafter.steps, max(len(words), 1))
@@ -151,14 +159,14 @@ class ScriptedDraft:
 
 
 class ScriptedDrafter:
-    """Writes `texts` in turn, `steps` steps each, `step_s` of the clock per step."""
+    """Writes `texts` in turn, `steps` steps each, `step_s` of the clock per step; a call takes one step."""
 
     info = BackendInfo("llm", "scripted", "stand-in")
     canvas_widths = (16, 32)
     quality_curve = QualityCurve((), (), ())
     min_steps = 1
 
-    def __init__(self, clock: Clock, *texts: str | Exception, steps: int = 4, step_s: float = 0.01) -> None:
+    def __init__(self, clock: Clock, *texts: str | Exception | ToolCall, steps: int = 4, step_s: float = 0.01) -> None:
         self.clock = clock
         self.steps = steps
         self.step_s = step_s
@@ -168,7 +176,7 @@ class ScriptedDrafter:
         self.warmed: list[tuple[PromptTurn, ...]] = []
         self.forgotten: list[str] = []
 
-    def next_text(self) -> str | Exception:
+    def next_text(self) -> str | Exception | ToolCall:
         text = self._texts[min(self._written, len(self._texts) - 1)]
         self._written += 1
         return text
@@ -178,7 +186,7 @@ class ScriptedDrafter:
         self.drafts.append(draft)
         return draft
 
-    def warm(self, conversation_id: str, turns: Sequence[PromptTurn]) -> None:
+    def warm(self, conversation_id: str, turns: Sequence[PromptTurn], tools: Sequence[ToolSpec] = ()) -> None:
         self.warmed.append(tuple(turns))
 
     def forget(self, conversation_id: str) -> None:

@@ -20,13 +20,16 @@ from voiceagent.errors import ProtocolError
 from voiceagent.events import (
     AudioCleared,
     AudioCommitted,
+    CallItem,
     ConversationEvent,
     Item,
     ItemAdded,
     ItemDeleted,
     ItemDone,
     ItemTruncated,
+    OutputItem,
     ResponseAudio,
+    ResponseCalled,
     ResponseFinished,
     ResponseItemStarted,
     ResponsePlanned,
@@ -42,11 +45,14 @@ from voiceagent.events import (
     TurnTraced,
     Usage,
 )
-from voiceagent.session import SessionSettings
+from voiceagent.session import ResponseOptions, SessionSettings
+from voiceagent.tools import ToolCall
 from voiceagent.wire import CreateResponse, RealtimeCodec, SessionUpdate
 
 TRACE = [json.loads(line) for line in (Path(__file__).parent / "realtime_trace.jsonl").read_text().splitlines()]
 """Server events that the openai, agents-realtime and Pipecat parsers accept unchanged."""
+
+TRACE_CALL = next(event for event in TRACE if event.get("item", {}).get("type") == "function_call")
 
 USER = Item("item_u", "user", None, spoken=True)
 AGENT = Item("item_a", "agent", "Sure.", spoken=True)
@@ -114,6 +120,66 @@ def test_a_spoken_turn_has_the_order_and_the_fields_of_the_reference_trace() -> 
             k: v for k, v in wanted.items() if k not in varying
         }
         assert set(wanted.get("response", {})) <= set(event.get("response", {}))
+
+
+CALL = CallItem("item_f", "call_1", ToolCall("lookup_order", {"id": 42}))
+
+
+@pytest.mark.parametrize("before", [(), REPLY[1:3]], ids=["call alone", "call behind words"])
+def test_a_call_for_the_client_is_an_output_item_of_its_response(before: tuple[ConversationEvent, ...]) -> None:
+    item = AGENT if before else None
+    sent = send(make_codec(), REPLY[0], *before, ResponseCalled("resp_1", CALL, "item_u"), finished(item=item))
+    names = [
+        event["type"]
+        for event in sent
+        if event.get("item_id") != "item_a" and event.get("item", {}).get("id") != "item_a"
+    ]
+    assert names == [
+        "response.created",
+        "response.output_item.added",
+        "conversation.item.added",
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
+        "conversation.item.done",
+        "response.output_item.done",
+        "response.done",
+        "rate_limits.updated",
+    ]
+    opened = next(
+        event for event in sent if event["type"] == "response.output_item.added" and event["item"]["id"] == "item_f"
+    )
+    assert opened["item"]["status"] == "in_progress" and opened["item"]["arguments"] == ""
+    assert opened["output_index"] == len(before) // 2
+    whole = next(event for event in sent if event["type"] == "response.function_call_arguments.done")
+    assert (whole["call_id"], whole["name"], json.loads(whole["arguments"])) == ("call_1", "lookup_order", {"id": 42})
+    output = sent[-2]["response"]["output"]
+    assert [entry["type"] for entry in output] == ["message"] * (len(before) // 2) + ["function_call"]
+    wanted = {k: v for k, v in TRACE_CALL["item"].items() if k not in ("status", "arguments")}
+    assert {k: v for k, v in output[-1].items() if k not in ("status", "arguments")} == wanted
+
+
+def test_a_call_outside_the_conversation_is_no_item_of_it() -> None:
+    codec = make_codec()
+    codec.requested("resp_1", CreateResponse(options=ResponseOptions(in_conversation=False)))
+    sent = send(codec, REPLY[0], ResponseCalled("resp_1", CALL, None), finished(item=None))
+    assert not [event for event in sent if event["type"].startswith("conversation.")]
+    assert sent[-2]["response"]["output"][0]["call_id"] == "call_1"
+
+
+def test_what_the_server_ran_is_told_as_items_and_not_as_output_of_a_response() -> None:
+    output = OutputItem("item_o", "call_1", '{"table": 12}', "book_table: table: 12", ("12",))
+    sent = send(make_codec(), REPLY[0], ItemAdded(CALL, None), ItemDone(CALL, None), ItemAdded(output, "item_f"))
+    assert [event["type"] for event in sent[1:]] == ["conversation.item.added", "conversation.item.done"] + [
+        "conversation.item.added"
+    ]
+    assert sent[-1]["item"] == {
+        "id": "item_o",
+        "object": "realtime.item",
+        "type": "function_call_output",
+        "status": "completed",
+        "call_id": "call_1",
+        "output": '{"table": 12}',
+    }
 
 
 def test_session_created_carries_the_full_session() -> None:

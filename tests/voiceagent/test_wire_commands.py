@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from tests.voiceagent.realtime import Event, check_event
 from tests.voiceagent.test_wire import make_codec, send
 from voiceagent.errors import ProtocolError
-from voiceagent.events import Item, ResponseAudio, ResponseStarted
+from voiceagent.events import CallItem, Item, ItemAdded, OutputItem, ResponseAudio, ResponseCalled, ResponseStarted
 from voiceagent.session import ResponseOptions, SessionSettings, TurnDetection
+from voiceagent.tools import ToolCall, ToolChoice, ToolSpec
 from voiceagent.wire import (
     AppendAudio,
     CancelResponse,
@@ -123,6 +124,41 @@ def test_each_client_event_becomes_its_command(message: Event, command: Command)
 def test_items_are_read_as_clients_write_them(item: Event, expected: Item) -> None:
     command = receive(make_codec(), "conversation.item.create", item={"type": "message", "id": "i", **item})
     assert command == CreateItem(item=expected)
+
+
+def test_calls_and_their_outputs_are_read_as_clients_write_them() -> None:
+    codec = make_codec()
+    call = {"type": "function_call", "id": "i", "call_id": "c", "name": "f", "arguments": '{"n": 4, "s": "\\ud800"}'}
+    assert receive(codec, "conversation.item.create", item=call) == CreateItem(
+        item=CallItem("i", "c", ToolCall("f", {"n": 4, "s": "\ufffd"}))
+    )
+    output = {"type": "function_call_output", "id": "o", "call_id": "c", "output": "done"}
+    assert receive(codec, "conversation.item.create", item=output) == CreateItem(item=OutputItem("o", "c", "done"))
+
+
+def test_functions_of_a_session_are_the_conversations_and_other_tools_are_only_echoed() -> None:
+    codec = make_codec()
+    function = {"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}}
+    shown = update(codec, tools=[function, {"type": "mcp", "server_label": "x"}], tool_choice="required")
+    assert [tool["type"] for tool in shown["tools"]] == ["function", "mcp"] and shown["tool_choice"] == "required"
+    assert codec.session.settings.tools == (ToolSpec("f", "d", {"type": "object"}),)
+    assert codec.session.settings.tool_choice == ToolChoice("required")
+    update(codec, tool_choice={"type": "function", "name": "f"})
+    assert codec.session.settings.tool_choice == ToolChoice("required", "f")
+    update(codec, tool_choice={"type": "mcp", "server_label": "x"}, tools=None)
+    assert codec.session.settings.tool_choice == ToolChoice() and codec.session.settings.tools == ()
+    command = receive(codec, "response.create", response={"tools": [function], "tool_choice": "none"})
+    assert isinstance(command, CreateResponse)
+    assert command.options.tools is not None and command.options.tools[0].name == "f"
+    assert command.options.tool_choice == ToolChoice("none")
+
+
+def test_two_functions_of_one_name_and_too_many_of_them_are_refused() -> None:
+    function = {"type": "function", "name": "f"}
+    many = [{"type": "function", "name": f"f{n}"} for n in range(129)]
+    for tools, param in (([function, function], "session.tools[1].name"), (many, "session.tools")):
+        text = json.dumps({"type": "session.update", "session": {"type": "realtime", "tools": tools}})
+        assert refusal(make_codec(), text).param == param
 
 
 def test_an_item_without_an_id_gets_a_fresh_one_and_a_chosen_id_stays() -> None:
@@ -369,12 +405,35 @@ MESSAGE = {"type": "message", "role": "user", "content": []}
             "item.content[0].type",
         ),
         (
-            {
-                "type": "conversation.item.create",
-                "item": {"type": "function_call_output", "call_id": "c", "output": ""},
-            },
+            {"type": "conversation.item.create", "item": {"type": "function_call_output", "call_id": "c"}},
+            "missing_required_parameter",
+            "item.output",
+        ),
+        (
+            {"type": "conversation.item.create", "item": {"type": "function_call_output", "call_id": "", "output": ""}},
             "invalid_value",
             "item.call_id",
+        ),
+        (
+            {
+                "type": "conversation.item.create",
+                "item": {"type": "function_call", "call_id": "c", "name": "f", "arguments": "four"},
+            },
+            "invalid_value",
+            "item.arguments",
+        ),
+        (
+            {"type": "response.create", "response": {"tools": [{"type": "function"}]}},
+            "missing_required_parameter",
+            "response.tools[0].name",
+        ),
+        (
+            {
+                "type": "response.create",
+                "response": {"input": [{"type": "function_call_output", "call_id": "c", "output": ""}]},
+            },
+            "invalid_value",
+            "response.input[0].type",
         ),
         ({"type": "conversation.item.create", "item": {"type": "mcp_call"}}, "invalid_value", "item.type"),
         ({"type": "conversation.item.retrieve"}, "missing_required_parameter", "item_id"),
@@ -493,7 +552,8 @@ def test_a_lone_surrogate_becomes_text_that_can_be_encoded() -> None:
     command = receive(
         make_codec(), "conversation.item.create", item={"type": "message", "role": "user", "content": content}
     )
-    assert isinstance(command, CreateItem) and command.item.text == "\ufffd and \U0001f600"
+    assert isinstance(command, CreateItem) and isinstance(command.item, Item)
+    assert command.item.text == "\ufffd and \U0001f600"
 
 
 # --- fuzz -------------------------------------------------------------------------------------------------------------
@@ -569,6 +629,11 @@ FIELD_NAMES = st.sampled_from(
         "silence_duration_ms",
         "eagerness",
         "call_id",
+        "name",
+        "arguments",
+        "output",
+        "parameters",
+        "description",
     ]
 )
 
@@ -582,6 +647,11 @@ VALUES = st.sampled_from(
         "semantic_vad",
         "audio/pcm",
         "item_reference",
+        "function",
+        "function_call",
+        "function_call_output",
+        '{"people": 4}',
+        "required",
         "AAAA",
         24000,
         1,
@@ -612,6 +682,8 @@ def survive(text: str) -> None:
             answers = [*answers, *codec.apply(command)]
         if isinstance(command, AppendAudio):
             codec.input_samples(command.audio)
+        if isinstance(command, CreateItem):
+            answers = [*answers, *codec.send(ItemAdded(command.item, None), 0.0)]
     for answer in answers:
         json.dumps(answer, allow_nan=False).encode("ascii")
 
@@ -638,3 +710,24 @@ def test_any_fields_of_a_known_event_are_answered(kind: str, fields: Event) -> N
 @given(st.dictionaries(FIELD_NAMES, SHAPED, max_size=5))
 def test_any_session_is_answered(session: Event) -> None:
     survive(json.dumps({"type": "session.update", "session": {**session, "type": "realtime"}}))
+
+
+@ON_ANY_MACHINE
+@given(st.sampled_from(["function_call", "function_call_output"]), st.dictionaries(FIELD_NAMES, SHAPED, max_size=5))
+def test_any_call_or_output_of_a_client_is_answered(kind: str, item: Event) -> None:
+    survive(json.dumps({"type": "conversation.item.create", "item": {**item, "type": kind}}))
+
+
+@ON_ANY_MACHINE
+@given(st.lists(SHAPED | st.dictionaries(FIELD_NAMES, SHAPED, max_size=4), max_size=3), SHAPED)
+def test_any_tools_are_answered(tools: list[object], choice: object) -> None:
+    session = {"type": "realtime", "tools": tools, "tool_choice": choice}
+    survive(json.dumps({"type": "session.update", "session": session}))
+
+
+@ON_ANY_MACHINE
+@given(st.text(max_size=10), st.dictionaries(st.text(max_size=8), JSON, max_size=4))
+def test_any_call_of_a_model_becomes_events_that_clients_accept(name: str, arguments: Event) -> None:
+    codec = make_codec()
+    call = CallItem("item_f", "call_1", ToolCall(name, arguments))
+    send(codec, ResponseStarted("resp_1", "item_a", "audio"), ResponseCalled("resp_1", call, None))

@@ -6,11 +6,13 @@ Null discipline: inside items and parts an optional string is left out rather th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from typing import assert_never
 
 from voiceagent.backends import CanvasToken, StepPlan
 from voiceagent.errors import ProtocolError
-from voiceagent.events import Item, Modality, ResponseStatus, Usage
+from voiceagent.events import AnyItem, CallItem, Item, Modality, OutputItem, ResponseStatus, Usage
 from voiceagent.wire.fields import Json
 
 _WIRE_ROLES = {"system": "system", "user": "user", "agent": "assistant"}
@@ -22,15 +24,26 @@ _REASONS = {
 """The reasons that typed clients accept for each final status."""
 
 
-def item_json(item: Item) -> Json:
-    return {
-        "id": item.id,
-        "object": "realtime.item",
-        "type": "message",
-        "role": _WIRE_ROLES[item.role],
-        "status": item.status,
-        "content": [] if item.role == "agent" and item.status == "in_progress" else [_content(item)],
-    }
+def item_json(item: AnyItem) -> Json:
+    common = {"id": item.id, "object": "realtime.item"}
+    match item:
+        case Item(role=role, status=status):
+            content = [] if role == "agent" and status == "in_progress" else [_content(item)]
+            return {**common, "type": "message", "role": _WIRE_ROLES[role], "status": status, "content": content}
+        case CallItem(call_id=call_id, call=call, status=status):
+            # A client can act on arguments that are whole only, so they are empty until then.
+            arguments = "" if status == "in_progress" else arguments_json(call.arguments)
+            body = {"call_id": call_id, "name": call.name, "arguments": arguments}
+            return {**common, "type": "function_call", "status": status, **body}
+        case OutputItem(call_id=call_id, output=output, status=status):
+            return {**common, "type": "function_call_output", "status": status, "call_id": call_id, "output": output}
+        case _:
+            assert_never(item)
+
+
+def arguments_json(arguments: Mapping[str, object]) -> str:
+    """The JSON text that `arguments` of a call are on the wire."""
+    return json.dumps(dict(arguments), ensure_ascii=False, default=str)
 
 
 def _content(item: Item) -> Json:

@@ -16,15 +16,16 @@ from typing import assert_never
 from voiceagent.backends import Samples
 from voiceagent.errors import ProtocolError
 from voiceagent.events import (
+    AnyItem,
     AudioCleared,
     AudioCommitted,
     ConversationEvent,
-    Item,
     ItemAdded,
     ItemDeleted,
     ItemDone,
     ItemTruncated,
     ResponseAudio,
+    ResponseCalled,
     ResponseFinished,
     ResponseItemStarted,
     ResponsePlanned,
@@ -126,7 +127,7 @@ class RealtimeCodec:
         """Remember what the client wanted of a response. To be called before the response's first event is sent."""
         self._requests[response_id] = request
 
-    def retrieved(self, item: Item) -> list[Json]:
+    def retrieved(self, item: AnyItem) -> list[Json]:
         return [self._event("conversation.item.retrieved", item=item_json(item))]
 
     def refused(self, error: ProtocolError, command: Command | None = None) -> list[Json]:
@@ -180,7 +181,7 @@ class RealtimeCodec:
                 yield self._truncated(item_id, audio_end_s)
             case ResponseStarted():
                 yield from self._started(event)
-            case ResponseItemStarted() | ResponseText() | ResponseAudio() | ResponseFinished():
+            case ResponseItemStarted() | ResponseCalled() | ResponseText() | ResponseAudio() | ResponseFinished():
                 yield from self._progressed(event)
             case ResponsePlanned() | ResponseStepped() | TurnTraced():
                 if self.session.extensions:
@@ -230,7 +231,7 @@ class RealtimeCodec:
         yield writer.created()
 
     def _progressed(
-        self, event: ResponseItemStarted | ResponseText | ResponseAudio | ResponseFinished
+        self, event: ResponseItemStarted | ResponseCalled | ResponseText | ResponseAudio | ResponseFinished
     ) -> Iterator[Json]:
         """What follows `ResponseStarted`; events of a response that is over, or was never announced, tell the client nothing."""
         writer = self._responses.get(event.response_id)
@@ -240,6 +241,9 @@ class RealtimeCodec:
             case ResponseItemStarted(item=item):
                 self._issued_items.add(item.id)
                 yield from writer.item_started(event)
+            case ResponseCalled(item=call):
+                self._issued_items.add(call.id)
+                yield from writer.called(event)
             case ResponseText():
                 yield from writer.text(event)
             case ResponseAudio():

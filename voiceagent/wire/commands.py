@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from voiceagent.events import Item
+from voiceagent.events import AnyItem
 from voiceagent.session import ResponseOptions
 from voiceagent.wire.session import FormatName, WireSession
 
@@ -41,7 +41,7 @@ class ClearAudio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateItem:
-    item: Item
+    item: AnyItem
     previous_item_id: str | None = None
     """None appends; "root" is the front."""
     event_id: str | None = None

@@ -170,6 +170,19 @@ def clean_text(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if not text.isascii() else text
 
 
+def clean_json(value: object) -> object:
+    """A JSON value whose texts and keys are `clean_text`."""
+    match value:
+        case str():
+            return clean_text(value)
+        case list():
+            return [clean_json(entry) for entry in value]
+        case dict():
+            return {clean_text(key): clean_json(entry) for key, entry in value.items()}
+        case _:
+            return value
+
+
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 from voiceagent.errors import ProtocolError
-from voiceagent.events import Item, ItemStatus, Role
+from voiceagent.events import AnyItem, CallItem, Item, ItemStatus, OutputItem, Role
 from voiceagent.session import ResponseOptions, SessionSettings
+from voiceagent.tools import ToolCall
 from voiceagent.wire.commands import (
     AppendAudio,
     CancelResponse,
@@ -27,12 +28,14 @@ from voiceagent.wire.commands import (
     SessionUpdate,
     TruncateItem,
 )
-from voiceagent.wire.fields import Fields
+from voiceagent.wire.fields import INVALID_JSON, Fields, Json, clean_json, parse_object
 from voiceagent.wire.session import (
     WireSession,
     read_format,
     read_max_output_tokens,
     read_modality,
+    read_tool_choice,
+    read_tools,
     read_voice,
     update_session,
 )
@@ -135,29 +138,46 @@ def _read_truncate(event: Fields, event_id: str | None) -> TruncateItem:
 # --- items ------------------------------------------------------------------------------------------------------------
 
 
-def _read_item(item: Fields, make_id: Callable[[], str]) -> Item:
-    """A message as the conversation keeps it: its parts' texts, joined.
+def _read_item(item: Fields, make_id: Callable[[], str]) -> AnyItem:
+    """An item as the conversation keeps it; of a message its parts' texts, joined.
 
     Lenient about part names, as clients are: an assistant part may be `input_text` or `text`.
     """
-    _check_message(item)
-    role = _read_role(item)
+    kind = item.required_string("type")
     item_id = item.string("id")
     if item_id is not None and not 0 < len(item_id) <= MAX_ID_CHARS:
         raise item.invalid("id", f"1 to {MAX_ID_CHARS} characters")
+    item_id = item_id or make_id()
     status: ItemStatus = "incomplete" if item.string("status") == "incomplete" else "completed"
-    text, spoken = _read_content(item)
-    return Item(id=item_id or make_id(), role=role, text=text, status=status, spoken=spoken and role != "system")
+    match kind:
+        case "message":
+            role = _read_role(item)
+            text, spoken = _read_content(item)
+            return Item(id=item_id, role=role, text=text, status=status, spoken=spoken and role != "system")
+        case "function_call":
+            call = ToolCall(item.required_string("name"), _read_arguments(item))
+            return CallItem(item_id, _read_call_id(item), call, status)
+        case "function_call_output":
+            return OutputItem(item_id, _read_call_id(item), item.required_string("output"), status=status)
+        case _:
+            raise item.invalid("type", "message, function_call or function_call_output")
 
 
-def _check_message(item: Fields) -> None:
-    kind = item.required_string("type")
-    if kind == "function_call_output":
-        call_id = item.string("call_id")
-        param = item.param("call_id")
-        raise ProtocolError("invalid_value", f"No function call with id {call_id} in the conversation.", param=param)
-    if kind != "message":
-        raise item.invalid("type", "message: this agent calls no functions")
+def _read_call_id(item: Fields) -> str:
+    call_id = item.required_string("call_id")
+    if not 0 < len(call_id) <= MAX_ID_CHARS:
+        raise item.invalid("call_id", f"1 to {MAX_ID_CHARS} characters")
+    return call_id
+
+
+def _read_arguments(item: Fields) -> Json:
+    """The object in a call's `arguments`, which is JSON text."""
+    try:
+        return cast(Json, clean_json(parse_object(item.required_string("arguments") or "{}")))
+    except ProtocolError as error:
+        if error.code == INVALID_JSON:
+            raise item.invalid("arguments", "the text of a JSON object") from error
+        raise
 
 
 def _read_role(item: Fields) -> Role:
@@ -209,6 +229,8 @@ def _read_response(response: Fields | None, make_id: Callable[[], str], event_id
         metadata=_read_metadata(response),
         target_s=None if target_ms is None else target_ms / 1000,
         in_conversation=response.choice("conversation", ("auto", "none")) != "none",
+        tools=read_tools(response),
+        tool_choice=read_tool_choice(response),
     )
     return CreateResponse(
         options=options,
@@ -238,6 +260,8 @@ def _read_context(response: Fields, make_id: Callable[[], str]) -> tuple[Respons
             context.append(ItemReference(entry.required_string("id")))
             continue
         item = _read_item(entry, make_id)
+        if not isinstance(item, Item):
+            raise entry.invalid("type", "message or item_reference as input of one response")
         role: Literal["system", "user", "agent"] = item.role
         context.append((role, item.text or ""))
     return tuple(context)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Protocol
 
 from voiceagent.events import (
     Item,
     ResponseAudio,
+    ResponseCalled,
     ResponseFinished,
     ResponseItemStarted,
     ResponseStarted,
@@ -16,7 +18,7 @@ from voiceagent.events import (
     Usage,
 )
 from voiceagent.wire.audio import OutputAudio
-from voiceagent.wire.build import item_json, metadata_json, part_json, status_details_json, usage_json
+from voiceagent.wire.build import arguments_json, item_json, metadata_json, part_json, status_details_json, usage_json
 from voiceagent.wire.commands import CreateResponse
 from voiceagent.wire.fields import Json
 from voiceagent.wire.session import WireSession, format_json, max_output_tokens_json
@@ -59,6 +61,7 @@ class ResponseWriter:
         self._output: OutputAudio | None = None
         self._texts: list[str] = []
         self._open_item: Item | None = None
+        self._calls: list[Json] = []
 
     def created(self) -> Json:
         return self._event("response.created", response=self._response("in_progress", None, [], None))
@@ -82,6 +85,24 @@ class ResponseWriter:
             self._output = OutputAudio(event.rate_hz, self._format)
         yield from self._audio_deltas(event.item_id, self._output.encode(event.samples))
 
+    def called(self, event: ResponseCalled) -> Iterator[Json]:
+        """A call for the client, whole from its first event: nothing of it can be acted on before it is."""
+        call_item, previous = event.item, event.previous_item_id
+        opened, item = item_json(replace(call_item, status="in_progress")), item_json(call_item)
+        where = {"response_id": self._id, "output_index": len(self._calls) + (self._open_item is not None)}
+        self._calls.append(item)
+        arguments = arguments_json(call_item.call.arguments)
+        located = {**where, "item_id": call_item.id, "call_id": call_item.call_id}
+        yield self._event("response.output_item.added", **where, item=opened)
+        if self._conversation_id is not None:
+            yield self._event("conversation.item.added", item=opened, previous_item_id=previous)
+        kind = "response.function_call_arguments"
+        yield self._event(f"{kind}.delta", **located, delta=arguments)
+        yield self._event(f"{kind}.done", **located, name=call_item.call.name, arguments=arguments)
+        if self._conversation_id is not None:
+            yield self._event("conversation.item.done", item=item, previous_item_id=previous)
+        yield self._event("response.output_item.done", **where, item=item)
+
     def finished(self, event: ResponseFinished) -> Iterator[Json]:
         items: list[Json] = []
         if event.item is not None:
@@ -94,6 +115,7 @@ class ResponseWriter:
             if self._conversation_id is not None:
                 yield self._event("conversation.item.done", item=item, previous_item_id=event.previous_item_id)
             yield self._event("response.output_item.done", response_id=self._id, output_index=0, item=item)
+        items += self._calls
         details = status_details_json(event.status, event.reason)
         yield self._event("response.done", response=self._response(event.status, details, items, event.usage))
         yield self._event("rate_limits.updated", rate_limits=RATE_LIMITS)

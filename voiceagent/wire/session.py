@@ -2,7 +2,7 @@
 
 Source: protocols 1.2. Only the fields present in an update change. Objects under `audio.input` and `audio.output` merge key by
 key; `turn_detection`, `transcription`, `noise_reduction`, `format`, `tools` and `tool_choice` are replaced whole. What the
-runtime has no use for (tools, tracing, a stored prompt, a voice's name) is kept and echoed, so that clients which compare find
+runtime has no use for (tools of other kinds than functions, tracing, a stored prompt, a voice's name) is kept and echoed, so that clients which compare find
 what they sent; what would be untrue if echoed is not: `speed` stays 1.0 and `model` stays the one of the URL.
 """
 
@@ -14,7 +14,8 @@ from typing import Literal, TypeAlias, cast
 
 from voiceagent.errors import ConfigError, ProtocolError
 from voiceagent.session import SessionSettings, TurnDetection
-from voiceagent.wire.fields import Fields, Json
+from voiceagent.tools import ToolChoice, ToolSpec
+from voiceagent.wire.fields import Fields, Json, clean_json
 
 FormatName: TypeAlias = Literal["audio/pcm", "audio/pcmu", "audio/pcma"]
 Eagerness: TypeAlias = Literal["low", "medium", "high", "auto"]
@@ -23,6 +24,8 @@ FORMATS: tuple[FormatName, ...] = ("audio/pcm", "audio/pcmu", "audio/pcma")
 PCM_RATE_HZ = 24_000
 DEFAULT_VOICE = "default"
 MAX_MS = 600_000
+MAX_TOOLS = 128
+MAX_NAME_CHARS = 64
 
 _SILENCE_SCALE: Mapping[str, float] = {"low": 2.0, "medium": 1.0, "auto": 1.0, "high": 0.7}
 """`semantic_vad` gives no silence: the agent's own hangover, scaled by how eager the client wants it to be."""
@@ -198,14 +201,48 @@ def _update_output(session: WireSession, update: Fields | None) -> WireSession:
     return session
 
 
+def read_tools(parent: Fields) -> tuple[ToolSpec, ...] | None:
+    """The functions among `tools`, or None when the key is absent or null. Other kinds of tools are not the runtime's."""
+    found = parent.children("tools")
+    if found is None:
+        return None
+    if len(found) > MAX_TOOLS:
+        raise parent.invalid("tools", f"at most {MAX_TOOLS} tools")
+    specs: dict[str, ToolSpec] = {}
+    for tool in found:
+        if tool.required_string("type") != "function":
+            continue
+        name = tool.required_string("name")
+        if not 0 < len(name) <= MAX_NAME_CHARS or name in specs:
+            raise tool.invalid("name", f"1 to {MAX_NAME_CHARS} characters, and a name of its own")
+        parameters = tool.child("parameters")
+        schema = {"type": "object", "properties": {}} if parameters is None else clean_json(parameters.data)
+        specs[name] = ToolSpec(name, tool.string("description") or "", cast(Json, schema))
+    return tuple(specs.values())
+
+
+def read_tool_choice(parent: Fields) -> ToolChoice | None:
+    """`tool_choice`, or None when the key is absent or null. A choice among tools that are not the runtime's is `auto`."""
+    if parent.data.get("tool_choice") is None:
+        return None
+    value = _read_choice(parent, "tool_choice", ("none", "auto", "required"))
+    if isinstance(value, str):
+        return ToolChoice(cast(Literal["none", "auto", "required"], value))
+    chosen = parent.required_child("tool_choice")
+    if chosen.required_string("type") != "function":
+        return ToolChoice()
+    return ToolChoice("required", chosen.required_string("name"))
+
+
 def _update_tools(session: WireSession, update: Fields) -> WireSession:
     if update.has("tools"):
-        tools = update.children("tools") or ()
-        for tool in tools:
-            tool.required_string("type")
-        session = replace(session, tools=tuple(tool.data for tool in tools))
-    if update.data.get("tool_choice") is not None:
-        session = replace(session, tool_choice=_read_choice(update, "tool_choice", ("none", "auto", "required")))
+        specs, shown = read_tools(update) or (), update.children("tools") or ()
+        settings = replace(session.settings, tools=specs)
+        session = replace(session, settings=settings, tools=tuple(tool.data for tool in shown))
+    if (choice := read_tool_choice(update)) is not None:
+        shown_choice = _read_choice(update, "tool_choice", ("none", "auto", "required"))
+        settings = replace(session.settings, tool_choice=choice)
+        session = replace(session, settings=settings, tool_choice=shown_choice)
     if (parallel := update.boolean("parallel_tool_calls")) is not None:
         session = replace(session, parallel_tool_calls=parallel)
     if update.data.get("truncation") is not None:

@@ -1,0 +1,118 @@
+"""The calls within one reply: each is checked, carried out or handed to the client, and the draft is asked for again with its result."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from voiceagent.backends import DraftRequest, PromptTurn
+from voiceagent.errors import BackendError
+from voiceagent.events import CallItem, ConversationEvent, ResponseCalled
+from voiceagent.tool_runner import Job, ToolDesk
+from voiceagent.tools import MAX_CALLS, ToolCall, ToolChoice, ToolResult, ToolSpec, mismatch
+from voiceagent.trace import ToolRecord, TurnTrace
+
+ACKNOWLEDGE_AFTER_S = 0.7
+"""A tool that takes longer is covered by its `say_while_running`: with the draft before it, silence would pass a second and a half."""
+
+
+@dataclass(slots=True)
+class ToolTurn:
+    """One reply's calls.
+
+    Args:
+        emit: The reply's own way to tell of `ResponseCalled`.
+        client_tools: Tools that the client runs.
+        keeps_history: False for a response outside the conversation, whose calls nobody else sees.
+    """
+
+    desk: ToolDesk
+    trace: TurnTrace
+    response_id: str
+    emit: Callable[[ConversationEvent], None]
+    client_tools: Mapping[str, ToolSpec] = field(default_factory=dict)
+    keeps_history: bool = True
+    _calls: int = 0
+    _has_acknowledged: bool = False
+
+    async def take(
+        self, call: ToolCall, request: DraftRequest, acknowledge: Callable[[str], Awaitable[None]]
+    ) -> DraftRequest | None:
+        """Carry out what a finished draft calls for.
+
+        Args:
+            request: What that draft was asked for.
+            acknowledge: Speaks a text while the tool runs.
+
+        Returns:
+            The request of the next draft, or None when the client has the word.
+
+        Raises:
+            BackendError: If the drafter calls although it may not.
+        """
+        if request.tool_choice.mode == "none":
+            raise BackendError("llm", f"called {call.name!r} although it was asked to answer")
+        self._calls += 1
+        record = ToolRecord(call.name, self.desk.clock.now())
+        self.trace.tools.append(record)
+        item = CallItem(_new_id("item"), _new_id("call"), call)
+        problem = call.problem or self._problem(call, request)
+        if not problem and call.name in self.client_tools:
+            record.end, record.outcome = record.start, "client"
+            self.emit(ResponseCalled(self.response_id, item, None))
+            return None
+        if self.keeps_history:
+            self.desk.announce(item)
+        if problem:
+            result = self.desk.refuse(item if self.keeps_history else None, call.name, problem, record)
+        else:
+            job = self.desk.start(self.desk.tools[call.name], item, record)
+            result = await self._result(job, acknowledge)
+        self.trace.begin_again(self.desk.clock.now())
+        return replace(
+            request,
+            turns=(
+                *request.turns,
+                PromptTurn("agent", "", call, item.call_id),
+                PromptTurn("note", result.note, call_id=item.call_id),
+            ),
+            must_say=(*request.must_say, *result.must_say),
+            tool_choice=ToolChoice("none" if self._calls >= MAX_CALLS else "auto"),
+        )
+
+    def _problem(self, call: ToolCall, request: DraftRequest) -> str:
+        """Why the call cannot be carried out, in words for the model."""
+        spec = next((spec for spec in request.tools if spec.name == call.name), None)
+        if spec is None:
+            names = ", ".join(spec.name for spec in request.tools) or "none"
+            return f"there is no such tool, only {names}"
+        return mismatch(call.arguments, spec.parameters)
+
+    async def _result(self, job: Job, acknowledge: Callable[[str], Awaitable[None]]) -> ToolResult:
+        """Wait for a job, which is interrupted when this reply is."""
+        try:
+            if job.task is not None:
+                text = "" if self._has_acknowledged else job.tool.say_while_running
+                if text and not await self._is_quick(job.task):
+                    self._has_acknowledged = True
+                    await acknowledge(text)
+                await asyncio.wait((job.task,))
+        finally:
+            self.desk.interrupt(job)
+        assert job.result is not None, "a tool that ended has a result"
+        return job.result
+
+    async def _is_quick(self, task: asyncio.Task[None]) -> bool:
+        clock = self.desk.clock
+        limit = asyncio.ensure_future(clock.sleep_until(clock.now() + ACKNOWLEDGE_AFTER_S))
+        try:
+            await asyncio.wait((task, limit), return_when=asyncio.FIRST_COMPLETED)
+            return task.done()
+        finally:
+            limit.cancel()
+
+
+def _new_id(kind: str) -> str:
+    return f"{kind}_{uuid.uuid4().hex[:20]}"
