@@ -57,7 +57,7 @@ class Host:
             return
         sentences = re.split(r"(?<=[.?!]) (?=[A-Z])", self.script.last_reply)
         # What was not heard is no part of the talk any more; only whole sentences go, as a reply cut in two would teach to break off.
-        if len(sentences) > 1 and rng.random() < 0.5:
+        if len(sentences) > 1 and len(sentences[0].split()) > 3 and rng.random() < 0.5:
             heard = sentences[0].split()
             self.script.keep(sentences[0])
         cut = len(heard) if len(heard) < 3 else rng.randint(2, len(heard))

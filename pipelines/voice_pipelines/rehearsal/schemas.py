@@ -230,6 +230,20 @@ def _dictated(figures: str) -> str:
     return " ".join(spoken_form(figure) for figure in figures)
 
 
+def ask_for(parameter: Parameter, rng: random.Random) -> str:
+    """How the agent asks for a parameter: in the words of its kind, or by its name."""
+    book = table("tools")
+    entry, labels = book["param"][parameter.kind], book["labels"]
+    is_fit = parameter.name in entry["names"] and parameter.name not in labels["unfit"].split()
+    if (
+        is_fit
+        and parameter.kind not in ("flag", "choice")
+        and rng.random() < (0.6 if parameter.kind == "note" else 0.3)
+    ):
+        return one_of(labels["ask"], rng, {"k": parameter.name.replace("_", " ")})
+    return fill_detail(entry["ask"], rng, parameter)
+
+
 def fill_detail(templates: list[str], rng: random.Random, parameter: Parameter, value: str = "") -> str:
     """One wording about a parameter: a request for it, or its value said."""
     options = list(parameter.options)

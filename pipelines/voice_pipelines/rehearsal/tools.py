@@ -1,25 +1,18 @@
 """Dialogues in which the agent calls tools: asks for what is missing, confirms, calls, and tells what came back."""
 
 import random
-from dataclasses import dataclass
 
 from voice_pipelines.rehearsal.facts import Conversation, imagine_business
-from voice_pipelines.rehearsal.schemas import Parameter, Tool, Value, draw_value, fill_detail, make_tool
+from voice_pipelines.rehearsal.results import Told, draw_result
+from voice_pipelines.rehearsal.schemas import Parameter, Tool, Value, ask_for, draw_value, fill_detail, make_tool
 from voice_pipelines.rehearsal.script import MOST_WORDS, Script
 from voice_pipelines.rehearsal.words import (
     bare,
-    clock,
-    code,
-    date,
     fill,
-    full_name,
-    money,
+    first_name,
     one_of,
     sentence,
     table,
-    thing,
-    with_article,
-    words,
 )
 
 _PLAIN = {
@@ -42,14 +35,8 @@ _PLAIN = {
 _REPEATED = ("book", "order", "move", "remind", "report")
 """Actions after which the details are worth saying again."""
 
-
-@dataclass(frozen=True)
-class Told:
-    """A tool's result: the note's text, the sentences that tell it, and the pieces that must be said."""
-
-    note: str
-    text: str
-    must_say: tuple[str, ...]
+_APART = ("choice", "count")
+"""Details that stand behind a comma: "a chair, nine of them"."""
 
 
 class Clerk:
@@ -128,7 +115,7 @@ class Clerk:
             parameter = missing.pop(0)
             lead = rng.choice(frame["leads"] if is_first else frame["got_it"])
             is_first = False
-            asked = sentence(fill_detail(self._entry(parameter)["ask"], rng, parameter))
+            asked = sentence(ask_for(parameter, rng))
             self.script.say(f"{lead} {asked}")
             value = self.arguments[parameter.name]
             answer = self._corrected(
@@ -201,11 +188,11 @@ class Clerk:
     def _echoed(self, tool: Tool, head: str) -> str:
         """The thing with its details, as the agent repeats them; without them where they are many."""
         parts: list[str] = []
-        for parameter in sorted(tool.parameters, key=lambda parameter: parameter.kind == "choice"):
+        for parameter in sorted(tool.parameters, key=lambda parameter: parameter.kind in _APART):
             if parameter.name in self.arguments and self._entry(parameter)["echo"]:
                 value = self.arguments[parameter.name]
                 part = fill_detail(self._entry(parameter)["echo"], self.rng, parameter, value.shown)
-                parts.append(f", {part}" if parameter.kind == "choice" and parts else part)
+                parts.append(f", {part}" if parameter.kind in _APART else part)
         text = " ".join([head, *parts]).replace(" ,", ",")
         return text if len(text.split()) < MOST_WORDS - 10 else head
 
@@ -272,73 +259,12 @@ class Clerk:
         self.script.say(text if len(text.split()) <= MOST_WORDS else told.text, told.must_say if self.is_pinned else ())
 
     def _result(self, tool: Tool, most: int) -> Told:
-        rng = self.rng
-        entry = self.book["action"][tool.action]
-        slots = {"n": tool.noun, "b": bare(tool.noun)}
-        done = one_of(entry["done"], rng, slots)
-        if tool.action in _REPEATED and self.arguments and rng.random() < 0.35:
-            done = sentence(one_of(self.frame["with_details"], rng, {"w": self._echoed(tool, tool.noun)}))
-        if entry.get("effect") and rng.random() < 0.2:
-            return Told(f"{tool.name}: {rng.choice(('ok', 'done', 'success', 'true'))}", done, ())
-        fields = rng.sample(entry["results"], rng.randint(1, min(most, len(entry["results"]))))
-        parts: list[str] = []
-        sentences: list[str] = []
-        values: list[str] = []
-        for field in fields:
-            key = rng.choice(self.book["result"][field]["keys"]).replace("_", " ")
-            value = self._field(field)
-            if key in [part.split(":")[0] for part in parts]:
-                continue
-            parts.append(f"{key}: {value}")
-            values.append(value)
-            sentences.append(sentence(one_of(self.book["result"][field]["told"], rng, {"x": value, "k": key})))
-        if len(parts) == 1 and fields[0] in ("status", "when", "place", "price") and rng.random() < 0.3:
-            parts = [values[0]]
-        text = f"{done} {' '.join(sentences)}" if done else " ".join(sentences)
-        if len(text.split()) > MOST_WORDS:
-            text = " ".join(sentences)
-        return Told(f"{tool.name}: {'; '.join(parts)}", text, tuple(values))
-
-    def _field(self, field: str) -> str:
-        rng = self.rng
-        slots = {
-            "noun": rng.choice(words("nouns")),
-            "adjective": rng.choice(words("adjectives")),
-            "street": rng.choice(words("streets")),
-            "city": rng.choice(words("cities")),
-            "name": full_name(rng),
-            "n": str(rng.randint(2, 99)),
-            "letter": rng.choice("ABCDEFGHK"),
-        }
-        match field:
-            case "code":
-                return code(rng)
-            case "price" | "refund":
-                return money(rng, 3, 400)
-            case "balance":
-                return rng.choice((money(rng, 3, 900), f"{rng.randint(3, 900)} points"))
-            case "when":
-                return rng.choice(
-                    (
-                        f"{rng.choice(words('days'))} at {clock(rng, 7, 21)}",
-                        clock(rng, 7, 21),
-                        date(rng),
-                        rng.choice(words("days")),
-                    )
-                )
-            case "days":
-                return f"{rng.randint(2, 30)} {rng.choice(('days', 'days', 'hours', 'weeks'))}"
-            case "minutes":
-                return f"{rng.randint(2, 55)} minutes"
-            case "count" | "number":
-                return str(rng.randint(2, 300))
-            case "name":
-                return rng.choice(
-                    (full_name(rng), full_name(rng), with_article(thing(rng)), f"the {thing(rng).title()}")
-                )
-            case "status" | "place":
-                return one_of(self.book["lists"][field], rng, slots)
-        raise AssertionError(f"no values for {field!r}")
+        done = one_of(self.book["action"][tool.action]["done"], self.rng, {"n": tool.noun, "b": bare(tool.noun)})
+        if tool.action in _REPEATED and self.arguments and self.rng.random() < 0.35:
+            done = sentence(one_of(self.frame["with_details"], self.rng, {"w": self._echoed(tool, tool.noun)}))
+        # Where the caller has said when, a time that differs would be a contradiction.
+        tells_when = not any(p.kind in ("day", "time") and p.name in self.arguments for p in tool.parameters)
+        return draw_result(tool, done, self.rng, most=most, tells_when=tells_when)
 
 
 def write_dialogue(rng: random.Random, *, held_back: bool = False) -> Script:
@@ -362,21 +288,23 @@ def write_dialogue(rng: random.Random, *, held_back: bool = False) -> Script:
     shown = rng.sample(tools, len(tools))
     confirms = rng.random() < 0.3
     rule = rng.choice(frame["ask_first"] if confirms else frame["prompts"])
-    script = Script("tools", f"{business.prompt} {rule}".strip(), rng, [tool.described() for tool in shown])
+    is_generic = rng.random() < 0.12
+    prompt = one_of(frame["generic"], rng, {"g": first_name(rng)}) if is_generic else business.prompt
+    script = Script("tools", f"{prompt} {rule}".strip(), rng, [tool.described() for tool in shown])
     clerk, conversation = Clerk(script, tools, confirms=confirms), Conversation(business, script)
-    if rng.random() < 0.4:
+    if rng.random() < 0.4 and not is_generic:
         conversation.greet()
     unmet = sorted(set(actions) - {tool.action for tool in tools} - {"check", "status", "find"})
-    for _ in range(rng.choice((1, 1, 1, 2))):
+    for number in range(rng.choice((1, 1, 1, 2))):
         roll = rng.random()
         if roll < 0.1:
             clerk.refuse(make_tool(rng, held_back=held_back, action=rng.choice(unmet)))
-        elif roll < 0.22:
+        elif roll < 0.22 and not is_generic:
             conversation.step()
         elif roll < 0.29 and len(tools) > 1 and not confirms:
             clerk.two_tasks(tools[0], tools[1])
         else:
-            clerk.task(relevant if rng.random() < 0.8 else rng.choice(tools))
+            clerk.task(relevant if number == 0 else rng.choice(tools))
     if rng.random() < 0.3:
         clerk.close()
     return script
