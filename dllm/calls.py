@@ -20,7 +20,7 @@ from typing import Any
 
 from dllm.errors import CallError, ConfigError
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _KEY = re.compile(r"[^\s;:?|\[\]]{1,64}")
 
 
@@ -38,7 +38,7 @@ class Tool:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise ConfigError("tool name", self.name, "at most 64 letters, digits, underscores and dashes")
+            raise ConfigError("tool name", self.name, "at most 64 letters, digits, underscores, dots and dashes")
         properties = self.parameters.get("properties", {})
         if not isinstance(properties, Mapping) or self.parameters.get("type", "object") != "object":
             raise ConfigError(f"{self.name}.parameters", self.parameters, "the JSON schema of an object")

@@ -141,7 +141,10 @@ class DialogueCodec:
         """
         if not messages:
             raise ConfigError("messages", [], "at least one message")
-        known = [Tool.from_json(tool) for tool in tools]
+        try:
+            known = [Tool.from_json(tool) for tool in tools]
+        except ConfigError as error:
+            raise ConfigError("tools", error.key, error.expected) from error
         ids: list[int] = []
         if known and messages[0].role != "system":
             ids += self.encode_turn("system", with_tools("", known))

@@ -4,6 +4,7 @@ problems, fields     errors in OpenAI's shape; reading typed values out of JSON
 requests, parse      what was asked, and JSON to it
 plans                what was asked to what the engine is told
 stops, reply, tools  the engine's events to text, canvases and tool calls
+native_calls         the built-in model's own calls
 build                those to JSON and server-sent events
 grammars             schemas and tools to constraints, each compiled once
 conversations        which conversations the prefix cache keeps

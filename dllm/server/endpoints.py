@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from starlette.responses import JSONResponse, Response
 
+from dllm.calls import Tool
 from dllm.codec import Codec
 from dllm.drafts import DraftSpec
 from dllm.reply import CanvasShown, Delta, Reply
@@ -32,12 +33,14 @@ from dllm.server.build import (
 from dllm.server.conversations import Conversation, ConversationBook
 from dllm.server.grammars import Grammars
 from dllm.server.jobs import merged
+from dllm.server.native_calls import CallCodec, CallReader
 from dllm.server.plans import Room
 from dllm.server.problems import ApiError, from_exception
 from dllm.server.requests import ChatRequest, CompletionRequest, Decoding
 from dllm.server.settings import ServerSettings
-from dllm.server.tools import Piece, ToolReader
+from dllm.server.tools import Piece, Reader, ToolReader
 from dllm.spec import ModelSpec
+from dllm.text import DialogueCodec
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +92,11 @@ class Service:
         prompt = tuple(await asyncio.to_thread(self._codec.encode_chat, asked.messages, tools))
         room = plans.reply_room(self.spec, self._settings, len(prompt), asked.decoding.max_tokens)
         constraint = None
-        if tools or not asked.grammar.is_free:
+        # The built-in model has calls of its own, which it decides upon itself; what must be a call is spelled by the grammar.
+        native = None
+        if tools and asked.tool_mode == "auto" and asked.grammar.is_free and isinstance(self._codec, DialogueCodec):
+            native = [Tool.from_json(tool) for tool in tools]
+        elif tools or not asked.grammar.is_free:
             constraint = await asyncio.to_thread(
                 lambda: self._grammars.compile(
                     asked.grammar, asked.tools, asked.tool_mode, asked.forced_tool, several=asked.parallel_calls
@@ -98,7 +105,16 @@ class Service:
         self._check_grammar(constraint, room)
         seed = self._seed(asked.decoding)
         asks = [
-            self._ask(asked.decoding, prompt, conversation, room, seed + index, asked.streaming.diffusing, constraint)
+            self._ask(
+                asked.decoding,
+                prompt,
+                conversation,
+                room,
+                seed + index,
+                asked.streaming.diffusing,
+                constraint,
+                shows_calls=native is not None,
+            )
             for index in range(asked.decoding.n)
         ]
         answer = self._answer("chatcmpl", seed, asked.warnings, wants_summary=asked.wants_summary)
@@ -107,7 +123,9 @@ class Service:
             for index, ask in enumerate(asks)
         ]
         names = [tool.name for tool in asked.tools] if tools else []
-        readers = [ToolReader(names, most=128 if asked.parallel_calls else 1) for _ in choices]
+        readers: list[Reader] = [ToolReader(names, most=128 if asked.parallel_calls else 1) for _ in choices]
+        if native is not None:
+            readers = [CallReader(native, reader) for reader in readers]
         deltas = self._deltas(asks, conversation)
         if asked.streaming.is_on:
             chunks = ChatChunks(answer, include_usage=asked.streaming.include_usage)
@@ -208,8 +226,12 @@ class Service:
         shows_canvas: bool,
         constraint: Any,
         suffix: tuple[int, ...] = (),
+        *,
+        shows_calls: bool = False,
     ) -> _Ask:
-        settings = self._settings
+        settings, codec = self._settings, self._codec
+        if shows_calls and isinstance(codec, DialogueCodec):
+            codec = CallCodec(codec)
         spec = DraftSpec(
             prompt,
             conversation.key,
@@ -223,7 +245,7 @@ class Service:
             constraint,
         )
         reply = Reply(
-            self._codec,
+            codec,
             room.limit,
             decoding.stop,
             over_limit="stop" if suffix else "length",
@@ -312,7 +334,7 @@ def _problem(error: Exception) -> bytes:
     return sse(problem.body())
 
 
-def _take(choice: ChatChoice, reader: ToolReader, delta: Delta) -> list[Piece]:
+def _take(choice: ChatChoice, reader: Reader, delta: Delta) -> list[Piece]:
     """Note what a delta brought; the pieces of text and the calls in it."""
     if isinstance(delta, CanvasShown):
         return []
@@ -326,7 +348,7 @@ async def _stream_chat(
     deltas: Deltas,
     chunks: ChatChunks,
     choices: Sequence[ChatChoice],
-    readers: Sequence[ToolReader],
+    readers: Sequence[Reader],
     include_usage: bool,
 ) -> AsyncGenerator[bytes, None]:
     opened: set[int] = set()
@@ -359,7 +381,7 @@ async def _stream_chat(
     yield DONE
 
 
-def _frame(chunks: ChatChunks, choice: ChatChoice, reader: ToolReader, shown: CanvasShown) -> bytes:
+def _frame(chunks: ChatChunks, choice: ChatChoice, reader: Reader, shown: CanvasShown) -> bytes:
     """A whole canvas: text and calls are read from it anew, and only the last one's calls are final."""
     pieces = reader.again(shown.text)
     choice.text, choice.calls = "", []

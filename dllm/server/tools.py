@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
@@ -18,6 +18,20 @@ class ToolCall:
 
 
 Piece: TypeAlias = str | ToolCall
+
+
+class Reader(Protocol):
+    """Separates calls from text that arrives in pieces."""
+
+    def again(self, text: str) -> list[Piece]:
+        """All pieces of a whole text, read from its beginning; this reader is not changed."""
+        ...
+
+    def feed(self, text: str) -> list[Piece]: ...
+
+    def flush(self) -> list[Piece]:
+        """The rest, at the end of the text."""
+        ...
 
 
 class ToolReader:

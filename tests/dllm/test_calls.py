@@ -35,7 +35,7 @@ TABLE = Tool(
         "required": ["people"],
     },
 )
-names = st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True)
+names = st.from_regex(r"[A-Za-z0-9_.-]{1,64}", fullmatch=True)
 keys = st.from_regex(r"[^\s;:?|\[\]]{1,20}", fullmatch=True)
 values = st.text(st.characters(exclude_characters=";"), min_size=1, max_size=30).filter(lambda text: text.strip())
 

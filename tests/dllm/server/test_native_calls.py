@@ -1,0 +1,92 @@
+"""The built-in model's own tool calls at the HTTP door."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dllm.calls import Tool
+from dllm.runner import EngineRunner
+from dllm.server import create_app
+from dllm.server.native_calls import MARK, CallCodec, CallReader
+from dllm.server.tools import Piece, ToolCall, ToolReader
+from tests.conftest import run_async
+from tests.dllm import tiny
+from tests.dllm.server.serving import ROOMY
+from tests.dllm.standin import StandInEngine
+
+TABLE = Tool("book_table", "", {"properties": {"people": {"type": "integer"}, "day": {}}, "required": ["people"]})
+
+
+def read(text: str, cuts: list[int]) -> list[Piece]:
+    """All pieces, text joined."""
+    reader = CallReader([TABLE], ToolReader(["book_table"]))
+    pieces: list[Piece] = []
+    places = sorted(cut % (len(text) + 1) for cut in cuts)
+    for start, stop in zip([0, *places], [*places, len(text)], strict=True):
+        pieces += reader.feed(text[start:stop])
+    pieces += reader.flush()
+    said = "".join(piece for piece in pieces if isinstance(piece, str))
+    return [*([said] if said else []), *(piece for piece in pieces if not isinstance(piece, str))]
+
+
+@given(st.lists(st.integers(0, 99), max_size=5))
+def test_a_call_is_read_however_it_arrives(cuts: list[int]) -> None:
+    call = ToolCall("book_table", '{"people": 4, "day": "friday"}')
+    assert read(f"{MARK} book_table; people: four; day: friday", cuts) == [call]
+
+
+@given(st.sampled_from(["Hello.", "<", "<cal", "<callous", "", "A <call> x"]), st.lists(st.integers(0, 99), max_size=5))
+def test_everything_else_is_text_however_it_arrives(text: str, cuts: list[int]) -> None:
+    assert read(text, cuts) == ([text] if text else [])
+
+
+@pytest.mark.parametrize(
+    "said", ["book_table", "cancel_table; people: four", "book_table; people: soon", "book_table; people", ""]
+)
+def test_a_call_that_does_not_fit_stays_text(said: str) -> None:
+    assert read(f"{MARK} {said}", []) == ([said] if said else [])
+
+
+def test_text_leaves_at_once_and_a_call_only_when_it_is_whole() -> None:
+    reader = CallReader([TABLE], ToolReader(["book_table"]))
+    assert reader.feed("Hello") == ["Hello"]
+    assert reader.feed(f" {MARK}") == [f" {MARK}"], "calls begin a reply"
+    reader = CallReader([TABLE], ToolReader(["book_table"]))
+    assert reader.feed(f"{MARK} book_table; people: four") == []
+    assert reader.again(f"{MARK} book_table; people: two") == [ToolCall("book_table", '{"people": 2}')]
+    assert reader.flush() == [ToolCall("book_table", '{"people": 4}')]
+
+
+def test_the_call_token_is_visible_and_nothing_else_changes() -> None:
+    codec = tiny.codec()
+    shown = CallCodec(codec)
+    ids = [codec.special.call, *codec.encode_text("book_table; people: four"), codec.special.end]
+    assert shown.decode(ids) == f"{MARK} book_table; people: four"
+    assert codec.decode(ids) == " book_table; people: four"
+    text = codec.encode_text("a tea")
+    assert shown.decode(text) == codec.decode(text)
+
+
+def test_a_client_sees_the_models_own_call() -> None:
+    codec = tiny.codec()
+    said = (codec.special.call, *codec.encode_text("book_table; people: four; day: friday"))
+    tool = {"name": "book_table", "description": "books a table", "parameters": TABLE.parameters}
+
+    async def main() -> None:
+        standin = StandInEngine(lambda _: said)
+        async with EngineRunner(standin) as runner:
+            transport = httpx.ASGITransport(create_app(runner, codec, ROOMY))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                body = {
+                    "messages": [{"role": "user", "content": "a table"}],
+                    "tools": [{"type": "function", "function": tool}],
+                }
+                [choice] = (await client.post("/v1/chat/completions", json=body)).json()["choices"]
+                assert choice["finish_reason"] == "tool_calls" and not choice["message"]["content"]
+                [call] = choice["message"]["tool_calls"]
+                assert call["function"] == {"name": "book_table", "arguments": '{"people": 4, "day": "friday"}'}
+
+    run_async(main())
