@@ -7,6 +7,7 @@ key; lists and single values replace. Nothing here reads a file unasked, the env
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,12 +21,14 @@ from voiceagent.config_values import Layer, Unparsed, convert, merge, nested, pa
 from voiceagent.errors import ConfigError
 from voiceagent.server_settings import ServerSettings
 from voiceagent.session import SessionSettings, TurnDetection
+from voiceagent.tools import NAME, check_schema, parameters_schema
 
 ENVIRONMENT_PREFIX = "VOICEAGENT_"
 ENVIRONMENT_RESERVED = frozenset({"VOICEAGENT_CONFIG", "VOICEAGENT_MODELS"})
 """Variables with our prefix that are not keys: paths of the user's file and of the model folder, read by the command."""
 
 _SECRETS = frozenset({"server.api_key", "remote.api_key"})
+_SECRET_TABLES = re.compile(r"tools\..*\.headers(\..*)?")
 _SERVER = ServerSettings()
 _TURN = TurnDetection()
 _BUDGET = BudgetSettings()
@@ -306,6 +309,67 @@ class NotesConfig:
     )
 
 
+def _is_function_name(text: str) -> bool:
+    return text.count(":") == 1 and all(text.split(":"))
+
+
+def _is_tool_url(text: str) -> bool:
+    """An HTTP address; unlike an endpoint's it may have a query."""
+    return is_endpoint_url(text.partition("?")[0]) and "#" not in text and text.isprintable() and " " not in text
+
+
+@dataclass(frozen=True, slots=True)
+class ToolConfig:
+    """A function that the agent may call: `function` or `url` says which. `NAME` is letters, digits and underscores."""
+
+    description: str = _key("", "What the tool does, for the model: 'books a table'.", "text")
+    parameters: Mapping[str, str] = _key(
+        {},
+        "What it is called with: `string`, `integer`, `number`, `boolean` or alternatives `small\\|large`; `?` behind it: optional.",
+        "a table such as {people = 'integer', day = 'string?'}",
+    )
+    function: str = _key(
+        "",
+        "Python function, plain or async. It may lie beside the configuration file.",
+        "'package.module:function', or empty",
+        lambda v: not v or _is_function_name(v),
+    )
+    url: str = _key(
+        "",
+        "HTTP address that takes the arguments as JSON and answers in JSON.",
+        "a URL such as 'https://host/book', or empty",
+        lambda v: not v or _is_tool_url(v),
+    )
+    method: str = _key(
+        "POST",
+        "HTTP method; `GET` and `DELETE` send the arguments as query.",
+        "'POST', 'PUT', 'PATCH', 'GET' or 'DELETE'",
+        lambda v: v in ("POST", "PUT", "PATCH", "GET", "DELETE"),
+    )
+    headers: Mapping[str, str] = _key(
+        {}, "HTTP headers; `${NAME}` in a value is that environment variable.", "a table of header values"
+    )
+    timeout_s: float = _key(
+        5.0, "Longest wait for the result; then the call has failed.", "seconds from 0.05 to 120", _within(0.05, 120.0)
+    )
+    side_effect: bool = _key(
+        True, "Whether it changes anything: not repeated in a turn, not cancelled by an interruption.", "true or false"
+    )
+    result: Mapping[str, object] = _key(
+        {}, "JSON schema of the result; another result is a failure. Empty takes any.", "a JSON schema"
+    )
+    say_while_running: str = _key("", "Said when the result is not there after 0.7 s.", "text, such as 'One moment.'")
+
+    def __post_init__(self) -> None:
+        if bool(self.function) == bool(self.url):
+            key, value = ("url", self.url) if self.url else ("function", "")
+            raise ConfigError(key, value, "exactly one of function and url")
+        if self.function and self.headers:
+            raise ConfigError("headers", "(hidden)", "nothing, because function is given and headers belong to a url")
+        parameters_schema("parameters", self.parameters)
+        check_schema("result", self.result)
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """The whole configuration, checked."""
@@ -320,6 +384,7 @@ class Config:
     remote: RemoteConfig = field(default_factory=RemoteConfig)
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     notes: NotesConfig = field(default_factory=NotesConfig)
+    tools: Mapping[str, ToolConfig] = field(default_factory=dict)
     menu: Mapping[str, object] = field(default_factory=dict)
     """Handed as it is to the notes factory, which knows what it means."""
 
@@ -415,7 +480,9 @@ def load_config(layers: Sequence[Layer] = ()) -> Config:
     values: dict[str, Any] = {}
     for name, value in merged.items():
         if name in SECTIONS:
-            values[name] = _section(name, _table(name, value))
+            values[name] = _section(name, SECTIONS[name], _table(name, value))
+        elif name == "tools":
+            values[name] = {key: _tool(key, table) for key, table in _table(name, value).items()}
         elif name == "menu":
             values[name] = parse_free(_table(name, value))
         elif name == "preset":
@@ -425,21 +492,33 @@ def load_config(layers: Sequence[Layer] = ()) -> Config:
     return Config(**values)
 
 
-def _section(name: str, table: Layer) -> Any:
-    kind = SECTIONS[name]
+def _tool(name: str, value: object) -> ToolConfig:
+    path = f"tools.{name}"
+    if not NAME.fullmatch(name):
+        raise ConfigError(path, "", "a name of letters, digits and underscores, a letter first, at most 64")
+    tool: ToolConfig = _section(path, ToolConfig, _table(path, value))
+    return tool
+
+
+def _section(name: str, kind: type[Any], table: Layer) -> Any:
     hints = typing.get_type_hints(kind)
     known = {key.name: key for key in fields(kind)}
     values: dict[str, Any] = {}
     for key, raw in table.items():
         path = f"{name}.{key}"
         if key not in known:
-            raise ConfigError(path, raw, _known(path, _all_keys(), "a known key"))
+            raise ConfigError(path, raw, _known(path, [f"{name}.{own}" for own in known] + _all_keys(), "a known key"))
         expected = known[key].metadata["expected"]
         value = _convert(path, raw, hints[key], expected)
         if not known[key].metadata["check"](value):
             raise ConfigError(path, _shown(path, raw), expected)
         values[key] = value
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        if kind is not ToolConfig:
+            raise
+        raise ConfigError(f"{name}.{error.key}", error.value, error.expected) from error
 
 
 def _convert(path: str, raw: object, kind: Any, expected: str) -> object:
@@ -462,7 +541,13 @@ def _known(name: str, known: Iterable[str], what: str) -> str:
 
 
 def _shown(path: str, value: object) -> object:
-    return "(hidden)" if path in _SECRETS else str(value) if isinstance(value, Unparsed) else value
+    return (
+        "(hidden)"
+        if path in _SECRETS or _SECRET_TABLES.fullmatch(path)
+        else str(value)
+        if isinstance(value, Unparsed)
+        else value
+    )
 
 
 def _all_keys() -> list[str]:

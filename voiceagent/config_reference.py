@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
-from voiceagent.config import ENVIRONMENT_PREFIX, SECTIONS, Config
+from voiceagent.config import ENVIRONMENT_PREFIX, SECTIONS, Config, ToolConfig
 
 _INTRODUCTION = """\
 # Configuration
@@ -24,6 +24,11 @@ An unknown key, a wrong type and a value out of range are errors that name the k
 This page is written from the code by `make docs`.
 """
 
+_TOOLS = """
+Keys of `[tools.NAME]`, a table for each tool; explained with an example in [tools.md](tools.md). `--set tools.NAME.…=value` reaches into
+it; variables do not.
+"""
+
 _FREE = """
 ## `[menu]`
 
@@ -38,16 +43,22 @@ def configuration_reference() -> str:
     parts = [_INTRODUCTION, "\n## Top level\n", *_table("", (preset,))]
     for name, kind in SECTIONS.items():
         parts += [f"\n## `[{name}]`\n", f"\n{kind.__doc__}\n", *_table(f"{name}.", fields(kind))]
+    parts += ["\n## `[tools.NAME]`\n", f"\n{ToolConfig.__doc__}\n", _TOOLS]
+    parts += _table("tools.NAME.", fields(ToolConfig), has_variables=False)
     return "".join([*parts, _FREE])
 
 
-def _table(prefix: str, keys: tuple[Field[Any], ...]) -> list[str]:
-    lines = ["\n| key | default | expected | what it does | variable |\n|---|---|---|---|---|\n"]
+def _table(prefix: str, keys: tuple[Field[Any], ...], *, has_variables: bool = True) -> list[str]:
+    head = "| key | default | expected | what it does |"
+    lines = [f"\n{head} variable |\n|---|---|---|---|---|\n" if has_variables else f"\n{head}\n|---|---|---|---|\n"]
     for key in keys:
-        variable = ENVIRONMENT_PREFIX + (prefix + key.name).upper().replace(".", "_")
         default = key.default_factory() if key.default_factory is not MISSING else key.default
         about, expected = key.metadata["about"], key.metadata["expected"]
-        lines.append(f"| `{prefix}{key.name}` | `{_toml(default)}` | {expected} | {about} | `{variable}` |\n")
+        line = f"| `{prefix}{key.name}` | `{_toml(default)}` | {expected} | {about} |"
+        if has_variables:
+            variable = ENVIRONMENT_PREFIX + (prefix + key.name).upper().replace(".", "_")
+            line += f" `{variable}` |"
+        lines.append(f"{line}\n")
     return lines
 
 

@@ -20,12 +20,14 @@ class Unparsed(str):
 
 
 def convert(value: object, kind: Any) -> object:
-    """`value` as `kind`. A float takes an integer, and `Unparsed` text is read; nothing else changes its type.
+    """`value` as `kind`. A float takes an integer, and `Unparsed` text is read; nothing else changes its type. `object` takes anything.
 
     Raises:
         TypeError: If it is of another type, or a float is not finite.
         tomllib.TOMLDecodeError: If text is not a TOML value.
     """
+    if kind is object:
+        return parse_free(value)
     return _as(_from_text(value, kind) if isinstance(value, Unparsed) else value, kind)
 
 

@@ -28,6 +28,7 @@ from voice_pipelines.models import (
     whisper_upgrade,
 )
 from voice_pipelines.settings import remote_endpoint
+from voice_pipelines.toolbox import Toolbox
 from voiceagent.config import Config
 from voiceagent.errors import BackendError, VoiceAgentError
 
@@ -102,6 +103,10 @@ class Facts:
     """The remote language model that is configured, or None."""
     remote_llm_error: str | None = None
     """Why it cannot be used, or None."""
+    tools: tuple[str, ...] = ()
+    """Names of the agent's tools."""
+    tools_error: str | None = None
+    """Why one of them cannot be used, or None."""
 
 
 # --- checks: pure -----------------------------------------------------------------------------------------------------
@@ -184,6 +189,12 @@ def check_language_model(facts: Facts) -> Check:
     return Check("language model", Verdict.OK, f"built-in, in {facts.built_in_llm}")
 
 
+def check_tools(facts: Facts) -> Check:
+    if facts.tools_error is not None:
+        return Check("tools", Verdict.FAIL, facts.tools_error, "mend the table of that tool in the configuration")
+    return Check("tools", Verdict.OK, ", ".join(facts.tools) or "none")
+
+
 def check_port(facts: Facts) -> Check:
     address = f"{facts.host}:{facts.port}"
     if facts.port_error is not None:
@@ -220,6 +231,7 @@ CHECKS: tuple[Callable[[Facts], Check], ...] = (
     check_recognition,
     check_voice,
     check_language_model,
+    check_tools,
     check_port,
     check_tls,
     check_microphone,
@@ -301,7 +313,8 @@ def run_doctor(config: Config, out: Callable[[str], object] = print) -> int:
         language=config.agent.language,
     )
     remote_llm, remote_llm_error = _remote_llm(config)
-    checks = examine(replace(facts, remote_llm=remote_llm, remote_llm_error=remote_llm_error))
+    facts = replace(facts, remote_llm=remote_llm, remote_llm_error=remote_llm_error)
+    checks = examine(replace(facts, tools=tuple(config.tools), tools_error=_tools_error(config)))
     out(report(checks))
     return exit_code(checks)
 
@@ -375,6 +388,15 @@ def _remote_llm(config: Config) -> tuple[str | None, str | None]:
         return None, f"a remote model needs {error.name}: pip install 'voiceagent[remote]'"
     listed = "" if listing.names is None or model in listing.names else ", though its list does not name it"
     return f"remote: {model} at {endpoint.host}, which answered in {listing.seconds * 1000:.0f} ms{listed}", None
+
+
+def _tools_error(config: Config) -> str | None:
+    """Look the agent's tools up as a start would; none is called."""
+    try:
+        Toolbox.open(config, os.environ)
+    except VoiceAgentError as error:
+        return str(error)
+    return None
 
 
 def _built_in_llm() -> Path:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, choose_vad
 from voice_pipelines.settings import agent_profile
+from voice_pipelines.toolbox import Toolbox
 from voiceagent.agent import AgentProfile
 from voiceagent.backends import (
     BackendInfo,
@@ -47,6 +49,7 @@ class LocalRuntime:
     budget: BudgetController
     clock: Clock
     is_closed: bool = False
+    toolbox: Toolbox | None = None
 
     @property
     def ready(self) -> bool:
@@ -78,7 +81,8 @@ class LocalRuntime:
         """Stop all models; threads and worker processes end."""
         self.is_closed = True
         parts = self.backends
-        await asyncio.gather(*(part.aclose() for part in (parts.vad, parts.asr, parts.llm, parts.tts)))
+        tools = () if self.toolbox is None else (self.toolbox,)
+        await asyncio.gather(*(part.aclose() for part in (parts.vad, parts.asr, parts.llm, parts.tts, *tools)))
 
 
 async def build(config: Config, *, report: Callable[[BackendInfo], None] = lambda info: None) -> LocalRuntime:
@@ -88,7 +92,8 @@ async def build(config: Config, *, report: Callable[[BackendInfo], None] = lambd
         ConfigError: If the configuration asks for something that is not there; said before anything is loaded.
         BackendError: If a model cannot be loaded. What was loaded before it is closed again.
     """
-    agent = agent_profile(config)
+    toolbox = Toolbox.open(config, os.environ)
+    agent = replace(agent_profile(config), tools=toolbox.tools)
     load_vad, load_asr = choose_vad(config), choose_asr(config)
     load_llm, load_tts = choose_llm(config), choose_tts(config)
     async with contextlib.AsyncExitStack() as loaded:
@@ -107,7 +112,7 @@ async def build(config: Config, *, report: Callable[[BackendInfo], None] = lambd
         loaded.push_async_callback(tts.aclose)
         report(tts.info)
         budget = BudgetController(_with_floor(config, llm), CostModel(), llm.quality_curve)
-        runtime = LocalRuntime(config, agent, Backends(vad, asr, llm, tts), budget, MonotonicClock())
+        runtime = LocalRuntime(config, agent, Backends(vad, asr, llm, tts), budget, MonotonicClock(), toolbox=toolbox)
         await calibrate(runtime)
         loaded.pop_all()
     return runtime

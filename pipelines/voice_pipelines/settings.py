@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -64,9 +65,19 @@ def load(
     environ = environ or {}
     if file is None and environ.get("VOICEAGENT_CONFIG"):
         file = Path(environ["VOICEAGENT_CONFIG"])
-    own: list[Layer] = [read_toml(file)] if file is not None else []
+    own: list[Layer] = []
+    if file is not None:
+        own.append(read_toml(file))
+        import_from(file.parent)
     own += [environment_layer(environ), assignment_layer(assignments)]
     return load_config([read_preset(preset_name(own)), *own])
+
+
+def import_from(folder: Path) -> None:
+    """Let functions that a configuration names lie beside it. Last on the path: nothing that is installed can be shadowed."""
+    path = str(folder.resolve())
+    if path not in sys.path:
+        sys.path.append(path)
 
 
 def remote_endpoint(config: Config, environ: Mapping[str, str]) -> RemoteEndpoint | None:
@@ -116,7 +127,7 @@ def _without_password(url: str) -> str:
 
 
 def agent_profile(config: Config) -> AgentProfile:
-    """The agent that a configuration describes, its note function looked up and tried once.
+    """The agent that a configuration describes, its note function looked up and tried once. Its tools come from a `Toolbox`.
 
     Raises:
         ConfigError: If the note function cannot be imported or does not accept the menu.

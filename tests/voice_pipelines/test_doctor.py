@@ -58,7 +58,7 @@ def test_a_machine_with_everything_is_well() -> None:
     assert {c.verdict for c in checks} == {Verdict.OK}
     assert exit_code(checks) == 0
     assert "->" not in report(checks)
-    assert report(checks).endswith("0 to mend, 0 that could be better, 9 fine")
+    assert report(checks).endswith("0 to mend, 0 that could be better, 10 fine")
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,7 @@ def test_a_machine_with_everything_is_well() -> None:
         ("voice", {"piper": None}, "warn", "voiceagent models fetch piper"),
         ("voice", {"piper": None, "espeak_data": None}, "fail", "espeakng-loader"),
         ("language model", {"missing_llm_files": ("model.safetensors",)}, "fail", "clone"),
+        ("tools", {"tools_error": "tools.book.function = ..."}, "fail", "mend the table"),
         ("port", {"port_error": "Address already in use"}, "fail", "--port"),
         ("TLS", {"tls_error": "key.pem cannot be read"}, "fail", "--tls-key"),
         ("microphone", {"host": "0.0.0.0"}, "warn", "--tls-cert"),
@@ -127,7 +128,7 @@ def test_the_doctor_prints_a_line_each_and_returns_its_verdict(tmp_path: Path) -
     config = Config(server=ServerConfig(port=0), models=ModelsConfig(folder=str(tmp_path)))
     code = run_doctor(config, printed.append)
     lines = [line for line in printed[0].splitlines() if not line.startswith("      ->")]
-    assert len(lines) == 10
+    assert len(lines) == 11
     assert code == int(any(line.startswith("fail") for line in lines))
 
 

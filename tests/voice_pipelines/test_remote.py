@@ -60,6 +60,7 @@ from voiceagent.config import Config
 from voiceagent.conversation import Backends, Conversation
 from voiceagent.errors import BackendError, ConfigError
 from voiceagent.events import ConversationEvent, ResponsePlanned
+from voiceagent.tools import ToolCall, ToolChoice, ToolSpec
 
 TURNS = (PromptTurn("system", "Be brief."), PromptTurn("user", "a large mocha please"))
 PLAN = StepPlan(32, 4, 8, 0.9)
@@ -902,3 +903,79 @@ def test_a_call_is_answered_by_the_remote_model() -> None:
             assert not [plan for plan in planned if "was late" in plan.reason], "its steps are not ours to grant"
 
     run_async(main())
+
+
+# --- tools ------------------------------------------------------------------------------------------------------------
+
+BOOK = ToolSpec("book_table", "books a table", {"type": "object", "properties": {"people": {"type": "integer"}}})
+
+
+def call_piece(arguments: str, *, name: str = "", index: int = 0, reason: str | None = None) -> str:
+    chunk = json.loads(piece(None, reason))
+    function = {"name": name, "arguments": arguments} if name else {"arguments": arguments}
+    chunk["choices"][0]["delta"] = {
+        "tool_calls": [{"index": index, "id": "c1", "type": "function", "function": function}]
+    }
+    return json.dumps(chunk)
+
+
+def calling(*events: str) -> Script:
+    async def script(exchange: Exchange) -> None:
+        exchange.begin()
+        exchange.send(*events, piece(None, "tool_calls"), "[DONE]")
+        exchange.end()
+
+    return script
+
+
+def call_of(*events: str, must_say: tuple[str, ...] = ()) -> tuple[DraftFinished, dict[str, Any]]:
+    async def main() -> tuple[DraftFinished, dict[str, Any]]:
+        async with desk(calling(*events)) as here:
+            request = replace(asking(*must_say), tools=(BOOK,), tool_choice=ToolChoice("required"))
+            end = await here.write(request).end()
+            assert isinstance(end, DraftFinished), end
+            return end, here.remote.exchanges[0].body
+
+    return run_async(main())
+
+
+def test_a_call_that_comes_in_pieces_is_put_together_and_other_calls_are_left() -> None:
+    end, body = call_of(
+        call_piece("", name="book_table"),
+        call_piece('{"peo'),
+        call_piece("{}", name="other", index=1),
+        call_piece('ple": 4}'),
+        must_say=("$5",),
+    )
+    assert (end.text, end.call) == ("", ToolCall("book_table", {"people": 4}))
+    assert body["tools"][0]["function"]["name"] == "book_table" and body["tool_choice"] == "required"
+
+
+def test_words_before_a_call_are_the_text() -> None:
+    end, _ = call_of(piece("Let me look. "), call_piece("{}", name="book_table"))
+    assert (end.text, end.call) == ("Let me look.", ToolCall("book_table"))
+
+
+@pytest.mark.parametrize("arguments", ["four", "[4]", '{"a": NaN}', '{"people": '])
+def test_arguments_that_are_no_object_are_a_problem_of_the_call(arguments: str) -> None:
+    end, _ = call_of(call_piece(arguments, name="book_table"))
+    assert end.call is not None and end.call.name == "book_table" and end.call.problem
+
+
+def test_a_piece_of_a_call_that_is_none_fails_the_draft() -> None:
+    with pytest.raises(EndpointError):
+        read_event(call_piece("x").replace('"x"', "5"))
+
+
+def test_calls_and_results_are_told_in_the_apis_own_shape() -> None:
+    turns = (
+        PromptTurn("user", "a table"),
+        PromptTurn("agent", "", ToolCall("book_table", {"people": 4}), "c1"),
+        PromptTurn("note", "book_table: table 12", call_id="c1"),
+    )
+    _, call_message, answer = chat_messages(turns)
+    assert call_message["role"] == "assistant" and call_message["tool_calls"] == [
+        {"id": "c1", "type": "function", "function": {"name": "book_table", "arguments": '{"people": 4}'}}
+    ]
+    assert answer == {"role": "tool", "tool_call_id": "c1", "content": "book_table: table 12"}
+    assert "tools" not in request_body(RemoteEndpoint("http://h", "m"), asking(turns=turns), 0.0)

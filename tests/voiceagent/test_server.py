@@ -23,6 +23,7 @@ from voiceagent.conversation import Conversation
 from voiceagent.errors import OverloadedError
 from voiceagent.server import create_app
 from voiceagent.server_settings import ServerSettings
+from voiceagent.tools import ToolCall
 
 REPLY = "Sure. What size would you like?"
 
@@ -42,7 +43,7 @@ def serve(
     *,
     settings: ServerSettings | None = None,
     heard: tuple[str | Exception, ...] = ("a mocha please",),
-    written: tuple[str | Exception, ...] = (REPLY,),
+    written: tuple[str | Exception | ToolCall, ...] = (REPLY,),
     wrap: Callable[[Conversation], Any] | None = None,
 ) -> House:
     async def main() -> House:
@@ -151,6 +152,37 @@ def test_a_typed_turn_is_answered_in_text_after_its_session_update() -> None:
             check_events(client.events)
 
     serve(scenario)
+
+
+def test_a_client_runs_its_own_tool_and_the_reply_knows_the_result() -> None:
+    async def scenario(house: House) -> None:
+        async with connect(house.app) as client:
+            function = {"type": "function", "name": "book_table", "parameters": {"type": "object", "properties": {}}}
+            session = {"type": "realtime", "output_modalities": ["text"], "tools": [function], "tool_choice": "auto"}
+            await client.send("session.update", session=session)
+            await client.send("conversation.item.create", item=text_item("a table please"))
+            await client.send("response.create")
+            done = await pump(house, client.until("response.done"))
+            (call,) = done["response"]["output"]
+            assert (call["type"], call["name"], call["status"]) == ("function_call", "book_table", "completed")
+            await client.send(
+                "conversation.item.create",
+                item={"type": "function_call_output", "call_id": "call_unknown", "output": "x"},
+            )
+            refused = await client.until("error")
+            assert refused["error"]["param"] == "item.call_id"
+            await client.send(
+                "conversation.item.create",
+                item={"type": "function_call_output", "call_id": call["call_id"], "output": '{"table": 12}'},
+            )
+            await client.send("response.create")
+            done = await pump(house, client.until("response.done"))
+            assert done["response"]["output"][0]["content"] == [{"type": "output_text", "text": REPLY}]
+            note = house.runtime.llm.drafts[-1].request.turns[-1]
+            assert (note.role, note.text) == ("note", "book_table: table: 12")
+            check_events(client.events)
+
+    serve(scenario, written=(ToolCall("book_table"), REPLY))
 
 
 def test_push_to_talk_commits_and_asks_for_the_reply_itself() -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dllm import drafts
-from dllm.detokenize import IncrementalDecoder
 from dllm.draft import Draft
 from dllm.engine import Engine
 from dllm.errors import ConfigError, DllmError
@@ -25,8 +25,9 @@ from dllm.models.family import DecodeDefaults
 from dllm.options import DecodeOptions
 from dllm.runner import DraftHandle, EngineRunner
 from dllm.spec import ModelSpec
+from voice_pipelines.adapters.diffusion_calls import ReplyReader, reply_reader
 from voice_pipelines.adapters.diffusion_prompt import PromptWriter, prompt_writer
-from voice_pipelines.adapters.remote_text import spoken_part, with_missing
+from voice_pipelines.adapters.remote_text import with_missing
 from voiceagent.backends import (
     BackendInfo,
     CanvasToken,
@@ -42,6 +43,7 @@ from voiceagent.backends import (
     TokenState,
 )
 from voiceagent.errors import BackendError
+from voiceagent.tools import ToolSpec
 
 log = logging.getLogger(__name__)
 
@@ -81,18 +83,13 @@ class DiffusionDraft:
     request: DraftRequest
     on_event: Callable[[DraftEvent], None]
     loop: asyncio.AbstractEventLoop
-    decoder: IncrementalDecoder
+    reader: ReplyReader
+    """Of the committed tokens. The engine thread's."""
     handle: DraftHandle | None = None
-    raw: str = ""
-    """Text of the committed tokens. Like the decoder the engine thread's."""
     asked: tuple[str, ...] = ()
     """What must be said and is not pinned."""
     is_over: bool = False
     """Set on the event loop: nothing is delivered after it."""
-
-    @property
-    def text(self) -> str:
-        return spoken_part(self.raw).strip()
 
     def replan(self, plan: StepPlan) -> None:
         if self.handle is not None:
@@ -168,7 +165,8 @@ class DiffusionDrafter:
         self._runner = EngineRunner(engine)
 
     def start(self, request: DraftRequest, on_event: Callable[[DraftEvent], None]) -> DiffusionDraft:
-        draft = DiffusionDraft(self, request, on_event, asyncio.get_running_loop(), IncrementalDecoder(self._codec))
+        reader = reply_reader(self._codec, self.prompts.offered(request.tools))
+        draft = DiffusionDraft(self, request, on_event, asyncio.get_running_loop(), reader)
         try:
             draft.handle = self._runner.start(
                 lambda: self._draft_spec(draft), lambda event: self._tell(draft, event), draft.fail
@@ -177,8 +175,8 @@ class DiffusionDrafter:
             draft.fail(error)
         return draft
 
-    def warm(self, conversation_id: str, turns: Sequence[PromptTurn]) -> None:
-        self._runner.warm(conversation_id, lambda: self.prompts.warm_part(conversation_id, turns))
+    def warm(self, conversation_id: str, turns: Sequence[PromptTurn], tools: Sequence[ToolSpec] = ()) -> None:
+        self._runner.warm(conversation_id, lambda: self.prompts.warm_part(conversation_id, turns, tools))
 
     def forget(self, conversation_id: str) -> None:
         self._runner.forget(conversation_id)
@@ -201,13 +199,22 @@ class DiffusionDrafter:
             options = replace(options, block=0)
         if not takes_pins(self._spec, width):
             draft.asked, pins = must_say, ()
+        given: tuple[tuple[int, int], ...] = ()
+        if self._spec.dialogue is not None:
+            sign, mode = self._spec.dialogue.call, request.tool_choice.mode
+            may_call = mode != "none" and bool(self.prompts.offered(request.tools))
+            if not may_call:
+                options = replace(options, logit_bias=((sign, -math.inf),))
+            elif mode == "required":
+                given = ((0, sign),)
         return drafts.DraftSpec(
-            prompt=tuple(self.prompts.write(request.conversation_id, request.turns, draft.asked)),
+            prompt=tuple(self.prompts.write(request.conversation_id, request.turns, draft.asked, request.tools)),
             conversation=request.conversation_id,
             width=width,
             plan=self._plan(request.plan, 0, is_first=True),
             pins=pins,
             options=replace(options, temperature=request.temperature or self._defaults.temperature, seed=request.seed),
+            given=given,
         )
 
     def _replan(self, draft: Draft, plan: StepPlan) -> None:
@@ -231,7 +238,7 @@ class DiffusionDrafter:
         now = time.monotonic()
         match event:
             case drafts.Committed(tokens=tokens):
-                draft.raw += draft.decoder.feed(tokens)
+                draft.reader.feed(tokens)
             case drafts.Prefilled():
                 draft.send(DraftPrefilled(event.cached_tokens, event.new_tokens, event.seconds, now))
             case drafts.Stepped():
@@ -239,7 +246,7 @@ class DiffusionDrafter:
                     step=event.step,
                     phase=event.phase,
                     canvas=self._show(event.canvas[: event.draft.spec.width]),
-                    committed_text=draft.text,
+                    committed_text=draft.reader.spoken,
                     forced_tokens=event.forced,
                     compute_s=event.seconds,
                     at=now,
@@ -247,12 +254,14 @@ class DiffusionDrafter:
                 )
                 draft.send(step)
             case drafts.Finished():
-                text = self._whole(draft)
-                draft.send(DraftFinished(text, event.steps_first, event.steps_rest, event.forced, now))
+                call = draft.reader.call(is_cut=event.reason == "canvas_full")
+                # What a reply lacks may follow the tool's result.
+                text = self._whole(draft, draft.asked if call is None else ())
+                draft.send(DraftFinished(text, event.steps_first, event.steps_rest, event.forced, now, call))
 
-    def _whole(self, draft: DiffusionDraft) -> str:
+    def _whole(self, draft: DiffusionDraft, asked: Sequence[str]) -> str:
         """The final text, with what the model was asked to say and did not."""
-        text, added = with_missing(draft.text, draft.asked)
+        text, added = with_missing(draft.reader.spoken, asked)
         self.counts.finished += 1
         if added:
             self.counts.repaired += 1

@@ -6,15 +6,22 @@ prompt whose beginning moved with every turn would find nothing in the prefix ca
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias
 
+from dllm.calls import with_tools
 from dllm.codec import ChatRole, Codec, Message
 from dllm.errors import ConfigError
 from dllm.text import DialogueCodec, spoken_form
+from voice_pipelines.adapters.diffusion_calls import encode_call, function_body, known_tools
 from voice_pipelines.adapters.remote_wire import MUST_SAY
 from voiceagent.backends import PromptTurn
+from voiceagent.tools import ToolCall, ToolSpec
+
+log = logging.getLogger(__name__)
 
 PROMPT_LIMIT = 384
 """The built-in family's prompt tokens before old turns are dropped. Training rows hold 256; half as many again still reads well, more
@@ -33,15 +40,26 @@ _NOTE_ROLES: tuple[NoteRole, ...] = ("tool", "system", "user", "joined")
 class PromptWriter(Protocol):
     """Used on the engine's thread only."""
 
-    def write(self, conversation: str, turns: Sequence[PromptTurn], must_say: Sequence[str] = ()) -> list[int]:
+    def write(
+        self,
+        conversation: str,
+        turns: Sequence[PromptTurn],
+        must_say: Sequence[str] = (),
+        tools: Sequence[ToolSpec] = (),
+    ) -> list[int]:
         """Tokens up to where the reply begins, at most what the model's positions allow beside a canvas.
 
         Args:
             must_say: Texts that the model is asked to say; empty where they are pinned.
+            tools: What the model is told it may call.
         """
         ...
 
-    def warm_part(self, conversation: str, turns: Sequence[PromptTurn]) -> list[int]:
+    def offered(self, tools: Sequence[ToolSpec]) -> Sequence[ToolSpec]:
+        """Those that the model can be told of."""
+        ...
+
+    def warm_part(self, conversation: str, turns: Sequence[PromptTurn], tools: Sequence[ToolSpec] = ()) -> list[int]:
         """What of the tokens will also begin the prompt after the caller's next words."""
         ...
 
@@ -67,14 +85,18 @@ class DialoguePrompts:
         self._codec, self._room = codec, room
         self._dropped: dict[str, int] = {}
 
-    def write(self, conversation: str, turns: Sequence[PromptTurn], must_say: Sequence[str] = ()) -> list[int]:
+    def write(
+        self,
+        conversation: str,
+        turns: Sequence[PromptTurn],
+        must_say: Sequence[str] = (),
+        tools: Sequence[ToolSpec] = (),
+    ) -> list[int]:
         assert not must_say, "the built-in family takes pins"
-        encoded = [
-            self._codec.encode_turn(turn.role, spoken_form(turn.text) if turn.role == "user" else turn.text)
-            for turn in turns
-        ]
-        head = encoded[0] if turns and turns[0].role == "system" else []
-        rest = encoded[1:] if head else encoded
+        has_system = bool(turns) and turns[0].role == "system"
+        system = with_tools(turns[0].text if has_system else "", known_tools(tools))
+        head = self._codec.encode_turn("system", system) if system else []
+        rest = [self._encode(turn) for turn in turns[has_system:]]
         room, limit = self._room - 1, min(PROMPT_LIMIT, self._room - 1)
         dropped = self._dropped.get(conversation, 0)
         if dropped >= len(rest):
@@ -90,8 +112,17 @@ class DialoguePrompts:
         head = head[: max(room - len(tail), room // 2)]
         return [*head, *tail[max(len(tail) - (room - len(head)), 0) :], self._codec.special.agent]
 
-    def warm_part(self, conversation: str, turns: Sequence[PromptTurn]) -> list[int]:
-        return self.write(conversation, turns)[:-1]
+    def _encode(self, turn: PromptTurn) -> list[int]:
+        if turn.call is not None:
+            return encode_call(self._codec, turn.call)
+        return self._codec.encode_turn(turn.role, spoken_form(turn.text) if turn.role == "user" else turn.text)
+
+    def offered(self, tools: Sequence[ToolSpec]) -> Sequence[ToolSpec]:
+        names = {tool.name for tool in known_tools(tools)}
+        return [spec for spec in tools if spec.name in names]
+
+    def warm_part(self, conversation: str, turns: Sequence[PromptTurn], tools: Sequence[ToolSpec] = ()) -> list[int]:
+        return self.write(conversation, turns, (), tools)[:-1]
 
     def forget(self, conversation: str) -> None:
         self._dropped.pop(conversation, None)
@@ -117,20 +148,27 @@ class ChatPrompts:
         self._codec, self._room = codec, room
         self._dropped: dict[str, int] = {}
         self.style = find_style(codec)
+        self.has_tools = self.style.note == "tool" and takes_tools(codec, self.style)
 
-    def write(self, conversation: str, turns: Sequence[PromptTurn], must_say: Sequence[str] = ()) -> list[int]:
+    def write(
+        self,
+        conversation: str,
+        turns: Sequence[PromptTurn],
+        must_say: Sequence[str] = (),
+        tools: Sequence[ToolSpec] = (),
+    ) -> list[int]:
         head = tuple(turns[:1]) if turns and turns[0].role == "system" else ()
         rest = turns[len(head) :]
         dropped = self._dropped.get(conversation, 0)
         if dropped >= len(rest):
             dropped = 0
-        tokens = self._encode([*head, *rest[dropped:]], must_say)
+        tokens = self._encode([*head, *rest[dropped:]], must_say, tools)
         if len(tokens) > self._room:
             while len(tokens) > self._room * 2 // 3 and dropped < len(rest) - 2:
                 dropped += 1
                 # What an agent said, or a note, means little without the words before it.
                 if rest[dropped].role == "user" or dropped == len(rest) - 2:
-                    tokens = self._encode([*head, *rest[dropped:]], must_say)
+                    tokens = self._encode([*head, *rest[dropped:]], must_say, tools)
         self._dropped[conversation] = dropped
         if len(tokens) > self._room:
             # Instructions or a single turn beyond all positions: the beginning and the end count most.
@@ -138,19 +176,30 @@ class ChatPrompts:
             tokens = [*tokens[:half], *tokens[len(tokens) - (self._room - half) :]]
         return tokens
 
-    def warm_part(self, conversation: str, turns: Sequence[PromptTurn]) -> list[int]:
+    def offered(self, tools: Sequence[ToolSpec]) -> Sequence[ToolSpec]:
+        if tools and not self.has_tools:
+            log.warning("the checkpoint's chat template takes no tools: the agent has none")
+        return tools if self.has_tools else ()
+
+    def warm_part(self, conversation: str, turns: Sequence[PromptTurn], tools: Sequence[ToolSpec] = ()) -> list[int]:
         """All of it: where the next prompt goes another way, the cache does too."""
-        return self.write(conversation, turns)
+        return self.write(conversation, turns, (), tools)
 
     def forget(self, conversation: str) -> None:
         self._dropped.pop(conversation, None)
 
-    def _encode(self, turns: Sequence[PromptTurn], must_say: Sequence[str]) -> list[int]:
-        return self._codec.encode_chat(chat_messages(turns, self.style, must_say))
+    def _encode(self, turns: Sequence[PromptTurn], must_say: Sequence[str], tools: Sequence[ToolSpec]) -> list[int]:
+        messages = chat_messages(turns, self.style, must_say, has_tools=self.has_tools)
+        return self._codec.encode_chat(messages, [function_body(spec) for spec in tools] if self.has_tools else ())
 
 
-def chat_messages(turns: Sequence[PromptTurn], style: TemplateStyle, must_say: Sequence[str] = ()) -> list[Message]:
-    """The conversation as messages that the template accepts; what must be said is asked for behind everything else."""
+def chat_messages(
+    turns: Sequence[PromptTurn], style: TemplateStyle, must_say: Sequence[str] = (), *, has_tools: bool = False
+) -> list[Message]:
+    """The conversation as messages that the template accepts; what must be said is asked for behind everything else.
+
+    A call is told where the template takes tools; elsewhere its result alone.
+    """
     messages: list[Message] = []
     instructions = ""
     for turn in turns:
@@ -161,6 +210,11 @@ def chat_messages(turns: Sequence[PromptTurn], style: TemplateStyle, must_say: S
                 messages.append(Message("system", turn.text))
             case "user":
                 _say(messages, "user", turn.text, style)
+            case "agent" if turn.call is not None:
+                if has_tools:
+                    messages.append(Message("assistant", "", tool_calls=(_call_body(turn),)))
+            case "note" if turn.call_id and has_tools:
+                messages.append(Message("tool", turn.text, tool_call_id=turn.call_id))
             case "agent":
                 if style.alternates and (not messages or messages[-1].role == "system"):
                     messages.append(Message("user", OPENING))
@@ -180,6 +234,12 @@ def chat_messages(turns: Sequence[PromptTurn], style: TemplateStyle, must_say: S
         first = next(index for index, message in enumerate(messages) if message.role == "user")
         messages[first] = replace(messages[first], text=f"{instructions}\n\n{messages[first].text}")
     return messages
+
+
+def _call_body(turn: PromptTurn) -> dict[str, object]:
+    assert turn.call is not None
+    arguments = json.dumps(dict(turn.call.arguments), ensure_ascii=False, default=str)
+    return {"id": turn.call_id, "type": "function", "function": {"name": turn.call.name, "arguments": arguments}}
 
 
 def _say(messages: list[Message], role: ChatRole, text: str, style: TemplateStyle) -> None:
@@ -220,6 +280,20 @@ def find_style(codec: Codec) -> TemplateStyle:
         if _accepts(codec, told) and _accepts(codec, [*told, answer, ask]):
             notes.append(role)
     return TemplateStyle(has_system, alternates, notes[0], next(role for role in notes if role != "tool"))
+
+
+def takes_tools(codec: Codec, style: TemplateStyle) -> bool:
+    """Whether the template shows tools, a call and its result."""
+    spec = ToolSpec("a_tool_name", "what it does")
+    begin = [Message("system", "these instructions")] if style.has_system else []
+    call = PromptTurn("agent", "", ToolCall("a_tool_name", {"key": "a value"}), "call_00001")
+    told = [Message("user", "first words"), Message("assistant", "", tool_calls=(_call_body(call),))]
+    told += [Message("tool", "second words", tool_call_id="call_00001")]
+    try:
+        prompt = codec.decode(codec.encode_chat([*begin, *told], [function_body(spec)]))
+    except ConfigError:
+        return False
+    return all(text in prompt for text in ("what it does", "a value", "second words"))
 
 
 def _accepts(codec: Codec, messages: Sequence[Message]) -> bool:

@@ -19,11 +19,13 @@ import httpx2
 from voice_pipelines.adapters.remote_text import ReplyEnd, ReplyText
 from voice_pipelines.adapters.remote_wire import (
     Appended,
+    CallPiece,
     Ended,
     EndpointError,
     RemoteEndpoint,
     Shown,
     guess_tokens,
+    read_call,
     read_event,
     read_models,
     refusal,
@@ -43,6 +45,7 @@ from voiceagent.backends import (
 )
 from voiceagent.clock import Clock, MonotonicClock
 from voiceagent.errors import BackendError, ConfigError
+from voiceagent.tools import ToolSpec
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +88,7 @@ class RemoteDraft:
         self._on_event = on_event
         self._plan = request.plan
         self._text = ReplyText()
+        self._calls: list[CallPiece] = []
         self._is_over = False
         self._changed = asyncio.Event()
         """Set when a deadline may have moved."""
@@ -196,11 +200,16 @@ class RemoteDraft:
         if not self._is_over:
             raise EndpointError("closed the stream before the end of the reply")
 
-    def _take(self, update: Appended | Shown | Ended) -> None:
+    def _take(self, update: Appended | Shown | CallPiece | Ended) -> None:
         if isinstance(update, Ended):
             self._finish(ReplyEnd.LIMIT if update.reason == "length" else ReplyEnd.MODEL, update.reason)
             return
         self._begin()
+        if isinstance(update, CallPiece):
+            self._calls.append(update)
+            self._heard_at = self._owner.clock.now()
+            self._changed.set()
+            return
         try:
             if isinstance(update, Appended):
                 self._text.append(update.text)
@@ -248,11 +257,13 @@ class RemoteDraft:
 
     def _finish(self, end: ReplyEnd, reason: str) -> None:
         counts = self._owner.counts
+        call = read_call(self._calls)
         try:
-            text, added = self._text.finish(end, self._request.must_say)
+            # What a reply lacks may follow the tool's result.
+            text, added = self._text.finish(end, self._request.must_say if call is None else ())
         except ValueError as error:
             raise EndpointError(f"changed text that it had called final: {error}") from error
-        if not text:
+        if not text and call is None:
             raise EndpointError(f"answered without any text (finish_reason {reason!r})")
         self._begin()
         # Nothing arrived: the time that was waited in vain is no step's.
@@ -263,7 +274,8 @@ class RemoteDraft:
         if added:
             counts.repaired += 1
             log.info("the remote language model left out %s, which was added", ", ".join(added))
-        self._emit(DraftFinished(text, self._steps["first"], self._steps["rest"], 0, self._owner.clock.now()))
+        steps = self._steps
+        self._emit(DraftFinished(text, steps["first"], steps["rest"], 0, self._owner.clock.now(), call))
         self._is_over = True
         if end is ReplyEnd.DEADLINE:
             log.info("a reply of the remote language model was ended at its last whole sentence: the caller waited")
@@ -272,9 +284,9 @@ class RemoteDraft:
     # --- deadlines ----------------------------------------------------------------------------------------------------
 
     def _cut_at(self) -> float | None:
-        """When the caller has waited long enough for the next sentence; nothing can be cut before the first clause."""
+        """When the caller has waited long enough for the next sentence; nothing can be cut before the first clause, nor a call."""
         due = self._plan.rest_deadline
-        return None if due is None or self._phase == "first" else due + self._owner.endpoint.pause_s
+        return None if due is None or self._phase == "first" or self._calls else due + self._owner.endpoint.pause_s
 
     def _is_cut_due(self) -> bool:
         cut_at = self._cut_at()
@@ -360,7 +372,7 @@ class RemoteDrafter:
         draft.task.add_done_callback(lambda _: self._ended(draft))
         return draft
 
-    def warm(self, conversation_id: str, turns: Sequence[PromptTurn]) -> None:
+    def warm(self, conversation_id: str, turns: Sequence[PromptTurn], tools: Sequence[ToolSpec] = ()) -> None:
         """Open a connection while the caller speaks: handshakes cost two or three round trips. The prompt itself is not sent."""
         is_idle = self.clock.now() - self._used_at >= WARM_AFTER_S
         if is_idle and not self._drafts and not self.is_closed and (self._warming is None or self._warming.done()):

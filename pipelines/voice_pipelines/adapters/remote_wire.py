@@ -7,12 +7,13 @@ Two dialects of `POST {url}/chat/completions` with server-sent events. OpenAI's 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from voiceagent.backends import DraftRequest, PromptTurn
+from voiceagent.tools import ToolCall
 
 CANVAS_WIDTHS = (16, 24, 32, 40, 64, 96, 128)
 """Lengths a plan may ask for, up to the endpoint's own limit: this is how a client's `max_output_tokens` gets here."""
@@ -65,9 +66,10 @@ class RemoteEndpoint:
 # --- the request ------------------------------------------------------------------------------------------------------
 
 
-def chat_messages(turns: Sequence[PromptTurn], must_say: Sequence[str] = ()) -> list[dict[str, str]]:
-    """The prompt as chat messages. A note is a system message behind the words it is about, and so is what must be said."""
-    messages = [{"role": ROLES[turn.role], "content": turn.text} for turn in turns]
+def chat_messages(turns: Sequence[PromptTurn], must_say: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The prompt as chat messages. A note is a system message behind the words it is about, and so is what must be said; the note of a
+    call is its tool's answer."""
+    messages = [_message(turn) for turn in turns]
     if must_say:
         demand = MUST_SAY.format(texts=", ".join(f'"{text}"' for text in dict.fromkeys(must_say)))
         if turns and turns[-1].role == "note":
@@ -75,6 +77,17 @@ def chat_messages(turns: Sequence[PromptTurn], must_say: Sequence[str] = ()) -> 
         else:
             messages.append({"role": "system", "content": demand})
     return messages
+
+
+def _message(turn: PromptTurn) -> dict[str, Any]:
+    if turn.call is not None:
+        arguments = json.dumps(dict(turn.call.arguments), ensure_ascii=False, default=str)
+        function = {"name": turn.call.name, "arguments": arguments}
+        calls = [{"id": turn.call_id, "type": "function", "function": function}]
+        return {"role": "assistant", "content": "", "tool_calls": calls}
+    if turn.role == "note" and turn.call_id:
+        return {"role": "tool", "tool_call_id": turn.call_id, "content": turn.text}
+    return {"role": ROLES[turn.role], "content": turn.text}
 
 
 def request_body(endpoint: RemoteEndpoint, request: DraftRequest, now: float) -> dict[str, Any]:
@@ -86,6 +99,16 @@ def request_body(endpoint: RemoteEndpoint, request: DraftRequest, now: float) ->
         "stream": True,
         "max_completion_tokens": endpoint.max_tokens if width >= endpoint.canvas_widths[-1] else width,
     }
+    if request.tools:
+        body["tools"] = [
+            {
+                "type": "function",
+                "function": {"name": spec.name, "description": spec.description, "parameters": dict(spec.parameters)},
+            }
+            for spec in request.tools
+        ]
+        # A forced function is the only one offered.
+        body["tool_choice"] = request.tool_choice.mode
     due = request.plan.first_deadline
     effort = endpoint.reasoning_effort
     if endpoint.dialect == "openai":
@@ -107,7 +130,7 @@ def request_body(endpoint: RemoteEndpoint, request: DraftRequest, now: float) ->
     return body
 
 
-def guess_tokens(messages: Sequence[dict[str, str]]) -> int:
+def guess_tokens(messages: Sequence[Mapping[str, Any]]) -> int:
     """Tokens of a prompt, guessed from its words (4 for 3, the usual ratio of English): endpoints say only at the end, if at all."""
     return max(sum(len(message["content"].split()) for message in messages) * 4 // 3, 1)
 
@@ -131,13 +154,22 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
+class CallPiece:
+    """More of the tool call with this number; `name` and `arguments` add up, the first brings the name."""
+
+    index: int
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """No more text will come."""
 
     reason: str
 
 
-Update: TypeAlias = Appended | Shown | Ended
+Update: TypeAlias = Appended | Shown | CallPiece | Ended
 
 
 class EndpointError(Exception):
@@ -145,7 +177,7 @@ class EndpointError(Exception):
 
 
 def read_event(data: str) -> tuple[Update, ...]:
-    """What the data of one server-sent event says; nothing for roles, usage, reasoning and tool calls.
+    """What the data of one server-sent event says; nothing for roles, usage and reasoning.
 
     Raises:
         EndpointError: If it is not JSON, not a chunk, or an error that the endpoint reports in mid-stream.
@@ -170,14 +202,43 @@ def read_event(data: str) -> tuple[Update, ...]:
             raise TypeError
         meta = chunk.get("diffusion_meta") or {}
         progress = float(meta.get("diffusion_progress", 0.0)) if meta.get("diffusion_content") else None
+        pieces = [_call_piece(piece, at) for at, piece in enumerate(delta.get("tool_calls") or ())]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise EndpointError(f"sent an event that is not a chat completion chunk: {_short(data)!r}") from error
     updates: list[Update] = []
     if content:
         updates.append(Appended(content) if progress is None else Shown(content, progress))
+    updates += pieces
     if reason:
         updates.append(Ended(reason))
     return tuple(updates)
+
+
+def _call_piece(piece: dict[str, Any], at: int) -> CallPiece:
+    function = piece.get("function") or {}
+    index, name, arguments = piece.get("index", at), function.get("name") or "", function.get("arguments") or ""
+    if not isinstance(index, int) or not isinstance(name, str) or not isinstance(arguments, str):
+        raise TypeError
+    return CallPiece(index, name, arguments)
+
+
+def read_call(pieces: Sequence[CallPiece]) -> ToolCall | None:
+    """The first call that the pieces make; a conversation carries out one at a time."""
+    if not pieces:
+        return None
+    first = [piece for piece in pieces if piece.index == min(each.index for each in pieces)]
+    name, text = "".join(piece.name for piece in first), "".join(piece.arguments for piece in first)
+    try:
+        arguments = json.loads(text or "{}", parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        return ToolCall(name[:64], {}, problem="the arguments were not the text of a JSON object")
+    return ToolCall(name, arguments)
+
+
+def _refuse(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def refusal(status: int, reason: str, body: bytes) -> str:

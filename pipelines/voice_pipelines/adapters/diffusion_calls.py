@@ -1,0 +1,157 @@
+"""A reply's tokens as what is spoken and the tool call behind it. Pure.
+
+The built-in family begins a call with the token `<call>` (`dllm.calls`); published chat models write JSON between tags, as Qwen's and
+Nous's templates teach them. Nothing from there on is spoken, whether or not it turns out to be a call that can be read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from dllm.calls import Call, Tool, read_call, typed_arguments
+from dllm.codec import Codec
+from dllm.detokenize import IncrementalDecoder
+from dllm.errors import CallError, ConfigError
+from dllm.text import DialogueCodec
+from voice_pipelines.adapters.remote_text import spoken_part
+from voiceagent.tools import ToolCall, ToolSpec
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+CUT_OFF = "it was cut off: too long for one reply"
+
+
+class ReplyReader(Protocol):
+    """Reads one reply. Used on the engine's thread only."""
+
+    def feed(self, tokens: Sequence[int]) -> None: ...
+
+    @property
+    def spoken(self) -> str:
+        """Text so far that may be spoken."""
+        ...
+
+    def call(self, *, is_cut: bool = False) -> ToolCall | None:
+        """The call, once the reply is complete; `is_cut` when it filled its canvas."""
+        ...
+
+
+def reply_reader(codec: Codec, tools: Sequence[ToolSpec]) -> ReplyReader:
+    return DialogueReader(codec, tools) if isinstance(codec, DialogueCodec) else ChatReader(codec, tools)
+
+
+class DialogueReader:
+    """The built-in family: what follows `<call>` is a name and words, which become what the tool's schema asks for."""
+
+    def __init__(self, codec: DialogueCodec, tools: Sequence[ToolSpec]) -> None:
+        self._sign = codec.special.call
+        self._tools = {tool.name: tool for tool in known_tools(tools)}
+        self._text, self._call = IncrementalDecoder(codec), IncrementalDecoder(codec)
+        self._said = self._written = ""
+        self._has_call = False
+
+    def feed(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            if token == self._sign:
+                self._has_call = True
+            elif self._has_call:
+                self._written += self._call.feed((token,))
+            else:
+                self._said += self._text.feed((token,))
+
+    @property
+    def spoken(self) -> str:
+        return spoken_part(self._said).strip()
+
+    def call(self, *, is_cut: bool = False) -> ToolCall | None:
+        if not self._has_call:
+            return None
+        written = " ".join(self._written.split())
+        if is_cut:
+            return ToolCall(written.partition(";")[0][:64], {}, written, CUT_OFF)
+        try:
+            call = read_call(written)
+            tool = self._tools.get(call.name)
+            arguments: Mapping[str, object] = call.arguments if tool is None else typed_arguments(call, tool)
+        except CallError as error:
+            return ToolCall(error.name, {}, written, error.problem)
+        return ToolCall(call.name, arguments, written)
+
+
+class ChatReader:
+    """A published chat model. Where it was offered no tools, tags are text like any other."""
+
+    def __init__(self, codec: Codec, tools: Sequence[ToolSpec]) -> None:
+        self._decoder = IncrementalDecoder(codec)
+        self._raw = ""
+        self._may_call = bool(tools)
+
+    def feed(self, tokens: Sequence[int]) -> None:
+        self._raw += self._decoder.feed(tokens)
+
+    @property
+    def spoken(self) -> str:
+        text = spoken_part(self._raw)
+        if self._may_call:
+            text = text.partition(OPEN)[0]
+            # The end may be the beginning of a tag.
+            begun = next((size for size in range(len(OPEN) - 1, 0, -1) if text.endswith(OPEN[:size])), 0)
+            text = text[: len(text) - begun]
+        return text.strip()
+
+    def call(self, *, is_cut: bool = False) -> ToolCall | None:
+        _, sign, rest = spoken_part(self._raw).partition(OPEN) if self._may_call else ("", "", "")
+        if not sign:
+            return None
+        block, end, _ = rest.partition(CLOSE)
+        if is_cut and not end:
+            return ToolCall("tool", {}, problem=CUT_OFF)
+        try:
+            body = json.loads(block, parse_constant=_refuse)
+            name, arguments = body["name"], body.get("arguments") or {}
+            if not isinstance(name, str) or not isinstance(arguments, dict):
+                raise TypeError
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            return ToolCall("tool", {}, problem="expected JSON with a name and arguments")
+        return ToolCall(name, arguments)
+
+
+def known_tools(tools: Sequence[ToolSpec]) -> list[Tool]:
+    """Those that the built-in family can be told of: arguments that are flat and plain."""
+    found = []
+    for spec in tools:
+        try:
+            tool = Tool(spec.name, spec.description, spec.parameters)
+        except (ConfigError, TypeError):  # A client's schema may hold anything, names that are no texts included.
+            continue
+        if all(_is_plain(schema) for schema in tool.properties.values()):
+            found.append(tool)
+    return found
+
+
+def _is_plain(schema: Mapping[str, Any]) -> bool:
+    return "enum" in schema or schema.get("type", "string") in ("string", "integer", "number", "boolean")
+
+
+def function_body(spec: ToolSpec) -> dict[str, Any]:
+    """A tool as chat templates and OpenAI's API are told of it."""
+    function = {"name": spec.name, "description": spec.description, "parameters": dict(spec.parameters)}
+    return {"type": "function", "function": function}
+
+
+def encode_call(codec: DialogueCodec, call: ToolCall) -> list[int]:
+    """An agent's turn that was a call: as the model wrote it, also where it could not be read."""
+    if call.written:
+        special = codec.special
+        return [special.agent, special.call, *codec.encode_text(call.written), special.end]
+    words = {key: " ".join(_words(value).replace(";", ",").split()) for key, value in call.arguments.items()}
+    return codec.encode_call(Call(call.name, {key: value for key, value in words.items() if value}))
+
+
+def _words(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _refuse(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")

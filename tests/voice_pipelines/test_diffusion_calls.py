@@ -1,0 +1,184 @@
+"""Calls in the tokens of a reply, and in prompts: the built-in family's notation and the tags of chat models."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from dllm.calls import Call as WrittenCall
+from dllm.calls import result_note, write_call
+from dllm.hub_codec import HubCodec
+from tests.conftest import run_async
+from tests.dllm import test_hub_codec
+from tests.dllm.tiny import codec
+from tests.voice_pipelines.test_diffusion import PLAN, TURNS, builtin
+from tests.voice_pipelines.test_diffusion_prompt import NO_TOOL
+from tests.voice_pipelines.test_diffusion_prompt import codec as chat_codec
+from voice_pipelines.adapters.diffusion import DiffusionDrafter
+from voice_pipelines.adapters.diffusion_calls import CUT_OFF, ChatReader, DialogueReader
+from voice_pipelines.adapters.diffusion_prompt import ChatPrompts, DialoguePrompts
+from voiceagent import tools
+from voiceagent.backends import (
+    BackendInfo,
+    DraftEvent,
+    DraftFailed,
+    DraftFinished,
+    DraftRequest,
+    DraftStepped,
+    PromptTurn,
+)
+from voiceagent.tools import ToolCall, ToolChoice, ToolSpec, parameters_schema
+
+SPEC = ToolSpec("book_table", "books a table", parameters_schema("p", {"people": "integer", "day": "string?"}))
+WRITTEN = "book_table; people: four; day: friday"
+CALL = ToolCall("book_table", {"people": 4, "day": "friday"}, WRITTEN)
+
+
+def read(text: str, *, before: str = "", is_cut: bool = False) -> tuple[str, ToolCall | None]:
+    """What the built-in family's tokens say, fed one by one."""
+    own = codec()
+    reader = DialogueReader(own, (SPEC,))
+    for token in (*own.encode_text(before), own.special.call, *own.encode_text(text)):
+        reader.feed((token,))
+        assert reader.spoken in before, "nothing of a call is spoken"
+    return reader.spoken, reader.call(is_cut=is_cut)
+
+
+def test_the_callers_words_become_what_the_schema_asks_for() -> None:
+    assert read(WRITTEN) == ("", CALL)
+    assert read(WRITTEN, before="Let me see.") == ("Let me see.", CALL)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "problem"),
+    [
+        ("book_table; people four", "book_table", "expected `key: value`"),
+        ("book_table; people: lots", "book_table", "expected a whole number"),
+        ("book_table; day: friday", "book_table", "people is missing"),
+        ("", "", "expected the name of a tool first"),
+    ],
+)
+def test_a_call_that_cannot_be_read_says_why_and_keeps_its_words(text: str, name: str, problem: str) -> None:
+    _, call = read(text)
+    assert call is not None and (call.name, call.written) == (name, text)
+    assert problem in call.problem
+
+
+def test_an_unknown_tool_is_left_to_the_conversation_and_a_cut_call_is_no_call() -> None:
+    assert read("fly; to: paris")[1] == ToolCall("fly", {"to": "paris"}, "fly; to: paris")
+    call = read("book_table; people: fo", is_cut=True)[1]
+    assert call is not None and (call.name, call.problem) == ("book_table", CUT_OFF)
+
+
+def test_a_reply_without_the_sign_is_speech() -> None:
+    own = codec()
+    reader = DialogueReader(own, (SPEC,))
+    reader.feed(own.encode_text("A table for four."))
+    assert (reader.spoken, reader.call()) == ("A table for four.", None)
+
+
+def test_the_prompt_declares_tools_and_gives_calls_back_as_they_were_written() -> None:
+    own = codec()
+    prompts = DialoguePrompts(own, 400)
+    turns = (PromptTurn("system", "Be brief."), PromptTurn("user", "a table"), PromptTurn("agent", "", CALL, "c"))
+    written = prompts.write("call", turns, (), (SPEC,))
+    head = own.encode_turn("system", "Be brief. Tools: [book_table; people: integer; day?] books a table")
+    assert written[: len(head) - 1] == head[:-1] or own.decode(written).startswith(own.decode(head[:-1]))
+    turn = [own.special.agent, own.special.call, *own.encode_text(WRITTEN), own.special.end]
+    assert written[-len(turn) - 1 :] == [*turn, own.special.agent]
+    assert prompts.warm_part("call", turns, (SPEC,)) == written[:-1]
+    from_client = prompts.write("other", (PromptTurn("agent", "", ToolCall("f", {"a": "x; y", "n": 4}), "c"),))
+    assert "f; a: x, y; n: 4" in own.decode(from_client)
+    unreadable = ToolCall("f", {}, "f; ;", "expected `key: value`")
+    assert own.special.call in prompts.write("third", (PromptTurn("agent", "", unreadable, "c"),))
+
+
+def test_a_tool_with_nested_arguments_is_not_offered_to_the_builtin_family() -> None:
+    nested = ToolSpec("deep", "", {"type": "object", "properties": {"a": {"type": "object"}}})
+    assert DialoguePrompts(codec(), 400).offered((SPEC, nested)) == [SPEC]
+
+
+def test_runtime_and_model_tell_results_in_the_same_words() -> None:
+    for value in ("text  here", {"table_no": 12, "codes": ["a", "b"], "late": False, "x": None}, {}, ""):
+        assert tools.result_note("book", value) == result_note("book", value)
+    assert read(write_call(WrittenCall("book_table", {"people": "four"})))[1] is not None
+
+
+# --- chat models ------------------------------------------------------------------------------------------------------
+
+
+def chat(text: str, *, offered: tuple[ToolSpec, ...] = (SPEC,), is_cut: bool = False) -> tuple[str, ToolCall | None]:
+    own = chat_codec(test_hub_codec.CHATML)
+    reader = ChatReader(own, offered)
+    before = ""
+    for token in own.encode(text):
+        reader.feed((token,))
+        assert reader.spoken.startswith(before), "what may be spoken only grows"
+        before = reader.spoken
+    return reader.spoken, reader.call(is_cut=is_cut)
+
+
+def test_a_call_between_tags_is_read_and_never_spoken() -> None:
+    block = '<tool_call>\n{"name": "book_table", "arguments": {"people": 4}}\n</tool_call>'
+    assert chat(f"Sure. {block}") == ("Sure.", ToolCall("book_table", {"people": 4}))
+    assert chat(f"Sure. {block}", offered=())[1] is None
+
+
+@pytest.mark.parametrize(
+    "block", ["<tool_call>four</tool_call>", '<tool_call>{"name": 4}</tool_call>', "<tool_call>[]"]
+)
+def test_tags_that_hold_no_call_are_a_problem_and_not_speech(block: str) -> None:
+    spoken, call = chat(f"Sure. {block}")
+    assert spoken == "Sure." and call is not None and call.problem
+    assert chat("Sure. <tool_call>{", is_cut=True)[1] == ToolCall("tool", {}, problem=CUT_OFF)
+
+
+def test_a_template_that_shows_tools_is_told_of_them_and_another_has_none() -> None:
+    plain = ChatPrompts(chat_codec(NO_TOOL), 1000)
+    assert not plain.has_tools and plain.offered((SPEC,)) == ()
+    turns = (*TURNS, PromptTurn("agent", "", CALL, "c"), PromptTurn("note", "book_table: table 12", call_id="c"))
+    assert "table 12" in chat_codec(NO_TOOL).decode(plain.write("call", turns, (), (SPEC,)))
+    told = ChatPrompts(with_tools_template(), 4000)
+    assert told.has_tools and told.offered((SPEC,)) == (SPEC,)
+    prompt = with_tools_template().decode(told.write("call", turns, (), (SPEC,)))
+    assert prompt.index("books a table") < prompt.index("friday") < prompt.index("table 12")
+
+
+def with_tools_template() -> HubCodec:
+    return chat_codec(
+        "{% if tools %}[tools]{{ tools | tojson }}\n{% endif %}{% for m in messages %}[{{ m.role }}]{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}\n{% endfor %}[assistant]"
+    )
+
+
+# --- through the engine -----------------------------------------------------------------------------------------------
+
+
+def draft(request: DraftRequest) -> list[DraftEvent]:
+    async def main() -> list[DraftEvent]:
+        drafter = DiffusionDrafter(builtin(), BackendInfo("llm", "tiny", "test"))
+        events: asyncio.Queue[DraftEvent] = asyncio.Queue()
+        drafter.start(request, events.put_nowait)
+        found: list[DraftEvent] = []
+        try:
+            while not found or not isinstance(found[-1], DraftFinished | DraftFailed):
+                found.append(await events.get())
+        finally:
+            await drafter.aclose()
+        return found
+
+    return run_async(main())
+
+
+def test_a_required_call_is_drafted_and_nothing_of_it_is_committed_as_speech() -> None:
+    events = draft(DraftRequest("call", TURNS, PLAN, tools=(SPEC,), tool_choice=ToolChoice("required")))
+    last = events[-1]
+    assert isinstance(last, DraftFinished) and last.call is not None and last.text == ""
+    assert all(event.committed_text == "" for event in events if isinstance(event, DraftStepped))
+
+
+@pytest.mark.parametrize("offered", [(), (SPEC,)], ids=["no tools", "none allowed"])
+def test_a_reply_that_may_not_call_does_not(offered: tuple[ToolSpec, ...]) -> None:
+    last = draft(DraftRequest("call", TURNS, PLAN, tools=offered, tool_choice=ToolChoice("none")))[-1]
+    assert isinstance(last, DraftFinished) and last.call is None and last.text
