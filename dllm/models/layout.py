@@ -144,6 +144,8 @@ def qwen_tensors(spec: ModelSpec, root: str = "model", head: str = "lm_head.weig
             names[f"{disk}.{norm}.weight"] = Slot(f"{memory}.{norm}.weight")
     if not spec.tie_word_embeddings:
         names[head] = Slot("lm_head.weight")
+    if spec.self_conditioning:
+        names[f"{root}.soft_proj.weight"] = Slot("soft_proj.weight")
     return names
 
 

@@ -71,6 +71,7 @@ class Transformer(nn.Module):
         self.lm_head: nn.Module | None = (
             None if spec.tie_word_embeddings else nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
         )
+        self.soft_proj = nn.Linear(spec.hidden_size, spec.hidden_size, bias=False) if spec.self_conditioning else None
         self.rotary_cos: Tensor
         self.rotary_sin: Tensor
         cos, sin = rotary_table(spec.rope, spec.head_dim, spec.max_position_embeddings)
@@ -127,16 +128,22 @@ class Transformer(nn.Module):
         start: int | Tensor = 0,
         **extra: Any,
     ) -> Tensor:
-        """Hidden states after the final norm, [B, T, E]. See `Network.__call__`.
+        """Hidden states after the final norm, [B, T, E]. See `Network.__call__`; beyond it, where `spec.self_conditioning`:
+
+        Args:
+            soft: [B, T, E], from `soft_embedding`; zero, as none at all, where there is no guess yet. Added to the embeddings.
 
         Raises:
             ValueError: If `start` is a tensor and there is no mask.
             TypeError: If anything is in `extra`, which these families have no use for.
         """
+        soft: Tensor | None = None if self.soft_proj is None else extra.pop("soft", None)
         if extra:
             raise TypeError(f"{self.spec.family} takes no {', '.join(sorted(extra))}")
         spec = self.spec
         x: Tensor = self.embed_tokens(ids)
+        if self.soft_proj is not None and soft is not None:
+            x = x + self.soft_proj(soft.to(x.dtype))
         shared = Shared(
             turn_at(self.rotary_cos, self.rotary_sin, positions, x.dtype),
             fold_mask(mask, spec.num_attention_heads // spec.num_key_value_heads, x.dtype),
@@ -148,6 +155,11 @@ class Transformer(nn.Module):
             x = layer(x, shared, None if stores is None else stores[index])
         normed: Tensor = self.norm(x)
         return normed
+
+    def soft_embedding(self, logits: Tensor) -> Tensor:
+        """The expected embedding under the last step's logits, [B, T, V] to [B, T, E]: `forward`'s `soft`."""
+        weight = self.embed_tokens.weight
+        return logits.softmax(-1, dtype=torch.float32).to(weight.dtype) @ weight
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., E] to [..., V]."""

@@ -197,6 +197,6 @@ def build_objective(name: str, spec: ModelSpec, options: Mapping[str, Any]) -> O
     Raises:
         ConfigError: If an option is unknown, or the model cannot be trained so.
     """
-    from dllm.train.objectives import OBJECTIVES  # type: ignore[attr-defined]
+    from dllm.train.objectives import OBJECTIVES
 
     return OBJECTIVES[name](spec, options)
