@@ -58,7 +58,7 @@ def test_whatever_a_function_raises_reaches_the_loop_as_an_error(error: BaseExce
         raise error
 
     with pytest.raises((ValueError, RuntimeError)):
-        run_async(in_thread(fail))  # type: ignore[arg-type]
+        run_async(in_thread(fail))
 
 
 def test_a_function_that_hangs_is_given_up_and_holds_nobody() -> None:

@@ -162,7 +162,7 @@ class ScriptedDrafter:
     """Writes `texts` in turn, `steps` steps each, `step_s` of the clock per step; a call takes one step."""
 
     info = BackendInfo("llm", "scripted", "stand-in")
-    canvas_widths = (16, 32)
+    canvas_widths: tuple[int, ...] = (16, 32)
     quality_curve = QualityCurve((), (), ())
     min_steps = 1
 

@@ -255,7 +255,8 @@ def test_a_tool_that_takes_too_long_is_cancelled_and_told_as_a_failure() -> None
     line = talk(one_turn, BOOK, "Sorry.", tools=(tool(desk, timeout_s=2.0),))
     assert line.notes() == ["book_table failed: no answer within 2 seconds"]
     assert desk.cancelled == 1 and line.outcomes() == ["timed_out"]
-    (record,) = line.of(TurnTraced)[0].timeline["tools"]  # type: ignore[misc]
+    timeline: Any = line.of(TurnTraced)[0].timeline
+    (record,) = timeline["tools"]
     assert record["end_ms"] - record["start_ms"] == pytest.approx(2000, abs=1)
 
 
