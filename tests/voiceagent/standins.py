@@ -131,9 +131,9 @@ class ScriptedDraft:
             return
         if isinstance(text, ToolCall):
             self._on_event(DraftPrefilled(0, len(self.request.turns), 0.0, clock.now()))
-            canvas = (CanvasToken(text.name, TokenState.COMMITTED, 0.9),)
+            called = CanvasToken(text.name, TokenState.COMMITTED, 0.9)
             await clock.sleep_until(clock.now() + self._drafter.step_s)
-            self._on_event(DraftStepped(1, "first", canvas, "", 0, self._drafter.step_s, clock.now()))
+            self._on_event(DraftStepped(1, "first", (called,), "", 0, self._drafter.step_s, clock.now()))
             self._finish(DraftFinished("", 1, 0, 0, clock.now(), text))
             return
         self._on_event(DraftPrefilled(0, len(self.request.turns), 0.0, clock.now()))
