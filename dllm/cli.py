@@ -25,6 +25,7 @@ COMMANDS = {
     "eval": "dllm.commands.evaluate",
     "export": "dllm.commands.export",
     "convert": "dllm.commands.convert",
+    "finetune": "dllm.commands.finetune",
 }
 """Where each command is; the module adds it with `add_parser`."""
 ENVIRONMENT = {"model": "DLLM_MODEL", "device": "DLLM_DEVICE"}
