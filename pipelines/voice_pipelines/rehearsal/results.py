@@ -27,6 +27,8 @@ class Told:
 
     note: str
     text: str
+    brief: str
+    """`text` without what comes before the result itself."""
     must_say: tuple[str, ...]
 
 
@@ -35,10 +37,11 @@ def draw_result(tool: Tool, done: str, rng: random.Random, *, most: int, tells_w
     book = table("tools")
     entry = book["action"][tool.action]
     if entry.get("effect") and rng.random() < 0.2:
-        return Told(f"{tool.name}: {rng.choice(('ok', 'done', 'success', 'yes'))}", done, ())
+        return Told(f"{tool.name}: {rng.choice(('ok', 'done', 'success', 'yes'))}", done, done, ())
     if "options" in entry["results"] and rng.random() < 0.1:
         note = rng.choice(("none", "nothing found", "no results", "0 found", "empty"))
-        return Told(f"{tool.name}: {note}", one_of(book["frame"]["nothing"], rng), ())
+        nothing = one_of(book["frame"]["nothing"], rng)
+        return Told(f"{tool.name}: {note}", nothing, nothing, ())
     possible = [field for field in entry["results"] if tells_when or field != "when"]
     fields = rng.sample(possible, rng.randint(1, min(most, len(possible))))
     if "options" in fields:
@@ -61,7 +64,7 @@ def draw_result(tool: Tool, done: str, rng: random.Random, *, most: int, tells_w
     elif rng.random() < 0.1:
         note = told
     text = f"{done} {told}".strip()
-    return Told(f"{tool.name}: {note}", text if len(text.split()) <= MOST_WORDS else told, tuple(pieces))
+    return Told(f"{tool.name}: {note}", text if len(text.split()) <= MOST_WORDS else told, told, tuple(pieces))
 
 
 def _options(rng: random.Random) -> list[str]:

@@ -1,6 +1,7 @@
 """Dialogues in which the agent calls tools: asks for what is missing, confirms, calls, and tells what came back."""
 
 import random
+from collections.abc import Sequence
 
 from voice_pipelines.rehearsal.facts import Conversation, imagine_business
 from voice_pipelines.rehearsal.results import Told, draw_result
@@ -74,10 +75,12 @@ class Clerk:
         told = []
         for tool, self.arguments in zip((first, second), arguments, strict=True):
             self._call(tool)
-            told.append(self._result(tool, most=1))
+            told.append(self._result(tool, most=1, may_repeat=False))
             self.script.note(told[-1].note)
         text = f"{told[0].text} {told[1].text}"
-        self._tell(Told("", text, told[0].must_say + told[1].must_say))
+        if len(text.split()) > MOST_WORDS:
+            text = f"{told[0].brief} {told[1].brief}"
+        self._tell(text, told[0].must_say + told[1].must_say)
 
     def refuse(self, stranger: Tool) -> None:
         """A request that no tool of this dialogue meets."""
@@ -216,11 +219,11 @@ class Clerk:
             self.script.hear(rng.choice(frame["hurries"]), as_spoken=True)
         told = self._result(tool, most=3)
         self.script.note(told.note)
-        self._tell(told)
+        self._tell(told.text, told.must_say)
         if rng.random() < 0.06 and told.must_say:
             self.script.hear(rng.choice(frame["again"]), as_spoken=True)
             # The note was answered already: at run time nothing is pinned now, so the pieces are learnt by copying.
-            self._tell(Told("", told.text, ()))
+            self._tell(told.text)
         changeable = [
             p
             for p in tool.parameters
@@ -236,7 +239,7 @@ class Clerk:
             self._call(tool)
             told = self._result(tool, most=2)
             self.script.note(told.note)
-            self._tell(told)
+            self._tell(told.text, told.must_say)
 
     def _fail(self, tool: Tool) -> None:
         rng, frame = self.rng, self.frame
@@ -254,13 +257,13 @@ class Clerk:
             self.script.hear(rng.choice(frame["give_up"]), as_spoken=True)
             self.script.say(one_of(frame["given_up"], rng))
 
-    def _tell(self, told: Told) -> None:
-        text = f"{told.text} {self.rng.choice(self.frame['tails'])}"
-        self.script.say(text if len(text.split()) <= MOST_WORDS else told.text, told.must_say if self.is_pinned else ())
+    def _tell(self, text: str, must_say: Sequence[str] = ()) -> None:
+        longer = f"{text} {self.rng.choice(self.frame['tails'])}" if not text.endswith("?") else text
+        self.script.say(longer if len(longer.split()) <= MOST_WORDS else text, must_say if self.is_pinned else ())
 
-    def _result(self, tool: Tool, most: int) -> Told:
+    def _result(self, tool: Tool, most: int, *, may_repeat: bool = True) -> Told:
         done = one_of(self.book["action"][tool.action]["done"], self.rng, {"n": tool.noun, "b": bare(tool.noun)})
-        if tool.action in _REPEATED and self.arguments and self.rng.random() < 0.35:
+        if may_repeat and tool.action in _REPEATED and self.arguments and self.rng.random() < 0.35:
             done = sentence(one_of(self.frame["with_details"], self.rng, {"w": self._echoed(tool, tool.noun)}))
         # Where the caller has said when, a time that differs would be a contradiction.
         tells_when = not any(p.kind in ("day", "time") and p.name in self.arguments for p in tool.parameters)
