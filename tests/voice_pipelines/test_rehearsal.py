@@ -14,8 +14,9 @@ from dllm.text import spoken_form
 from dllm.train.data import read_dialogues
 from voice_pipelines.rehearsal.__main__ import SOURCES, dialogues, main, write_dialogue
 from voice_pipelines.rehearsal.facts import Conversation, imagine_business
-from voice_pipelines.rehearsal.schemas import is_held_back
+from voice_pipelines.rehearsal.schemas import is_held_back, make_tool
 from voice_pipelines.rehearsal.script import MOST_WORDS, Script
+from voice_pipelines.rehearsal.tools import Clerk
 from voice_pipelines.rehearsal.words import fill, sentence, table
 
 COUNT = 250
@@ -140,6 +141,15 @@ def test_pins_are_pieces_of_the_note_and_only_half_of_the_dialogues_have_them() 
 
 def test_facts_of_the_prompt_are_never_pinned() -> None:
     assert not any("pins" in turn for dialogue in written("facts", "train") for turn in dialogue["turns"])
+
+
+def test_two_results_in_one_answer_stay_short_whatever_details_the_first_has() -> None:
+    for seed in range(600):
+        rng = random.Random(seed)
+        tools = [make_tool(rng, held_back=False, action=action) for action in ("book", "connect")]
+        script = Script("tools", "You answer the phone.", rng, [tool.described() for tool in tools])
+        Clerk(script, tools, confirms=False).two_tasks(*tools)
+        assert [turn["role"] for turn in script.turns[1:]] == ["user", "agent", "note", "agent", "note", "agent"]
 
 
 def test_held_back_schemas_never_meet_training() -> None:
