@@ -1,70 +1,89 @@
-"""Held-back likelihood of agent turns, in nats per token (their end-of-turn included).
+"""Held-back likelihood of replies, in nats per token (their end-of-turn included).
 
-`diffusion` is the any-order bound given the canvas width: closing tokens beyond the first are masked and not counted. `causal` is the
-next-token loss of the same tokens. Source of the bound: MDLM (arXiv:2406.07524); Monte-Carlo over mask patterns.
+`diffusion` is the any-order bound given the least canvas that holds the reply, `causal` the next-token loss of the same tokens; each where
+the network has such a mode (`dllm.score` says what they are).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from dllm.models.transformer import Transformer
-from dllm.train import objective
-from dllm.train.config import TrainConfig
-from dllm.train.data import Row
+from dllm.evaluate.prompts import Prompt
+from dllm.masks import prefix_mask, visible_counts
+from dllm.models.family import Network
+from dllm.score import causal_likelihood, likelihood_bound
+from dllm.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:
-    """Nats per token over `answers` agent turns with `tokens` tokens."""
+    """Nats of one reply with `tokens` tokens; None where the network has no such mode."""
 
-    diffusion: float
-    causal: float
-    answers: int
+    diffusion: float | None
+    causal: float | None
     tokens: int
 
 
-@torch.no_grad()
-def held_back_likelihood(
-    model: Transformer, rows: Sequence[Row], config: TrainConfig, draws: int = 4, seed: int = 0
-) -> Likelihood:
-    """Score the answers of `rows`; every answer is masked `draws` times at antithetic times."""
-    plain = replace(config, prefix_share=0.0, masked_tail_share=1.0, pinned_share=0.0, closing_weight=0.0, max_jump=0)
-    generator = torch.Generator().manual_seed(seed)
-    diffusion = causal = 0.0
-    answers = tokens = 0
-    for row in rows:
-        lengths = torch.tensor([float(len(answer.tokens)) for answer in row.answers])
-        for draw in range(draws):
-            times = objective.antithetic_times(len(row.answers), generator)
-            batch = objective.collate([row], times, model.spec, plain, generator)
-            hidden: Tensor = model(batch.ids, batch.positions, batch.attention_mask())
-            flat = hidden.flatten(0, 1)
-            entropies = F.cross_entropy(model.logits(flat[batch.canvas_at]), batch.canvas_target, reduction="none")
-            # collate weights are (N / k) / N per token of an answer: times N they sum to the answer's bound.
-            answer_of = batch.group.flatten()[batch.canvas_at] - 1
-            diffusion += float((entropies * batch.canvas_weight * lengths[answer_of]).sum()) / draws
-            if draw == 0:
-                at = torch.tensor([p for a in row.answers for p in range(a.start - 1, a.start - 1 + len(a.tokens))])
-                target = torch.tensor([token for answer in row.answers for token in answer.tokens])
-                causal += float(F.cross_entropy(model.logits(flat[at]), target, reduction="sum"))
-        answers += len(row.answers)
-        tokens += sum(len(answer.tokens) for answer in row.answers)
-    return Likelihood(diffusion / max(1, tokens), causal / max(1, tokens), answers, tokens)
+def has_bound(spec: ModelSpec) -> bool:
+    """Whether the any-order bound is defined: there is a mask to ask behind."""
+    return spec.special.mask is not None and spec.mask_kind != "causal"
 
 
-@torch.no_grad()
-def causal_log_likelihood(model: Transformer, prompt: Sequence[int], reply: Sequence[int]) -> float:
-    """Mean log-probability per token of a reply and its end-of-turn under the causal mode."""
-    ids = torch.tensor([[*prompt, *reply, model.spec.special.end]], device=model.embed_tokens.weight.device)
-    length = ids.shape[1]
-    positions = torch.arange(length, device=ids.device).unsqueeze(0)
-    mask = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril().view(1, 1, length, length)
-    hidden: Tensor = model(ids, positions, mask)
-    log_probabilities = torch.log_softmax(model.logits(hidden[0, len(prompt) - 1 : -1]).float(), dim=-1)
-    return float(log_probabilities.gather(1, ids[0, len(prompt) :].unsqueeze(1)).mean())
+def has_causal_mode(spec: ModelSpec) -> bool:
+    return spec.causal_verify or spec.mask_kind == "causal"
+
+
+def held_back_likelihood(network: Network, prompt: Prompt, draws: int = 4, seed: int = 0) -> Likelihood:
+    """Loss of one reference reply.
+
+    Args:
+        draws: Mask patterns of the bound.
+    """
+    spec = network.spec
+    reply = (*prompt.reference, spec.special.end)
+    diffusion = causal = None
+    if has_bound(spec):
+        diffusion = -likelihood_bound(network, prompt.tokens, reply, draws=draws, seed=seed).log_probability
+    if has_causal_mode(spec):
+        causal = -causal_likelihood(network, prompt.tokens, reply).log_probability
+    return Likelihood(diffusion, causal, len(reply))
+
+
+@torch.inference_mode()
+def causal_log_likelihoods(network: Network, prompt: Sequence[int], replies: Sequence[Sequence[int]]) -> list[float]:
+    """Log-probability in nats of each reply and its end-of-turn under the causal mode. The prompt is encoded once for all of them."""
+    end, device = network.spec.special.end, next(iter(network.parameters())).device  # type: ignore[attr-defined]
+    known = len(prompt) - 1
+    longest = max(len(reply) for reply in replies) + 1
+    total = known + longest
+    stores = network.new_stores(len(replies), total)
+    if known:
+        first = network.new_stores(1, known)
+        counts = visible_counts("causal", 1, 0, known, total=known)
+        network(
+            torch.tensor([prompt[:-1]], device=device),
+            torch.arange(known, device=device).unsqueeze(0),
+            prefix_mask(counts, known, device),
+            first,
+            0,
+        )
+        for one, many in zip(first, stores, strict=True):
+            many.keys[:, :, :known], many.values[:, :, :known] = one.keys, one.values
+    rows = [[prompt[-1], *reply, *[end] * (longest - 1 - len(reply))] for reply in replies]
+    counts = visible_counts("causal", 1, known, longest, total=total)
+    hidden = network(
+        torch.tensor(rows, device=device),
+        torch.arange(known, total, device=device).expand(len(rows), longest),
+        prefix_mask(counts, total, device),
+        stores,
+        known,
+    )
+    totals = []
+    for row, reply in enumerate(replies):
+        chances = torch.log_softmax(network.logits(hidden[row, : len(reply) + 1]).float(), dim=-1)
+        wanted = torch.tensor([*reply, end], device=device).unsqueeze(1)
+        totals.append(float(chances.gather(1, wanted).sum()))
+    return totals
