@@ -311,7 +311,7 @@ def _samplers(data: Mapping[str, Any], images: str) -> list[str]:
         "## Quality against steps, by sampler",
         "",
         f"{section['prompts']} held-back prompts, canvas {section['width']}, the whole reply in one phase. Steps are a ceiling: a rule that is "
-        "sure is done earlier, and more steps than positions change nothing. *self-consistency* is the share of words that a reply has in "
+        "sure is done earlier, and more steps than positions change nothing. *agrees with most steps* (self-consistency) is the share of words that a reply has in "
         "common with the same sampler's at most steps. The references themselves: "
         f"{cell(reference['repeating'], 100, 1)} % repeating, {cell(reference['log_likelihood'], 1, 2)} nats/token under the judge, "
         f"{cell(reference['tokens'], 1, 1)} tokens.",
@@ -323,7 +323,7 @@ def _samplers(data: Mapping[str, Any], images: str) -> list[str]:
 
 def _widths(data: Mapping[str, Any], images: str) -> list[str]:
     section = data["widths"]
-    head = ["canvas", "prompts", *(f"{steps} steps" for steps in section["steps"])]
+    head = ["canvas", "prompts", *(f"{steps} step{'s' * (steps > 1)}" for steps in section["steps"])]
 
     def rows(name: str, factor: float, decimals: int) -> list[list[str]]:
         return [

@@ -205,7 +205,10 @@ def timed(study: Study, limit: Limit) -> dict[str, Any]:
     """Quality and milliseconds per reply, one reply at a time, diffusion and left to right in turns on the same prompts."""
     steps = sorted({min(count, study.width) for count in STEPS})
     threshold = study.checkpoint.defaults.threshold
-    ways = [Way(f"{n} steps", Plan(n, n, threshold, by_clause=False), study.options, study.width) for n in steps]
+    ways = [
+        Way(f"{n} step{'s' * (n > 1)}", Plan(n, n, threshold, by_clause=False), study.options, study.width)
+        for n in steps
+    ]
     ways += [default_way(study), *left_to_right(study.checkpoint, study.width)]
     own, baseline = study.writer(study.checkpoint, limit, 1), study.baseline
     other_ways = [] if baseline is None else left_to_right(baseline, study.width)[:1]
