@@ -22,6 +22,7 @@ COMMANDS = {
     "bench": "dllm.commands.bench",
     "inspect": "dllm.commands.inspect",
     "train": "dllm.commands.train",
+    "distill": "dllm.commands.distill",
     "eval": "dllm.commands.evaluate",
     "export": "dllm.commands.export",
     "convert": "dllm.commands.convert",
