@@ -95,6 +95,8 @@ class TrainConfig:
     """Share of canvases masked as a suffix instead of at random: what the first-clause phase meets."""
     masked_tail_share: float = 0.5
     """Share of the other canvases whose closing tokens are all masked: generation never sees where a reply ends beforehand."""
+    copied_weight: float = 1.0
+    """Loss weight of a reply's words and figures that were told before, by the system turn or a note; of a call, by the caller too."""
     pinned_share: float = 0.9
     """Probability that a turn's pins are left unmasked."""
     renamed_share: float = 0.5

@@ -58,6 +58,8 @@ class Answer:
     kind: AnswerKind = "reply"
     heard: tuple[int, ...] = ()
     """Of a transcript: what the recogniser heard at each of `tokens`."""
+    copied: tuple[bool, ...] = ()
+    """Of a reply: the tokens that carry meaning and stand in the system turn, a note or, of a call, in what the caller said. Empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +231,8 @@ class RowMaker:
         self.codec, self.config = codec, config
         texts = {token: codec.token_bytes(token) for token in range(codec.vocab_size)}
         kept = {token for word in _KEPT_WORDS.split() for token in codec.encode_text(word)}
+        functional = {token for word in _FUNCTION_WORDS for token in codec.encode_text(word)}
+        self._telling = {token for token, text in texts.items() if re.search(rb"[A-Za-z0-9]", text)} - kept - functional
         self._word_starts = [token for token, text in texts.items() if re.fullmatch(rb" [a-z]{3,}", text)]
         self._word_rests = [token for token, text in texts.items() if re.fullmatch(rb"[a-z]{2,}", text)]
         self._content_starts = set(self._word_starts) - kept
@@ -334,7 +338,9 @@ class RowMaker:
             if len(clean_ids) + len(ids) > limit:
                 break
             if answer is not None:
-                answers.append(replace(answer, start=len(clean_ids) + answer.start))
+                told = noted & self._telling if answer.kind == "reply" else frozenset()
+                copied = tuple(token in told for token in answer.tokens)
+                answers.append(replace(answer, start=len(clean_ids) + answer.start, copied=copied))
             if turn.role == "note" or (turn.role == "user" and has_call):
                 noted.update(ids)
             clean_ids += ids

@@ -174,7 +174,9 @@ def noisy_canvas(
     closing = width - len(answer.tokens)
     tokens = list(answer.tokens) + [end] * closing
     pinned = answer.pinned if draw[1] < config.pinned_share else (False,) * len(answer.tokens)
-    weights = [0.0 if is_pinned else 1.0 for is_pinned in pinned] + [config.closing_weight] * closing
+    copied = answer.copied or (False,) * len(answer.tokens)
+    weights = [0.0 if fixed else config.copied_weight if told else 1.0 for fixed, told in zip(pinned, copied, strict=True)]
+    weights += [config.closing_weight] * closing
     style: MaskStyle = "suffix" if draw[2] < config.prefix_share else "random"
     tail_masked = style == "suffix" or draw[3] < config.masked_tail_share
     text = torch.tensor([at for at in range(len(answer.tokens)) if not pinned[at]])
