@@ -37,6 +37,10 @@ class TokenTable:
     """Word starts with a letter: repeating one three times is a stutter."""
     other_ends: frozenset[int] = frozenset()
     """Further tokens that end a reply as well."""
+    joining: frozenset[int] = frozenset()
+    """Tokens that begin with a letter or figure of ASCII, no space before it: behind a word they continue it."""
+    word_end: frozenset[int] = frozenset()
+    """Tokens that end with a letter or figure of ASCII."""
 
     def ends_reply(self, token: int) -> bool:
         return token == self.end or token in self.other_ends

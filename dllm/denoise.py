@@ -23,7 +23,7 @@ from dllm.extent import TokenClasses
 from dllm.guard import Action, History, watch
 from dllm.models.family import Network
 from dllm.options import DecodeOptions
-from dllm.pins import consider_pins, pin_openings
+from dllm.pins import consider_pins, continuing, pin_openings
 from dllm.revision import Seen
 from dllm.sampling import ban
 from dllm.schedule import deadline_floors
@@ -179,7 +179,7 @@ class _Round:
         return stats
 
     def _rule_out(self, draft: Draft, positions: Sequence[int], piece: Tensor) -> None:
-        """A reply is not empty, does not end before its last pin, and does not start a pin twice."""
+        """A reply is not empty, does not end before its last pin, does not start a pin twice and does not continue its last word or figure."""
         if draft.spec.constraint is not None:
             return
         first_end = max(1 if draft.spec.options.min_tokens else 0, draft.canvas.last_pin() + 1)
@@ -195,6 +195,9 @@ class _Round:
                 if any(states[near] is CellState.PINNED for near in range(max(0, at - 2), min(width, at + 3)))
             ]
             ban(piece, [(row, token) for row in beside for token in openings])
+            for row, at in enumerate(positions):
+                for tokens in continuing(draft.canvas, at, self.classes):
+                    piece[row].index_fill_(0, tokens, float("-inf"))
 
     def _scores(self, stats: CommitStats) -> Scores:
         """Rows to cells; -1 is the token of cells that were not looked at."""

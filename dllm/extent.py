@@ -31,6 +31,12 @@ class TokenClasses:
             ids = torch.tensor(sorted(token for token in tokens if token < vocab_size), dtype=torch.int64)
             bits[ids] |= bit
         self._bits = bits.to(device)
+        self.joining = _ids(table.joining, vocab_size, device)
+        """[J] int64: tokens that continue the word before them."""
+        self.figures = _ids(table.joining & table.digit, vocab_size, device)
+        """[F] int64: tokens that continue the figure before them."""
+        self.marks = _ids(table.sentence_end | table.clause_end, vocab_size, device)
+        """[M] int64: marks that, between figures, belong to them."""
 
     def of(self, tokens: Tensor) -> Tensor:
         """[...] uint8 class bits of tokens [...] int64."""
@@ -42,6 +48,10 @@ class TokenClasses:
     def repeats_badly(self, tokens: Tensor) -> Tensor:
         """Tokens that may not stand twice in a row: words and punctuation marks."""
         return (self._bits[tokens] & (_WORD | _SENTENCE | _CLAUSE)).bool()
+
+
+def _ids(tokens: frozenset[int], vocab_size: int, device: torch.device) -> Tensor:
+    return torch.tensor(sorted(token for token in tokens if token < vocab_size), dtype=torch.int64, device=device)
 
 
 def first_where(found: Tensor, otherwise: Tensor) -> Tensor:

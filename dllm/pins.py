@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from dllm.canvas import Canvas
 from dllm.draft import Draft
+from dllm.drafts import CellState
 from dllm.errors import PinsDoNotFitError
+from dllm.extent import TokenClasses
 from dllm.sampling import place_spans
 
 _PIN_CONFIDENCE = 0.5
@@ -19,6 +22,26 @@ def pin_openings(draft: Draft) -> set[int]:
     """Tokens that begin a pin, in any case: beside a pin they would say it twice."""
     variants = draft.canvas.table.case_variants
     return {other for pin in draft.spec.pins for token in pin[:2] for other in (token, *variants.get(token, ()))}
+
+
+def joins_pin(canvas: Canvas, position: int) -> bool:
+    """Whether a token here stands right behind a pin that ends with a letter or a figure."""
+    before = position - 1
+    return before >= 0 and canvas.states[before] is CellState.PINNED and canvas.tokens[before] in canvas.table.word_end
+
+
+def continuing(canvas: Canvas, position: int, classes: TokenClasses) -> Iterator[Tensor]:
+    """Sets of tokens, [n] int64 each, that would make a pin left of this position another word ("Hairs") or figure ("$82.50")."""
+    table = canvas.table
+    if joins_pin(canvas, position):
+        yield classes.joining
+        behind = position + 1
+        if behind < canvas.width and canvas.is_decided(behind) and canvas.tokens[behind] in table.joining & table.digit:
+            yield classes.marks
+    elif joins_pin(canvas, position - 1) and canvas.tokens[position - 2] in table.digit:
+        between = position - 1
+        if not canvas.is_decided(between) or canvas.tokens[between] in table.sentence_end | table.clause_end:
+            yield classes.figures
 
 
 def consider_pins(draft: Draft, positions: Sequence[int], logits: Tensor, steps_left: int) -> tuple[list[int], int]:
@@ -72,7 +95,12 @@ def consider_pins(draft: Draft, positions: Sequence[int], logits: Tensor, steps_
             pinned += len(draft.spec.pins[index])
     # What is beside the pins and right of them was guessed without them; it waits for a step, unless there is none.
     open_positions = [at for at in canvas.masked() if at < first - 1 or (steps_left <= 1 and not draft.unplaced)]
-    return [at for at in open_positions if canvas.tokens[at] not in openings], pinned
+    joining = canvas.table.joining
+    return [
+        at
+        for at in open_positions
+        if canvas.tokens[at] not in openings and not (canvas.tokens[at] in joining and joins_pin(canvas, at))
+    ], pinned
 
 
 def keep_room(draft: Draft, position: int) -> bool:

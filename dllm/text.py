@@ -192,6 +192,8 @@ _SENTENCE_END = re.compile(rb"\s?(?:[.?!]|\xe3\x80\x82|\xef\xbc[\x81\x9f])+[\"')
 _CLAUSE_END = re.compile(rb" ?(?:[,;:]|-+|\xe2\x80\x94|\xef\xbc[\x8c\x9a\x9b]|\xe3\x80\x81)\s*")
 _DIGIT = re.compile(rb" ?[0-9]+")
 _WORD = re.compile(rb" [A-Za-z]+")
+_JOINING = re.compile(rb"[A-Za-z0-9].*", re.DOTALL)
+_WORD_END = re.compile(rb".*[A-Za-z0-9]", re.DOTALL)
 
 
 def token_table(
@@ -229,6 +231,8 @@ def token_table(
         },
         word=matching(_WORD),
         other_ends=other_ends,
+        joining=matching(_JOINING),
+        word_end=matching(_WORD_END),
     )
 
 

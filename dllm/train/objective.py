@@ -175,7 +175,9 @@ def noisy_canvas(
     tokens = list(answer.tokens) + [end] * closing
     pinned = answer.pinned if draw[1] < config.pinned_share else (False,) * len(answer.tokens)
     copied = answer.copied or (False,) * len(answer.tokens)
-    weights = [0.0 if fixed else config.copied_weight if told else 1.0 for fixed, told in zip(pinned, copied, strict=True)]
+    weights = [
+        0.0 if fixed else config.copied_weight if told else 1.0 for fixed, told in zip(pinned, copied, strict=True)
+    ]
     weights += [config.closing_weight] * closing
     style: MaskStyle = "suffix" if draw[2] < config.prefix_share else "random"
     tail_masked = style == "suffix" or draw[3] < config.masked_tail_share

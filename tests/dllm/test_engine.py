@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 
 import pytest
@@ -174,6 +175,16 @@ def test_pins_are_in_the_reply_once_and_whole(seed: int, steps: int, pins: tuple
         span = CODEC.encode_pin(pin)
         found = [at for at in range(len(finished.tokens)) if finished.tokens[at : at + len(span)] == span]
         assert found, f"{pin} is missing from {CODEC.decode(finished.tokens)!r}"
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 1000), st.integers(1, 8), st.sampled_from([("$5",), ("$5", "twelve"), ("seven p m",), ("Hair",)]))
+def test_a_pin_is_not_continued(seed: int, steps: int, pins: tuple[str, ...]) -> None:
+    """ "$5" in a reply as "$5.10" or "$52", "Hair" as "Hairs", would say what no tool said."""
+    finished, _ = write(engine(seed), spec(width=32, plan=Plan(steps, steps, 0.9), pins=pins))
+    text = b"".join(CODEC.token_bytes(token) for token in finished.tokens).decode("utf-8", "replace")
+    for pin in pins:
+        assert re.search(re.escape(pin) + r"(?![A-Za-z0-9])(?![.,:]+[0-9])", text), text
 
 
 def test_pins_that_fill_the_canvas_but_one_are_placed() -> None:
