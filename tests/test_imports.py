@@ -34,6 +34,7 @@ OUTSIDE = {
         "huggingface_hub",
         "jinja2",
         "lm_eval",
+        "matplotlib",
         "num2words",
         "numpy",
         "outlines_core",
@@ -97,6 +98,17 @@ def test_a_package_imports_along_the_arrows_only(package: str) -> None:
 def test_a_package_imports_only_the_libraries_it_is_made_for(package: str) -> None:
     known = OUTSIDE[package] | OURS[package] | sys.stdlib_module_names
     assert not [str(found) for found, top in imports_of_package(package) if top not in known]
+
+
+def test_drawing_and_boards_are_imported_where_they_are_used_as_they_may_not_be_installed() -> None:
+    optional = {"matplotlib", "tensorboard"}
+    wrong = []
+    for path in python_files("dllm"):
+        for node in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            wrong += [f"{path.name}:{node.lineno}" for name in names if optional & set(name.split("."))]
+    assert not wrong
 
 
 def test_triton_is_imported_by_the_kernels_only() -> None:

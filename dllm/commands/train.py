@@ -6,10 +6,11 @@ import argparse
 import json
 import signal
 import threading
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dllm.errors import CheckpointError, ConfigError
 
@@ -37,6 +38,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json to use instead of training one")
     parser.add_argument("--checkpoint-minutes", type=float, default=5.0)
     parser.add_argument("--device", default="cpu", help="cpu, cuda")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the configuration; may be repeated"
+    )
     parser.set_defaults(run=run)
 
 
@@ -76,11 +80,22 @@ def read_config(args: argparse.Namespace) -> TrainConfig:
     from dllm.train.config import TrainConfig
 
     if args.config is not None or not args.resume:
-        return TrainConfig.load(args.config or BUILTIN_CONFIG)
-    path = args.out / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{path}: nothing to resume")
-    return TrainConfig.from_json(json.loads(path.read_text("utf-8")))
+        config = TrainConfig.load(args.config or BUILTIN_CONFIG)
+    else:
+        path = args.out / "config.json"
+        if not path.is_file():
+            raise CheckpointError(f"{path}: nothing to resume")
+        config = TrainConfig.from_json(json.loads(path.read_text("utf-8")))
+    changes: dict[str, Any] = {}
+    for text in args.set:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError("--set", text, "KEY=VALUE")
+        try:
+            changes |= tomllib.loads(f"{key} = {value}")
+        except tomllib.TOMLDecodeError:
+            changes[key.strip()] = value.strip()
+    return TrainConfig.from_json(config.to_json() | changes)
 
 
 @contextmanager
@@ -158,7 +173,7 @@ def lead(
             log.samples(samples.write_replies(args.out / "export", prompts, trainer.step, place.device))
         record.leg.ended, record.leg.last_step = logs.now(), trainer.step
         record.leg.seconds = round(trainer.seconds - before, 1)
-        record.write(args.out, trainer.ledger, trainer.tokens)
+        record.write(args.out, trainer.ledger, trainer.tokens, trainer.progress)
         logs.plot(logs.read_log(args.out / logs.LOG), args.out / logs.CURVES)
         print(f"saved {args.out} at step {trainer.step}, {trainer.progress:.0%} of the budget", flush=True)
 

@@ -172,7 +172,8 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         """As `from_json` reads it: the objectives' options as tables beside the keys."""
         body = asdict(self)
-        return body | body.pop("options")
+        options: dict[str, Any] = body.pop("options")
+        return body | options
 
     @classmethod
     def from_json(cls, body: dict[str, Any]) -> TrainConfig:

@@ -45,7 +45,7 @@ def find_files(folders: Sequence[Path], split: Split) -> dict[str, Path]:
     for folder in folders:
         here = {path.name: path for path in folder.glob(f"*.{split}.*") if path.name.endswith(SUFFIXES)}
         if not here:
-            raise DataError(folder, None, f"no *.{split}{{{','.join(SUFFIXES)}}} here")
+            raise DataError(folder, None, f"no *.{split}.jsonl and no *.{split}.txt here, plain or .xz")
         for file, path in sorted(here.items()):
             name = file.partition(f".{split}.")[0]
             if name in found:

@@ -50,7 +50,7 @@ def _receive(task: Task) -> None:
     global _task
     torch.set_num_threads(1)
     # Shared memory by name: one open file per tensor would soon be too many.
-    torch.multiprocessing.set_sharing_strategy("file_system")
+    torch.multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
     _task = task
 
 

@@ -39,8 +39,9 @@ def open_board(folder: Path) -> Board | None:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    writer: Board = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
-    return writer
+    writer: Any = SummaryWriter  # typed in some versions of torch only
+    board: Board = writer(str(folder))
+    return board
 
 
 def as_line(report: StepReport, share: float | None) -> dict[str, Any]:
@@ -181,12 +182,13 @@ class RunRecord:
     leg: Leg
     earlier: list[dict[str, Any]] = field(default_factory=list)
 
-    def write(self, out: Path, ledger: Ledger, tokens: int) -> None:
+    def write(self, out: Path, ledger: Ledger, tokens: int, progress: float) -> None:
         body = {
             "config": self.config.to_json(),
             "data": self.files(out),
             "machine": machine(self.device, self.processes),
             "matrix_rate_tflops": round(self.matrix_rate / 1e12, 4),
+            "progress": round(progress, 4),
             "tokens": tokens,
             "sources": ledger.to_json(),
             "legs": [*self.earlier, asdict(self.leg)],

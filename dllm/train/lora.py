@@ -65,7 +65,7 @@ class LoraLinear(nn.Module):
         low = F.linear(x.to(self.down.dtype), self.down) * self.scale
         pieces: list[Tensor] = []
         at = 0
-        for (first, rows), up, part in zip(self.runs, self.up, low.split(self.rank, -1), strict=True):
+        for (first, rows), up, part in zip(self.runs, self.up, torch.split(low, self.rank, -1), strict=True):
             pieces.append(out[..., at:first])
             pieces.append(out[..., first : first + rows] + F.linear(part, up).to(out.dtype))
             at = first + rows
@@ -134,8 +134,10 @@ class Adapters:
 
 
 def _is_adapter(name: str, layers: set[str]) -> bool:
-    layer, _, rest = name.partition(".down") if name.endswith(".down") else name.partition(".up.")
-    return layer in layers and (name.endswith(".down") or rest.isdigit())
+    if name.endswith(".down"):
+        return name.removesuffix(".down") in layers
+    layer, is_up, _ = name.rpartition(".up.")
+    return bool(is_up) and layer in layers
 
 
 def adapt(network: nn.Module, slots: Mapping[str, Slot], config: TrainConfig) -> Adapters:
