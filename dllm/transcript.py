@@ -16,8 +16,10 @@ from dataclasses import dataclass
 
 import torch
 
-from dllm.errors import ConfigError
-from dllm.models.family import Network
+from dllm.engine import Engine
+from dllm.errors import ConfigError, PromptTooLongError
+from dllm.masks import prefix_mask, visible
+from dllm.models.family import LayerStore, Network
 from dllm.score import Question, hidden_states, probabilities
 from dllm.spec import ModelSpec
 from dllm.text import DialogueCodec
@@ -51,6 +53,41 @@ def turn_ends(network: Network, prompts: Sequence[Sequence[int]], *, rows: int =
     canvas = (mask,) * spec.canvas_multiple
     questions = [Question(tuple(prompt), canvas, (0,)) for prompt in prompts]
     return [float(answer.probabilities[0, end]) for answer in probabilities(network, questions, rows=rows)]
+
+
+@torch.inference_mode()
+def turn_end(engine: Engine, prompt: Sequence[int]) -> float:
+    """`turn_ends` for one prompt, on what an engine's prefix cache holds of it: a forward of the words that are new and the canvas.
+
+    For the engine's thread. The cache is left as it was.
+
+    Raises:
+        As `turn_ends`.
+    """
+    network = engine.model
+    spec = _dialogue_spec(network)
+    mask, end = spec.special.mask, spec.special.end
+    assert mask is not None, "the built-in family has a mask token"
+    total = len(prompt) + spec.canvas_multiple
+    if total > spec.max_position_embeddings:
+        raise PromptTooLongError(total, spec.max_position_embeddings)
+    stores = network.new_stores(1, total)
+    text = engine.cache.open(prompt)
+    try:
+        known = text.length
+        engine.cache.read(text, [LayerStore(store.keys[0], store.values[0]) for store in stores])
+    finally:
+        engine.cache.close(text)
+    window = [*prompt[known:], *[mask] * spec.canvas_multiple]
+    device = stores[0].keys.device
+    counts = visible(spec, known, len(window), total=total, live=len(prompt))
+    positions = torch.arange(known, total, device=device).unsqueeze(0)
+    hidden = network(
+        torch.tensor([window], device=device), positions, prefix_mask(counts, total, device), stores, known
+    )
+    logits = network.logits(hidden[0, len(prompt) - known]).float()
+    logits[mask] = -torch.inf
+    return float(torch.softmax(logits, dim=-1)[end])
 
 
 def word_chances(network: Network, prompt: Sequence[int], heard: Sequence[int]) -> list[tuple[float, int]]:

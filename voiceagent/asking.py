@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from voiceagent.backends import Drafter, DraftRequest, PromptTurn, StepPlan
+from voiceagent.events import Item
 from voiceagent.history import History
 from voiceagent.reply import expected_prompt_tokens
 from voiceagent.session import ResponseOptions, SessionSettings
@@ -33,6 +34,18 @@ class Asking:
         if prompt:
             self.llm.warm(self.conversation_id, prompt, self.tools(settings, ResponseOptions()))
             self._prompt_words = _words(prompt)
+
+    def so_far(self, settings: SessionSettings, words: str) -> tuple[PromptTurn, ...]:
+        """The conversation with what the caller has said of their turn so far."""
+        told = self.history.prompt(settings.instructions)
+        if told and told[-1].role == "user":
+            return (*told[:-1], replace(told[-1], text=f"{told[-1].text} {words}"))
+        return (*told, PromptTurn("user", words))
+
+    def last_said(self) -> str:
+        """The agent's last words; empty when it has said nothing."""
+        said = [item for item in self.history if isinstance(item, Item) and item.role == "agent" and item.text]
+        return said[-1].text or "" if said else ""
 
     def tools(self, settings: SessionSettings, options: ResponseOptions) -> tuple[ToolSpec, ...]:
         """What may be called: the server's tools first, then the client's."""

@@ -1,6 +1,7 @@
 """What a model must promise to take part in a conversation.
 
-Four protocols: a detector says where speech is, a transcriber what was said, a drafter writes the reply, a synthesizer speaks it.
+Four protocols: a detector says where speech is, a transcriber what was said, a drafter writes the reply, a synthesizer speaks it. A fifth
+is optional: a scorer says whether the words so far are a whole turn.
 All methods are called on the event loop and return at once or are awaited; the work itself happens on the backend's own threads
 or processes. Callbacks are always invoked on the event loop's thread.
 """
@@ -27,7 +28,7 @@ INPUT_RATE_HZ = 16_000
 class BackendInfo:
     """One line of the start-up report: which backend was chosen, why, and what would be better."""
 
-    part: Literal["vad", "asr", "llm", "tts"]
+    part: Literal["vad", "asr", "llm", "tts", "endpoint"]
     name: str
     reason: str
     upgrade: str | None = None
@@ -280,6 +281,28 @@ class Drafter(Protocol):
         ...
 
     async def aclose(self) -> None: ...
+
+
+# --- the end of a turn -------------------------------------------------------------------------------------------------
+
+
+class TurnScorer(Protocol):
+    """Asked while the caller pauses, each time their words have changed. Whoever made it closes what it runs on."""
+
+    info: BackendInfo
+
+    async def completeness(
+        self, conversation_id: str, turns: Sequence[PromptTurn], tools: Sequence[ToolSpec] = ()
+    ) -> float:
+        """Probability in [0, 1] that nothing follows the last of `turns`, which are the caller's words so far.
+
+        Args:
+            tools: What the agent may call: they are part of the prompt that a reply will have.
+
+        Raises:
+            BackendError: If it cannot be said; silence alone decides then.
+        """
+        ...
 
 
 # --- speech -----------------------------------------------------------------------------------------------------------

@@ -133,8 +133,41 @@ class AgentConfig:
 class TurnConfig:
     """When a caller's turn begins and ends."""
 
+    endpoint: str = _key(
+        "auto",
+        "What ends a caller's turn: `silence` alone, or `words` and silence; `auto` takes the words where a model can judge them.",
+        "'auto', 'words' or 'silence'",
+        lambda v: v in ("auto", "words", "silence"),
+    )
     silence_s: float = _key(
-        _TURN.silence_s, "Silence that ends the caller's turn.", "seconds from 0.05 to 10", _within(0.05, 10.0)
+        _TURN.silence_s,
+        "Silence that ends the caller's turn where nobody judges the words.",
+        "seconds from 0.05 to 10",
+        _within(0.05, 10.0),
+    )
+    cut_off_cost_s: float = _key(
+        _TURN.cut_off_cost_s,
+        "Seconds of waiting that avoiding one cut-off is worth, where words are judged.",
+        "seconds from 0.01 to 1000",
+        _within(0.01, 1000.0),
+    )
+    min_silence_s: float = _key(
+        _TURN.min_silence_s,
+        "Shortest silence that ends a turn, however complete its words.",
+        "seconds from 0.05 to 10",
+        _within(0.05, 10.0),
+    )
+    max_silence_s: float = _key(
+        _TURN.max_silence_s,
+        "Silence that ends every turn, whatever its words.",
+        "seconds from 0.05 to 10",
+        _within(0.05, 10.0),
+    )
+    dictation_silence_s: float = _key(
+        _TURN.dictation_silence_s,
+        "Shortest silence that ends digits, spellings and addresses.",
+        "seconds from 0.05 to 10",
+        _within(0.05, 10.0),
     )
     threshold: float = _key(
         _TURN.threshold,
@@ -158,6 +191,11 @@ class TurnConfig:
             silence_s=self.silence_s,
             create_response=self.create_response,
             interrupt_response=self.interrupt_response,
+            weighs_words=self.endpoint != "silence",
+            cut_off_cost_s=self.cut_off_cost_s,
+            min_silence_s=self.min_silence_s,
+            max_silence_s=self.max_silence_s,
+            dictation_silence_s=self.dictation_silence_s,
         )
 
 

@@ -18,10 +18,19 @@ from typing import Self, TypeAlias, assert_never
 from voiceagent import turn as turns
 from voiceagent.agent import AgentProfile, NoteTaker
 from voiceagent.asking import Asking
-from voiceagent.backends import INPUT_RATE_HZ, Drafter, Partial, Samples, Synthesizer, Transcriber, VoiceDetector
+from voiceagent.backends import (
+    INPUT_RATE_HZ,
+    Drafter,
+    Partial,
+    Samples,
+    Synthesizer,
+    Transcriber,
+    TurnScorer,
+    VoiceDetector,
+)
 from voiceagent.budget import BudgetController, Stage
 from voiceagent.clock import Clock
-from voiceagent.errors import ProtocolError
+from voiceagent.errors import BackendError, ProtocolError
 from voiceagent.events import (
     AnyItem,
     AudioCleared,
@@ -69,12 +78,14 @@ REMEMBERED_PLAYOUTS = 64
 
 @dataclass(frozen=True, slots=True)
 class Backends:
-    """The four models that all conversations share."""
+    """The models that all conversations share."""
 
     vad: VoiceDetector
     asr: Transcriber
     llm: Drafter
     tts: Synthesizer
+    scorer: TurnScorer | None = None
+    """Says whether a caller's words are a whole turn; without one, silence alone ends turns."""
 
 
 @dataclass(slots=True)
@@ -148,7 +159,9 @@ class Conversation:
         self._asking = Asking(self.id, self._history, backends.llm, budget.settings.threshold, server_tools)
         self._desk = ToolDesk(agent.tools, clock=clock, history=self._history, emit=emit, spawn=self._spawn)
         self._state = turns.TurnState()
-        self._listener = Listener(backends.vad.open(), backends.vad.window_samples)
+        self._listener = Listener(
+            backends.vad.open(), backends.vad.window_samples, self._judge if backends.scorer is not None else None
+        )
         self._inbox: asyncio.Queue[_Inbound] = asyncio.Queue()
         self._backlog_samples = 0
         self._uncommitted_samples = 0
@@ -341,6 +354,7 @@ class Conversation:
                     self._begin_hearing(item_id)
                     self._emit(SpeechStarted(item_id, start / INPUT_RATE_HZ))
                     self._happened(turns.SpeechBegan(detection.interrupt_response))
+                    self._listener.expect(self._asking.last_said())
                     self._asking.warm(self.settings)  # After the interruption: the history now holds what was heard.
                 case Utter(samples=piece):
                     if self._hearing is not None:
@@ -368,9 +382,24 @@ class Conversation:
 
         def on_partial(partial: Partial) -> None:
             if not self._is_closed:
+                if self._hearing is not None and self._hearing.item_id == item_id:
+                    self._listener.hear_words(partial.text)
                 self._emit(TranscriptPartial(item_id, partial.stable, partial.unstable))
 
         self._hearing = Hearing(self._backends.asr, item_id, on_partial)
+
+    def _judge(self, words: str, answer: Callable[[float | None], None]) -> None:
+        self._spawn(self._ask_scorer(words, answer))
+
+    async def _ask_scorer(self, words: str, answer: Callable[[float | None], None]) -> None:
+        assert self._backends.scorer is not None
+        so_far = self._asking.so_far(self.settings, words)
+        tools = self._asking.tools(self.settings, ResponseOptions())
+        try:
+            answer(await self._backends.scorer.completeness(self.id, so_far, tools))
+        except BackendError as error:
+            log.warning("conversation %s: whether the caller has finished cannot be said: %s", self.id, error)
+            answer(None)
 
     def _commit_now(self, samples: int) -> None:
         """The client ended the turn: the same as an endpoint, at the newest sample."""

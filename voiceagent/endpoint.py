@@ -1,15 +1,33 @@
 """When a pause is the end of the turn. Pure: evidence in, decision out.
 
-One function weighs all evidence. Today that is silence alone; the probability that the sentence is complete and the stability of
-the transcript become further arguments, which change the silence that is asked for and nothing else.
+One function weighs all evidence, once per window of audio. Silence that has lasted so long ends a turn; how long that is depends on what
+the words say, where somebody has looked at them:
+
+* *Complete or not.* A model gives the probability that nothing follows. Waiting costs time where the caller has finished, and ending
+  costs a cut-off where they have not; the silence asked for is the one at which the two together cost least, given how long speakers
+  pause within a turn. So the trade-off is one number, `cut_off_cost_s`: the seconds of waiting that a cut-off is worth.
+* *Being dictated.* Digits, spellings, addresses come in groups, and no group tells whether another follows: they get longer.
+* *Settled.* A recogniser that still changes its mind may have heard a word that its text does not show: it gets a moment.
+
+Without a model's word, silence alone decides. Whatever is said, there is a ceiling after which the turn is over.
+
+Sources: a turn's end as a race of cost against delay is Raux and Eskenazi's (Optimizing Endpointing Thresholds using Dialogue Features,
+2008); pauses within turns are close to log-normal (Campione and Véronis, A Large-Scale Multilingual Study of Silent Pause Duration, 2002).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from voiceagent.vad import VoicedUtterance
+
+PAUSE_MEDIAN_S = 0.6
+PAUSE_P95_S = 1.5
+"""Pauses within a turn, log-normal: the same that `benchmarks/endpoint.py` inserts."""
+_MU = math.log(PAUSE_MEDIAN_S)
+_SIGMA = (math.log(PAUSE_P95_S) - _MU) / 1.6449
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,21 +35,53 @@ class EndpointSettings:
     """The trade between answering soon and cutting people off.
 
     Raises:
-        ValueError: If a value is outside the range stated beside it.
+        ValueError: If a value is outside the range stated beside it, or the shortest silence exceeds the longest.
     """
 
     silence_s: float = 0.35
-    """0.05 to 10. Silence that ends a turn; OpenAI Realtime's `silence_duration_ms`. The default cut off 1 of 131 spoken orders
-    and commands, and was reached 0.36 s (p50) after their true end; 0.5 cut off none. Speech with long pauses wants more: every
-    dictated number and half of the sentences read aloud were cut off at either."""
+    """0.05 to 10. Silence that ends a turn where nobody has looked at the words; OpenAI Realtime's `silence_duration_ms`. The default
+    cut off 1 of 131 spoken orders and commands, and was reached 0.36 s (p50) after their true end; 0.5 cut off none. Speech with long
+    pauses wants more: every dictated number and half of the sentences read aloud were cut off at either."""
     max_utterance_s: float = 60.0
     """1 to 3600. Voice or noise that goes on for longer is a turn by force: nothing may listen for ever."""
+    cut_off_cost_s: float = 6.0
+    """0.01 to 1000. Seconds of waiting that avoiding one cut-off is worth."""
+    min_silence_s: float = 0.2
+    """0.05 to 10. No turn ends sooner, however complete it sounds: the recogniser needs as long for the last word."""
+    max_silence_s: float = 2.0
+    """0.05 to 10. Every turn ends after it, whatever the words say."""
+    dictation_silence_s: float = 1.2
+    """0.05 to 10. Silence that ends digits, spellings and addresses, at least."""
+    settle_s: float = 0.1
+    """0 to 2. The words must have stood for as long, once they have been looked at."""
 
     def __post_init__(self) -> None:
-        if not 0.05 <= self.silence_s <= 10:
-            raise ValueError(f"silence_s = {self.silence_s}: expected 0.05 to 10 seconds")
+        for name in ("silence_s", "min_silence_s", "max_silence_s", "dictation_silence_s"):
+            value = getattr(self, name)
+            if not 0.05 <= value <= 10:
+                raise ValueError(f"{name} = {value}: expected 0.05 to 10 seconds")
         if not 1 <= self.max_utterance_s <= 3600:
             raise ValueError(f"max_utterance_s = {self.max_utterance_s}: expected 1 to 3600 seconds")
+        if not 0.01 <= self.cut_off_cost_s <= 1000:
+            raise ValueError(f"cut_off_cost_s = {self.cut_off_cost_s}: expected 0.01 to 1000 seconds")
+        if not 0 <= self.settle_s <= 2:
+            raise ValueError(f"settle_s = {self.settle_s}: expected 0 to 2 seconds")
+        if self.min_silence_s > self.max_silence_s:
+            raise ValueError(
+                f"min_silence_s = {self.min_silence_s}: expected at most max_silence_s = {self.max_silence_s}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the words say about the pause they are followed by."""
+
+    completeness: float | None
+    """Probability in [0, 1] that nothing follows; None while a model is looking at them, which is worth waiting for."""
+    stable_s: float
+    """Since the recogniser last changed its text."""
+    is_dictation: bool = False
+    """The caller is in the middle of digits, letters or an address, or was asked for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +92,64 @@ class EndpointDecision:
     """One past the last voiced sample."""
     endpoint_sample: int
     """One past the last sample looked at when it was decided."""
-    reason: Literal["silence", "too_long"]
+    reason: Literal["silence", "complete", "ceiling", "too_long"]
+    """`silence`: as long as is asked for without the words. `complete`: as long as the words ask for. `ceiling`: they would have asked for
+    more than there may be."""
 
 
-def decide(utterance: VoicedUtterance | None, settings: EndpointSettings) -> EndpointDecision | None:
-    """Whether the turn is over, asked once per window; None while it is not, or while nobody speaks."""
+def decide(
+    utterance: VoicedUtterance | None, settings: EndpointSettings, evidence: Evidence | None = None
+) -> EndpointDecision | None:
+    """Whether the turn is over, asked once per window; None while it is not, or while nobody speaks.
+
+    Args:
+        evidence: What is known of the words; None where nothing is, and silence alone decides.
+    """
     if utterance is None:
         return None
     # Voice that has just come back gets the window it needs to prove itself: the turn must not end on the first word after a pause.
-    if utterance.is_paused and not utterance.is_stirring and utterance.silence_s >= settings.silence_s:
-        return EndpointDecision(utterance.voice_end_sample, utterance.position_sample, "silence")
+    if utterance.is_paused and not utterance.is_stirring and (reason := _over(utterance.silence_s, settings, evidence)):
+        return EndpointDecision(utterance.voice_end_sample, utterance.position_sample, reason)
     if utterance.duration_s >= settings.max_utterance_s:
         return EndpointDecision(utterance.voice_end_sample, utterance.position_sample, "too_long")
     return None
+
+
+def _over(
+    silence_s: float, settings: EndpointSettings, evidence: Evidence | None
+) -> Literal["silence", "complete", "ceiling"] | None:
+    if evidence is None:
+        return "silence" if silence_s >= settings.silence_s else None
+    if silence_s >= settings.max_silence_s:
+        return "ceiling"
+    if evidence.completeness is None or evidence.stable_s < settings.settle_s:
+        return None
+    wanted_s = cheapest_wait_s(evidence.completeness, settings.cut_off_cost_s, settings.min_silence_s)
+    if evidence.is_dictation:
+        wanted_s = max(wanted_s, settings.dictation_silence_s)
+    return "complete" if silence_s >= wanted_s else None
+
+
+def cheapest_wait_s(completeness: float, cut_off_cost_s: float, shortest_s: float) -> float:
+    """The silence t that minimises what waiting for it costs, p t + (1 - p) c S(t).
+
+    p is the probability that the turn is over, c the cost of a cut-off and S(t) the share of pauses within turns that are longer than t.
+    Where it has a minimum beside the shortest wait, the density of pauses there is p / ((1 - p) c), on its falling side; for a
+    log-normal that is the larger root of a quadratic in the standardised logarithm.
+    """
+    p = min(max(completeness, 1e-6), 1 - 1e-6)
+    odds = p / (1 - p)
+    inside = _SIGMA**2 - 2 * (_MU + math.log(_SIGMA * math.sqrt(2 * math.pi)) + math.log(odds / cut_off_cost_s))
+    if inside <= 0:
+        return shortest_s
+    patient_s = math.exp(_MU + _SIGMA * (math.sqrt(inside) - _SIGMA))
+
+    def cost(wait_s: float) -> float:
+        return odds * wait_s + cut_off_cost_s * longer_pauses(wait_s)
+
+    return patient_s if patient_s > shortest_s and cost(patient_s) < cost(shortest_s) else shortest_s
+
+
+def longer_pauses(wait_s: float) -> float:
+    """The share of pauses within turns that last longer than `wait_s`, which is positive."""
+    return 0.5 * math.erfc((math.log(wait_s) - _MU) / (_SIGMA * math.sqrt(2)))

@@ -1,18 +1,21 @@
 """From a caller's samples to the beginning, the audio and the end of each utterance.
 
 Windows the stream, asks the detector, and lets the pure modules decide. The only state of its own is where media time lies on the clock.
+Whoever recognises the words tells of them (`hear_words`); whether they are a whole turn is asked of `judge`, where there is one.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from voiceagent import endpoint
 from voiceagent.backends import INPUT_RATE_HZ, Samples, VoiceDetectorStream
-from voiceagent.endpoint import EndpointSettings
+from voiceagent.endpoint import Evidence
+from voiceagent.endpoint_words import PauseWords
 from voiceagent.session import TurnDetection
 from voiceagent.vad import PreRoll, Started, VadSettings, VoiceActivity, Windower
 
@@ -44,12 +47,17 @@ class Endpoint:
 
 Heard: TypeAlias = Onset | Utter | Endpoint
 
+Judge: TypeAlias = Callable[[str, Callable[[float | None], None]], None]
+"""Asks whether words are a whole turn, returns at once, and calls back later: with the probability, or with None where it failed."""
+
 
 class Listener:
     """One caller's ear."""
 
-    def __init__(self, detector: VoiceDetectorStream, window_samples: int) -> None:
+    def __init__(self, detector: VoiceDetectorStream, window_samples: int, judge: Judge | None = None) -> None:
         self._detector = detector
+        self._judge = judge
+        self._words = PauseWords()
         self._windower = Windower(window_samples)
         self._window_samples = window_samples
         self._activity = VoiceActivity(window_samples=window_samples)
@@ -66,7 +74,7 @@ class Listener:
         """Take the next audio, which arrived at clock reading `arrived`."""
         self._receive(samples, arrived)
         self._follow(detection)
-        silence = EndpointSettings(silence_s=detection.silence_s)
+        settings = detection.endpoint()
         for window in self._windower.push(samples):
             self._kept.push(window)
             probability = await self._detector.probability(window)
@@ -74,16 +82,37 @@ class Listener:
             started = [change for change in changes if isinstance(change, Started)]
             if started:
                 # `_kept` counts windows alone, as the activity does, so both speak of the same samples.
+                self._words.begin()
                 start = max(started[0].start_sample - round(detection.prefix_padding_s * INPUT_RATE_HZ), 0)
                 yield Onset(max(start, self._kept.start_sample) + self._skipped)
                 yield Utter(self._kept.since(start))
             elif self._activity.is_speaking:
                 yield Utter(window)
-            decision = endpoint.decide(self._activity.utterance, silence)
+            evidence = self._evidence() if detection.weighs_words else None
+            decision = endpoint.decide(self._activity.utterance, settings, evidence)
             if decision is not None:
                 self._activity.end_utterance()
                 end = decision.speech_end_sample + self._skipped
                 yield Endpoint(end, self._spoken_at(end))
+
+    def hear_words(self, text: str) -> None:
+        """What the recogniser makes of the utterance so far."""
+        self._words.hear(text, self._activity.position_sample)
+
+    def expect(self, asked: str) -> None:
+        """What the agent said before the utterance that has just begun."""
+        self._words.expect(asked)
+
+    def _evidence(self) -> Evidence | None:
+        """What the words tell; a question that they raise goes out first."""
+        utterance = self._activity.utterance
+        if self._judge is None or utterance is None:
+            return None
+        at = utterance.position_sample
+        question = self._words.question(at, is_paused=utterance.is_paused)
+        if question is not None:
+            self._judge(question.text, functools.partial(self._words.answer, question))
+        return self._words.evidence(at)
 
     def skip(self, samples: Samples, arrived: float) -> None:
         """Let audio pass without looking for speech in it."""

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from voiceagent.endpoint import EndpointSettings
 from voiceagent.errors import ConfigError
 from voiceagent.events import Modality
 from voiceagent.tools import AUTO, ToolChoice, ToolSpec
+
+_ENDPOINT = EndpointSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,9 @@ class TurnDetection:
     `threshold` is the speech probability that opens a turn (Silero's own default is 0.5). `silence_s` is the hangover: silence
     that ends the turn. OpenAI's default is 0.5 s; ours is 0.35 s, which cut off 1 of 131 orders, commands and telephone clips, and
     answers 0.15 s earlier.
+
+    With `weighs_words` the words decide how long the silence must be, between `min_silence_s` and `max_silence_s`, and `silence_s` is what
+    holds where nobody can say whether they are complete. `voiceagent.endpoint` says what the other numbers mean.
     """
 
     threshold: float = 0.5
@@ -25,16 +31,38 @@ class TurnDetection:
     silence_s: float = 0.35
     create_response: bool = True
     interrupt_response: bool = True
+    weighs_words: bool = False
+    cut_off_cost_s: float = _ENDPOINT.cut_off_cost_s
+    min_silence_s: float = _ENDPOINT.min_silence_s
+    max_silence_s: float = _ENDPOINT.max_silence_s
+    dictation_silence_s: float = _ENDPOINT.dictation_silence_s
 
     def __post_init__(self) -> None:
         if not 0.0 < self.threshold < 1.0:
             raise ConfigError(
                 "turn_detection.threshold", self.threshold, "a probability between 0 and 1, both excluded"
             )
-        if not 0.05 <= self.silence_s <= 10.0:
-            raise ConfigError("turn_detection.silence_s", self.silence_s, "0.05 to 10 seconds")
+        for name in ("silence_s", "min_silence_s", "max_silence_s", "dictation_silence_s"):
+            value = getattr(self, name)
+            if not 0.05 <= value <= 10.0:
+                raise ConfigError(f"turn_detection.{name}", value, "0.05 to 10 seconds")
+        if not 0.01 <= self.cut_off_cost_s <= 1000.0:
+            raise ConfigError("turn_detection.cut_off_cost_s", self.cut_off_cost_s, "0.01 to 1000 seconds")
+        if self.min_silence_s > self.max_silence_s:
+            expected = f"at most max_silence_s = {self.max_silence_s}"
+            raise ConfigError("turn_detection.min_silence_s", self.min_silence_s, expected)
         if not 0.0 <= self.prefix_padding_s <= 2.0:
             raise ConfigError("turn_detection.prefix_padding_s", self.prefix_padding_s, "0 to 2 seconds")
+
+    def endpoint(self) -> EndpointSettings:
+        """The same, as the end of a turn is decided by it."""
+        return EndpointSettings(
+            silence_s=self.silence_s,
+            cut_off_cost_s=self.cut_off_cost_s,
+            min_silence_s=self.min_silence_s,
+            max_silence_s=self.max_silence_s,
+            dictation_silence_s=self.dictation_silence_s,
+        )
 
 
 @dataclass(frozen=True, slots=True)

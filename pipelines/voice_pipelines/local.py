@@ -24,11 +24,13 @@ from voiceagent.backends import (
     PromptTurn,
     StepPlan,
     Transcriber,
+    TurnScorer,
 )
 from voiceagent.budget import BudgetController, BudgetSettings, CostModel, Stage
 from voiceagent.clock import Clock, MonotonicClock
 from voiceagent.config import Config
 from voiceagent.conversation import Backends, Conversation
+from voiceagent.errors import BackendError, ConfigError
 from voiceagent.events import ConversationEvent
 from voiceagent.session import SessionSettings
 
@@ -37,6 +39,9 @@ CALIBRATION_CLAUSES = (
     "One large mocha with oat milk.",
     "Your total is $13.75, and it will be ready in 10 minutes.",
 )
+
+
+SILENCE_ALONE = BackendInfo("endpoint", "silence", "chosen in the configuration")
 
 
 @dataclass(slots=True)
@@ -50,6 +55,7 @@ class LocalRuntime:
     clock: Clock
     is_closed: bool = False
     toolbox: Toolbox | None = None
+    endpoint_info: BackendInfo = SILENCE_ALONE
 
     @property
     def ready(self) -> bool:
@@ -58,11 +64,15 @@ class LocalRuntime:
     @property
     def infos(self) -> Sequence[BackendInfo]:
         parts = self.backends
-        return (parts.vad.info, parts.asr.info, parts.llm.info, parts.tts.info)
+        return (parts.vad.info, parts.asr.info, parts.llm.info, parts.tts.info, self.endpoint_info)
 
     @property
     def default_settings(self) -> SessionSettings:
-        return self.config.session_settings()
+        settings = self.config.session_settings()
+        detection = settings.turn_detection
+        if detection is None or self.backends.scorer is not None:
+            return settings
+        return replace(settings, turn_detection=replace(detection, weighs_words=False))
 
     def open_conversation(
         self, emit: Callable[[ConversationEvent], None], settings: SessionSettings | None = None
@@ -111,11 +121,39 @@ async def build(config: Config, *, report: Callable[[BackendInfo], None] = lambd
         tts = await asyncio.to_thread(load_tts)
         loaded.push_async_callback(tts.aclose)
         report(tts.info)
+        scorer, endpoint_info = await choose_scorer(config, llm)
+        report(endpoint_info)
         budget = BudgetController(_with_floor(config, llm), CostModel(), llm.quality_curve)
-        runtime = LocalRuntime(config, agent, Backends(vad, asr, llm, tts), budget, MonotonicClock(), toolbox=toolbox)
+        runtime = LocalRuntime(
+            config, agent, Backends(vad, asr, llm, tts, scorer), budget, MonotonicClock(), toolbox=toolbox
+        )
+        runtime.endpoint_info = endpoint_info
         await calibrate(runtime)
         loaded.pop_all()
     return runtime
+
+
+async def choose_scorer(config: Config, llm: Drafter) -> tuple[TurnScorer | None, BackendInfo]:
+    """Who says whether a caller's words are a whole turn, and the line of the start-up report.
+
+    Raises:
+        ConfigError: If `turn.endpoint` asks for the words and nobody can judge them.
+    """
+    from voice_pipelines.adapters.diffusion import DiffusionDrafter
+    from voice_pipelines.adapters.diffusion_turns import DiffusionTurnScorer
+
+    if config.turn.endpoint == "silence":
+        return None, SILENCE_ALONE
+    reason = f"{llm.info.name} cannot say whether a turn is complete"
+    if isinstance(llm, DiffusionDrafter):
+        try:
+            scorer = await DiffusionTurnScorer.create(llm)
+            return scorer, scorer.info
+        except BackendError as error:
+            reason = str(error).removeprefix("endpoint: ")
+    if config.turn.endpoint == "words":
+        raise ConfigError("turn.endpoint", "words", f"`auto` or `silence`: {reason}")
+    return None, BackendInfo("endpoint", "silence", reason)
 
 
 async def _close_loading(loading: asyncio.Task[Transcriber]) -> None:

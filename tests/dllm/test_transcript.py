@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from dllm import cli
+from dllm.engine import Engine
 from dllm.errors import ConfigError, PromptTooLongError
 from dllm.masks import prefix_mask, visible
 from dllm.models.transformer import Transformer
-from dllm.transcript import heard_words, turn_ends, word_chances
+from dllm.transcript import heard_words, turn_end, turn_ends, word_chances
 from tests.dllm import tiny
 from tests.dllm.models import tiny_checkpoints
 
@@ -39,6 +40,26 @@ def test_the_end_of_a_turn_is_the_first_position_of_a_canvas_of_masks() -> None:
         # Padding to the longest row of a forward changes the order of float32 sums.
         assert chance == pytest.approx(float(torch.softmax(logits, -1)[SPECIAL.end]), rel=1e-4)
     assert turn_ends(model, []) == []
+
+
+def test_the_end_of_a_turn_is_the_same_on_a_cached_prefix_and_leaves_the_cache_alone() -> None:
+    model = tiny.model()
+    engine = Engine(model, CODEC.token_table)
+    before = [
+        *CODEC.encode_turn("system", "You take orders at a café."),
+        *CODEC.encode_turn("agent", "Hi, what can I get you?"),
+    ]
+    prompt = [*before, SPECIAL.user, *CODEC.encode_text("a large mocha with")]
+    (expected,) = turn_ends(model, [prompt])
+    assert turn_end(engine, prompt) == pytest.approx(expected, rel=1e-4)
+    assert not engine.cache.stored()
+    engine.warm("call", before)
+    stored, free = engine.cache.stored(), engine.cache.free_pages
+    assert turn_end(engine, prompt) == pytest.approx(expected, rel=1e-4)
+    assert turn_end(engine, before) == pytest.approx(turn_ends(model, [before])[0], rel=1e-4), "all of it is cached"
+    assert (engine.cache.stored(), engine.cache.free_pages) == (stored, free)
+    with pytest.raises(PromptTooLongError):
+        turn_end(engine, [SPECIAL.user] * SPEC.max_position_embeddings)
 
 
 def test_words_are_judged_where_they_stand() -> None:

@@ -234,7 +234,7 @@ def test_the_start_says_which_parts_were_chosen_and_why(server: ServerProcess) -
     for part in ("VAD", "ASR", "LLM", "TTS"):
         (line,) = [line for line in server.lines if line.startswith(f"{part}: ")]
         assert "(" in line and line.rstrip().endswith(")")
-    assert [part["part"] for part in ready(server)["parts"]] == ["vad", "asr", "llm", "tts"]
+    assert [part["part"] for part in ready(server)["parts"]] == ["vad", "asr", "llm", "tts", "endpoint"]
 
 
 # --- callers that misbehave -------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,15 +12,21 @@ import pytest
 from tests.conftest import run_async
 from tests.voice_pipelines.tiny_piper import make_tiny_piper
 from tests.voice_pipelines.tiny_whisper import make_tiny_whisper
-from tests.voiceagent.standins import LevelDetector, ScriptedDrafter, ScriptedTranscriber, ToneSynthesizer
+from tests.voiceagent.standins import (
+    LevelDetector,
+    ScriptedDrafter,
+    ScriptedScorer,
+    ScriptedTranscriber,
+    ToneSynthesizer,
+)
 from voice_pipelines import settings
 from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, device_of
-from voice_pipelines.local import LocalRuntime, build, calibrate
+from voice_pipelines.local import LocalRuntime, build, calibrate, choose_scorer
 from voiceagent.agent import AgentProfile
 from voiceagent.backends import BackendInfo
 from voiceagent.budget import BudgetController, CostModel, Stage
 from voiceagent.clock import Clock, ManualClock, MonotonicClock
-from voiceagent.config import Config
+from voiceagent.config import Config, TurnConfig
 from voiceagent.conversation import Backends
 from voiceagent.errors import BackendError, ConfigError
 
@@ -112,6 +119,30 @@ def test_what_was_loaded_before_a_failure_is_closed_again(tmp_path: Path) -> Non
         run_async(build(config, report=lambda info: loaded.append(info.part)), timeout_s=300.0)
     assert loaded == ["vad", "asr", "llm"]
     assert not any(thread.name == "diffusion-engine" for thread in set(threading.enumerate()) - before)
+
+
+def test_who_judges_the_words_is_said_and_asking_for_it_in_vain_is_an_error() -> None:
+    async def main(endpoint: str) -> tuple[object, BackendInfo]:
+        drafter = ScriptedDrafter(ManualClock())
+        return await choose_scorer(Config(turn=TurnConfig(endpoint=endpoint)), drafter)
+
+    assert run_async(main("silence")) == (None, BackendInfo("endpoint", "silence", "chosen in the configuration"))
+    scorer, info = run_async(main("auto"))
+    assert scorer is None and info.name == "silence" and "scripted cannot say" in info.reason
+    with pytest.raises(
+        ConfigError, match=r"turn\.endpoint = 'words': expected `auto` or `silence`: scripted cannot say"
+    ):
+        run_async(main("words"))
+
+
+def test_words_are_not_weighed_where_nobody_can_judge_them() -> None:
+    clock = ManualClock()
+    runtime = made_of(clock, ScriptedDrafter(clock))
+    detection = runtime.default_settings.turn_detection
+    assert detection is not None and not detection.weighs_words
+    runtime.backends = replace(runtime.backends, scorer=ScriptedScorer(0.9))
+    detection = runtime.default_settings.turn_detection
+    assert detection is not None and detection.weighs_words
 
 
 # --- calibration ------------------------------------------------------------------------------------------------------

@@ -106,6 +106,27 @@ class ScriptedTranscriber:
         pass
 
 
+class ScriptedScorer:
+    """Finds every turn as complete as it is told; with None it never answers."""
+
+    info = BackendInfo("endpoint", "scripted", "stand-in")
+
+    def __init__(self, completeness: float | Exception | None) -> None:
+        self._completeness = completeness
+        self.asked: list[tuple[PromptTurn, ...]] = []
+
+    async def completeness(
+        self, conversation_id: str, turns: Sequence[PromptTurn], tools: Sequence[ToolSpec] = ()
+    ) -> float:
+        self.asked.append(tuple(turns))
+        if self._completeness is None:
+            await asyncio.Event().wait()
+        if isinstance(self._completeness, Exception):
+            raise self._completeness
+        assert self._completeness is not None
+        return self._completeness
+
+
 class ScriptedDraft:
     def __init__(self, drafter: ScriptedDrafter, request: DraftRequest, on_event: Callable[[DraftEvent], None]) -> None:
         self.request = request

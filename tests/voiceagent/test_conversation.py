@@ -14,6 +14,7 @@ from tests.conftest import run_async
 from tests.voiceagent.standins import (
     LevelDetector,
     ScriptedDrafter,
+    ScriptedScorer,
     ScriptedTranscriber,
     ToneSynthesizer,
     silence,
@@ -95,6 +96,7 @@ def talk(
     tts: ToneSynthesizer | None = None,
     gate: asyncio.Event | None = None,
     step_s: float = 0.01,
+    scorer: ScriptedScorer | None = None,
 ) -> Line:
     async def main() -> Line:
         clock = ManualClock(100.0)
@@ -103,7 +105,7 @@ def talk(
         voice = tts or ToneSynthesizer()
         events: list[ConversationEvent] = []
         conversation = Conversation(
-            backends=Backends(LevelDetector(), asr, llm, voice),
+            backends=Backends(LevelDetector(), asr, llm, voice, scorer),
             agent=AgentProfile("café", "You take orders.", "Welcome to the café.", FixedNotes),
             settings=settings or SessionSettings(instructions="You take orders."),
             clock=clock,
@@ -599,3 +601,69 @@ def test_a_reply_that_fails_after_its_first_clause_keeps_what_was_heard_and_is_t
     assert len(line.of(TurnTraced)) == 2
     said = [turn.text for turn in line.llm.drafts[-1].request.turns if turn.role == "agent"]
     assert said in ([], ["One mocha."], ["One"])
+
+
+# --- the end of a turn -------------------------------------------------------------------------------------------------
+
+BY_WORDS = SessionSettings(
+    instructions="You take orders.",
+    turn_detection=TurnDetection(weighs_words=True, silence_s=0.6, min_silence_s=0.2, max_silence_s=1.0),
+)
+
+
+def end_of_turn_s(scorer: ScriptedScorer) -> float:
+    """Silence from the end of a caller's words to the moment when their turn was over."""
+    times: list[float] = []
+
+    async def scenario(line: Line) -> None:
+        await line.play(tone(0.8))
+        began = line.clock.now()
+        while not line.of(SpeechStopped):
+            await line.play(silence(0.02))
+        times.append(line.clock.now() - began)
+
+    line = talk(scenario, heard=("mocha",), settings=BY_WORDS, scorer=scorer)
+    assert line.of(SpeechStarted)
+    return times[0]
+
+
+def test_words_that_are_complete_end_the_turn_and_others_keep_it_open() -> None:
+    assert end_of_turn_s(ScriptedScorer(0.99)) == pytest.approx(0.2, abs=0.07)
+    assert end_of_turn_s(ScriptedScorer(0.01)) == pytest.approx(1.0, abs=0.07)
+
+
+def test_a_scorer_that_fails_or_never_answers_leaves_silence_alone() -> None:
+    for scorer in (ScriptedScorer(BackendError("endpoint", "no such model")), ScriptedScorer(None)):
+        assert end_of_turn_s(scorer) == pytest.approx(0.6, abs=0.07)
+
+
+def test_the_scorer_is_told_the_conversation_and_asked_once_for_the_same_words() -> None:
+    scorer = ScriptedScorer(0.99)
+
+    async def scenario(line: Line) -> None:
+        line.conversation.greet()
+        await line.clock.advance(10.0)
+        await line.speak_turn()
+        await line.clock.advance(10.0)
+
+    talk(scenario, heard=("mocha",), settings=BY_WORDS, scorer=scorer)
+    assert [[(turn.role, turn.text) for turn in turns] for turns in scorer.asked] == [
+        [("system", "You take orders."), ("agent", "Welcome to the café."), ("user", "mocha")]
+    ]
+
+
+def test_words_after_an_unanswered_turn_are_judged_together_with_it() -> None:
+    scorer = ScriptedScorer(0.99)
+    settings = SessionSettings(
+        turn_detection=TurnDetection(weighs_words=True, min_silence_s=0.2, create_response=False)
+    )
+
+    async def scenario(line: Line) -> None:
+        for _ in range(2):
+            await line.speak_turn()
+
+    talk(scenario, heard=("tea", "please"), settings=settings, scorer=scorer)
+    assert [[(turn.role, turn.text) for turn in turns] for turns in scorer.asked] == [
+        [("user", "tea")],
+        [("user", "tea please")],
+    ]

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tests.voiceagent.standins import LevelDetector, silence, tone
 from voiceagent.backends import Samples
-from voiceagent.listener import Endpoint, Heard, Listener, Onset, Utter
+from voiceagent.listener import Endpoint, Heard, Judge, Listener, Onset, Utter
 from voiceagent.session import TurnDetection
 
 DETECTION = TurnDetection(silence_s=0.4, prefix_padding_s=0.3)
@@ -77,3 +79,68 @@ def test_media_time_runs_on_while_the_client_ends_its_turns_itself() -> None:
     found = asyncio.run(scenario())
     assert isinstance(found[0], Onset)
     assert found[0].start_sample == pytest.approx(16_000 * 5.7, abs=512)
+
+
+# --- with the words ---------------------------------------------------------------------------------------------------
+
+WORDS = replace(DETECTION, weighs_words=True, min_silence_s=0.2, max_silence_s=1.5)
+LONG = np.concatenate([silence(0.5), tone(1.0), silence(3.0)])
+
+
+def silence_of(
+    judge: Judge | None, text: str, detection: TurnDetection = WORDS, sizes: tuple[int, ...] = (320,)
+) -> float:
+    """Silence heard before the endpoint, where the recogniser has `text` as soon as speech begins."""
+
+    async def scenario() -> float:
+        listener, position, turn = Listener(LevelDetector(), 512, judge), 0, 0
+        while position < LONG.size:
+            piece = LONG[position : position + sizes[turn % len(sizes)]]
+            position, turn = position + piece.size, turn + 1
+            heard_s = 0.0
+            async for event in listener.hear(piece, position / 16_000, detection, agent_audible=False):
+                match event:
+                    case Onset():
+                        listener.hear_words(text)
+                    case Utter(samples=samples):
+                        heard_s = float(np.abs(samples).max() == 0) * samples.size / 16_000
+                        silences.append(heard_s)
+                    case Endpoint():
+                        return sum(silences)
+        raise AssertionError("no endpoint")
+
+    silences: list[float] = []
+    return asyncio.run(scenario())
+
+
+def judge_at(probability: float | None) -> Judge:
+    return lambda text, answer: answer(probability)
+
+
+def test_complete_words_end_sooner_than_unfinished_ones() -> None:
+    assert silence_of(judge_at(0.99), "a tea") == pytest.approx(0.2, abs=0.07)
+    assert silence_of(judge_at(0.01), "a") == pytest.approx(1.5, abs=0.07)
+
+
+@pytest.mark.parametrize("sizes", [(1, 511, 2, 4000), (160,), (16_000,), (LONG.size,)])
+@pytest.mark.parametrize("probability", [0.01, 0.7, 0.99])
+def test_the_words_give_the_same_end_however_the_audio_is_cut(probability: float, sizes: tuple[int, ...]) -> None:
+    expected = silence_of(judge_at(probability), "a tea")
+    assert silence_of(judge_at(probability), "a tea", sizes=sizes) == expected
+
+
+def test_without_a_judge_or_its_answer_silence_alone_decides() -> None:
+    for judge in (None, judge_at(None), lambda text, answer: None):
+        assert silence_of(judge, "a tea") == pytest.approx(0.4, abs=0.07)
+    assert silence_of(judge_at(0.99), "a tea", replace(WORDS, weighs_words=False)) == pytest.approx(0.4, abs=0.07)
+
+
+def test_the_judge_is_asked_once_for_words_that_stay_the_same() -> None:
+    asked: list[str] = []
+
+    def judge(text: str, answer: Callable[[float | None], None]) -> None:
+        asked.append(text)
+        answer(0.01)
+
+    silence_of(judge, "a tea")
+    assert asked == ["a tea"]

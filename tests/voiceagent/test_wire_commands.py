@@ -263,6 +263,29 @@ def test_eagerness_orders_the_silence_that_ends_a_turn() -> None:
     update(longest, audio={"input": {"turn_detection": {"type": "semantic_vad", "eagerness": "low"}}})
 
 
+def test_semantic_vad_weighs_the_words_and_server_vad_does_not() -> None:
+    costs = []
+    for eagerness in ("high", "medium", "low"):
+        codec = make_codec()
+        update(codec, audio={"input": {"turn_detection": {"type": "semantic_vad", "eagerness": eagerness}}})
+        detection = codec.session.settings.turn_detection
+        assert detection is not None and detection.weighs_words
+        costs.append(detection.cut_off_cost_s)
+    assert costs == sorted(set(costs)) and costs[1] == TurnDetection().cut_off_cost_s
+    codec = make_codec(defaults=SessionSettings(turn_detection=TurnDetection(weighs_words=True)))
+    shown = update(codec, instructions="Be brief.")
+    assert shown["audio"]["input"]["turn_detection"] == {
+        "type": "semantic_vad",
+        "eagerness": "auto",
+        "create_response": True,
+        "interrupt_response": True,
+    }
+    shown = update(codec, audio={"input": {"turn_detection": {"type": "server_vad"}}})
+    assert shown["audio"]["input"]["turn_detection"]["type"] == "server_vad"
+    detection = codec.session.settings.turn_detection
+    assert detection is not None and not detection.weighs_words
+
+
 def test_null_turns_things_off() -> None:
     codec = make_codec()
     update(

@@ -28,7 +28,10 @@ MAX_TOOLS = 128
 MAX_NAME_CHARS = 64
 
 _SILENCE_SCALE: Mapping[str, float] = {"low": 2.0, "medium": 1.0, "auto": 1.0, "high": 0.7}
-"""`semantic_vad` gives no silence: the agent's own hangover, scaled by how eager the client wants it to be."""
+"""`semantic_vad` gives no silence: the agent's own hangover, scaled by how eager the client wants it to be. It holds where nobody can judge
+the words."""
+_COST_SCALE: Mapping[str, float] = {"low": 3.0, "medium": 1.0, "auto": 1.0, "high": 0.3}
+"""Where somebody can: what a cut-off is worth, scaled likewise."""
 
 _ECHOED_KEYS = ("tracing", "prompt", "include", "reasoning")
 """Newer keys, echoed only to a client that sent them: the oldest plain session is what every validator accepts."""
@@ -287,7 +290,13 @@ def _read_turn_detection(
     )
     if kind == "semantic_vad":
         eagerness = cast(Eagerness, chosen.choice("eagerness", tuple(_SILENCE_SCALE)) or "auto")
-        return replace(base, silence_s=min(max(base.silence_s * _SILENCE_SCALE[eagerness], 0.05), 10.0)), eagerness
+        detection = replace(
+            base,
+            weighs_words=True,
+            silence_s=min(max(base.silence_s * _SILENCE_SCALE[eagerness], 0.05), 10.0),
+            cut_off_cost_s=min(max(base.cut_off_cost_s * _COST_SCALE[eagerness], 0.01), 1000.0),
+        )
+        return detection, eagerness
     threshold = chosen.number("threshold", 0.0, 1.0)
     prefix_ms = chosen.number("prefix_padding_ms", 0, MAX_MS)
     silence_ms = chosen.number("silence_duration_ms", 0, MAX_MS)
@@ -296,6 +305,7 @@ def _read_turn_detection(
     try:
         detection = replace(
             base,
+            weighs_words=False,
             # The protocol allows 0 and 1, which as probabilities would mean always and never.
             threshold=base.threshold if threshold is None else min(max(threshold, 0.01), 0.99),
             prefix_padding_s=base.prefix_padding_s if prefix_ms is None else prefix_ms / 1000,
@@ -322,8 +332,8 @@ def _turn_detection_json(detection: TurnDetection | None, eagerness: Eagerness |
         "create_response": detection.create_response,
         "interrupt_response": detection.interrupt_response,
     }
-    if eagerness is not None:
-        return {"type": "semantic_vad", "eagerness": eagerness, **flags}
+    if eagerness is not None or detection.weighs_words:
+        return {"type": "semantic_vad", "eagerness": eagerness or "auto", **flags}
     return {
         "type": "server_vad",
         "threshold": detection.threshold,

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from dllm import drafts
 from dllm.draft import Draft
@@ -46,6 +47,8 @@ from voiceagent.errors import BackendError
 from voiceagent.tools import ToolSpec
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 BUILTIN_WIDTHS = (16, 24, 32, 40)
 """Canvases a plan may ask for. A spoken reply of one to three short sentences is 15 to 35 tokens."""
@@ -180,6 +183,14 @@ class DiffusionDrafter:
 
     def forget(self, conversation_id: str) -> None:
         self._runner.forget(conversation_id)
+
+    async def ask_engine(self, question: Callable[[Engine], T]) -> T:
+        """Run a function on the engine's thread between two forwards; what it returns or raises comes back.
+
+        Raises:
+            EngineClosedError, EngineFailedError: If the engine ends before.
+        """
+        return await self._runner.call(question)
 
     async def aclose(self) -> None:
         await self._runner.aclose()

@@ -1,0 +1,70 @@
+"""The built-in family's own probability that a caller's turn is complete, as a `TurnScorer`.
+
+It is read off the model that writes the replies, on its thread and its prefix cache: while the caller pauses, one forward over their words
+and a canvas of masks. Whether a checkpoint was taught the question cannot be seen from outside, so it is asked a few questions first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dllm.engine import Engine
+from dllm.errors import DllmError
+from dllm.transcript import turn_end
+from voice_pipelines.adapters.diffusion import DiffusionDrafter
+from voiceagent.backends import BackendInfo, PromptTurn
+from voiceagent.errors import BackendError
+from voiceagent.tools import ToolSpec
+
+KNOWN = (
+    ("how much is the tea", True),
+    ("yes please", True),
+    ("that's all thank you", True),
+    ("i'd like a", False),
+    ("can i get a large", False),
+    ("and could you also", False),
+)
+"""Turns that anybody would say are complete, or are not."""
+LEAST_GAP = 0.3
+"""How much more probable the end of a complete turn must be than that of the other kind, on average."""
+
+
+class DiffusionTurnScorer:
+    """A `TurnScorer` on a `DiffusionDrafter`'s engine, which its owner closes. Made by `create`."""
+
+    def __init__(self, drafter: DiffusionDrafter) -> None:
+        self.info = BackendInfo("endpoint", "built-in diffusion model", "its own probability that the turn is complete")
+        self._drafter = drafter
+
+    @staticmethod
+    async def create(drafter: DiffusionDrafter) -> DiffusionTurnScorer:
+        """Ask the model what anybody knows.
+
+        Raises:
+            BackendError: If it is not of the built-in family, or was not taught the question.
+        """
+        scorer = DiffusionTurnScorer(drafter)
+        sums = {True: 0.0, False: 0.0}
+        for words, is_complete in KNOWN:
+            sums[is_complete] += await scorer.completeness("", (PromptTurn("user", words),))
+        half = len(KNOWN) // 2
+        if (sums[True] - sums[False]) / half < LEAST_GAP:
+            raise BackendError(
+                "endpoint",
+                f"{drafter.info.name} was not taught when a turn is complete: it finds complete ones {sums[True] / half:.2f} "
+                f"probable and others {sums[False] / half:.2f}",
+            )
+        return scorer
+
+    async def completeness(
+        self, conversation_id: str, turns: Sequence[PromptTurn], tools: Sequence[ToolSpec] = ()
+    ) -> float:
+        def ask(engine: Engine) -> float:
+            tokens = self._drafter.prompts.write(conversation_id, turns, (), tools)
+            # A reply's prompt ends with the words, <end> and the agent's role token.
+            return turn_end(engine, tokens[:-2])
+
+        try:
+            return await self._drafter.ask_engine(ask)
+        except DllmError as error:
+            raise BackendError("endpoint", str(error)) from error

@@ -1,0 +1,80 @@
+"""The built-in family says whether a turn is complete, where it was taught to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dllm.loader import Checkpoint
+from dllm.transcript import turn_ends
+from tests.conftest import run_async
+from tests.dllm.tiny import codec, model
+from tests.voice_pipelines import families
+from tests.voice_pipelines.test_diffusion import INFO, with_drafter
+from voice_pipelines.adapters import diffusion_turns
+from voice_pipelines.adapters.diffusion import DiffusionDrafter
+from voice_pipelines.adapters.diffusion_turns import DiffusionTurnScorer
+from voiceagent.backends import PromptTurn
+from voiceagent.errors import BackendError
+
+CALL = (
+    PromptTurn("system", "Be brief."),
+    PromptTurn("agent", "Hello!"),
+    PromptTurn("user", "I'd like a large mocha with"),
+)
+
+
+def test_the_words_are_judged_as_a_recogniser_writes_them_behind_the_conversation() -> None:
+    async def scenario(drafter: DiffusionDrafter) -> None:
+        text = codec()
+        prompt = [
+            *text.encode_turn("system", "Be brief."),
+            *text.encode_turn("agent", "Hello!"),
+            text.special.user,
+            *text.encode_text("i'd like a large mocha with"),
+        ]
+        (expected,) = turn_ends(model(), [prompt])
+        scorer = DiffusionTurnScorer(drafter)
+        assert await scorer.completeness("call", CALL) == pytest.approx(expected, rel=1e-4)
+        drafter.warm("call", CALL[:2])
+        assert await scorer.completeness("call", CALL) == pytest.approx(expected, rel=1e-4)
+
+    with_drafter(scenario)
+
+
+def test_a_model_that_was_not_taught_the_question_is_not_asked() -> None:
+    async def scenario(drafter: DiffusionDrafter) -> None:
+        with pytest.raises(BackendError, match=r"endpoint: tiny was not taught when a turn is complete: it finds"):
+            await DiffusionTurnScorer.create(drafter)
+
+    with_drafter(scenario)
+
+
+def test_a_model_that_knows_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    complete = {tuple(codec().encode_text(words)) for words, is_complete in diffusion_turns.KNOWN if is_complete}
+    monkeypatch.setattr(diffusion_turns, "turn_end", lambda engine, prompt: 0.9 * (tuple(prompt[1:]) in complete))
+
+    async def scenario(drafter: DiffusionDrafter) -> None:
+        assert (await DiffusionTurnScorer.create(drafter)).info.part == "endpoint"
+
+    with_drafter(scenario)
+
+
+def test_another_family_is_refused(tmp_path: Path) -> None:
+    async def scenario(drafter: DiffusionDrafter) -> None:
+        with pytest.raises(BackendError, match="endpoint: .*built-in family"):
+            await DiffusionTurnScorer.create(drafter)
+
+    with_drafter(scenario, families.checkpoint("sdar", tmp_path))
+
+
+def test_an_engine_that_has_ended_is_a_failure_of_this_question_alone() -> None:
+    async def main() -> None:
+        tiny = model()
+        drafter = DiffusionDrafter(Checkpoint(tiny.spec, tiny, codec(), Path("nowhere")), INFO)
+        await drafter.aclose()
+        with pytest.raises(BackendError, match="endpoint: "):
+            await DiffusionTurnScorer(drafter).completeness("call", CALL)
+
+    run_async(main())

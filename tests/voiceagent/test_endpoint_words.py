@@ -1,0 +1,158 @@
+"""What the words of an utterance tell about its pauses, and whether they are dictated."""
+
+from __future__ import annotations
+
+import pytest
+
+from voiceagent.endpoint_dictation import asks_for_dictation, ends_in_dictation, is_dictation
+from voiceagent.endpoint_words import LATE_S, NO_WORDS, PauseWords, Question
+
+SECOND = 16_000
+
+
+def asked(words: PauseWords, at: int) -> Question:
+    question = words.question(at, is_paused=True)
+    assert question is not None
+    return question
+
+
+def test_each_text_is_asked_about_once_and_only_in_a_pause() -> None:
+    words = PauseWords()
+    assert words.question(0, is_paused=True) is None, "there are no words yet"
+    words.hear("i'd like", 100)
+    assert words.question(200, is_paused=False) is None
+    assert asked(words, 300).text == "i'd like"
+    words.hear("i'd like", 400)
+    assert words.question(500, is_paused=True) is None
+    words.hear("i'd like a", 600)
+    assert asked(words, 700).text == "i'd like a"
+
+
+def test_an_answer_is_worth_something_until_the_words_change() -> None:
+    words = PauseWords()
+    words.hear("a mocha", 0)
+    words.answer(asked(words, 0), 0.9)
+    evidence = words.evidence(SECOND)
+    assert evidence is not None and (evidence.completeness, evidence.stable_s) == (0.9, 1.0)
+    words.hear("a mocha with", SECOND)
+    evidence = words.evidence(SECOND)
+    assert evidence is not None and evidence.completeness is None and evidence.stable_s == 0.0
+
+
+def test_an_answer_that_other_words_have_overtaken_is_dropped() -> None:
+    words = PauseWords()
+    words.hear("a mocha", 0)
+    first = asked(words, 0)
+    words.hear("a mocha with", 10)
+    second = asked(words, 20)
+    words.answer(first, 0.9)
+    pending = words.evidence(30)
+    assert pending is not None and pending.completeness is None
+    words.answer(second, 0.1)
+    evidence = words.evidence(40)
+    assert evidence is not None and evidence.completeness == 0.1
+    words.begin()
+    words.hear("yes", 50)
+    third = asked(words, 60)
+    words.answer(second, 0.1)
+    pending = words.evidence(70)
+    assert pending is not None and pending.completeness is None and third.number > second.number
+
+
+def test_a_late_answer_leaves_silence_alone_until_it_comes() -> None:
+    words = PauseWords()
+    words.hear("a mocha", 0)
+    question = asked(words, 0)
+    assert words.evidence(round(LATE_S * SECOND)) is not None
+    assert words.evidence(round(LATE_S * SECOND) + 512) is None
+    words.answer(question, 0.9)
+    evidence = words.evidence(SECOND)
+    assert evidence is not None and evidence.completeness == 0.9
+
+
+def test_a_failed_answer_leaves_silence_alone_until_the_words_change() -> None:
+    words = PauseWords()
+    words.hear("a mocha", 0)
+    words.answer(asked(words, 0), None)
+    assert words.evidence(100) is None
+    words.hear("a mocha please", 200)
+    words.answer(asked(words, 300), 0.8)
+    assert words.evidence(400) is not None
+
+
+def test_an_utterance_without_words_may_still_get_some() -> None:
+    words = PauseWords()
+    evidence = words.evidence(100)
+    assert evidence is not None and evidence.completeness == NO_WORDS and not evidence.is_dictation
+
+
+def test_what_the_agent_asked_for_makes_the_words_dictation() -> None:
+    words = PauseWords()
+    words.expect("What's your phone number?")
+    words.hear("five five five", 0)
+    words.answer(asked(words, 0), 0.99)
+    evidence = words.evidence(SECOND)
+    assert evidence is not None and evidence.is_dictation
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "my number is five five five",
+        "it's oh two oh",
+        "call me at 5551234",
+        "that's spelled k o w",
+        "jane dot doe at mail dot",
+        "jane at mail dot com",
+        "twelve mill street",
+        "send it to 12 Mill Street,",
+    ],
+)
+def test_dictated_words_are_noticed(words: str) -> None:
+    assert ends_in_dictation(words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "a large mocha",
+        "two sixteen ounce coffees",
+        "make that two",
+        "one two three coffees please",
+        "at two thirty p m",
+        "can i have a",
+        "is the cafe on mill street",
+        "my number is five five five and i'd like a tea",
+    ],
+)
+def test_other_words_are_not_dictation(words: str) -> None:
+    assert not ends_in_dictation(words)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Sure. What's your phone number?",
+        "Could you spell that for me?",
+        "What is your e-mail address?",
+        "Thanks! Please give me your zip code.",
+        "And the account number, please? Take your time. What's the account number?",
+    ],
+)
+def test_questions_for_dictation_are_noticed(said: str) -> None:
+    assert asks_for_dictation(said) and is_dictation("sure", said)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "What size would you like?",
+        "Our address is 12 Mill Street.",
+        "What's your phone number? Never mind.",
+        "How many?",
+    ],
+)
+def test_other_sentences_are_not_questions_for_dictation(said: str) -> None:
+    assert not asks_for_dictation(said)

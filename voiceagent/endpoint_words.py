@@ -1,0 +1,90 @@
+"""What the words of an utterance tell about its pauses: which question to ask of a model, when, and what its answer is still worth. Pure.
+
+Time is media time in samples, as everywhere in listening: the same recording with the same partial transcripts at the same samples gives
+the same evidence, however the audio is cut.
+
+    words.hear(text, at)                          # whenever the recogniser has changed its mind
+    question = words.question(at, is_paused=...)  # once per window; None when there is nothing new to ask
+    words.answer(question, probability, at)       # whenever it comes
+    decide(utterance, settings, words.evidence(at))
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from voiceagent.backends import INPUT_RATE_HZ
+from voiceagent.endpoint import Evidence
+from voiceagent.endpoint_dictation import is_dictation
+
+LATE_S = 0.15
+"""An answer that has not come by then is not waited for; silence alone decides until it does. A forward takes a few milliseconds."""
+NO_WORDS = 0.5
+"""Completeness of an utterance in which the recogniser has found no words so far: they may still come, or it was a cough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Are these words complete?"""
+
+    number: int
+    text: str
+
+
+class PauseWords:
+    """Follows one utterance after the other."""
+
+    def __init__(self) -> None:
+        self._numbers = 0
+        self.begin()
+
+    def begin(self, asked: str = "") -> None:
+        """A new utterance; answers to questions of before no longer count.
+
+        Args:
+            asked: What the agent said last.
+        """
+        self._asked = asked
+        self._text = ""
+        self._changed_at: int | None = None
+        self._question: Question | None = None
+        """The last one; its text is the last that was asked about."""
+        self._question_at = 0
+        self._answer: float | None = None
+        self._is_answered = False
+
+    def expect(self, asked: str) -> None:
+        """What the agent said before the utterance that has just begun."""
+        self._asked = asked
+
+    def hear(self, text: str, at_sample: int) -> None:
+        """The recogniser's text so far."""
+        if text != self._text:
+            self._text, self._changed_at = text, at_sample
+
+    def question(self, at_sample: int, *, is_paused: bool) -> Question | None:
+        """What to ask now: about each text once, and only while nobody speaks."""
+        if not is_paused or not self._text or (self._question is not None and self._question.text == self._text):
+            return None
+        self._numbers += 1
+        self._question, self._question_at = Question(self._numbers, self._text), at_sample
+        self._answer, self._is_answered = None, False
+        return self._question
+
+    def answer(self, question: Question, completeness: float | None) -> None:
+        """The model's answer, or None where it has failed; one that was overtaken by other words is dropped."""
+        if question == self._question:
+            self._answer, self._is_answered = completeness, True
+
+    def evidence(self, at_sample: int) -> Evidence | None:
+        """What is known now; None where the model failed or is late, so that silence alone decides."""
+        if self._changed_at is None:
+            return Evidence(NO_WORDS, stable_s=10.0)
+        stable_s = (at_sample - self._changed_at) / INPUT_RATE_HZ
+        is_asked = self._question is not None and self._question.text == self._text
+        if is_asked and self._is_answered:
+            if self._answer is None:
+                return None
+            return Evidence(self._answer, stable_s, is_dictation(self._text, self._asked))
+        waiting_s = (at_sample - self._question_at) / INPUT_RATE_HZ if is_asked else 0.0
+        return None if waiting_s > LATE_S else Evidence(None, stable_s)
