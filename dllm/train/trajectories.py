@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dllm.canvas import TokenTable
-from dllm.codec import Codec, Message
+from dllm.codec import Codec
 from dllm.drafts import CellState, DraftSpec, Failed, Finished, Plan, Stepped
 from dllm.engine import Engine
 from dllm.errors import ConfigError, DataError, PromptTooLongError
@@ -27,6 +27,7 @@ from dllm.spec import ModelSpec
 from dllm.text import DialogueCodec
 from dllm.train.canvases import canvas_width
 from dllm.train.config import SourceConfig, TrainConfig
+from dllm.train.corpus import encode_prompt
 from dllm.train.data import Mixture, RowMaker, find_sources, read_dialogues, source_weights
 from dllm.train.objective import canvas_width as drawn_width
 
@@ -134,10 +135,8 @@ class ChatPrompts:
         names = [name for name in self._sources if self._places[name]]
         name = rng.choices(names, [self._sources[name].weight for name in names])[0]
         dialogue, at = rng.choice(self._places[name])
-        roles = {"system": "system", "user": "user", "note": "tool", "agent": "assistant"}
-        messages = [Message(roles[turn.role], turn.text) for turn in dialogue.turns[:at]]  # type: ignore[arg-type]
         try:
-            prompt = self._codec.encode_chat(messages)
+            prompt = encode_prompt(self._codec, dialogue.turns[:at])
             tokens = len(self._codec.encode(dialogue.turns[at].text)) + 1
             if tokens > self._most:
                 return None
