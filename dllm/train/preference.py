@@ -137,24 +137,26 @@ def bounds(
 ) -> Tensor:
     """The bound of each reply in nats, [replies], estimated from its draws; one forward. Positions behind a reply stay masked.
 
+    Replies to one prompt that follow each other share it where the family allows (`dllm.train.canvases`).
     Block-causal families reveal blocks left to right: their bound is the sum of their blocks'.
     """
     spec = network.spec
     mask = check_bound(spec)
-    asked, targets, scale, owner = [], [], [], []
+    asked: list[tuple[tuple[int, ...], list[State]]] = []
+    targets, scale, owner = [], [], []
     for number, (prompt, reply, own) in enumerate(zip(prompts, replies, draws, strict=True)):
         width = canvas_width(spec, len(prompt), len(reply))
-        states = []
+        if not asked or asked[-1][0] != tuple(prompt):
+            asked.append((tuple(prompt), []))
         for draw in own:
             for low, high in _blocks(spec, len(prompt), len(reply)):
                 hidden = draw.masked(low, high)
                 shown = [mask if at in hidden else token for at, token in enumerate(reply[:high])]
-                states.append(State((*shown, *[mask] * (width - high)), hidden))
+                asked[-1][1].append(State((*shown, *[mask] * (width - high)), hidden))
                 targets += [reply[at] for at in hidden]
                 scale += [(high - low) / len(hidden) / len(own)] * len(hidden)
                 owner += [number] * len(hidden)
-        asked.append(Asked(tuple(prompt), tuple(states)))
-    logits = logits_at(network, asked)
+    logits = logits_at(network, [Asked(prompt, tuple(states)) for prompt, states in asked])
     device = logits.device
     chances = -F.cross_entropy(logits, torch.tensor(targets, device=device), reduction="none")
     total = torch.zeros(len(replies), device=device)

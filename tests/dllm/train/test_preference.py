@@ -149,6 +149,15 @@ def test_draws_of_one_reply_are_averaged() -> None:
     torch.testing.assert_close(together[0], each.mean(), atol=1e-3, rtol=1e-4)
 
 
+def test_replies_that_share_a_prompt_have_the_bounds_they_have_alone() -> None:
+    network, one = tiny.model(), pair()
+    draws = [draw_noise(2, 40, torch.Generator().manual_seed(seed)) for seed in range(3)]
+    prompts, replies = [one.prompt, one.prompt, (20, 21)], [one.chosen, one.rejected, one.chosen]
+    together = bounds(network, prompts, replies, draws)
+    each = [bounds(network, [p], [r], [d]) for p, r, d in zip(prompts, replies, draws, strict=True)]
+    torch.testing.assert_close(together, torch.cat(each), atol=1e-3, rtol=1e-4)  # float32 sums in another order
+
+
 def margins(policy: Transformer, reference: Transformer, shares: tuple[bool, bool], count: int) -> list[float]:
     """Estimates of one pair's margin, draws shared (between the networks, between the replies) or not."""
     one, found = pair(), []
