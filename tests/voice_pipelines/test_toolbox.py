@@ -15,7 +15,7 @@ from tests.conftest import run_async
 from tests.voice_pipelines.scripted_endpoint import Exchange, endpoint
 from voice_pipelines import settings
 from voice_pipelines.doctor import _tools_error
-from voice_pipelines.toolbox import ANSWER_BYTES, HttpClient, HttpTool, Toolbox, in_thread, python_tool
+from voice_pipelines.toolbox import ANSWER_BYTES, SAID_CHARS, HttpClient, HttpTool, Toolbox, in_thread, python_tool
 from voiceagent.clock import ManualClock
 from voiceagent.config import Config, load_config
 from voiceagent.errors import ConfigError, ToolError
@@ -203,6 +203,16 @@ def test_an_endpoint_that_refuses_or_misbehaves_is_a_failure_with_its_reason(
 ) -> None:
     found, _ = ask(answering(status, body))
     assert isinstance(found, ToolError) and str(found).endswith(reason)
+
+
+@pytest.mark.parametrize("before", [0, SAID_CHARS - len(KEY) - 1, SAID_CHARS - 8])
+def test_no_part_of_a_key_is_told_or_logged(before: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Endpoints repeat a refused key; one that the words' end cuts is hidden all the same."""
+    with caplog.at_level(logging.DEBUG):
+        found, exchange = ask(answering("401 No", json.dumps({"detail": f"{'x' * before} {KEY}"}).encode()))
+    assert KEY in exchange.headers["authorization"]
+    assert isinstance(found, ToolError) and KEY[:6] not in str(found)
+    assert KEY[:6] not in caplog.text
 
 
 def test_an_endpoint_that_is_not_there_is_a_failure_and_the_key_is_in_no_log(caplog: pytest.LogCaptureFixture) -> None:
