@@ -55,6 +55,11 @@ ORDER = Dialogue(
             "must be an object of strings",
         ),
         ('{"turns": [{"role": "agent", "call": {"name": "pay", "arguments": {"a": ";"}}}]}', "without a semicolon"),
+        ('{"turns": [{"role": "agent", "call": {"name": "pay now"}}]}', "expected the name of a tool"),
+        (
+            '{"turns": [{"role": "agent", "call": {"name": "pay", "arguments": {"a:b": "c"}}}]}',
+            "is read back with other arguments",
+        ),
         ('{"tools": [{"name": "a b"}], "turns": [{"role": "user", "text": "hi"}]}', "tool name"),
         ('{"turns": [{"role": "bot", "text": "hi"}]}', "turn 0: role 'bot' is not one of system, user, note, agent"),
         ('{"turns": [{"role": "agent", "text": "hi", "pins": "hi"}]}', '"pins" must be a list of strings'),
