@@ -75,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
             # Whoever mends the function goes on with --resume.
             tuner.save()
             raise
+    if tuner.progress < 1.0:
+        return 0  # told to stop: the run is not over
     exported = loader.load(args.out / "export", device(args.device))
     _report(args, "after", _check(args, exported, reward, writing))
     return 0
