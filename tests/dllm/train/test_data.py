@@ -228,6 +228,21 @@ def test_tools_stand_in_the_system_turn_and_calls_are_turns(tmp_path: Path) -> N
     assert row.clean[answer.start : answer.start + len(answer.tokens)] == answer.tokens
 
 
+def copied_text(*turns: Turn) -> str:
+    row = RowMaker(CODEC, PLAIN).make(Dialogue("1", "cafe", turns), SourceConfig(), random.Random(1))
+    assert row is not None
+    pairs = zip(row.answers[0].tokens, row.answers[0].copied, strict=True)
+    return CODEC.decode([token for token, is_copied in pairs if is_copied])
+
+
+def test_what_was_told_is_marked_as_copied_and_words_that_make_sentences_are_not() -> None:
+    told = copied_text(*ORDER.turns)
+    assert "mocha" in told and "5" in told and "that" not in told
+    user, reply = Turn("user", "a mocha"), Turn("agent", "A mocha.")
+    assert copied_text(user, reply) == "", "a reply is told by notes and the system turn, not by the caller"
+    assert "mocha" in copied_text(Turn("user", "a mocha"), Turn("agent", "price; drink: mocha", is_call=True))
+
+
 def test_a_user_turn_that_is_cut_or_whole_asks_for_its_rest() -> None:
     maker = RowMaker(CODEC, replace(PLAIN, rest_share=1.0))
     user = CODEC.encode_turn("user", "A large mocha, please.")
