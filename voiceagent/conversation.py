@@ -625,6 +625,8 @@ class Conversation:
         if running is None or running.is_finished:
             return
         self._finish_reply(running, "cancelled", reason)
+        if not running.reply.item_started or not self._heard(running.reply):
+            self._desk.reply_unheard()
         self._end_trace(running)
         if running.task is not None and running.task is not asyncio.current_task():
             running.task.cancel()

@@ -67,13 +67,17 @@ class ToolDesk:
         self._running: set[Job] = set()
         self._done: dict[str, ToolResult] = {}
         """Results of this turn's calls that changed something."""
-        self._late: dict[str, ToolResult] = {}
-        """Those among them that came when their reply was over: the next reply is the first to know them."""
+        self._untold: dict[str, ToolResult] = {}
+        """Those among them that no caller has heard of: the next reply is the first that can tell them."""
         self._is_new_turn = False
 
     def turn_began(self) -> None:
         """The caller said something new: in the reply to it the same call may be meant again, but not in one that is still being made."""
         self._is_new_turn = True
+
+    def reply_unheard(self) -> None:
+        """A reply has been stopped before anything of it was heard."""
+        self._untold.update(self._done)
 
     async def settled(self) -> None:
         """A reply begins. Return once nothing runs any more; every tool has its time, so this does."""
@@ -81,7 +85,7 @@ class ToolDesk:
             await asyncio.wait([job.task for job in self._running if job.task is not None])
         if self._is_new_turn:
             self._is_new_turn = False
-            self._done, self._late = self._late, {}
+            self._done, self._untold = self._untold, {}
 
     def refuse(self, item: CallItem | None, name: str, reason: str, record: ToolRecord) -> ToolResult:
         """Answer a call that is not carried out. `item` is None where the conversation keeps no trace of it."""
@@ -131,7 +135,7 @@ class ToolDesk:
         if job.tool.side_effect:
             self._done[job.key] = result
             if job.is_late:
-                self._late[job.key] = result
+                self._untold[job.key] = result
         self._close(job.record, outcome)
         log.info("tool %s: %s after %.0f ms", job.tool.spec.name, outcome, (self.clock.now() - job.record.start) * 1000)
         self._tell(job.item, result, behind_call=not job.is_late)

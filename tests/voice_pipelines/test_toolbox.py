@@ -136,6 +136,12 @@ def test_the_example_is_complete_and_its_functions_lie_beside_it() -> None:
         assert len(result.must_say) == 1 and result.must_say[0] in result.note
         outcome, result = await run_tool(booking, {"people": 40, "day": "friday"}, ManualClock())
         assert (outcome, result.note) == ("failed", "book_table failed: only 16 seats are free on friday")
+        for arguments, reason in (
+            ({"people": -4, "day": "friday"}, "nobody comes"),
+            ({"people": 4, "day": "Monday"}, "closed on monday"),
+        ):
+            outcome, result = await run_tool(booking, arguments, ManualClock())
+            assert (outcome, result.note) == ("failed", f"book_table failed: {reason}")
 
     run_async(main())
 

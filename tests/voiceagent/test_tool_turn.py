@@ -381,6 +381,39 @@ def test_a_booking_that_ended_after_its_reply_is_not_made_again_by_the_next() ->
     assert line.outcomes() == ["running", "refused", "ok"]
 
 
+def test_a_booking_of_a_reply_that_nobody_heard_is_not_made_again_by_the_next() -> None:
+    desk = Desk()
+
+    async def scenario(line: Line) -> None:
+        await line.say()
+        await line.clock.advance(0.02)
+        assert len(line.llm.drafts) == 2 and not line.of(ResponseText)
+        line.conversation.cancel_response()
+        await line.say("a table for four please")
+        await line.clock.advance(20.0)
+
+    talk(scenario, BOOK, DONE, BOOK, DONE, tools=(tool(desk),))
+    assert len(desk.asked) == 1
+
+
+def test_a_booking_may_be_repeated_after_a_reply_that_was_heard_in_part() -> None:
+    booking, waiting = Desk(), Desk(gate=asyncio.Event())
+
+    async def scenario(line: Line) -> None:
+        await line.say()
+        await line.clock.advance(2.0)
+        assert line.tts.spoken == ["Booked, one moment."]
+        line.conversation.cancel_response()
+        await line.say("the same for my brother")
+        await line.clock.advance(20.0)
+
+    look = ServerTool(
+        ToolSpec("opening_hours"), waiting.run, side_effect=False, say_while_running="Booked, one moment."
+    )
+    talk(scenario, BOOK, LOOK, BOOK, DONE, tools=(tool(booking), look))
+    assert len(booking.asked) == 2
+
+
 def test_a_whole_number_reaches_the_tool_as_one() -> None:
     desk = Desk()
     talk(one_turn, ToolCall("book_table", {"people": 4.0}), BOOK, DONE, tools=(tool(desk),))
