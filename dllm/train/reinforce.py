@@ -48,7 +48,8 @@ from dllm.train.trajectories import Places
 from dllm.train.tuning import Tuner
 
 SAMPLES = "samples.jsonl"
-_CACHE_BYTES = 256 * 2**20
+MOST_CACHE_BYTES = 256 * 2**20
+"""Of prompts' keys and values; with less than a batch needs, drafts wait for each other."""
 _TRIES = 200
 """Places that are drawn for one prompt that fits the model."""
 
@@ -219,7 +220,8 @@ def write_replies(
     codec, spec, defaults = checkpoint.codec, checkpoint.spec, checkpoint.defaults
     options = replace(family_options(defaults, spec), temperature=writing.temperature)
     # A new engine for every call: what it keeps of prompts is true for the weights of that moment.
-    engine = Engine(checkpoint.model, codec.token_table, max_batch=writing.batch, cache_bytes=_CACHE_BYTES)
+    room = min(MOST_CACHE_BYTES, _cache_bytes(checkpoint, [question for question, _ in asked], writing.batch))
+    engine = Engine(checkpoint.model, codec.token_table, max_batch=writing.batch, cache_bytes=room)
     numbers: dict[int, tuple[int, int]] = {}
     for place, (question, seeds) in enumerate(asked):
         engine.warm(str(place), question.prompt)  # once for all of its replies
@@ -243,6 +245,15 @@ def write_replies(
                 case _:
                     pass
     return [[replies[at] for at in range(len(replies))] for replies in written]
+
+
+def _cache_bytes(checkpoint: Checkpoint, questions: Sequence[Question], batch: int) -> int:
+    """Room for every prompt, and for a batch that shares none of them. Filling more with zeros took longer than a tiny model's step."""
+    stores = checkpoint.model.new_stores(1, 1)
+    token = sum(part.numel() * part.element_size() for store in stores for part in store)
+    page = max(16, checkpoint.spec.block)
+    longest = max(len(question.prompt) + question.width for question in questions)
+    return token * (sum(len(question.prompt) + page for question in questions) + batch * (longest + 2 * page))
 
 
 def reply_text(codec: Codec, tokens: Sequence[int]) -> str:
