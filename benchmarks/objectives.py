@@ -74,8 +74,8 @@ class Subject:
 
     objective: str
     options: Mapping[str, Any]
-    measured: Mapping[str, Any] | None
-    """Options under which the loss is the likelihood bound; None where it never is one."""
+    measured: Mapping[str, Any]
+    """Options under which the loss is the likelihood, or a bound."""
     decoding: DecodeOptions
     likelihood: str
     is_uniform: bool = False
@@ -99,13 +99,19 @@ class Subject:
 
 HELD = DecodeOptions(hold_ends=True)
 """As the built-in family decodes, but for its ban on stutters, which would hide what is measured."""
+TIMES = "bound, times .001 to .999"
 SUBJECTS: dict[str, Subject] = {
     "masked": Subject("masked", {}, {}, HELD, "bound over orders"),
     "block": Subject("block", {}, {}, HELD, f"bound, blocks of {BLOCK}", block=BLOCK),
-    "uniform": Subject(
-        "uniform", {}, {"self_conditioning": 1.0}, DecodeOptions(), "bound, times .001 to .999", is_uniform=True
+    "uniform": Subject("uniform", {}, {"self_conditioning": 1.0}, DecodeOptions(), TIMES, is_uniform=True),
+    "uniform_ce": Subject(
+        "uniform",
+        {"loss": "cross_entropy"},
+        {"self_conditioning": 1.0, "given": "all"},
+        DecodeOptions(),
+        TIMES,
+        is_uniform=True,
     ),
-    "uniform_ce": Subject("uniform", {"loss": "cross_entropy"}, None, DecodeOptions(), "not measured", is_uniform=True),
     "causal": Subject("causal", {}, {}, DecodeOptions(mode="causal"), "exact"),
 }
 
@@ -283,10 +289,8 @@ def nats_of(network: Network, objective: Objective, prompt: Prompt, draws: int, 
         return float(objective(network, batch, torch.Generator().manual_seed(seed)).loss) / draws
 
 
-def likelihood(network: Transformer, subject: Subject, prompts: Sequence[Prompt]) -> dict[str, Any] | None:
+def likelihood(network: Transformer, subject: Subject, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """Nats per token of the true answers with their end-of-turn, as an estimate."""
-    if subject.measured is None:
-        return None
     objective = subject.make(network.spec, subject.measured)
     draws = 1 if subject.is_causal else DRAWS
     counts = [
