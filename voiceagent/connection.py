@@ -62,6 +62,8 @@ class ConversationPort(Protocol):
     def report_playout(self, item_id: str, played_s: float) -> None: ...
     def update(self, settings: SessionSettings) -> None: ...
     def greet(self) -> None: ...
+    def interrupt(self) -> None: ...
+    def hear_text(self, text: str) -> None: ...
 
 
 class Connection:
@@ -72,6 +74,11 @@ class Connection:
         self._clock = clock
         self._codec: RealtimeCodec | None = None
         self._held: list[ConversationEvent] | None = []
+
+    @property
+    def is_admitted(self) -> bool:
+        """A Realtime client has its conversation from the first moment."""
+        return True
 
     def emit(self, event: ConversationEvent) -> None:
         """Tell the client of `event`. Called by the conversation; never blocks and never raises."""

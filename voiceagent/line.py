@@ -44,6 +44,11 @@ class Close:
     reason: str
     at_once: bool = False
 
+    @property
+    def told(self) -> str:
+        """The reason as it fits into a close frame, which holds 123 bytes of it."""
+        return self.reason.encode()[:123].decode(errors="ignore")
+
 
 class Line:
     """A client's websocket. Messages may be put before `run`, and leave once it runs."""
@@ -140,15 +145,15 @@ class Line:
             self._outbox.close()
             if await self._within(self._settings.close_timeout_s, asyncio.shield(writer)):
                 with contextlib.suppress(WebSocketDisconnect, WebSocketDisconnected):
-                    await self._within(self._settings.close_timeout_s, self._websocket.close(close.code, close.reason))
+                    await self._within(self._settings.close_timeout_s, self._websocket.close(close.code, close.told))
                 return
         await stop(writer)
         close_now: Callable[[int, str], None] | None = self._websocket.scope.get("extensions", {}).get(CLOSE_NOW)
         if close_now is not None:
-            close_now(close.code, close.reason)
+            close_now(close.code, close.told)
         else:
             with contextlib.suppress(WebSocketDisconnect, WebSocketDisconnected):
-                await self._within(self._settings.close_timeout_s, self._websocket.close(close.code, close.reason))
+                await self._within(self._settings.close_timeout_s, self._websocket.close(close.code, close.told))
 
     async def _within(self, limit_s: float, work: Awaitable[None]) -> bool:
         """Whether `work` was done in time; if not it is cancelled."""
@@ -209,7 +214,7 @@ class Line:
         self.end(Close(1000, "session expired"))
 
 
-async def stop(*tasks: asyncio.Future[None]) -> None:
+async def stop(*tasks: asyncio.Future[Any]) -> None:
     """Cancel and wait; what a task had to say was heard before, or no longer matters."""
     for task in tasks:
         task.cancel()
