@@ -163,9 +163,10 @@ def typed_arguments(call: Call, tool: Tool) -> dict[str, Any]:
 
 
 def _typed(name: str, key: str, value: str, schema: Mapping[str, Any]) -> Any:
+    number = _number(value)
     if "enum" in schema:
         for choice in schema["enum"]:
-            if str(choice).casefold() == value.casefold() or _number(value) == choice:
+            if str(choice).casefold() == value.casefold() or (number is not None and number == choice):
                 return choice
         raise CallError(name, f"{key} = {value!r}: expected one of {', '.join(map(str, schema['enum']))}")
     kind = schema.get("type", "string")
@@ -182,10 +183,9 @@ def _typed(name: str, key: str, value: str, schema: Mapping[str, Any]) -> Any:
             return json.loads(value)
         except ValueError as error:
             raise CallError(name, f"{key} = {value!r}: expected {kind} as JSON") from error
-    number = _number(value)
     if number is None or (kind == "integer" and number != int(number)):
         raise CallError(name, f"{key} = {value!r}: expected {'a whole number' if kind == 'integer' else 'a number'}")
-    return int(number) if kind == "integer" else number
+    return int(number) if kind == "integer" else float(number)
 
 
 def result_note(name: str, result: object) -> str:
@@ -224,32 +224,43 @@ _TENS = {
     for number, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split())
 }
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 1_000_000}
+_MOST_SAID = 200
+"""Characters; what is longer is no number that anybody said, and might be more than a float holds."""
 _FILLERS = frozenset("dollars dollar euros euro pounds pound people persons of us percent and".split())
 
 
-def _number(text: str) -> float | None:
-    """The number that words or figures say, or None. A row of single digits is read as dictated: "one two five" is 125."""
-    plain = text.casefold().replace(",", "").replace("-", " ").lstrip("$")
+def _number(text: str) -> int | float | None:
+    """The number that words or figures say, or None. Rows of figures are read as dictated: "one two five" is 125."""
+    plain = text.casefold().strip()
+    if len(plain) > _MOST_SAID:
+        return None
+    for sign in ("minus ", "negative ", "-"):
+        if plain.startswith(sign):
+            size = _size(plain.removeprefix(sign))
+            return None if size is None else -size
+    return _size(plain)
+
+
+def _size(text: str) -> int | float | None:
+    # A hyphen joins words ("twenty-five"); between figures it may be a range, which is no number.
+    plain = re.sub(r"(?<=[a-z])-(?=[a-z])", " ", text.replace(",", "").lstrip("$"))
     words = [word for word in plain.split() if word not in _FILLERS]
     if len(words) > 1 and words[0] in ("a", "an"):
         del words[0]
     if not words:
         return None
-    if len(words) == 1:
-        try:
-            return float(words[0]) if re.fullmatch(r"-?\d+(\.\d+)?", words[0]) else _whole(words)
-        except OverflowError:
-            return None
+    if len(words) == 1 and re.fullmatch(r"\d+\.\d+", words[0]):
+        return float(words[0])
     if "point" in words:
         at = words.index("point")
-        whole, digits = _whole(words[:at]) if at else 0.0, words[at + 1 :]
+        whole, digits = _whole(words[:at]) if at else 0, words[at + 1 :]
         if whole is None or not digits or not all(_UNITS.get(digit, 10) < 10 for digit in digits):
             return None
-        return float(f"{int(whole)}.{''.join(str(_UNITS[digit]) for digit in digits)}")
+        return float(f"{whole}.{''.join(str(_UNITS[digit]) for digit in digits)}")
     if words[-1] in ("cents", "cent"):
         return _dollars_and_cents(words[:-1])
-    if all(word.isdigit() for word in words):
-        return float("".join(words))
+    if all(word.isdecimal() for word in words):
+        return int("".join(words))
     return _whole(words)
 
 
@@ -263,9 +274,9 @@ def _dollars_and_cents(words: Sequence[str]) -> float | None:
     return None if cents is None else cents / 100
 
 
-def _whole(words: Sequence[str]) -> float | None:
+def _whole(words: Sequence[str]) -> int | None:
     if len(words) > 1 and all(_UNITS.get(word, 10) < 10 for word in words):
-        return float("".join(str(_UNITS[word]) for word in words))
+        return int("".join(str(_UNITS[word]) for word in words))
     total, current, last = 0, 0, 10**9
     for word in words:
         if word in _SCALES:
@@ -277,8 +288,8 @@ def _whole(words: Sequence[str]) -> float | None:
             current, last = current + _TENS[word], 10
         elif word in _UNITS and (last >= 100 or (last == 10 and 0 < _UNITS[word] < 10)):
             current, last = current + _UNITS[word], 1
-        elif word.isdigit() and last >= 100:
+        elif word.isdecimal() and last >= 100:
             current, last = current + int(word), 1
         else:
             return None
-    return float(total + current)
+    return total + current

@@ -23,6 +23,8 @@ COMMANDS = {
     "inspect": "dllm.commands.inspect",
     "train": "dllm.commands.train",
     "distill": "dllm.commands.distill",
+    "prefer": "dllm.commands.prefer",
+    "reinforce": "dllm.commands.reinforce",
     "eval": "dllm.commands.evaluate",
     "export": "dllm.commands.export",
     "convert": "dllm.commands.convert",

@@ -195,6 +195,8 @@ class _Round:
                 if any(states[near] is CellState.PINNED for near in range(max(0, at - 2), min(width, at + 3)))
             ]
             ban(piece, [(row, token) for row in beside for token in openings])
+            if draft.spec.unpinned is not None and draft.canvas.last_pin() >= 0:
+                piece[:, draft.spec.unpinned] = float("-inf")  # What holds a pin is not what may hold none.
             for row, at in enumerate(positions):
                 for tokens in continuing(draft.canvas, at, self.classes):
                     piece[row].index_fill_(0, tokens, float("-inf"))

@@ -75,6 +75,8 @@ class DraftSpec:
     """Token sequences before which the reply is cut."""
     keep: tuple[int, ...] = ()
     """An earlier draft of this reply: its tokens are kept where they still fit the prompt, and denoised anew elsewhere."""
+    unpinned: int | None = None
+    """A reply that begins with this token holds no pins: a call of a tool, whose arguments they would become."""
 
 
 @dataclass(frozen=True, slots=True)

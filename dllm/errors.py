@@ -194,3 +194,11 @@ class TrainingDivergedError(DllmError):
     def __init__(self, step: int, loss: float, norm: float) -> None:
         super().__init__(f"step {step}: loss {loss}, gradient norm {norm}; lower the learning rates or the clip")
         self.step, self.loss, self.norm = step, loss, norm
+
+
+class RewardError(DllmError):
+    """A reward function that does not give a number."""
+
+    def __init__(self, name: str, reply: str, problem: str) -> None:
+        super().__init__(f"reward {name}: {problem}, for the reply {reply!r}")
+        self.name, self.reply, self.problem = name, reply, problem

@@ -55,6 +55,8 @@ def consider_pins(draft: Draft, positions: Sequence[int], logits: Tensor, steps_
     A canvas that is written block by block may have a better place, or the only one, where the model has not looked yet: then the span
     waits for its block, or begins where the model would end the reply.
 
+    A reply that the model begins with `DraftSpec.unpinned` is freed of its pins.
+
     Args:
         positions: Masked canvas positions, ascending, with the guesses of this step on the canvas.
         logits: [N, V] of those positions.
@@ -65,7 +67,13 @@ def consider_pins(draft: Draft, positions: Sequence[int], logits: Tensor, steps_
     Raises:
         PinsDoNotFitError: If there is no run of undecided positions for one of them.
     """
-    canvas, pins = draft.canvas, [draft.spec.pins[index] for index in draft.unplaced]
+    canvas = draft.canvas
+    if canvas.tokens[0] == draft.spec.unpinned:
+        if positions[0] == 0 and steps_left > 1:
+            return [0], 0  # Whether it is one is decided before anything else.
+        draft.unplaced.clear()
+        return list(positions), 0
+    pins = [draft.spec.pins[index] for index in draft.unplaced]
     stop = canvas.first_clause_end() if draft.phase == "first" else canvas.reply_end()
     width = min(canvas.width, draft.spec.width)
     unseen = [at for at in canvas.masked() if at > positions[-1]]

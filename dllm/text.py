@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -26,6 +26,7 @@ from dllm.calls import Call, Tool, result_note, with_tools, write_call
 from dllm.canvas import TokenTable
 from dllm.codec import ChatRole, Message
 from dllm.errors import CheckpointError, ConfigError, SpecialTokenError
+from dllm.numerals import cardinal, ordinal, year
 from dllm.spec import DialogueTokens
 
 Role: TypeAlias = Literal["system", "user", "note", "agent"]
@@ -297,9 +298,9 @@ def spoken_form(text: str) -> str:
     text = _MONEY.sub(_spoken_money, text)
     text = _CLOCK.sub(_spoken_clock, text)
     text = _CLOCK_24.sub(_spoken_clock, text)
-    text = _ORDINAL.sub(lambda found: f" {_words(int(found[1]), 'ordinal')} ", text)
+    text = _ORDINAL.sub(lambda found: f" {ordinal(int(found[1]))} ", text)
     text = _DECIMAL.sub(
-        lambda found: f" {_digits(found[1])} point {' '.join(_words(int(digit)) for digit in found[2])} ", text
+        lambda found: f" {_digits(found[1])} point {' '.join(cardinal(int(digit)) for digit in found[2])} ", text
     )
     text = _NUMBER.sub(lambda found: f" {_digits(found[0])} ", text)
     text = _NOT_SPOKEN.sub(" ", text.lower())
@@ -309,15 +310,15 @@ def spoken_form(text: str) -> str:
 def _spoken_money(found: re.Match[str]) -> str:
     dollars, cents = _digits(found[1]), found[2]
     spoken = f" {dollars} dollar{'' if dollars == 'one' else 's'} "
-    return spoken + (f"and {_words(int(cents))} cents " if cents and int(cents) else "")
+    return spoken + (f"and {cardinal(int(cents))} cents " if cents and int(cents) else "")
 
 
 def _spoken_clock(found: re.Match[str]) -> str:
-    hour, minute = _words(int(found[1])), found[2]
+    hour, minute = cardinal(int(found[1])), found[2]
     if minute is None or minute == "00":
         spoken_minute = "" if found.lastindex == 3 or minute is None else "o'clock"
     else:
-        spoken_minute = ("oh " if minute[0] == "0" else "") + _words(int(minute))
+        spoken_minute = ("oh " if minute[0] == "0" else "") + cardinal(int(minute))
     half = f"{found[3].lower()} m" if found.re is _CLOCK else ""
     return f" {hour} {spoken_minute} {half} "
 
@@ -326,14 +327,7 @@ def _digits(figures: str) -> str:
     """A cardinal up to 9999; longer ones and those with a leading zero digit by digit, as people dictate them."""
     plain = figures.replace(",", "")
     if (len(plain) > 1 and plain[0] == "0") or len(plain) > (7 if "," in figures else 4):
-        return " ".join(_words(int(digit)) for digit in plain)
+        return " ".join(cardinal(int(digit)) for digit in plain)
     if len(plain) == 4 and "," not in figures and plain[0] in "12" and plain[1:3] != "00":
-        return _words(int(plain), "year")
-    return _words(int(plain))
-
-
-@lru_cache(maxsize=20_000)
-def _words(number: int, kind: str = "cardinal") -> str:
-    from num2words import num2words  # only text preparation needs it, and it takes 0.1 s to import
-
-    return str(num2words(number, to=kind)).replace("-", " ").replace(",", "")
+        return year(int(plain))
+    return cardinal(int(plain))

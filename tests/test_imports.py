@@ -35,7 +35,6 @@ OUTSIDE = {
         "jinja2",
         "lm_eval",
         "matplotlib",
-        "num2words",
         "numpy",
         "outlines_core",
         "safetensors",

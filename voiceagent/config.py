@@ -27,7 +27,7 @@ ENVIRONMENT_PREFIX = "VOICEAGENT_"
 ENVIRONMENT_RESERVED = frozenset({"VOICEAGENT_CONFIG", "VOICEAGENT_MODELS"})
 """Variables with our prefix that are not keys: paths of the user's file and of the model folder, read by the command."""
 
-_SECRETS = frozenset({"server.api_key", "remote.api_key"})
+_SECRETS = frozenset({"server.api_key", "server.twilio_auth_token", "remote.api_key"})
 _SECRET_TABLES = re.compile(r"tools\..*\.headers(\..*)?")
 _SERVER = ServerSettings()
 _TURN = TurnDetection()
@@ -100,6 +100,14 @@ class ServerConfig:
         "", "Certificate file (PEM) for https, which phones need for the microphone.", "a path, or empty"
     )
     tls_key: str = _key("", "Private key file (PEM) of that certificate.", "a path, or empty")
+    public_url: str = _key(
+        "",
+        "What callers call this server; needed to check a bridge's signature.",
+        "a URL such as 'https://voice.example', or empty",
+    )
+    twilio_auth_token: str = _key(
+        "", "Auth token of your Twilio account: its signature then opens the phone door.", "text, or empty"
+    )
 
     def __post_init__(self) -> None:
         _checked("server", self.settings)
@@ -114,6 +122,8 @@ class ServerConfig:
             tls_cert=self.tls_cert or None,
             tls_key=self.tls_key or None,
             session_s=self.session_minutes * 60.0,
+            public_url=self.public_url or None,
+            twilio_auth_token=self.twilio_auth_token or None,
         )
 
 

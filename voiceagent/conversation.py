@@ -290,6 +290,19 @@ class Conversation:
         self._next = (_new_id("resp"), ResponseOptions(), self._agent.greeting)
         self._happened(turns.ReplyRequested())
 
+    def interrupt(self) -> None:
+        """Stop an agent that can be heard, as speech would; the history keeps what was heard."""
+        is_audible = self._state.agent in (turns.Agent.SPEAKING, turns.Agent.PLAYING)
+        if is_audible and self._state.caller is not turns.Caller.SPEAKING:
+            self._happened(turns.SpeechBegan(interrupts=True))
+            self._happened(turns.SpeechDropped())
+
+    def hear_text(self, text: str) -> None:
+        """Take what the caller typed, on the keys of a phone, as what they said: it interrupts and is answered."""
+        self.interrupt()
+        self.add_item(Item(_new_id("item"), "user", text))
+        self._happened(turns.TranscriptReady(is_empty=False, wants_reply=True))
+
     def cancel_response(self, response_id: str | None = None) -> None:
         """Stop the running response."""
         active = self.active_response_id
@@ -654,6 +667,8 @@ class Conversation:
         if running is None or running.is_finished:
             return
         self._finish_reply(running, "cancelled", reason)
+        if not running.reply.item_started or not self._heard(running.reply):
+            self._desk.reply_unheard()
         self._end_trace(running)
         if running.task is not None and running.task is not asyncio.current_task():
             running.task.cancel()

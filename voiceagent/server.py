@@ -1,16 +1,16 @@
-"""The doors of the runtime: the page, the operators' routes, the Realtime websocket, and the process that serves them.
+"""The doors of the runtime: the page, the operators' routes, the Realtime websocket and the phone bridges.
 
-`create_app` builds the ASGI application; `serve` runs it under uvicorn until it is told to stop, letting what is being said
-finish first.
+`create_app` builds the ASGI application; `voiceagent.serving` runs it until it is told to stop, letting what is being said finish first.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from starlette.applications import Starlette
@@ -31,6 +31,8 @@ from voiceagent.events import ConversationEvent
 from voiceagent.security import AccessPolicy, extract_key, select_subprotocol
 from voiceagent.server_settings import ServerSettings
 from voiceagent.session import SessionSettings
+from voiceagent.telephony.call import PhoneCall
+from voiceagent.telephony.signature import is_signed
 from voiceagent.wire.codec import RealtimeCodec
 from voiceagent.wire.fields import Json, clean_text
 
@@ -82,7 +84,7 @@ class RealtimeServer:
         self._clock = clock
         self._wall_clock = wall_clock
         self._access = settings.access
-        self._connections: set[Connection] = set()
+        self._connections: set[Connection | PhoneCall] = set()
         self._nobody = asyncio.Event()
         self._nobody.set()
         self.is_draining = False
@@ -94,12 +96,39 @@ class RealtimeServer:
             await websocket.send_denial_response(refusal)
             return
         connection = Connection(websocket, self._settings, self._clock)
+        with self._present(connection):
+            try:
+                await self._converse(websocket, connection)
+            except OverloadedError as error:
+                await websocket.send_denial_response(_overloaded(str(error)))
+
+    async def twilio(self, websocket: WebSocket) -> None:
+        """A phone bridge of `WS /telephony/twilio`, from its handshake to its end."""
+        refusal, key = self._bridge_refusal(websocket)
+        if refusal is not None:
+            await websocket.send_denial_response(refusal)
+            return
+        defaults = self._runtime.default_settings
+        call = PhoneCall(
+            websocket,
+            self._settings,
+            self._clock,
+            key=key,
+            why_full=self._why_full,
+            open_conversation=lambda emit: self._runtime.open_conversation(emit, defaults),
+            interrupts=defaults.turn_detection is not None and defaults.turn_detection.interrupt_response,
+        )
+        with self._present(call):
+            await websocket.accept()
+            await call.serve()
+
+    @contextlib.contextmanager
+    def _present(self, connection: Connection | PhoneCall) -> Iterator[None]:
+        """Count this connection among those that a shutdown waits for."""
         self._connections.add(connection)
         self._nobody.clear()
         try:
-            await self._converse(websocket, connection)
-        except OverloadedError as error:
-            await websocket.send_denial_response(_overloaded(str(error)))
+            yield
         finally:
             self._connections.discard(connection)
             if not self._connections:
@@ -125,23 +154,59 @@ class RealtimeServer:
 
     def _refusal(self, websocket: WebSocket) -> Response | None:
         """Why this client is not let in, or None. Nothing it sent is repeated but the origin."""
-        headers = websocket.headers
-        host, origin = headers.get("host"), headers.get("origin")
+        if (foreign := self._foreign(websocket)) is not None:
+            return foreign
+        key = extract_key(websocket.headers.get("authorization"), websocket.scope.get("subprotocols", []))
+        if not self._access.allows_key(key):
+            return _wrong_key("Incorrect API key provided." if key else "No API key provided.")
+        query = websocket.query_params
+        if "call_id" in query or query.get("intent", "conversation") != "conversation":
+            return _error(404, "not_found", "Only conversations over this websocket are offered (?model=…).")
+        full = self._why_full()
+        return None if full is None else _overloaded(full)
+
+    def _bridge_refusal(self, websocket: WebSocket) -> tuple[Response | None, str | None]:
+        """Why this phone bridge is not let in, or None; and the key that its start message still has to bring, or None.
+
+        A key in the request or a signature decides at once. Twilio can send a key as a parameter of its start message only.
+        """
+        if (foreign := self._foreign(websocket)) is not None:
+            return foreign, None
+        settings, headers, wanted = self._settings, websocket.headers, None
+        key = extract_key(headers.get("authorization"), ()) or websocket.query_params.get("key")
+        signature = headers.get("x-twilio-signature")
+        if settings.api_key is not None and key is not None:
+            if not self._access.allows_key(key):
+                return _wrong_key("Incorrect API key provided."), None
+        elif settings.twilio_auth_token is not None and signature is not None:
+            url = settings.websocket_url(websocket.url.path, websocket.url.query)
+            if not is_signed(signature, settings.twilio_auth_token, url):
+                reason = f"X-Twilio-Signature does not fit {url.partition('?')[0]} and the auth token."
+                return _error(403, "invalid_signature", reason, kind="authentication_error"), None
+        elif settings.api_key is not None:
+            wanted = settings.api_key
+        elif settings.twilio_auth_token is not None:
+            return _wrong_key("No X-Twilio-Signature."), None
+        if sum(not connection.is_admitted for connection in self._connections) >= settings.max_sessions:
+            return _overloaded("Too many bridges have connected and not started a call."), None
+        full = self._why_full()
+        return None if full is None else _overloaded(full), wanted
+
+    def _foreign(self, websocket: WebSocket) -> Response | None:
+        """The answer to a page or a name that must not reach this server, or None."""
+        host, origin = websocket.headers.get("host"), websocket.headers.get("origin")
         if not self._access.allows_host(host):
             return _error(403, "forbidden_host", "This server answers to localhost only; set an API key to open it.")
         if not self._access.allows_origin(origin, host):
             return _error(
                 403, "forbidden_origin", f"Pages of {origin!a} may not connect; allowed_origins can name them."
             )
-        key = extract_key(headers.get("authorization"), websocket.scope.get("subprotocols", []))
-        if not self._access.allows_key(key):
-            reason = "Incorrect API key provided." if key else "No API key provided."
-            return _error(401, "invalid_api_key", reason, kind="authentication_error")
-        query = websocket.query_params
-        if "call_id" in query or query.get("intent", "conversation") != "conversation":
-            return _error(404, "not_found", "Only conversations over this websocket are offered (?model=…).")
-        full = self._why_full()
-        return None if full is None else _overloaded(full)
+        return None
+
+    @property
+    def _callers(self) -> int:
+        """Who holds a conversation; a bridge whose call has not started does not."""
+        return sum(connection.is_admitted for connection in self._connections)
 
     def _why_full(self) -> str | None:
         """Why nobody can be let in now, or None."""
@@ -149,8 +214,8 @@ class RealtimeServer:
             return "The server is shutting down."
         if not self._runtime.ready:
             return "The models are still loading."
-        if len(self._connections) >= self._settings.max_sessions:
-            return str(OverloadedError(len(self._connections), self._settings.max_sessions))
+        if self._callers >= self._settings.max_sessions:
+            return str(OverloadedError(self._callers, self._settings.max_sessions))
         return None
 
     async def healthz(self, request: Request) -> Response:
@@ -170,7 +235,7 @@ class RealtimeServer:
                 {"part": info.part, "name": info.name, "reason": info.reason, "upgrade": info.upgrade}
                 for info in self._runtime.infos
             ],
-            "sessions": len(self._connections),
+            "sessions": self._callers,
             "max_sessions": self._settings.max_sessions,
             "key_required": self._settings.api_key is not None,
         }
@@ -209,6 +274,7 @@ def create_app(
             Route("/healthz", realtime.healthz),
             Route("/readyz", realtime.readyz),
             WebSocketRoute("/v1/realtime", realtime.realtime),
+            WebSocketRoute("/telephony/twilio", realtime.twilio),
             Mount("/static", page.static_files()),
             Mount("/", page.static_files()),
         ],
@@ -237,6 +303,10 @@ class _HostGuard:
 
 def _error(status: int, code: str, message: str, *, kind: str = "invalid_request_error") -> JSONResponse:
     return JSONResponse({"error": {"type": kind, "code": code, "message": message, "param": None}}, status)
+
+
+def _wrong_key(message: str) -> JSONResponse:
+    return _error(401, "invalid_api_key", message, kind="authentication_error")
 
 
 def _overloaded(message: str) -> JSONResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from voiceagent.errors import ConfigError
 from voiceagent.security import AccessPolicy, check_bind
@@ -43,6 +44,10 @@ class ServerSettings:
     ping_timeout_s: float = 60.0
     max_malformed_messages: int = 10
     """So many messages in a row that are not JSON close the connection with 1007."""
+    twilio_auth_token: str | None = None
+    """Lets in phone bridges that sign their request with it."""
+    public_url: str | None = None
+    """What clients call this server, such as `https://voice.example`: a signature is made over that name."""
 
     def __post_init__(self) -> None:
         check_bind(self.host, self.api_key)
@@ -67,12 +72,34 @@ class ServerSettings:
         for key in ("send_timeout_s", "close_timeout_s", "session_s", "ping_interval_s", "ping_timeout_s"):
             if getattr(self, key) <= 0:
                 raise ConfigError(key, getattr(self, key), "more than 0 seconds")
+        if self.twilio_auth_token and not self.public_url:
+            raise ConfigError("public_url", None, "this server's public address, because twilio_auth_token is given")
+        if self.public_url is not None and not _is_public_url(self.public_url):
+            raise ConfigError(
+                "public_url", self.public_url, "an address such as 'https://voice.example', without a query"
+            )
         if self.drain_s < 0:
             raise ConfigError("drain_s", self.drain_s, "0 seconds or more")
+
+    def websocket_url(self, path: str, query: str = "") -> str:
+        """The address that a bridge was given for one of our websockets, by `public_url`."""
+        secure, _, rest = (self.public_url or "").partition("://")
+        scheme = "wss" if secure in ("https", "wss") else "ws"
+        return f"{scheme}://{rest.rstrip('/')}{path}{'?' + query if query else ''}"
 
     @property
     def access(self) -> AccessPolicy:
         return AccessPolicy(self.host, self.api_key, self.allowed_origins)
+
+
+def _is_public_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        return bool(url.scheme in ("http", "https", "ws", "wss") and url.hostname and url.port != 0) and not (
+            url.query or url.fragment or url.username
+        )
+    except ValueError:
+        return False
 
 
 def _is_token(text: str) -> bool:

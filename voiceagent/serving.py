@@ -17,8 +17,8 @@ from starlette.applications import Starlette
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 
-from voiceagent.connection import CLOSE_NOW
 from voiceagent.errors import ConfigError
+from voiceagent.line import CLOSE_NOW
 from voiceagent.server import RealtimeServer
 from voiceagent.server_settings import ServerSettings
 

@@ -18,7 +18,7 @@ from voiceagent.clock import Clock
 from voiceagent.errors import ToolError
 from voiceagent.events import CallItem, ConversationEvent, ItemAdded, ItemDone, OutputItem
 from voiceagent.history import History
-from voiceagent.tools import ServerTool, ToolResult, failure, read_result
+from voiceagent.tools import ServerTool, ToolResult, as_declared, failure, read_result
 from voiceagent.trace import ToolRecord
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ class Job:
     """A call that is being carried out, or was."""
 
     tool: ServerTool
+    arguments: Mapping[str, object]
     key: str
     """Name and arguments: what makes a call the same call."""
     item: CallItem
@@ -66,15 +67,25 @@ class ToolDesk:
         self._running: set[Job] = set()
         self._done: dict[str, ToolResult] = {}
         """Results of this turn's calls that changed something."""
+        self._untold: dict[str, ToolResult] = {}
+        """Those among them that no caller has heard of: the next reply is the first that can tell them."""
+        self._is_new_turn = False
 
     def turn_began(self) -> None:
-        """The caller said something new: the same call may be meant again."""
-        self._done.clear()
+        """The caller said something new: in the reply to it the same call may be meant again, but not in one that is still being made."""
+        self._is_new_turn = True
+
+    def reply_unheard(self) -> None:
+        """A reply has been stopped before anything of it was heard."""
+        self._untold.update(self._done)
 
     async def settled(self) -> None:
-        """Return once nothing runs any more; every tool has its time, so this does."""
+        """A reply begins. Return once nothing runs any more; every tool has its time, so this does."""
         while self._running:
             await asyncio.wait([job.task for job in self._running if job.task is not None])
+        if self._is_new_turn:
+            self._is_new_turn = False
+            self._done, self._untold = self._untold, {}
 
     def refuse(self, item: CallItem | None, name: str, reason: str, record: ToolRecord) -> ToolResult:
         """Answer a call that is not carried out. `item` is None where the conversation keeps no trace of it."""
@@ -86,8 +97,8 @@ class ToolDesk:
 
     def start(self, tool: ServerTool, item: CallItem, record: ToolRecord) -> Job:
         """Carry out a call whose arguments fit; a repetition of one that changed something gets that one's result."""
-        name, arguments = tool.spec.name, item.call.arguments
-        job = Job(tool, json.dumps([name, arguments], sort_keys=True, default=str), item, record)
+        name, arguments = tool.spec.name, as_declared(item.call.arguments, tool.spec.parameters)
+        job = Job(tool, arguments, json.dumps([name, arguments], sort_keys=True, default=str), item, record)
         if (earlier := self._done.get(job.key)) is not None:
             log.info("tool %s was called again with the same arguments; it is not run twice in one turn", name)
             self._finish(job, "refused", earlier)
@@ -113,7 +124,7 @@ class ToolDesk:
 
     async def _work(self, job: Job) -> None:
         try:
-            outcome, result = await run_tool(job.tool, job.item.call.arguments, self.clock)
+            outcome, result = await run_tool(job.tool, job.arguments, self.clock)
             self._finish(job, outcome, result)
         finally:
             self._running.discard(job)
@@ -123,6 +134,8 @@ class ToolDesk:
         job.result = result
         if job.tool.side_effect:
             self._done[job.key] = result
+            if job.is_late:
+                self._untold[job.key] = result
         self._close(job.record, outcome)
         log.info("tool %s: %s after %.0f ms", job.tool.spec.name, outcome, (self.clock.now() - job.record.start) * 1000)
         self._tell(job.item, result, behind_call=not job.is_late)

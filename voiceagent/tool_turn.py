@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,8 @@ from voiceagent.trace import ToolRecord, TurnTrace
 
 ACKNOWLEDGE_AFTER_S = 0.7
 """A tool that takes longer is covered by its `say_while_running`: with the draft before it, silence would pass a second and a half."""
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""What every endpoint takes as the name of a call when it is told of one."""
 
 
 @dataclass(slots=True)
@@ -55,6 +58,9 @@ class ToolTurn:
         if request.tool_choice.mode == "none":
             raise BackendError("llm", f"called {call.name!r} although it was asked to answer")
         self._calls += 1
+        if not _NAME.fullmatch(call.name) and all(spec.name != call.name for spec in request.tools):
+            # The call stays in the history: one that an endpoint refuses would end every later reply.
+            call = replace(call, name="tool")
         record = ToolRecord(call.name, self.desk.clock.now())
         self.trace.tools.append(record)
         item = CallItem(_new_id("item"), _new_id("call"), call)

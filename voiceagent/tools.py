@@ -162,7 +162,7 @@ def check_schema(where: str, schema: object) -> None:
             raise ConfigError(f"{where}.{key}", schema[key], f"a keyword among {', '.join(sorted(KEYWORDS))}")
     kinds = schema.get("type")
     for kind in kinds if isinstance(kinds, list) else [kinds] if kinds is not None else []:
-        if kind not in TYPES:
+        if not isinstance(kind, str) or kind not in TYPES:
             raise ConfigError(f"{where}.type", kind, f"one of {', '.join(TYPES)}, or a list of them")
     properties = schema.get("properties", {})
     if not isinstance(properties, Mapping):
@@ -174,6 +174,9 @@ def check_schema(where: str, schema: object) -> None:
     for key, is_right in (("enum", list), ("required", list), ("additionalProperties", bool)):
         if key in schema and not isinstance(schema[key], is_right):
             raise ConfigError(f"{where}.{key}", schema[key], "a list" if is_right is list else "true or false")
+    for name in schema.get("required", ()):
+        if not isinstance(name, str):
+            raise ConfigError(f"{where}.required", name, "names")
     for key in ("minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems"):
         if key in schema and (isinstance(schema[key], bool) or not isinstance(schema[key], int | float)):
             raise ConfigError(f"{where}.{key}", schema[key], "a number")
@@ -208,7 +211,7 @@ def _object_mismatch(value: Mapping[object, object], schema: Schema, where: str,
     known = properties if isinstance(properties, Mapping) else {}
     path = f"{where}." if where else ""
     for key in required if isinstance(required, list) else ():
-        if key not in value:
+        if isinstance(key, str) and key not in value:
             return f"{path}{key} is missing"
     for key, entry in value.items():
         if key in known:
@@ -222,9 +225,9 @@ def _object_mismatch(value: Mapping[object, object], schema: Schema, where: str,
 def _limit_mismatch(name: str, size: float, schema: Schema, suffix: str, unit: str) -> str:
     low, high = schema.get(f"min{suffix}"), schema.get(f"max{suffix}")
     if isinstance(low, int | float) and size < low:
-        return f"{name} should be at least {low:g}{unit}, not {size:g}"
+        return f"{name} should be at least {_shown(low)}{unit}, not {_shown(size)}"
     if isinstance(high, int | float) and size > high:
-        return f"{name} should be at most {high:g}{unit}, not {size:g}"
+        return f"{name} should be at most {_shown(high)}{unit}, not {_shown(size)}"
     return ""
 
 
@@ -235,6 +238,19 @@ def _is_of(value: object, kind: str) -> bool:
     return isinstance(value, TYPES.get(kind, (object,))) or (
         kind == "integer" and isinstance(value, float) and value.is_integer()
     )
+
+
+def as_declared(arguments: Mapping[str, object], schema: Schema) -> dict[str, object]:
+    """Arguments that fit their schema, of its types: a whole number may have come as 4.0."""
+    properties = schema.get("properties")
+    known = properties if isinstance(properties, Mapping) else {}
+
+    def typed(key: str, value: object) -> object:
+        own = known.get(key)
+        is_integer = isinstance(own, Mapping) and own.get("type") == "integer"
+        return int(value) if is_integer and isinstance(value, float) else value
+
+    return {key: typed(key, value) for key, value in arguments.items()}
 
 
 def _shown(value: object) -> str:
@@ -312,10 +328,15 @@ def _texts(value: object) -> tuple[str, ...]:
     found = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     if not all(entry is None or isinstance(entry, str | int | float) for entry in found):
         raise ToolError(f"its must_say is {_shown(value)}, which is neither text nor a list of texts")
-    return tuple(text for entry in found if entry is not None and (text := " ".join(str(entry).split())))
+    return tuple(text for entry in found if entry is not None and (text := " ".join(_encodable(str(entry)).split())))
 
 
 def _cut(text: str, limit: int) -> str:
     """At most `limit` characters, and none that UTF-8 cannot carry."""
-    text = text.encode("utf-8", "replace").decode("utf-8")
+    text = _encodable(text)
     return text if len(text) <= limit else f"{text[:limit].rsplit(' ', 1)[0]} …"
+
+
+def _encodable(text: str) -> str:
+    """`text` without lone surrogates: JSON may spell them, no tokenizer and no request takes them."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -207,12 +207,13 @@ def study_of(args: argparse.Namespace, checkpoint: Checkpoint) -> Study:
 
 def measure_sections(args: argparse.Namespace, study: Study, record: Record, left_out: Mapping[str, str]) -> None:
     """Measure what the record does not hold yet, each section within its share of the time."""
-    from dllm.evaluate.about import data_hash, weights_hash
+    from dllm.evaluate.about import about_machine, data_hash, weights_hash
     from dllm.evaluate.measurements import SECTIONS
     from dllm.evaluate.replies import Limit
 
     others = {name: getattr(args, name) for name in ("baseline", "undistilled", "judge")}
-    hashes = {name: None if path is None else weights_hash(path) for name, path in others.items()}
+    hashes: dict[str, Any] = {name: None if path is None else weights_hash(path) for name, path in others.items()}
+    hashes["machine"] = {name: value for name, value in about_machine().items() if name != "commit"}
     depends = {
         "model": weights_hash(study.checkpoint.path),
         "data": data_hash(args.data, list(study.weights), args.split),
@@ -234,15 +235,19 @@ def measure_sections(args: argparse.Namespace, study: Study, record: Record, lef
 def about_card(args: argparse.Namespace, study: Study, out: Path, left_out: Mapping[str, str]) -> dict[str, Any]:
     from dllm.evaluate import about
 
+    data = about.about_data(args.data, study.weights, args.split)
+    for name, prompts in study.prompts.items():
+        data[name]["too_long"] = [sum(not prompt.fits(args.width) for prompt in prompts), len(prompts)]
     return {
         "name": "The built-in model" if args.model is None else args.model.name,
+        "width": args.width,
         "command": command_line(args),
         "record": out.with_suffix(".json").name,
         "machine": about.about_machine(),
         "model": about.about_model(study.checkpoint),
         "baseline": None if study.baseline is None else about.about_model(study.baseline),
         "judge": "its own causal mode" if args.judge is None else f"the causal mode of {args.judge.name}",
-        "data": about.about_data(args.data, study.weights, args.split),
+        "data": data,
         "training": about.about_training(args.run_folder),
         "left_out": dict(left_out),
     }
@@ -258,6 +263,8 @@ def command_line(args: argparse.Namespace) -> str:
             words += [f"--{name}", getattr(args, name).name]
     if args.run_folder is not None:
         words += ["--run", args.run_folder.name]
+    if args.split != "dev":
+        words += ["--split", args.split]
     for name in ("budget", "prompts", "width", "seed"):
         if getattr(args, name) is not None:
             words += [f"--{name}", f"{getattr(args, name):g}"]

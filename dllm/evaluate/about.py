@@ -8,7 +8,8 @@ import lzma
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dllm.errors import DataError
 from dllm.loader import Checkpoint
 from dllm.train.config import TrainConfig
 from dllm.train.data import Split, find_sources
+from dllm.train.files import read_objects
 
 SOURCES: dict[str, tuple[str, str]] = {
     "cafe": ("café dialogues written by `voice_pipelines.cafe.dialogues`", "made by this repository's code"),
@@ -67,12 +69,13 @@ def about_model(checkpoint: Checkpoint) -> dict[str, Any]:
         "family": checkpoint.spec.family,
         "mask_kind": checkpoint.spec.mask_kind,
         "corruption": checkpoint.spec.corruption,
+        "canvas_multiple": checkpoint.spec.canvas_multiple,
         "config": config,
     }
 
 
 def about_data(folders: Sequence[Path], weights: Mapping[str, float], split: Split) -> dict[str, Any]:
-    """Each source's share, dialogues and licence; train files may be absent."""
+    """Each source's share, dialogues, licence, and how many held-back answers training shows word for word; train files may be absent."""
     held_back = find_sources(folders, split)
     try:
         train = find_sources(folders, "train")
@@ -88,6 +91,7 @@ def about_data(folders: Sequence[Path], weights: Mapping[str, float], split: Spl
             "share": round(weight / total, 5),
             "train": _lines(train[name]) if name in train else None,
             "held_back": _lines(held_back[name]),
+            "seen": _seen(train[name], held_back[name]) if name in train else None,
         }
     return table
 
@@ -107,6 +111,23 @@ def _lines(path: Path) -> int:
         return sum(bool(line.strip()) for line in file)
 
 
+def _seen(train: Path, held_back: Path) -> list[int]:
+    """How many of the held-back agent's turns stand in the training file too, behind the same turn; and of how many."""
+    wanted = Counter(_exchanges(held_back))
+    seen = {exchange for exchange in _exchanges(train) if exchange in wanted}
+    return [sum(wanted[exchange] for exchange in seen), wanted.total()]
+
+
+def _exchanges(path: Path) -> Iterator[tuple[str, str]]:
+    """Each agent's turn behind another, with that."""
+    for _, body in read_objects(path):
+        turns = [turn for turn in body.get("turns") or () if isinstance(turn, dict)]
+        texts = [str(turn.get("text") or json.dumps(turn.get("call"), sort_keys=True)) for turn in turns]
+        for turn, before, text in zip(turns[1:], texts, texts[1:], strict=False):
+            if turn.get("role") == "agent":
+                yield before, text
+
+
 def about_training(run: Path | None) -> dict[str, Any]:
     """Counters, machine and thinned-out curves of a run folder; empty without one."""
     from dllm.train.logs import read_log, read_record
@@ -116,7 +137,11 @@ def about_training(run: Path | None) -> dict[str, Any]:
     record = read_record(run)
     log = read_log(run / "log.jsonl") if (run / "log.jsonl").is_file() else []
     found: dict[str, Any] = {name: record[name] for name in ("machine", "legs", "tokens") if name in record}
-    found["objective"] = record.get("config", {}).get("objective", "dialogue")
+    config = record.get("config", {})
+    found["objective"] = config.get("objective", "dialogue")
+    if config.get("init"):
+        # A run that went on from another checkpoint counts its own steps only.
+        found["init"] = Path(config["init"]).name
     if not log:
         return found
     every = max(1, len(log) // LOG_POINTS)

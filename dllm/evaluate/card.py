@@ -24,12 +24,16 @@ MEASURES: tuple[tuple[str, str, float, int], ...] = (
     ("repeating", "repeating, %", 100, 1),
     ("unfinished", "unfinished, %", 100, 1),
     ("invented", "invented figures, %", 100, 1),
+    ("call_unasked", "calls unasked, %", 100, 1),
     ("self_consistency", "agrees with most steps", 1, 3),
     ("steps", "steps", 1, 1),
     ("tokens_per_forward", "tokens/forward", 1, 2),
 )
 """Name, heading, factor and decimals of the columns."""
-Table = Sequence[Sequence[str]]
+_GUARDED = (
+    "Diffusion has the family's habits: never a word twice in a row, nor three tokens (`no_stutter`); left to right has no such rule, so "
+    "compare *repeating* with that in mind."
+)
 
 
 def cell(found: Mapping[str, Any] | None, factor: float = 1, decimals: int = 3) -> str:
@@ -146,13 +150,21 @@ def _reached(data: Mapping[str, Any]) -> list[str]:
             (
                 what,
                 cell(estimate, factor, decimals),
+                f"{estimate['count']} in {estimate['groups']} dialogues",
                 f"{limit} {factor * target:g}{unit}",
                 "yes" if is_reached else "**no**",
             )
         )
     if not rows:
         return []
-    return ["## Targets", "", *table(("", "measured", "target", "reached"), rows)]
+    return [
+        "## Targets",
+        "",
+        *table(("", "measured", "on", "target", "reached"), rows),
+        "*reached* compares the value, not its interval. Resampling cannot see what never happened: where all of n dialogues were alike the "
+        "interval has no width, and up to 3/n may still be otherwise.",
+        "",
+    ]
 
 
 # --- what it is -------------------------------------------------------------------------------------------------------
@@ -189,6 +201,8 @@ def _data(about: Mapping[str, Any]) -> list[str]:
             f"{100 * source['share']:.1f} %",
             "–" if source["train"] is None else f"{source['train']:,}",
             f"{source['held_back']:,}",
+            _part(source["seen"]),
+            _part(source["too_long"]),
             source["licence"],
         )
         for source in about["data"].values()
@@ -196,11 +210,28 @@ def _data(about: Mapping[str, Any]) -> list[str]:
     return [
         "## Data",
         "",
-        *table(("source", "share of rows", "dialogues for training", "held back", "licence"), rows),
+        *table(
+            (
+                "source",
+                "share of rows",
+                "dialogues for training",
+                "held back",
+                "answers seen",
+                "replies too long",
+                "licence",
+            ),
+            rows,
+        ),
         "Splits were made by dialogue, so upstream benchmarks must not be quoted. User turns are written as a recogniser writes them. "
-        "Sources that a program writes are held back by seed, tools also by schema.",
+        "Sources that a program writes are held back by seed, tools also by schema. *Answers seen*: held-back answers that training shows "
+        "word for word behind the same words, greetings above all. *Replies too long* do not fit the canvas of "
+        f"{about['width']}: they are left out of everything below.",
         "",
     ]
+
+
+def _part(counts: Sequence[int] | None) -> str:
+    return "–" if counts is None else f"{counts[0]:,} of {counts[1]:,}"
 
 
 def _training(about: Mapping[str, Any], images: str) -> list[str]:
@@ -208,6 +239,8 @@ def _training(about: Mapping[str, Any], images: str) -> list[str]:
     if not training:
         return ["No training record was given.", ""]
     rows = [("objective", str(training["objective"]))]
+    if "init" in training:
+        rows.append(("went on from", f"`{training['init']}`, whose own training is not counted here"))
     if "steps" in training:
         rows.append(("optimiser steps", f"{training['steps']:,}"))
     if "tokens" in training:
@@ -241,7 +274,8 @@ def _likelihood(data: Mapping[str, Any], images: str) -> list[str]:
         "## Held-back likelihood",
         "",
         "Nats per token of reference replies, their end-of-turn included. `diffusion bound` is the any-order bound, an upper limit of the "
-        "true loss; `causal` is exact. "
+        "true loss given the narrowest canvas that holds the reply; that canvas tells the length to within "
+        f"{data['about']['model']['canvas_multiple']} tokens, which nobody tells a causal model. `causal` is exact. "
         + (
             "`baseline` is an independent autoregressive model of equal size, data and steps."
             if has_baseline
@@ -284,7 +318,7 @@ def _timed(data: Mapping[str, Any], images: str) -> list[str]:
         "",
         f"One reply at a time on this machine, its prompt in the cache, {section['prompts']} prompts, canvas {section['width']}; the ways take "
         "turns on each prompt, so load on the machine meets all alike. `autoregressive` and `self-speculative` run in the engine with a "
-        "key/value cache. *faulty* is unfinished or repeating.",
+        f"key/value cache, greedily and with nothing else. *faulty* is unfinished or repeating. {_GUARDED}",
         "",
         *table(head, rows),
         f"![quality against milliseconds]({images}/quality-time.png)",
@@ -312,7 +346,7 @@ def _samplers(data: Mapping[str, Any], images: str) -> list[str]:
         "",
         f"{section['prompts']} held-back prompts, canvas {section['width']}, the whole reply in one phase. Steps are a ceiling: a rule that is "
         "sure is done earlier, and more steps than positions change nothing. *agrees with most steps* (self-consistency) is the share of words that a reply has in "
-        "common with the same sampler's at most steps. The references themselves: "
+        f"common with the same sampler's at most steps. {_GUARDED} The references themselves: "
         f"{cell(reference['repeating'], 100, 1)} % repeating, {cell(reference['log_likelihood'], 1, 2)} nats/token under the judge, "
         f"{cell(reference['tokens'], 1, 1)} tokens.",
         "",
@@ -393,7 +427,7 @@ def _facts(data: Mapping[str, Any], images: str) -> list[str]:
         "",
         f"{section['prompts']} replies whose reference states a price, time, figure or name that stands in the prompt's facts or notes. Stated "
         "exactly means: the same characters as whole words. *all* leaves out phrases of notes, which people say in other words. With "
-        "pinning the texts are fixed and the model chooses their places.",
+        "pinning these texts, taken from the reference, are fixed and the model chooses their places.",
         "",
         *table(head, rows),
     ]
@@ -414,7 +448,8 @@ def _calls(data: Mapping[str, Any], images: str) -> list[str]:
     return [
         "## Tool calls",
         "",
-        f"{section['prompts']} held-back places where the reference calls a tool. Exact: the same name and the same arguments, word for word.",
+        f"{section['prompts']} held-back places where the reference calls a tool. Exact: the same name and the same arguments, word for word. "
+        f"{section['too_long'][0]} of {section['too_long'][1]} held-back calls are too long for the canvas and were not asked for.",
         "",
         *table(("", "exact, %", "right tool, %", "unfinished, %", "steps"), rows),
     ]
@@ -484,8 +519,10 @@ def _parallel(data: Mapping[str, Any], images: str) -> list[str]:
     return [
         "## Tokens per forward at equal quality",
         "",
-        f"{prompts} prompts. *best* is the setting with most tokens per forward whose chrF lies within the interval of one token per forward. "
-        "Forwards are denoising and committing ones, without the prompt's."
+        f"{prompts} prompts, the same for all. *best* is the setting with most tokens per forward whose chrF, judge and faulty replies are not "
+        "on the wrong side of the interval of one token per forward, of either checkpoint where two are compared. One token per forward "
+        "decides a position a time, closing ones too, so it gives less than one visible token. Forwards are denoising and committing ones, "
+        "without the prompt's."
         + ("" if "undistilled" in data["parallel"] else " No undistilled checkpoint was given to compare with."),
         "",
         *table(("weights", "threshold", "tokens/forward", "chrF", "judge, nats/token", "faulty, %"), rows),

@@ -75,7 +75,7 @@ class Section:
     """Of the whole time."""
     measure: Callable[[Study, Limit], Any]
     uses: tuple[str, ...] = ()
-    """What it depends on beside the model, the data and the judge."""
+    """What it depends on beside the model, the data and the judge: other checkpoints, the machine."""
 
 
 # --- ways of writing --------------------------------------------------------------------------------------------------
@@ -213,10 +213,11 @@ def timed(study: Study, limit: Limit) -> dict[str, Any]:
     own, baseline = study.writer(study.checkpoint, limit, 1), study.baseline
     other_ways = [] if baseline is None else left_to_right(baseline, study.width)[:1]
     prompts = study.choose(lambda prompt: True)
-    own.write(prompts[:1], ways)  # the first forwards of a process are slower
     hands: list[tuple[Writer, Sequence[Way]]] = [(own, ways)]
     if baseline is not None:
         hands.append((study.writer(baseline, limit, 1), other_ways))
+    for writer, some in hands:
+        writer.write(prompts[:1], some)  # the first forwards of a process are slower
     trial = write_all(hands, prompts, limit, TIMED_CHUNK)
     scored = score_trial(trial, study.checkpoint.dialogue_codec, study.judge)
     names = [way.name for way in ways] + [f"baseline {way.name}" for way in other_ways]
@@ -276,8 +277,10 @@ def calls(study: Study, limit: Limit) -> dict[str, Any]:
     trial = write_all([(study.writer(study.checkpoint, limit), ways)], prompts, limit)
     free, *causal = score_trial(trial, study.checkpoint.dialogue_codec, study.judge)
     names = ("call_exact", "call_named", "unfinished", "steps", "tokens", "tokens_per_forward")
+    every = [prompt for some in study.prompts.values() for prompt in some if prompt.call is not None]
     return {
         "prompts": len(trial.prompts),
+        "too_long": [sum(not prompt.fits(study.width) for prompt in every), len(every)],
         "free": {name: measure(free, name, study.seed).to_json() for name in names},
         "causal": {name: measure(causal[0], name, study.seed).to_json() for name in names} if causal else None,
     }
@@ -300,31 +303,48 @@ def doubts(study: Study, limit: Limit) -> dict[str, Any]:
 
 
 def parallel(study: Study, limit: Limit) -> dict[str, Any]:
-    """Tokens per forward at equal quality: one token per forward against falling thresholds, distilled and not."""
-    found = {}
+    """Tokens per forward at equal quality: one token per forward against falling thresholds, distilled and not, on the same prompts."""
     checkpoints = {"shipped": study.checkpoint, "undistilled": study.undistilled}
     present = {name: checkpoint for name, checkpoint in checkpoints.items() if checkpoint is not None}
-    each = Limit(None if limit.seconds is None else limit.seconds / len(present), limit.clock)
-    prompts = study.choose(lambda prompt: True)
-    for name, checkpoint in present.items():
+    whole = study.width
+    hands: list[tuple[Writer, Sequence[Way]]] = []
+    for checkpoint in present.values():
         options = family_options(checkpoint.defaults, checkpoint.spec)
-        whole = study.width
         ways = [Way("one", Plan(whole, whole, 1.0, by_clause=False), replace(options, rule="count"), whole)]
         ways += [Way(f"{t:g}", Plan(whole, whole, t, by_clause=False), options, whole) for t in THRESHOLDS]
-        trial = write_all([(study.writer(checkpoint, limit), ways)], prompts, each)
-        scored = score_trial(trial, study.checkpoint.dialogue_codec, study.judge)
-        rows = [
-            {"threshold": None if way.name == "one" else float(way.name), "measures": summarise(some, study.seed)}
-            for way, some in zip(ways, scored, strict=True)
+        hands.append((study.writer(checkpoint, limit), ways))
+    trial = write_all(hands, study.choose(lambda prompt: True), limit)
+    tables = [summarise(some, study.seed) for some in score_trial(trial, study.checkpoint.dialogue_codec, study.judge)]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for number, name in enumerate(present):
+        own = tables[number * (1 + len(THRESHOLDS)) : (number + 1) * (1 + len(THRESHOLDS))]
+        found[name] = [
+            {"threshold": threshold, "measures": measures}
+            for threshold, measures in zip((None, *THRESHOLDS), own, strict=True)
         ]
-        found[name] = {"prompts": len(trial.prompts), "rows": rows, "best": best_row(rows)}
-    return found
+    one_at_a_time = [rows[0]["measures"] for rows in found.values()]
+    return {
+        name: {"prompts": len(trial.prompts), "rows": rows, "best": best_row(rows, one_at_a_time)}
+        for name, rows in found.items()
+    }
 
 
-def best_row(rows: Sequence[Mapping[str, Any]], name: str = "chrf") -> int:
-    """The setting with most tokens per forward whose quality is not below the interval of the first, which decides one at a time."""
-    floor = rows[0]["measures"][name]["low"]
-    good = [index for index, row in enumerate(rows) if floor is None or row["measures"][name]["value"] >= floor]
+def best_row(rows: Sequence[Mapping[str, Any]], one_at_a_time: Sequence[Mapping[str, Any]]) -> int:
+    """The setting with most tokens per forward that is as good as deciding one token at a time; the first row, if none is.
+
+    Args:
+        one_at_a_time: Measures of every checkpoint that is compared when it decides one token per forward. As good: in chrF, under the
+            judge and in faulty replies on the right side of each one's interval, so a checkpoint that got worse as a whole gains nothing.
+    """
+
+    def is_good(measures: Mapping[str, Any]) -> bool:
+        return all(
+            measures[name]["value"] >= other[name]["low"]
+            for other in one_at_a_time
+            for name in ("chrf", "log_likelihood")
+        ) and all(measures["faulty"]["value"] <= other["faulty"]["high"] for other in one_at_a_time)
+
+    good = [index for index, row in enumerate(rows) if index == 0 or is_good(row["measures"])]
     return max(good, key=lambda index: rows[index]["measures"]["tokens_per_forward"]["value"])
 
 
@@ -332,7 +352,7 @@ SECTIONS = (
     Section("likelihood", 0.1, likelihood, ("baseline",)),
     Section("samplers", 0.3, by_sampler),
     Section("widths", 0.2, widths),
-    Section("timed", 0.12, timed, ("baseline",)),
+    Section("timed", 0.12, timed, ("baseline", "machine")),
     Section("default", 0.08, default_plan),
     Section("facts", 0.06, facts),
     Section("calls", 0.04, calls),
@@ -349,6 +369,12 @@ def possible(study: Study, section: Section) -> str | None:
         return "the model has no mask to ask behind"
     if section.name == "likelihood" and not has_causal_mode(spec) and spec.special.mask is None:
         return "the model has neither a causal mode nor an any-order bound"
+    if section.name in ("samplers", "timed", "default", "parallel") and not study.choose(lambda prompt: True, 1):
+        return f"no held-back reply fits a canvas of {study.width}"
+    if section.name == "widths" and not any(
+        prompt.fits(max(WIDTHS)) for some in study.prompts.values() for prompt in some
+    ):
+        return f"no held-back reply fits a canvas of {max(WIDTHS)}"
     if section.name == "calls" and not study.choose(lambda prompt: prompt.call is not None, 1):
         return "no held-back dialogue has a tool call"
     if section.name == "facts" and not study.choose(lambda prompt: any(f.kind != "pin" for f in prompt.facts), 1):

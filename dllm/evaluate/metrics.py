@@ -115,7 +115,7 @@ _FIGURES: tuple[tuple[FactKind, re.Pattern[str]], ...] = (
     ("time", re.compile(r"\b\d{1,2}(?::\d\d)? ?[ap]\.?m\b|\b\d{1,2}:\d\d\b", re.IGNORECASE)),
     ("number", re.compile(r"(?<![\w$.:])[A-Za-z]{0,3}-?\d[\d,-]*(?:\.\d+)?\w*")),
 )
-_NAME = re.compile(r"[A-Z][\w'&-]+(?: (?:of |the |and |& )?[A-Z][\w'&-]+)*")
+_NAME = re.compile(r"(?P<title>(?:Dr|Mr|Mrs|Ms)\. )?[A-Z][\w'&-]+(?: (?:of |the |and |& )?[A-Z][\w'&-]+)*")
 _SENTENCE_START = re.compile(r"(?:^|[.?!:] |[\"“] ?)$")
 _NO_NAMES = frozenset("I'm I'll I've I'd OK Okay Yes No Mr Mrs Ms Monday's".split())
 
@@ -123,7 +123,7 @@ _NO_NAMES = frozenset("I'm I'll I've I'd OK Okay Yes No Mr Mrs Ms Monday's".spli
 def facts_in(reference: str, known: str, pins: Sequence[str] = ()) -> list[Fact]:
     """Prices, times, other figures and names that the reference states and the prompt's facts and notes hold, and what is pinned.
 
-    A word at the beginning of a sentence is no name: its capital says nothing. No fact lies inside another.
+    A word at the beginning of a sentence is no name, its capital says nothing; a title and a word are. No fact lies inside another.
     """
     found: list[tuple[int, int, FactKind]] = []
 
@@ -137,7 +137,7 @@ def facts_in(reference: str, known: str, pins: Sequence[str] = ()) -> list[Fact]
                 found.append((start, end, kind))
     for match in _NAME.finditer(reference):
         start, end = match.start(), match.end()
-        if _SENTENCE_START.search(reference[:start]):
+        if _SENTENCE_START.search(reference[:start]) and not match["title"]:
             continue
         if match.group() not in _NO_NAMES and free(start, end) and states(known, match.group()):
             found.append((start, end, "name"))

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from dllm.calls import read_call
-from dllm.errors import CallError
+from dllm.errors import CallError, ConfigError
 from dllm.evaluate.bootstrap import Combine, Estimate, estimate, ratio
-from dllm.evaluate.likelihood import causal_log_likelihoods
+from dllm.evaluate.likelihood import causal_log_likelihoods, has_causal_mode
 from dllm.evaluate.metrics import (
     FACT_KINDS,
     chrf,
@@ -47,10 +47,18 @@ class Scored:
 
 @dataclass(slots=True)
 class Judge:
-    """A causal mode that says how probable replies are. Replies that are equal are asked for once."""
+    """A causal mode that says how probable replies are. Replies that are equal are asked for once.
+
+    Raises:
+        ConfigError: If the network has no causal mode: it was never taught to look back only.
+    """
 
     network: Network
     known: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not has_causal_mode(self.network.spec):
+            raise ConfigError("--judge", self.network.spec.family, "a checkpoint with a causal mode")
 
     def __call__(self, prompt: Prompt, replies: Sequence[Written]) -> list[float]:
         """Nats of each reply with its end-of-turn."""

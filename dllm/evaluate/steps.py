@@ -58,33 +58,36 @@ def measure(
     steps: Sequence[int] = STEPS,
     limit: Limit | None = None,
 ) -> QualityReport:
-    """Write every prompt's reply at every width and step count, and score them; widths share the time alike."""
+    """Write every prompt's reply at every width and step count, and score them; widths share the time alike.
+
+    A width that no prompt's true answer fits is left out.
+    """
     limit = limit or Limit()
     each = Limit(None if limit.seconds is None else limit.seconds / len(widths), limit.clock)
-    quality, likelihoods, agreements, counts, measures = [], [], [], [], []
+    kept, quality, likelihoods, agreements, counts, measures = [], [], [], [], [], []
     most = max(range(len(steps)), key=lambda index: steps[index])
     for width in widths:
         ways = [Way(f"{count} steps", Plan(count, count, 1.0), OPTIONS, width) for count in steps]
-        trial = write_all([(writer, ways)], [prompt for prompt in prompts if prompt.fits(width)], each)
+        fitting = [prompt for prompt in prompts if prompt.fits(width)]
+        if not fitting:  # nothing is known of such a width: a row for it would be a claim
+            continue
+        kept.append(width)
+        trial = write_all([(writer, ways)], fitting, each)
         scored = score_trial(trial, codec, judge, [most] * len(ways))
         counts.append(len(trial.prompts))
         # Every reply counts alike, however long it is.
         scores = [
-            sum(one.counts["log_likelihood"][0] / one.counts["log_likelihood"][1] for one in of_way)
-            / max(1, len(of_way))
+            sum(one.counts["log_likelihood"][0] / one.counts["log_likelihood"][1] for one in of_way) / len(of_way)
             for of_way in scored
         ]
         likelihoods.append(tuple(round(score, 4) for score in scores))
         quality.append(tuple(round(math.exp(score - max(scores)), 4) for score in scores))
         agreements.append(
-            tuple(
-                round(sum(one.counts["self_consistency"][0] for one in of_way) / max(1, len(of_way)), 4)
-                for of_way in scored
-            )
+            tuple(round(sum(one.counts["self_consistency"][0] for one in of_way) / len(of_way), 4) for of_way in scored)
         )
         measures.append(tuple(summarise(of_way) for of_way in scored))
     return QualityReport(
-        tuple(widths),
+        tuple(kept),
         tuple(steps),
         tuple(quality),
         tuple(likelihoods),

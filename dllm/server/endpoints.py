@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from starlette.responses import JSONResponse, Response
@@ -230,19 +231,26 @@ class Service:
         shows_calls: bool = False,
     ) -> _Ask:
         settings, codec = self._settings, self._codec
+        options = plans.options(
+            decoding, settings.options, self.spec.vocab_size, seed, is_constrained=constraint is not None
+        )
+        unpinned: int | None = None
         if shows_calls and isinstance(codec, DialogueCodec):
+            unpinned = codec.special.call
             codec = CallCodec(codec)
+        elif isinstance(codec, DialogueCodec) and constraint is None:
+            # Nobody would see that it is a call: its words would be the reply.
+            options = replace(options, logit_bias=(*options.logit_bias, (codec.special.call, -math.inf)))
         spec = DraftSpec(
             prompt,
             conversation.key,
             room.width,
             plans.plan(decoding, settings, room.width, self._clock()),
             tuple(self._codec.encode_pin(pin) for pin in decoding.pins),
-            plans.options(
-                decoding, settings.options, self.spec.vocab_size, seed, is_constrained=constraint is not None
-            ),
+            options,
             plans.given_suffix(suffix),
             constraint,
+            unpinned=unpinned,
         )
         reply = Reply(
             codec,

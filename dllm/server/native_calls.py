@@ -51,7 +51,10 @@ class CallCodec:
 
 
 class CallReader:
-    """Tells a call from text that arrives in pieces. A call of an unknown tool, or with arguments that do not fit, stays text.
+    """Tells a call from text that arrives in pieces.
+
+    A call of an unknown tool stays text. One whose arguments do not fit their schema is a call with the words that the model wrote: the
+    client finds what is wrong and can tell the model, where text would be spoken.
 
     Args:
         tools: What may be called.
@@ -88,9 +91,13 @@ class CallReader:
         said = text.removeprefix(MARK).strip()
         try:
             call = read_call(said)
-            if call.name not in self._tools:
-                raise CallError(call.name, "unknown tool")
-            arguments = typed_arguments(call, self._tools[call.name])
         except CallError:
             return [said] if said else []
-        return [ToolCall(call.name, json.dumps(arguments, ensure_ascii=False))]
+        tool = self._tools.get(call.name)
+        if tool is None:
+            return [said]
+        try:
+            arguments: Mapping[str, object] = typed_arguments(call, tool)
+        except CallError:
+            arguments = call.arguments
+        return [ToolCall(call.name, json.dumps(dict(arguments), ensure_ascii=False))]

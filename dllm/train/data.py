@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dllm.calls import Call, Tool, with_tools, write_call
+from dllm.calls import Call, Tool, read_call, with_tools, write_call
 from dllm.errors import CallError, ConfigError, DataError
 from dllm.text import ROLES, DialogueCodec, Role, clean, spoken_form
 from dllm.train.config import SourceConfig, TrainConfig
@@ -132,9 +132,13 @@ def _call_turn(path: Path, number: int, index: int, turn: dict[str, object]) -> 
     if not isinstance(arguments, dict) or not all(isinstance(value, str) for value in arguments.values()):
         raise DataError(path, number, f'turn {index}: "arguments" must be an object of strings')
     try:
-        return Turn("agent", write_call(Call(call["name"], arguments)), is_call=True)
+        text = write_call(Call(call["name"], arguments))
+        # What cannot be read back would be learned, and no runtime could carry it out.
+        if list(read_call(text).arguments) != list(arguments):
+            raise CallError(call["name"], f"{text!r} is read back with other arguments")
     except CallError as error:
         raise DataError(path, number, f"turn {index}: {error}") from error
+    return Turn("agent", text, is_call=True)
 
 
 def _tools(path: Path, number: int, body: object) -> list[Tool]:

@@ -8,7 +8,7 @@ Megatron-LM (arXiv:1909.08053).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -165,6 +165,10 @@ class Division:
         self.group = place.mesh.get_group("tensor")
         self.ranks = place.tensor_ranks
         self.slots = family.tensors(spec)
+        self._tensors: dict[str, list[str]] = {}
+        """Tensors on disk by the parameter that holds them."""
+        for name, slot in self.slots.items():
+            self._tensors.setdefault(slot.parameter, []).append(name)
         local, self.cut = divide(family, spec, place.tensor_rank, place.tensor_ranks)
         self.shapes = {name: p.shape for name, p in network.named_parameters()}
         state = {name: p.detach() for name, p in network.named_parameters()}
@@ -206,31 +210,30 @@ class Division:
     def part_of(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This rank's part of whole tensors named as parameters."""
         found: dict[str, Tensor] = {}
-        for name, slot in self.slots.items():
-            parameter = slot.parameter
-            if parameter in state:
-                if parameter not in found:
-                    found[parameter] = state[parameter].new_empty(self.own_shapes[parameter])
-                self.cut.slots[name].of(found[parameter]).copy_(self.cut.of(name, slot.of(state[parameter])))
+        for parameter, tensor in state.items():
+            part = found[parameter] = tensor.new_empty(self.own_shapes[parameter])
+            for name in self._tensors[parameter]:
+                self.cut.slots[name].of(part).copy_(self.cut.of(name, self.slots[name].of(tensor)))
         return found
 
     def whole_of(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The opposite; all ranks must ask with the same names."""
         found: dict[str, Tensor] = {}
-        for name in state:
-            if name not in self.divided:
-                found[name] = state[name]
-        for name, slot in self.slots.items():
-            parameter = slot.parameter
-            if parameter not in state or parameter not in self.divided:
+        for parameter, part in state.items():
+            if parameter not in self.divided:
+                found[parameter] = part
                 continue
-            own = self.cut.slots[name].of(state[parameter]).contiguous()
-            parts = [torch.empty_like(own) for _ in range(self.ranks)]
-            dist.all_gather(parts, own, group=self.group)
-            if parameter not in found:
-                found[parameter] = own.new_empty(self.shapes[parameter])
-            slot.of(found[parameter]).copy_(self._join(name, parts))
+            whole = found[parameter] = part.new_empty(self.shapes[parameter])
+            for name in self._tensors[parameter]:
+                own = self.cut.slots[name].of(part).contiguous()
+                parts = [torch.empty_like(own) for _ in range(self.ranks)]
+                dist.all_gather(parts, own, group=self.group)
+                self.slots[name].of(whole).copy_(self._join(name, parts))
         return found
+
+    def of_whole(self, function: Callable[[Tensor], Tensor], name: str, part: Tensor) -> Tensor:
+        """This rank's part of a function of the whole tensor, of the same shape; all ranks must ask, and every one computes all of it."""
+        return self.part_of({name: function(self.whole_of({name: part})[name])})[name]
 
     def _join(self, name: str, parts: list[Tensor]) -> Tensor:
         """Parts of one tensor on disk, as `Cut.of` cuts it."""

@@ -6,7 +6,9 @@ its answer has in the clean text. That is the two-stream mask of block diffusion
 
 Masking: t ~ U(0, 1), antithetic over the canvases of a step; exactly k = ceil(t N) of the N maskable tokens are masked and the loss
 is weighted by N / k, the discrete form of 1/t. It has the same expectation as independent masking with weight 1/t (both are the
-any-order bound; MDLM, arXiv:2406.07524, LLaDA, arXiv:2502.09992) and no unbounded weights.
+any-order bound; MDLM, arXiv:2406.07524, LLaDA, arXiv:2502.09992) and no unbounded weights. What is trained is no bound, though: a share
+of the canvases is masked as a suffix, where the same N / k counts late tokens more than early ones; closing and copied tokens have
+weights of their own; and each answer's weights are divided by their sum, so that a long answer counts as much as a short one.
 """
 
 from __future__ import annotations

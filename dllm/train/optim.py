@@ -8,13 +8,15 @@ Muon works in bfloat16, which a CPU without AVX-512 multiplies three times slowe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
 from dllm.train.config import TrainConfig
+from dllm.train.distributed import Division
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 """Quintic Newton-Schulz coefficients, chosen for slope at zero."""
@@ -34,11 +36,30 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     return flat
 
 
-class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised, scaled by sqrt(max(1, rows / columns))."""
+def direction(matrix: Tensor) -> Tensor:
+    """Orthogonalised and scaled by sqrt(max(1, rows / columns))."""
+    return orthogonalise(matrix) * math.sqrt(max(1.0, matrix.shape[-2] / matrix.shape[-1]))
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised and scaled.
+
+    Args:
+        params: By name.
+        division: Where tensor ranks hold parts of the matrices: what is orthogonalised is the whole matrix, as in one process.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, nn.Parameter],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        division: Division | None = None,
+    ) -> None:
+        super().__init__(params.values(), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self._names = {parameter: name for name, parameter in params.items()}
+        self._division = division
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -51,10 +72,12 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum: Tensor = state["momentum"]
                 momentum.lerp_(parameter.grad, 1 - group["momentum"])
-                update = _whole(orthogonalise, parameter.grad.lerp(momentum, group["momentum"]))
-                scale = max(1.0, parameter.shape[-2] / parameter.shape[-1]) ** 0.5
+                function = direction
+                if self._division is not None:
+                    function = partial(self._division.of_whole, direction, self._names[parameter])
+                update = _whole(function, parameter.grad.lerp(momentum, group["momentum"]))
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update, alpha=-group["lr"] * scale)
+                parameter.add_(update, alpha=-group["lr"])
 
 
 def _whole(function: Callable[[Tensor], Tensor], matrix: Tensor) -> Tensor:
@@ -65,15 +88,17 @@ def _whole(function: Callable[[Tensor], Tensor], matrix: Tensor) -> Tensor:
     return DTensor.from_local(full, mesh, [Replicate()] * mesh.ndim).redistribute(mesh, matrix.placements)
 
 
-def build(parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> list[torch.optim.Optimizer]:
+def build(
+    parameters: Mapping[str, nn.Parameter], config: TrainConfig, division: Division | None = None
+) -> list[torch.optim.Optimizer]:
     """The optimisers of a run, over the parameters that learn. Each group keeps its peak rate in `peak_lr`."""
     vectors = [p for p in parameters.values() if p.dim() < 2]
     tables = {name for name, p in parameters.items() if p.dim() >= 2 and ("embed" in name or "head" in name)}
     embeddings = [parameters[name] for name in parameters if name in tables]
-    matrices = [p for name, p in parameters.items() if p.dim() >= 2 and name not in tables]
+    matrices = {name: p for name, p in parameters.items() if p.dim() >= 2 and name not in tables}
     optimisers: list[torch.optim.Optimizer]
     if config.optimiser == "adamw":
-        decayed = {"params": [*matrices, *embeddings], "weight_decay": config.weight_decay}
+        decayed = {"params": [*matrices.values(), *embeddings], "weight_decay": config.weight_decay}
         groups = [group for group in (decayed, {"params": vectors, "weight_decay": 0.0}) if group["params"]]
         optimisers = [torch.optim.AdamW(groups, lr=config.adamw_lr, betas=(0.9, 0.95))]
     else:
@@ -82,7 +107,9 @@ def build(parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> list[t
             {"params": vectors, "lr": config.vector_lr},
         ]
         groups = [group for group in groups if group["params"]]
-        optimisers = [Muon(matrices, config.matrix_lr, config.momentum, config.weight_decay)] if matrices else []
+        optimisers = []
+        if matrices:
+            optimisers.append(Muon(matrices, config.matrix_lr, config.momentum, config.weight_decay, division))
         if groups:
             optimisers.append(torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0))
     for optimiser in optimisers:

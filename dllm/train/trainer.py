@@ -130,7 +130,7 @@ class Trainer:
         self._root = LossOf(self.network, task, self.place.device)
         share_rows(self._root, self.network, self.place)
         self.parameters = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
-        self.optimisers = optim.build(self.parameters, config)
+        self.optimisers = optim.build(self.parameters, config, self.division)
         self.ema = optim.Ema(self.parameters, config.ema_decay)
         self._keeper = Keeper(self.parameters, self.division)
         self._feed = Feed(task, self.place.data_rank, self.place.data_ranks, config.data_workers)

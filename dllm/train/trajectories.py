@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dllm.canvas import TokenTable
-from dllm.codec import Codec, Message
+from dllm.codec import Codec
 from dllm.drafts import CellState, DraftSpec, Failed, Finished, Plan, Stepped
 from dllm.engine import Engine
 from dllm.errors import ConfigError, DataError, PromptTooLongError
@@ -26,8 +26,9 @@ from dllm.options import DecodeOptions
 from dllm.spec import ModelSpec
 from dllm.text import DialogueCodec
 from dllm.train.canvases import canvas_width
-from dllm.train.config import SourceConfig, TrainConfig
-from dllm.train.data import Mixture, RowMaker, find_sources, read_dialogues, source_weights
+from dllm.train.config import TrainConfig
+from dllm.train.corpus import encode_prompt
+from dllm.train.data import Dialogue, Mixture, RowMaker, Split, find_sources, read_dialogues, source_weights
 from dllm.train.objective import canvas_width as drawn_width
 
 CHUNK = 64
@@ -101,6 +102,41 @@ class RowPrompts:
         return Asking(row.clean[: answer.start], width, facts, bool(facts) and rng.random() < self._pinned_share)
 
 
+class Places:
+    """Where an agent answers in the dialogues of some folders, sources weighted as in training.
+
+    Args:
+        with_calls: Whether a tool call is an answer, too.
+
+    Raises:
+        ConfigError: If the folders hold no turn to answer.
+    """
+
+    def __init__(
+        self, folders: Sequence[Path], config: TrainConfig, *, with_calls: bool, split: Split = "train"
+    ) -> None:
+        paths = find_sources(folders, split)
+        self._found: list[list[tuple[Dialogue, int]]] = []
+        self._weights: list[float] = []
+        for name, source in source_weights(folders, list(paths), config).items():
+            places = [
+                (dialogue, at)
+                for dialogue in read_dialogues(paths[name])
+                for at, turn in enumerate(dialogue.turns)
+                if turn.role == "agent" and at and dialogue.turns[at - 1].role != "agent"
+                if with_calls or not turn.is_call
+            ]
+            if places:
+                self._found.append(places)
+                self._weights.append(source.weight)
+        if not self._found:
+            raise ConfigError("data", ", ".join(map(str, folders)), "agent turns with a turn before them")
+
+    def draw(self, rng: random.Random) -> tuple[Dialogue, int]:
+        """A dialogue, and which of its turns is the answer."""
+        return rng.choice(rng.choices(self._found, self._weights)[0])
+
+
 class ChatPrompts:
     """Prompts of other families: agent turns of the same data files behind the checkpoint's own chat template.
 
@@ -115,29 +151,12 @@ class ChatPrompts:
         self, folders: Sequence[Path], codec: Codec, spec: ModelSpec, config: TrainConfig, most_tokens: int = 64
     ) -> None:
         self._codec, self._spec, self._most, self._seed = codec, spec, most_tokens, config.seed
-        paths = find_sources(folders, "train")
-        self._sources: dict[str, SourceConfig] = source_weights(folders, list(paths), config)
-        self._places = {
-            name: [
-                (dialogue, at)
-                for dialogue in read_dialogues(paths[name])
-                for at, turn in enumerate(dialogue.turns)
-                if turn.role == "agent" and at and dialogue.turns[at - 1].role != "agent" and not turn.is_call
-            ]
-            for name in self._sources
-        }
-        if not any(self._places.values()):
-            raise ConfigError("data", ", ".join(map(str, folders)), "agent turns with a turn before them")
+        self._places = Places(folders, config, with_calls=False)
 
     def asking(self, number: int) -> Asking | None:
-        rng = random.Random(f"trajectory:{self._seed}:{number}")
-        names = [name for name in self._sources if self._places[name]]
-        name = rng.choices(names, [self._sources[name].weight for name in names])[0]
-        dialogue, at = rng.choice(self._places[name])
-        roles = {"system": "system", "user": "user", "note": "tool", "agent": "assistant"}
-        messages = [Message(roles[turn.role], turn.text) for turn in dialogue.turns[:at]]  # type: ignore[arg-type]
+        dialogue, at = self._places.draw(random.Random(f"trajectory:{self._seed}:{number}"))
         try:
-            prompt = self._codec.encode_chat(messages)
+            prompt = encode_prompt(self._codec, dialogue.turns[:at])
             tokens = len(self._codec.encode(dialogue.turns[at].text)) + 1
             if tokens > self._most:
                 return None

@@ -7,6 +7,7 @@ averaged weights. Randomness comes from (seed, step), so the state needs no gene
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dllm import loader
-from dllm.errors import CheckpointError, ConfigError
+from dllm.errors import CheckpointError, ConfigError, TrainingDivergedError
 from dllm.loader import Checkpoint
 from dllm.models.family import Network
 from dllm.train import optim
@@ -122,13 +123,19 @@ class Tuner:
         return torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
 
     def update(self, parts: Iterable[Callable[[], Tensor]]) -> StepReport:
-        """One optimiser step. Each part is one forward; their scalars are the step's loss in sum, and each is gone before the next."""
+        """One optimiser step. Each part is one forward; their scalars are the step's loss in sum, and each is gone before the next.
+
+        Raises:
+            TrainingDivergedError: If the gradient is not a number; the weights stay as they were.
+        """
         total = 0.0
         for part in parts:
             loss = part()
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         norm = float(nn.utils.clip_grad_norm_(self._parameters.values(), self.config.clip))
+        if not math.isfinite(norm):
+            raise TrainingDivergedError(self.step, total, norm)
         factor = optim.learning_rate_factor(self.step, self.progress, self.config.optimiser())
         for optimiser in self._optimisers:
             for group in optimiser.param_groups:

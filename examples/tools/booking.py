@@ -24,6 +24,9 @@ def book_table(people: int, day: str, time: str = "seven p m") -> dict[str, obje
     Raises:
         ToolError: Its message is what the model is told.
     """
+    day = day.lower()
+    if people < 1 or OPEN.get(day) == "closed":
+        raise ToolError("nobody comes" if people < 1 else f"closed on {day}")
     # Plain functions run in threads, several at once.
     with _lock:
         taken = _taken.get(day, 0)

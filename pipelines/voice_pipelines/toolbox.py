@@ -198,8 +198,10 @@ class HttpTool:
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise ToolError(f"the service cannot be reached ({type(error).__name__})") from error
         if answer.status_code >= 300:
-            words = self._without_secrets(_said(said))
-            raise ToolError(f"the service answered {answer.status_code} {answer.reason_phrase}".rstrip() + words)
+            # Cut behind the secrets' removal: half of one would be left.
+            words = self._without_secrets(_said(said))[:SAID_CHARS]
+            status = f"{answer.status_code} {answer.reason_phrase}".strip()
+            raise ToolError(f"the service answered {status}" + (f": {words}" if words else ""))
         if not said.strip():
             return None
         try:
@@ -217,7 +219,7 @@ class HttpTool:
 
 
 def _said(body: bytes) -> str:
-    """An endpoint's own words about a refusal, with the colon before them."""
+    """An endpoint's own words about a refusal."""
     text = body.decode("utf-8", errors="replace")
     try:
         value = json.loads(text)
@@ -227,7 +229,7 @@ def _said(body: bytes) -> str:
         inner = value.get(key) if isinstance(value, Mapping) else None
         inner = inner.get("message") if isinstance(inner, Mapping) else inner
         if isinstance(inner, str):
-            return f": {' '.join(inner.split())[:SAID_CHARS]}"
+            return " ".join(inner.split())
     return ""
 
 

@@ -91,6 +91,10 @@ def test_tools_are_declared_in_one_line() -> None:
         ("1,200", 1200),
         ("two hundred thousand", 200_000),
         ("three million", 3_000_000),
+        ("twenty-five", 25),
+        ("-5", -5),
+        ("minus twenty", -20),
+        ("12345678901234567891", 12345678901234567891),
     ],
 )
 def test_whole_numbers_are_understood_as_they_are_said(said: str, number: int) -> None:
@@ -98,7 +102,21 @@ def test_whole_numbers_are_understood_as_they_are_said(said: str, number: int) -
 
 
 @pytest.mark.parametrize(
-    "said", ["soon", "four or five", "twenty twenty", "five twenty", "two point five", "-", "one hundred thousand soon"]
+    "said",
+    [
+        "soon",
+        "four or five",
+        "twenty twenty",
+        "five twenty",
+        "two point five",
+        "-",
+        "one hundred thousand soon",
+        "5-6",
+        "four ²",
+        "²",
+        "9" * 400,
+        f"{'9' * 400} point five",
+    ],
 )
 def test_what_is_no_whole_number_is_refused(said: str) -> None:
     with pytest.raises(CallError, match="people = .*: expected a whole number"):
@@ -123,6 +141,27 @@ def test_other_types() -> None:
         "day": "friday",
     }
     assert typed_arguments(Call("book_table", {"people": "2", "size": "three"}), TABLE)["size"] == 3
+
+
+def test_null_among_the_choices_stands_for_no_other_word() -> None:
+    tool = Tool("f", "", {"properties": {"size": {"enum": ["small", None]}}})
+    with pytest.raises(CallError, match="expected one of small, None"):
+        typed_arguments(Call("f", {"size": "huge"}), tool)
+
+
+said = st.lists(
+    st.sampled_from("one twenty hundred million point minus dollars cents a an oh 5 ² 1.5 - $ -3 ٣".split())
+    | st.text(max_size=4),
+    max_size=6,
+).map(" ".join)
+
+
+@given(st.sampled_from(["people", "size", "window", "price", "more"]), said)
+def test_whatever_is_said_is_of_its_type_or_a_call_error(key: str, value: str) -> None:
+    try:
+        typed_arguments(Call("book_table", {"people": "1"} | {key: value}), TABLE)
+    except CallError as error:
+        assert key in error.problem
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,19 @@ def test_a_pin_is_not_continued(seed: int, steps: int, pins: tuple[str, ...]) ->
         assert re.search(re.escape(pin) + r"(?![A-Za-z0-9])(?![.,:]+[0-9])", text), text
 
 
+@settings(max_examples=20)
+@given(st.integers(0, 30), st.integers(1, 6), st.sampled_from([-100.0, 0.0, 4.0, 8.0, 100.0]))
+def test_a_reply_holds_all_pins_or_is_a_call_and_holds_none(seed: int, steps: int, bias: float) -> None:
+    """A pin inside a call would become part of an argument."""
+    call, span = CODEC.special.call, CODEC.encode_pin("$5.10")
+    plain = spec(width=32, plan=Plan(steps, steps, 0.9), pins=("$5.10",))
+    options = replace(plain.options, logit_bias=((call, bias),))
+    finished, _ = write(engine(seed), replace(plain, options=options, unpinned=call))
+    is_pinned = any(finished.tokens[at : at + len(span)] == span for at in range(len(finished.tokens)))
+    assert is_pinned != (finished.tokens[0] == call)
+    assert abs(bias) < 100 or is_pinned == (bias < 0)
+
+
 def test_pins_that_fill_the_canvas_but_one_are_placed() -> None:
     span = CODEC.encode_pin("$5.10")
     pins = ("$5.10",) * ((8 - 1) // len(span))

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import itertools
 import json
+import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -124,6 +125,34 @@ def test_what_must_be_said_is_in_the_reply_and_marked_as_pinned() -> None:
         assert "".join(t.text for t in last.canvas if t.state is TokenState.PINNED).strip() == "$5.10"
 
     with_drafter(scenario)
+
+
+def test_what_must_be_said_and_is_too_long_for_the_canvas_is_added() -> None:
+    """A reply that failed for it would fail again in every later turn: nothing would ever have been said."""
+    long = " ".join(["seven p m"] * 40)
+
+    async def scenario(drafter: DiffusionDrafter) -> None:
+        last = (await write(drafter, DraftRequest("call", TURNS, PLAN, must_say=(long, "$5.10"))))[-1]
+        assert isinstance(last, DraftFinished)
+        assert says(last.text, long) and says(last.text, "$5.10")
+        assert drafter.counts.repaired == 1
+
+    with_drafter(scenario)
+
+
+def test_a_reply_that_cannot_be_read_fails_instead_of_being_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*arguments: object) -> str:
+        raise OverflowError("a bug of ours")
+
+    async def scenario(drafter: DiffusionDrafter) -> None:
+        last = (await write(drafter, DraftRequest("call", TURNS, PLAN)))[-1]
+        assert isinstance(last, DraftFailed) and "a bug of ours" in str(last.error)
+
+    monkeypatch.setattr(DiffusionDrafter, "_whole", broken)
+    with caplog.at_level(logging.CRITICAL):
+        with_drafter(scenario)
 
 
 def test_the_same_request_gives_the_same_reply_alone_and_in_company() -> None:

@@ -16,7 +16,7 @@ from tests.voice_pipelines.test_diffusion import PLAN, TURNS, builtin
 from tests.voice_pipelines.test_diffusion_prompt import NO_TOOL
 from tests.voice_pipelines.test_diffusion_prompt import codec as chat_codec
 from voice_pipelines.adapters.diffusion import DiffusionDrafter
-from voice_pipelines.adapters.diffusion_calls import CUT_OFF, ChatReader, DialogueReader
+from voice_pipelines.adapters.diffusion_calls import CUT_OFF, OPEN, ChatReader, DialogueReader, call_sign
 from voice_pipelines.adapters.diffusion_prompt import ChatPrompts, DialoguePrompts
 from voiceagent import tools
 from voiceagent.backends import (
@@ -134,6 +134,18 @@ def test_tags_that_hold_no_call_are_a_problem_and_not_speech(block: str) -> None
     assert chat("Sure. <tool_call>{", is_cut=True)[1] == ToolCall("tool", {}, problem=CUT_OFF)
 
 
+@pytest.mark.parametrize("value", ['"\\ud800"', "1e999", "NaN"])
+def test_arguments_that_could_not_be_told_again_are_a_problem(value: str) -> None:
+    _, call = chat(f'<tool_call>{{"name": "book_table", "arguments": {{"day": {value}}}}}</tool_call>')
+    assert call is not None and call.problem and not call.arguments
+
+
+def test_the_token_that_begins_a_call_is_known_where_there_is_one() -> None:
+    own = chat_codec(test_hub_codec.CHATML)
+    assert own.token_bytes(call_sign(own) or 0) == OPEN.encode()
+    assert call_sign(codec()) == codec().special.call
+
+
 def test_a_template_that_shows_tools_is_told_of_them_and_another_has_none() -> None:
     plain = ChatPrompts(chat_codec(NO_TOOL), 1000)
     assert not plain.has_tools and plain.offered((SPEC,)) == ()
@@ -176,6 +188,12 @@ def test_a_required_call_is_drafted_and_nothing_of_it_is_committed_as_speech() -
     last = events[-1]
     assert isinstance(last, DraftFinished) and last.call is not None and last.text == ""
     assert all(event.committed_text == "" for event in events if isinstance(event, DraftStepped))
+
+
+def test_what_must_be_said_is_no_part_of_a_required_call() -> None:
+    request = DraftRequest("call", TURNS, PLAN, ("$5.10",), tools=(SPEC,), tool_choice=ToolChoice("required"))
+    last = draft(request)[-1]
+    assert isinstance(last, DraftFinished) and last.call is not None and "$5.10" not in last.call.written
 
 
 @pytest.mark.parametrize("offered", [(), (SPEC,)], ids=["no tools", "none allowed"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -14,11 +15,13 @@ from voice_pipelines.adapters.diffusion_prompt import (
     OPENING,
     ChatPrompts,
     DialoguePrompts,
+    PromptWriter,
     TemplateStyle,
     find_style,
     prompt_writer,
 )
 from voiceagent.backends import PromptTurn
+from voiceagent.tools import ToolCall
 
 ANY_ROLE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}[assistant]"
 TOOLS = test_hub_codec.CHATML
@@ -177,3 +180,22 @@ def test_a_long_conversation_loses_its_oldest_turns_and_never_its_instructions()
     assert moves <= 15, "a cut that moved every turn would make the prefix cache useless"
     made.forget("call")
     assert made._dropped == {}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("make", [lambda: DialoguePrompts(tiny.codec(), 300), lambda: ChatPrompts(codec(TOOLS), 370)])
+def test_what_the_caller_asked_stays_in_front_of_its_results(make: Callable[[], PromptWriter]) -> None:
+    """A reply to a result whose question was dropped would answer nobody."""
+    writer = make()
+    turns = [
+        PromptTurn("user", "hello there " * 15),
+        PromptTurn("agent", "Hello. " * 20),
+        PromptTurn("user", "A mocha"),
+    ]
+    for number in range(2):
+        call_id = f"call_{number}"
+        turns.append(PromptTurn("agent", "", ToolCall("look", {}, "look"), call_id))
+        turns.append(PromptTurn("note", "a large tea " * 30, call_id=call_id))
+    prompt = writer.write("call", turns)
+    own = tiny.codec() if isinstance(writer, DialoguePrompts) else codec(TOOLS)
+    text = own.decode(prompt).lower()
+    assert "mocha" in text and "hello" not in text

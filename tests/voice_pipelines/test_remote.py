@@ -956,7 +956,7 @@ def test_words_before_a_call_are_the_text() -> None:
     assert (end.text, end.call) == ("Let me look.", ToolCall("book_table"))
 
 
-@pytest.mark.parametrize("arguments", ["four", "[4]", '{"a": NaN}', '{"people": '])
+@pytest.mark.parametrize("arguments", ["four", "[4]", '{"a": NaN}', '{"people": ', '{"a": 1e999}', '{"a": "\\ud800"}'])
 def test_arguments_that_are_no_object_are_a_problem_of_the_call(arguments: str) -> None:
     end, _ = call_of(call_piece(arguments, name="book_table"))
     assert end.call is not None and end.call.name == "book_table" and end.call.problem

@@ -15,7 +15,7 @@ from tests.conftest import run_async
 from tests.voice_pipelines.scripted_endpoint import Exchange, endpoint
 from voice_pipelines import settings
 from voice_pipelines.doctor import _tools_error
-from voice_pipelines.toolbox import ANSWER_BYTES, HttpClient, HttpTool, Toolbox, in_thread, python_tool
+from voice_pipelines.toolbox import ANSWER_BYTES, SAID_CHARS, HttpClient, HttpTool, Toolbox, in_thread, python_tool
 from voiceagent.clock import ManualClock
 from voiceagent.config import Config, load_config
 from voiceagent.errors import ConfigError, ToolError
@@ -136,6 +136,12 @@ def test_the_example_is_complete_and_its_functions_lie_beside_it() -> None:
         assert len(result.must_say) == 1 and result.must_say[0] in result.note
         outcome, result = await run_tool(booking, {"people": 40, "day": "friday"}, ManualClock())
         assert (outcome, result.note) == ("failed", "book_table failed: only 16 seats are free on friday")
+        for arguments, reason in (
+            ({"people": -4, "day": "friday"}, "nobody comes"),
+            ({"people": 4, "day": "Monday"}, "closed on monday"),
+        ):
+            outcome, result = await run_tool(booking, arguments, ManualClock())
+            assert (outcome, result.note) == ("failed", f"book_table failed: {reason}")
 
     run_async(main())
 
@@ -203,6 +209,16 @@ def test_an_endpoint_that_refuses_or_misbehaves_is_a_failure_with_its_reason(
 ) -> None:
     found, _ = ask(answering(status, body))
     assert isinstance(found, ToolError) and str(found).endswith(reason)
+
+
+@pytest.mark.parametrize("before", [0, SAID_CHARS - len(KEY) - 1, SAID_CHARS - 8])
+def test_no_part_of_a_key_is_told_or_logged(before: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Endpoints repeat a refused key; one that the words' end cuts is hidden all the same."""
+    with caplog.at_level(logging.DEBUG):
+        found, exchange = ask(answering("401 No", json.dumps({"detail": f"{'x' * before} {KEY}"}).encode()))
+    assert KEY in exchange.headers["authorization"]
+    assert isinstance(found, ToolError) and KEY[:6] not in str(found)
+    assert KEY[:6] not in caplog.text
 
 
 def test_an_endpoint_that_is_not_there_is_a_failure_and_the_key_is_in_no_log(caplog: pytest.LogCaptureFixture) -> None:

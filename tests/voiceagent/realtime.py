@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from openai.types.realtime.realtime_server_event import RealtimeServerEvent
 from pydantic import BaseModel
@@ -128,6 +128,9 @@ class Closed(Exception):
         self.code, self.reason = code, reason
 
 
+ClientT = TypeVar("ClientT", bound="AsgiClient")
+
+
 class AsgiClient:
     """A websocket client that talks ASGI to the application. While `reads` is false the server's sends block."""
 
@@ -155,11 +158,15 @@ class AsgiClient:
 
     async def next(self) -> Event:
         """The next server event; each is validated as it comes."""
-        message = await self._from_server.get()
+        event = self.take(await self._from_server.get())
+        check_event(event)
+        return event
+
+    def take(self, message: Event) -> Event:
+        """The event in what the server sent, which is kept; `Closed` when it closed the websocket."""
         if message["type"] == "websocket.close":
             raise Closed(message.get("code", 1000), message.get("reason", ""))
         event: Event = json.loads(message["text"])
-        check_event(event)
         self.events.append(event)
         return event
 
@@ -197,7 +204,21 @@ async def connect(
     path: str = "/v1/realtime",
 ) -> AsyncIterator[AsgiClient]:
     """A connected client; raises `Refused` when the handshake is. On leaving, the client vanishes and the server's task must end."""
-    client = AsgiClient()
+    async with connect_as(AsgiClient(), app, query, headers=headers, subprotocols=subprotocols, path=path) as client:
+        yield client
+
+
+@asynccontextmanager
+async def connect_as(
+    client: ClientT,
+    app: Any,
+    query: str = "",
+    *,
+    headers: dict[str, str] | None = None,
+    subprotocols: Sequence[str] = (),
+    path: str,
+) -> AsyncIterator[ClientT]:
+    """`connect` for a client that has been made."""
     sent = {"host": "localhost:8080", **(headers or {})}
 
     def close_now(code: int, reason: str) -> None:

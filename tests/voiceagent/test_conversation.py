@@ -243,6 +243,51 @@ def test_speech_over_a_finished_reply_cuts_the_history_at_a_word() -> None:
     assert len(line.of(TurnTraced)) == 2
 
 
+def test_an_interruption_by_the_client_cuts_the_reply_and_changes_nothing_when_nobody_speaks() -> None:
+    async def scenario(line: Line) -> None:
+        line.conversation.interrupt()
+        await line.speak_turn()
+        await line.clock.advance(0.3)
+        line.conversation.interrupt()
+        assert line.conversation.phase is Phase.IDLE
+        line.conversation.interrupt()
+        await line.clock.advance(10.0)
+
+    line = talk(scenario, step_s=0.0)
+    (kept,) = [item.text for item in line.conversation._history if isinstance(item, Item) and item.role == "agent"]
+    assert kept and REPLY.startswith(kept) and kept != REPLY
+    assert len(line.llm.drafts) == 1
+
+
+def test_what_the_caller_typed_is_noted_and_answered_like_speech() -> None:
+    async def scenario(line: Line) -> None:
+        line.conversation.hear_text("a mocha")
+        await line.clock.advance(0.2)
+        line.conversation.hear_text("two")  # Over the answer.
+        await line.clock.advance(10.0)
+
+    line = talk(scenario, step_s=0.001, written=(REPLY, "Two it is."))
+    prompt = [(turn.role, turn.text) for turn in line.llm.drafts[-1].request.turns]
+    assert prompt[1:3] == [("user", "a mocha"), ("note", "order: mocha, size missing")]
+    assert prompt[-1] == ("user", "two")
+    assert REPLY not in [text for _, text in prompt], "only what was heard of it"
+    assert line.of(ResponseFinished)[-1].status == "completed" and len(line.llm.drafts) == 2
+
+
+def test_typing_while_words_are_recognised_gets_one_answer_to_both() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        line.conversation.hear_text("2")
+        gate.set()
+        await line.clock.advance(10.0)
+
+    gate = asyncio.Event()
+    line = talk(scenario, gate=gate)
+    assert len(line.of(ResponseStarted)) == 1
+    assert [turn.text for turn in line.llm.drafts[0].request.turns if turn.role == "user"][-1].endswith("2")
+    assert any("a mocha please" in turn.text for turn in line.llm.drafts[0].request.turns)
+
+
 def test_the_clients_truncation_decides_what_was_heard() -> None:
     async def scenario(line: Line) -> None:
         await line.speak_turn()

@@ -55,6 +55,9 @@ def test_a_key_that_cannot_ride_in_a_header_is_refused_without_showing_it() -> N
         ("session_s", -1.0),
         ("drain_s", -0.1),
         ("max_malformed_messages", 0),
+        ("public_url", "voice.example"),
+        ("public_url", "https://voice.example/?a=b"),
+        ("public_url", "https://voice.example:70000"),
         ("tls_cert", "cert.pem"),
         ("tls_key", "key.pem"),
     ],
@@ -62,6 +65,24 @@ def test_a_key_that_cannot_ride_in_a_header_is_refused_without_showing_it() -> N
 def test_each_bad_setting_is_named(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match="tls_" if field.startswith("tls") else field):
         ServerSettings(**{field: value})  # type: ignore[arg-type]
+
+
+def test_an_auth_token_needs_the_name_that_signatures_are_made_over() -> None:
+    with pytest.raises(ConfigError, match="public_url") as caught:
+        ServerSettings(twilio_auth_token="12345")
+    assert "12345" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("public", "wanted"),
+    [
+        ("https://voice.example", "wss://voice.example/telephony/twilio?a=b"),
+        ("wss://voice.example:8443/", "wss://voice.example:8443/telephony/twilio?a=b"),
+        ("http://10.0.0.1:8080/agents", "ws://10.0.0.1:8080/agents/telephony/twilio?a=b"),
+    ],
+)
+def test_the_address_of_a_websocket_follows_the_public_name(public: str, wanted: str) -> None:
+    assert ServerSettings(public_url=public).websocket_url("/telephony/twilio", "a=b") == wanted
 
 
 def test_the_authorization_header_comes_before_the_subprotocol() -> None:

@@ -288,6 +288,8 @@ def test_a_tool_that_ignores_its_cancellation_does_not_hold_the_conversation() -
         (ToolCall("book_table", {"people": 4, "hat": "red"}), "book_table failed: hat is unknown"),
         (ToolCall("fly", {}), "fly failed: there is no such tool, only book_table"),
         (ToolCall("book", {}, "book; ;", "expected `key: value`"), "book failed: expected `key: value`"),
+        (ToolCall("", {}), "tool failed: there is no such tool, only book_table"),
+        (ToolCall("book a table\ud800", {}), "tool failed: there is no such tool, only book_table"),
     ],
 )
 def test_a_call_that_cannot_be_carried_out_is_refused_with_its_reason(call: ToolCall, note: str) -> None:
@@ -338,6 +340,84 @@ def test_a_harmless_call_may_be_repeated_and_a_new_turn_may_repeat_any() -> None
     talk(one_turn, BOOK, BOOK, DONE, tools=(tool(harmless, side_effect=False),))
     talk(scenario, BOOK, DONE, BOOK, DONE, tools=(tool(booking),))
     assert len(harmless.asked) == len(booking.asked) == 2
+
+
+def test_words_that_do_not_interrupt_a_reply_let_it_repeat_nothing() -> None:
+    gate, booking = asyncio.Event(), Desk()
+    waiting = Desk(gate=gate)
+
+    async def scenario(line: Line) -> None:
+        await line.say()
+        await line.clock.advance(0.1)
+        assert booking.asked and waiting.asked
+        line.conversation.add_item(Item("typed", "user", "and a high chair"))
+        gate.set()
+        await line.clock.advance(20.0)
+
+    spec = ServerTool(ToolSpec("opening_hours"), waiting.run, side_effect=False)
+    line = talk(scenario, BOOK, LOOK, BOOK, DONE, tools=(tool(booking), spec))
+    assert len(booking.asked) == 1
+    assert line.outcomes() == ["ok", "ok", "refused"]
+
+
+def test_a_booking_that_ended_after_its_reply_is_not_made_again_by_the_next() -> None:
+    gate = asyncio.Event()
+    desk = Desk("table 12", gate)
+
+    async def scenario(line: Line) -> None:
+        await line.say()
+        await line.clock.advance(0.1)
+        line.conversation.cancel_response()
+        gate.set()
+        await line.clock.settle()
+        await line.say("is it booked?")
+        await line.clock.advance(20.0)
+        assert len(desk.asked) == 1
+        await line.say("once more, for my brother")
+        await line.clock.advance(20.0)
+
+    line = talk(scenario, BOOK, BOOK, DONE, BOOK, DONE, tools=(tool(desk),))
+    assert len(desk.asked) == 2
+    assert line.outcomes() == ["running", "refused", "ok"]
+
+
+def test_a_booking_of_a_reply_that_nobody_heard_is_not_made_again_by_the_next() -> None:
+    desk = Desk()
+
+    async def scenario(line: Line) -> None:
+        await line.say()
+        await line.clock.advance(0.02)
+        assert len(line.llm.drafts) == 2 and not line.of(ResponseText)
+        line.conversation.cancel_response()
+        await line.say("a table for four please")
+        await line.clock.advance(20.0)
+
+    talk(scenario, BOOK, DONE, BOOK, DONE, tools=(tool(desk),))
+    assert len(desk.asked) == 1
+
+
+def test_a_booking_may_be_repeated_after_a_reply_that_was_heard_in_part() -> None:
+    booking, waiting = Desk(), Desk(gate=asyncio.Event())
+
+    async def scenario(line: Line) -> None:
+        await line.say()
+        await line.clock.advance(2.0)
+        assert line.tts.spoken == ["Booked, one moment."]
+        line.conversation.cancel_response()
+        await line.say("the same for my brother")
+        await line.clock.advance(20.0)
+
+    look = ServerTool(
+        ToolSpec("opening_hours"), waiting.run, side_effect=False, say_while_running="Booked, one moment."
+    )
+    talk(scenario, BOOK, LOOK, BOOK, DONE, tools=(tool(booking), look))
+    assert len(booking.asked) == 2
+
+
+def test_a_whole_number_reaches_the_tool_as_one() -> None:
+    desk = Desk()
+    talk(one_turn, ToolCall("book_table", {"people": 4.0}), BOOK, DONE, tools=(tool(desk),))
+    assert [type(arguments["people"]) for arguments in desk.asked] == [int], "and 4 is the same call"
 
 
 def test_a_booking_goes_on_when_the_caller_interrupts_and_the_next_reply_knows_of_it() -> None:

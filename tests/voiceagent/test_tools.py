@@ -14,6 +14,7 @@ from voiceagent.tools import (
     MAX_NOTE_CHARS,
     ServerTool,
     ToolSpec,
+    as_declared,
     check_schema,
     failure,
     mismatch,
@@ -66,6 +67,9 @@ def test_a_short_table_of_parameters_is_a_schema() -> None:
         ({"c": 1}, {"properties": {}, "additionalProperties": False}, "c is unknown"),
         (3, {"minimum": 4}, "it should be at least 4, not 3"),
         ("abc", {"maxLength": 2}, "it should be at most 2 characters, not 3"),
+        (1_000_001, {"maximum": 1_000_000}, "it should be at most 1000000, not 1000001"),
+        (10**400, {"maximum": 9}, f"it should be at most 9, not 1{'0' * 39}…"),
+        ({}, {"required": [["a"], {}]}, ""),
         ([], {"minItems": 1}, "it should be at least 1 entries, not 0"),
     ],
 )
@@ -86,6 +90,22 @@ def test_any_result_is_told_or_refused(value: object) -> None:
         return
     result.note.encode("utf-8")
     assert result.note.startswith("book: ")
+
+
+def test_arguments_are_of_the_types_that_their_schema_declares() -> None:
+    schema = parameters_schema("p", {"people": "integer", "price": "number", "day": "string?"})
+    typed = as_declared({"people": 4.0, "price": 4.0, "day": "friday", "hat": 1.0}, schema)
+    assert [(key, type(value)) for key, value in typed.items()] == [
+        ("people", int),
+        ("price", float),
+        ("day", str),
+        ("hat", float),
+    ]
+    assert as_declared({"a": 1.0}, {"properties": {"a": True}}) == {"a": 1.0}
+
+
+def test_what_must_be_said_can_be_encoded() -> None:
+    assert read_result(tool(), {"must_say": ["K\ud800", "$5"]}).must_say == ("K?", "$5")
 
 
 def test_notes_tell_values_as_they_are_said_and_have_an_end() -> None:
@@ -149,6 +169,8 @@ def test_a_tool_is_read_with_its_defaults_and_set_from_the_command_line() -> Non
         ({"result": {"properties": {"a": 1}}}, "tools.book.result.properties.a", "a JSON schema"),
         ({"result": {"minimum": "1"}}, "tools.book.result.minimum", "a number"),
         ({"result": {"required": "a"}}, "tools.book.result.required", "a list"),
+        ({"result": {"required": [["a"]]}}, "tools.book.result.required", "names"),
+        ({"result": {"type": [["string"]]}}, "tools.book.result.type", "one of string"),
     ],
 )
 def test_each_mistake_names_its_key_and_what_was_expected(keys: dict[str, object], key: str, expected: str) -> None:

@@ -138,7 +138,8 @@ class Report:
             verdict,
             _table(("held back", "before", "after"), rows),
             "Intervals are 95 %, by resampling dialogues. A fact is a price, time, name or pinned text that the true reply takes from the "
-            "prompt; it counts when the written reply has it exactly.",
+            "prompt; it counts when the written reply has it exactly. These replies also chose the step that is kept, which flatters *after* a "
+            "little: new calls tell more.",
             "## Data",
             f"{len(self.learned.kept)} dialogues were learned from and {len(self.held.kept)} held back "
             f"({len(self.held_back.prompts)} replies, {len(self.held_back.shown)} of them written below). Learned: {turns} turns; "

@@ -30,6 +30,7 @@ from dllm.train.objectives.options import check_band, check_choice, read_options
 NAME = "uniform"
 
 UniformLoss: TypeAlias = Literal["bound", "cross_entropy"]
+Given: TypeAlias = Literal["others", "all"]
 
 
 class SelfConditioned(Network, Protocol):
@@ -47,6 +48,9 @@ class UniformOptions:
     """Times lie in (low, high]; a token is still right with probability 1 - t at least."""
     loss: UniformLoss = "bound"
     """bound: the negative evidence bound in continuous time. cross_entropy: of every learned token, right or wrong, unweighted."""
+    given: Given = "others"
+    """What the bound takes an output to be: a token's distribution given the other tokens, or given all, the one held included, which is
+    what cross-entropy teaches and what decoding reads."""
     self_conditioning: float = 0.5
     """Probability of a first run whose guess is the input of the second. Only of models that have `self_conditioning`."""
     antithetic: bool = True
@@ -54,6 +58,7 @@ class UniformOptions:
 
     def __post_init__(self) -> None:
         check_choice(f"{NAME}.loss", self.loss, get_args(UniformLoss))
+        check_choice(f"{NAME}.given", self.given, get_args(Given))
         check_band(NAME, self.low, self.high, "above 0")
         if self.low == 0:
             raise ConfigError(f"{NAME}.low", self.low, "above 0")
@@ -100,6 +105,8 @@ class Uniform:
         hidden = network(ids, batch.positions, seen, **extra).flatten(0, 1)
         output = network.logits(hidden[at - self.shift]).float()
         if options.loss == "bound":
+            if options.given == "all":
+                output = given_others(output, shown[at], time.to(device))
             losses = uniform_bound(output, shown[at], flat[at], time.to(device))
         else:
             losses = F.cross_entropy(output, flat[at], reduction="none")
@@ -110,6 +117,18 @@ class Uniform:
         embedded = network.soft_embedding(logits.unsqueeze(0)).squeeze(0)
         soft = embedded.new_zeros(batch.ids.numel(), embedded.shape[-1]).index_copy(0, at, embedded)
         return soft.view(*batch.ids.shape, -1)
+
+
+def given_others(output: Tensor, held: Tensor, time: Tensor) -> Tensor:
+    """Logits given the other tokens, from logits given all: a guess is divided by how likely it makes the token held (Bayes).
+
+    Args:
+        output: [N, V] float32.
+        held: [N] int64.
+        time: [N] float64, above 0 and below 1.
+    """
+    log_ratio = torch.log1p(output.shape[1] * (1 - time) / time).float()
+    return output.scatter_add(1, held.unsqueeze(1), -log_ratio.unsqueeze(1))
 
 
 def uniform_bound(output: Tensor, held: Tensor, clean: Tensor, time: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The diffusion engine as a `Drafter`: all conversations share its forwards, whatever checkpoint it runs.
 
 `dllm.runner` owns the engine's thread; here prompts, plans and options are put in its words and its events in ours. What must be said is
-pinned into the canvas. Where a canvas cannot take pins it is asked for, looked for in the reply, and added when it is missing.
+pinned into the canvas. Where a canvas cannot take pins, or no more of them, it is looked for in the reply, and added when it is missing;
+published checkpoints are asked for it as well.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dllm.models.family import DecodeDefaults
 from dllm.options import DecodeOptions
 from dllm.runner import DraftHandle, EngineRunner
 from dllm.spec import ModelSpec
-from voice_pipelines.adapters.diffusion_calls import ReplyReader, reply_reader
+from voice_pipelines.adapters.diffusion_calls import ReplyReader, call_sign, reply_reader
 from voice_pipelines.adapters.diffusion_prompt import PromptWriter, prompt_writer
 from voice_pipelines.adapters.remote_text import with_missing
 from voiceagent.backends import (
@@ -75,7 +76,7 @@ class DiffusionCounts:
 
     finished: int = 0
     repaired: int = 0
-    """Replies to which a text that must be said was added, since the canvas took no pins."""
+    """Replies to which a text that must be said was added, since the canvas could not take it as a pin."""
 
 
 @dataclass(slots=True, eq=False)
@@ -198,10 +199,13 @@ class DiffusionDrafter:
     # --- the engine's thread ------------------------------------------------------------------------------------------
 
     def _draft_spec(self, draft: DiffusionDraft) -> drafts.DraftSpec:
-        request = draft.request
-        must_say = tuple(dict.fromkeys(request.must_say))
-        pins = tuple(self._codec.encode_pin(text) for text in must_say)
+        request, mode = draft.request, draft.request.tool_choice.mode
+        may_call = mode != "none" and bool(self.prompts.offered(request.tools))
+        must_call = may_call and mode == "required" and self._spec.dialogue is not None
+        # A call says nothing: what must be said is for the reply that knows its result.
+        must_say = () if must_call else tuple(dict.fromkeys(request.must_say))
         width, widest = request.plan.canvas_width, self._spec.max_canvas or max(self.canvas_widths)
+        pins, draft.asked = fitting_pins(must_say, self._codec.encode_pin, widest)
         while sum(map(len, pins)) + ROOM_AROUND_PINS > width and width < widest:
             width += self._spec.canvas_multiple
         options = decode_options(self._spec, self._defaults, width)
@@ -210,22 +214,20 @@ class DiffusionDrafter:
             options = replace(options, block=0)
         if not takes_pins(self._spec, width):
             draft.asked, pins = must_say, ()
-        given: tuple[tuple[int, int], ...] = ()
-        if self._spec.dialogue is not None:
-            sign, mode = self._spec.dialogue.call, request.tool_choice.mode
-            may_call = mode != "none" and bool(self.prompts.offered(request.tools))
-            if not may_call:
-                options = replace(options, logit_bias=((sign, -math.inf),))
-            elif mode == "required":
-                given = ((0, sign),)
+        sign = call_sign(self._codec)
+        if sign is not None and not may_call:
+            options = replace(options, logit_bias=(*options.logit_bias, (sign, -math.inf)))
+        # The built-in family is not asked in words.
+        asked = draft.asked if self._spec.dialogue is None else ()
         return drafts.DraftSpec(
-            prompt=tuple(self.prompts.write(request.conversation_id, request.turns, draft.asked, request.tools)),
+            prompt=tuple(self.prompts.write(request.conversation_id, request.turns, asked, request.tools)),
             conversation=request.conversation_id,
             width=width,
             plan=self._plan(request.plan, 0, is_first=True),
             pins=pins,
             options=replace(options, temperature=request.temperature or self._defaults.temperature, seed=request.seed),
-            given=given,
+            given=((0, sign),) if must_call and sign is not None else (),
+            unpinned=sign if self._spec.dialogue is not None else None,
         )
 
     def _replan(self, draft: Draft, plan: StepPlan) -> None:
@@ -246,6 +248,13 @@ class DiffusionDrafter:
         )
 
     def _tell(self, draft: DiffusionDraft, event: drafts.Event) -> None:
+        try:
+            self._pass_on(draft, event)
+        except Exception as error:  # A bug here must not leave a caller waiting for events that never come.
+            draft.fail(error)
+            raise
+
+    def _pass_on(self, draft: DiffusionDraft, event: drafts.Event) -> None:
         now = time.monotonic()
         match event:
             case drafts.Committed(tokens=tokens):
@@ -314,6 +323,23 @@ def cache_bytes(checkpoint: Checkpoint, length: int) -> int:
         return CACHE_BYTES
     token = sum(part.numel() * part.element_size() for store in checkpoint.model.new_stores(1, 1) for part in store)
     return max(CACHE_BYTES, CACHED_PROMPTS * (length + checkpoint.spec.block) * token)
+
+
+def fitting_pins(
+    texts: Sequence[str], encode: Callable[[str], tuple[int, ...]], width: int
+) -> tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]:
+    """Pins that a canvas holds together, an end-of-turn behind them, and the texts that are too long for that."""
+    pins: list[tuple[int, ...]] = []
+    beyond: list[str] = []
+    room = width - 1
+    for text in texts:
+        pin = encode(text)
+        if 0 < len(pin) <= room:
+            pins.append(pin)
+            room -= len(pin)
+        else:
+            beyond.append(text)
+    return tuple(pins), tuple(beyond)
 
 
 def takes_pins(spec: ModelSpec, width: int) -> bool:

@@ -14,12 +14,20 @@ from dllm.calls import Call, Tool, read_call, typed_arguments
 from dllm.codec import Codec
 from dllm.detokenize import IncrementalDecoder
 from dllm.errors import CallError, ConfigError
+from dllm.hub_codec import HubCodec
 from dllm.text import DialogueCodec
 from voice_pipelines.adapters.remote_text import spoken_part
 from voiceagent.tools import ToolCall, ToolSpec
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 CUT_OFF = "it was cut off: too long for one reply"
+
+
+def call_sign(codec: Codec) -> int | None:
+    """The token that begins a call, where one token does."""
+    if isinstance(codec, DialogueCodec):
+        return codec.special.call
+    return codec.tokenizer.token_to_id(OPEN) if isinstance(codec, HubCodec) else None
 
 
 class ReplyReader(Protocol):
@@ -109,6 +117,8 @@ class ChatReader:
             return ToolCall("tool", {}, problem=CUT_OFF)
         try:
             body = json.loads(block, parse_constant=_refuse)
+            # It is told again in every later prompt, which takes no lone surrogate and no number like 1e999.
+            json.dumps(body, ensure_ascii=False, allow_nan=False).encode("utf-8")
             name, arguments = body["name"], body.get("arguments") or {}
             if not isinstance(name, str) or not isinstance(arguments, dict):
                 raise TypeError

@@ -103,7 +103,8 @@ class DialoguePrompts:
             dropped = 0
         size = len(head) + sum(map(len, rest[dropped:]))
         if size > limit:
-            while size > min(PROMPT_KEEP, limit * 2 // 3) and dropped < len(rest) - 2:
+            most = droppable(turns[has_system:])
+            while size > min(PROMPT_KEEP, limit * 2 // 3) and dropped < most:
                 size -= len(rest[dropped])
                 dropped += 1
         self._dropped[conversation] = dropped
@@ -126,6 +127,12 @@ class DialoguePrompts:
 
     def forget(self, conversation: str) -> None:
         self._dropped.pop(conversation, None)
+
+
+def droppable(turns: Sequence[PromptTurn]) -> int:
+    """How many of the oldest turns a prompt can do without: not the last two, nor what the caller said before calls and their results."""
+    spoken = [at for at, turn in enumerate(turns) if turn.role == "user"]
+    return min([len(turns) - 2, *spoken[-1:]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +171,11 @@ class ChatPrompts:
             dropped = 0
         tokens = self._encode([*head, *rest[dropped:]], must_say, tools)
         if len(tokens) > self._room:
-            while len(tokens) > self._room * 2 // 3 and dropped < len(rest) - 2:
+            most = droppable(rest)
+            while len(tokens) > self._room * 2 // 3 and dropped < most:
                 dropped += 1
                 # What an agent said, or a note, means little without the words before it.
-                if rest[dropped].role == "user" or dropped == len(rest) - 2:
+                if rest[dropped].role == "user" or dropped == most:
                     tokens = self._encode([*head, *rest[dropped:]], must_say, tools)
         self._dropped[conversation] = dropped
         if len(tokens) > self._room:

@@ -230,6 +230,8 @@ def read_call(pieces: Sequence[CallPiece]) -> ToolCall | None:
     name, text = "".join(piece.name for piece in first), "".join(piece.arguments for piece in first)
     try:
         arguments = json.loads(text or "{}", parse_constant=_refuse)
+        # It is told again in every later request, which takes no lone surrogate and no number like 1e999.
+        json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):

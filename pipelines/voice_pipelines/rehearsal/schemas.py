@@ -6,8 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from num2words import num2words
-
+from dllm.numerals import cardinal
 from dllm.text import spoken_form
 from voice_pipelines.rehearsal.words import (
     address,
@@ -126,9 +125,7 @@ def draw_value(parameter: Parameter, rng: random.Random) -> Value:
     lists = table("tools")["lists"]
     match parameter.kind:
         case "people" | "count":
-            return _as_said(
-                str(num2words(rng.randint(1, 14) if rng.random() < 0.85 else rng.randint(15, 60))).replace("-", " ")
-            )
+            return _as_said(cardinal(rng.randint(1, 14) if rng.random() < 0.85 else rng.randint(15, 60)))
         case "day":
             return _as_said(_day(rng))
         case "time":

@@ -12,8 +12,9 @@ import pytest
 
 from dllm import loader
 from dllm.cli import main
+from dllm.evaluate.about import about_data, about_training
 from dllm.evaluate.card import cell, write_card
-from dllm.evaluate.measurements import SECTIONS, best_row
+from dllm.evaluate.measurements import SECTIONS, best_row, possible
 from dllm.evaluate.record import Record
 from tests.dllm import tiny
 
@@ -121,6 +122,56 @@ def test_a_baseline_is_measured_where_it_matters_and_nothing_else_again(
     assert data["timed"]["rows"][-1]["name"] == "baseline autoregressive"
 
 
+def test_an_undistilled_checkpoint_answers_the_same_prompts(folder: Path, tmp_path: Path) -> None:
+    loader.save(tmp_path / "other", tiny.spec(), tiny.model(2, 4.0).state_dict(), tiny.codec())
+    (tmp_path / "card.json").write_bytes((folder / "card.json").read_bytes())
+    assert main(command(folder, "--undistilled", str(tmp_path / "other"), "--out", str(tmp_path / "card.md"))) == 0
+    parallel = Record(tmp_path / "card.json").data["parallel"]
+    assert set(parallel) == {"shipped", "undistilled"}
+    assert parallel["shipped"]["prompts"] == parallel["undistilled"]["prompts"]
+    assert [len(found["rows"]) for found in parallel.values()] == [2, 2]
+    assert parallel["shipped"]["rows"] == read(folder)["parallel"]["shipped"]["rows"]
+
+
+def test_times_of_another_machine_are_not_kept(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "card.json").write_bytes((folder / "card.json").read_bytes())
+    monkeypatch.setattr("dllm.evaluate.about._processor", lambda: "an abacus")
+    assert main(command(folder, "--out", str(tmp_path / "card.md"))) == 0
+    done = dict(line.split(None, 1) for line in capsys.readouterr().err.splitlines())
+    assert {name for name, what in done.items() if what != "kept"} == {"timed"}
+
+
+def test_a_canvas_that_no_reply_fits_is_said_to_measure_nothing(folder: Path) -> None:
+    class Narrow:
+        width = 8
+        choose = staticmethod(lambda *_: [])
+        prompts: dict[str, list[Any]] = {}  # noqa: RUF012
+        checkpoint = loader.load(folder / "model")
+
+    reasons = {section.name: possible(Narrow(), section) for section in SECTIONS}  # type: ignore[arg-type]
+    assert reasons["samplers"] == reasons["timed"] == "no held-back reply fits a canvas of 8"
+    assert reasons["widths"] is not None and reasons["likelihood"] is None
+
+
+def test_answers_that_training_shows_word_for_word_are_counted(tmp_path: Path) -> None:
+    def write(part: str, *replies: str) -> None:
+        turns = [[{"role": "user", "text": "hi"}, {"role": "agent", "text": reply}] for reply in replies]
+        lines = [json.dumps({"id": str(number), "turns": one}) for number, one in enumerate(turns)]
+        (tmp_path / f"tea.{part}.jsonl").write_text("\n".join(lines))
+
+    write("dev", "Hello!", "Hello!", "Tea?")
+    assert about_data([tmp_path], {"tea": 1.0}, "dev")["tea"]["seen"] is None
+    write("train", "Hello!", "Hello!", "Milk?")
+    assert about_data([tmp_path], {"tea": 1.0}, "dev")["tea"]["seen"] == [2, 3]
+
+
+def test_a_run_that_went_on_from_a_checkpoint_says_so(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"config": {"init": "some/where/small"}}))
+    assert about_training(tmp_path) == {"objective": "dialogue", "init": "small"}
+
+
 def test_missed_targets_stand_among_the_limits(folder: Path) -> None:
     limits = (folder / "card.md").read_text().split("## Limits")[1]
     assert "Target missed: tool calls exact" in limits
@@ -142,11 +193,28 @@ def test_data_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_best_setting_is_the_quickest_whose_quality_is_inside_the_first_one_s_interval() -> None:
-    def row(forward: float, quality: float, low: float) -> dict[str, Any]:
-        return {"measures": {"tokens_per_forward": {"value": forward}, "chrf": {"value": quality, "low": low}}}
+    one = row(1, 50)
+    assert best_row([one, row(2, 46), row(3, 44)], [one["measures"]]) == 1
+    assert best_row([one, row(2, 40)], [one["measures"]]) == 0
+    assert best_row([one, row(2, 50, judge=-3.0), row(3, 50, faulty=0.3)], [one["measures"]]) == 0
 
-    assert best_row([row(1, 50, 45), row(2, 46, 40), row(3, 44, 40)]) == 1
-    assert best_row([row(1, 50, 45), row(2, 40, 30)]) == 0
+
+def test_a_checkpoint_that_got_worse_as_a_whole_is_not_compared_with_itself_alone() -> None:
+    before, worse = row(1, 60), row(1, 50)
+    assert best_row([worse, row(4, 50)], [worse["measures"]]) == 1
+    assert best_row([worse, row(4, 50)], [worse["measures"], before["measures"]]) == 0
+
+
+def row(forward: float, chrf: float, judge: float = -1.0, faulty: float = 0.0) -> dict[str, Any]:
+    """A setting whose intervals reach 5 of chrF, .5 nats and .1 of the replies to either side."""
+    return {
+        "measures": {
+            "tokens_per_forward": {"value": forward},
+            "chrf": {"value": chrf, "low": chrf - 5},
+            "log_likelihood": {"value": judge, "low": judge - 0.5},
+            "faulty": {"value": faulty, "high": faulty + 0.1},
+        }
+    }
 
 
 def test_cells_show_intervals_and_what_was_not_measured() -> None:

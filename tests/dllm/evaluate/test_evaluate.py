@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from dllm.errors import ConfigError
 from dllm.evaluate.likelihood import causal_log_likelihoods, held_back_likelihood
 from dllm.evaluate.prompts import Prompt, prompts_from_row
 from dllm.evaluate.replies import Judge
@@ -86,4 +88,12 @@ def test_quality_is_one_at_the_best_step_count_and_agreement_at_the_most() -> No
 
 
 def test_prompts_whose_answer_is_wider_than_the_canvas_are_left_out() -> None:
-    assert quality(of_length(12), (8, 16), (1, 2)).prompts == (0, 1)
+    report = quality(of_length(12), (8, 16), (1, 2))
+    assert (report.widths, report.prompts) == ((16,), (1,))
+    assert len(report.quality) == len(report.agreement) == len(report.log_likelihood) == 1
+
+
+def test_a_judge_must_have_learned_to_look_back_only() -> None:
+    model = Transformer(replace(SPEC, causal_verify=False))
+    with pytest.raises(ConfigError, match="a checkpoint with a causal mode"):
+        Judge(model)

@@ -60,6 +60,13 @@ def test_a_capital_at_a_sentence_s_start_makes_no_name() -> None:
     assert metrics.facts_in("Parking is free. Dogs may come in.", "Parking: free. Dogs: yes") == []
 
 
+def test_a_title_belongs_to_its_name_and_ends_no_sentence() -> None:
+    known = "Dr. Aluko is in on Mondays, Mr. Bell never."
+    assert metrics.facts_in("You'll see Dr. Aluko.", known) == [Fact("Dr. Aluko", "name")]
+    assert metrics.facts_in("Mr. Bell is out.", known) == [Fact("Mr. Bell", "name")]
+    assert metrics.facts_in("You'll see Dr. Bell.", known) == []
+
+
 @pytest.mark.parametrize(
     ("text", "fact", "is_stated"),
     [

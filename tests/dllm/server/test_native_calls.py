@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import httpx
 import pytest
 from hypothesis import given
@@ -43,11 +45,21 @@ def test_everything_else_is_text_however_it_arrives(text: str, cuts: list[int]) 
     assert read(text, cuts) == ([text] if text else [])
 
 
-@pytest.mark.parametrize(
-    "said", ["book_table", "cancel_table; people: four", "book_table; people: soon", "book_table; people", ""]
-)
-def test_a_call_that_does_not_fit_stays_text(said: str) -> None:
+@pytest.mark.parametrize("said", ["cancel_table; people: four", "book_table; people", "book a table", ""])
+def test_what_is_no_call_of_a_tool_stays_text(said: str) -> None:
     assert read(f"{MARK} {said}", []) == ([said] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("said", "arguments"),
+    [
+        ("book_table", "{}"),
+        ("book_table; people: soon", '{"people": "soon"}'),
+        ("book_table; hat: red", '{"hat": "red"}'),
+    ],
+)
+def test_a_call_whose_arguments_do_not_fit_is_the_clients_to_refuse(said: str, arguments: str) -> None:
+    assert read(f"{MARK} {said}", []) == [ToolCall("book_table", arguments)]
 
 
 def test_text_leaves_at_once_and_a_call_only_when_it_is_whole() -> None:
@@ -90,3 +102,25 @@ def test_a_client_sees_the_models_own_call() -> None:
                 assert call["function"] == {"name": "book_table", "arguments": '{"people": 4, "day": "friday"}'}
 
     run_async(main())
+
+
+@pytest.mark.parametrize(("choice", "may_call"), [("auto", True), ("none", False), (None, False)])
+def test_a_model_that_may_not_call_cannot(choice: str | None, may_call: bool) -> None:
+    """Without tools the words of a call would be the reply."""
+    codec = tiny.codec()
+    standin = StandInEngine(lambda _: tuple(codec.encode_text("a tea")))
+    tool = {"type": "function", "function": {"name": "book_table", "parameters": TABLE.parameters}}
+
+    async def main() -> None:
+        async with EngineRunner(standin) as runner:
+            transport = httpx.ASGITransport(create_app(runner, codec, ROOMY))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                body: dict[str, object] = {"messages": [{"role": "user", "content": "a table"}]}
+                if choice is not None:
+                    body |= {"tools": [tool], "tool_choice": choice}
+                (await client.post("/v1/chat/completions", json=body)).raise_for_status()
+
+    run_async(main())
+    (spec,) = standin.specs
+    assert ((codec.special.call, -math.inf) not in spec.options.logit_bias) == may_call
+    assert (spec.unpinned == codec.special.call) == may_call

@@ -55,6 +55,11 @@ ORDER = Dialogue(
             "must be an object of strings",
         ),
         ('{"turns": [{"role": "agent", "call": {"name": "pay", "arguments": {"a": ";"}}}]}', "without a semicolon"),
+        ('{"turns": [{"role": "agent", "call": {"name": "pay now"}}]}', "expected the name of a tool"),
+        (
+            '{"turns": [{"role": "agent", "call": {"name": "pay", "arguments": {"a:b": "c"}}}]}',
+            "is read back with other arguments",
+        ),
         ('{"tools": [{"name": "a b"}], "turns": [{"role": "user", "text": "hi"}]}', "tool name"),
         ('{"turns": [{"role": "bot", "text": "hi"}]}', "turn 0: role 'bot' is not one of system, user, note, agent"),
         ('{"turns": [{"role": "agent", "text": "hi", "pins": "hi"}]}', '"pins" must be a list of strings'),
@@ -221,6 +226,21 @@ def test_tools_stand_in_the_system_turn_and_calls_are_turns(tmp_path: Path) -> N
     (answer,) = row.answers
     assert answer.tokens == (CODEC.special.call, *CODEC.encode_text("price; drink: tea"), CODEC.special.end)
     assert row.clean[answer.start : answer.start + len(answer.tokens)] == answer.tokens
+
+
+def copied_text(*turns: Turn) -> str:
+    row = RowMaker(CODEC, PLAIN).make(Dialogue("1", "cafe", turns), SourceConfig(), random.Random(1))
+    assert row is not None
+    pairs = zip(row.answers[0].tokens, row.answers[0].copied, strict=True)
+    return CODEC.decode([token for token, is_copied in pairs if is_copied])
+
+
+def test_what_was_told_is_marked_as_copied_and_words_that_make_sentences_are_not() -> None:
+    told = copied_text(*ORDER.turns)
+    assert "mocha" in told and "5" in told and "that" not in told
+    user, reply = Turn("user", "a mocha"), Turn("agent", "A mocha.")
+    assert copied_text(user, reply) == "", "a reply is told by notes and the system turn, not by the caller"
+    assert "mocha" in copied_text(Turn("user", "a mocha"), Turn("agent", "price; drink: mocha", is_call=True))
 
 
 def test_a_user_turn_that_is_cut_or_whole_asks_for_its_rest() -> None:

@@ -13,9 +13,10 @@ import torch
 
 from dllm import loader
 from dllm.cli import main
+from dllm.drafts import Plan
 from dllm.errors import CheckpointError, ConfigError, DataError
-from dllm.evaluate.forwards import Forwards, tokens_per_forward
 from dllm.evaluate.prompts import Prompt
+from dllm.evaluate.writing import Way, Writer, Written
 from dllm.habits import family_options
 from dllm.loader import Checkpoint
 from dllm.models.builtin import FAMILY
@@ -110,8 +111,14 @@ def askings() -> list[Asking]:
     return [Asking(prompt_of(text), 32) for text in PROMPTS]
 
 
-def written(network: Transformer, threshold: float) -> Forwards:
-    return tokens_per_forward(network, TABLE, prompts(), threshold, width=32, options=OPTIONS)
+def written(network: Transformer, threshold: float) -> list[Written]:
+    """Replies with no ceiling on steps: the threshold alone decides how many tokens a forward gives."""
+    way = Way("threshold", Plan(32, 32, threshold, by_clause=False), OPTIONS, 32)
+    return Writer(network, TABLE).write(prompts(), [way])[0]
+
+
+def tokens_per_forward(replies: list[Written]) -> float:
+    return sum(len(one.tokens) for one in replies) / sum(one.forwards for one in replies)
 
 
 # --- what the network is asked ----------------------------------------------------------------------------------------
@@ -309,7 +316,7 @@ def test_a_model_without_a_good_reply_has_nothing_to_learn_from(tmp_path: Path) 
 def test_a_distilled_model_writes_the_same_replies_with_fewer_forwards(tmp_path: Path, method: str) -> None:
     before = written(knowing(), 0.9)
     slow = written(knowing(), 1.0)
-    assert slow.tokens_per_forward <= 1.0
+    assert tokens_per_forward(slow) <= 1.0
     trajectories = [one for one in write(knowing(), TABLE, askings(), OPTIONS) if one is not None]
     tuner = Tuner(tmp_path, checkpoint_of(knowing()), TuneConfig(learning_rate=3e-3, warmup_steps=2), Budget(steps=40))
     config = DistillConfig(method=method, replies_per_step=6, states_per_reply=2)
@@ -317,8 +324,8 @@ def test_a_distilled_model_writes_the_same_replies_with_fewer_forwards(tmp_path:
     tuner.run(distiller.take_step)
     after = written(loader.load(tmp_path / "export").model, 0.9)
     known = [number for number, one in enumerate(write(knowing(), TABLE, askings(), OPTIONS)) if one is not None]
-    assert [after.replies[at] for at in known] == [slow.replies[at] for at in known]
-    assert after.tokens_per_forward > 2 * before.tokens_per_forward
+    assert [after[at].tokens for at in known] == [slow[at].tokens for at in known]
+    assert tokens_per_forward(after) > 2 * tokens_per_forward(before)
 
 
 def test_a_resumed_run_is_the_run_it_continues_bit_for_bit(tmp_path: Path) -> None:

@@ -115,6 +115,13 @@ def test_pins_are_left_alone_and_not_counted() -> None:
     assert {at: weight for at, weight in noisy.losses if at < 4} == {0: 0.5, 3: 0.5}
 
 
+def test_what_is_copied_weighs_more_and_a_pin_still_nothing() -> None:
+    made = Answer(3, (30, 31, 32, END), (False, True, False, False), copied=(True, True, False, False))
+    config = replace(RANDOM_ONLY, copied_weight=3.0)
+    noisy = objective.noisy_canvas(made, 1.0, SPEC, config, generator())
+    assert {at: weight for at, weight in noisy.losses if at < 4} == {0: 3 / 5, 2: 1 / 5, 3: 1 / 5}
+
+
 def test_the_rest_of_a_turn_is_asked_for_on_a_canvas_of_masks() -> None:
     whole = objective.noisy_canvas(Answer(3, (END,), (False,), "rest"), 0.1, SPEC, RANDOM_ONLY, generator())
     assert whole.shown == [MASK] * SPEC.canvas_multiple

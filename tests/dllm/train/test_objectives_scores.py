@@ -17,7 +17,7 @@ from dllm.train.objectives.score_entropy import (
     absorbing_entropy,
     uniform_entropy,
 )
-from dllm.train.objectives.uniform import Uniform, UniformOptions, uniform_bound
+from dllm.train.objectives.uniform import Uniform, UniformOptions, given_others, uniform_bound
 from tests.dllm.train.objective_batches import (
     MASK,
     UNIFORM,
@@ -145,6 +145,28 @@ def test_the_uniform_bound_of_a_single_token_integrates_to_its_entropy():
     entropy = -float((PRIOR * PRIOR.log()).sum())
     # The midpoint rule over 4,000 times leaves less than 1 %.
     assert total == pytest.approx(entropy, rel=0.01)
+
+
+def test_outputs_given_all_tokens_are_led_back_to_those_given_the_others():
+    size = 3
+    held = torch.arange(size).repeat(2)
+    time = torch.tensor([0.2] * size + [0.9] * size, dtype=torch.float64)
+    likelihood = ((1 - time).view(-1, 1) * torch.eye(size, dtype=torch.float64)[held] + time.view(-1, 1) / size).float()
+    given_all = (PRIOR * likelihood).log() + 0.7
+    torch.testing.assert_close(
+        given_others(given_all, held, time).softmax(-1), PRIOR.expand(2 * size, -1), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("loss", ["bound", "cross_entropy"])
+def test_how_outputs_are_read_matters_to_the_bound_alone(loss):
+    spec = plain_spec(**UNIFORM)
+    network, batch = network_of(spec), packed([[(2, 6), (1, 3)]])
+    others, every = (
+        detached(Uniform(spec, UniformOptions(loss=loss, given=given))(network, batch, generator()).loss)
+        for given in ("others", "all")
+    )
+    assert (others == every) == (loss == "cross_entropy")
 
 
 @pytest.mark.parametrize("schedule", ["loglinear", "geometric"])

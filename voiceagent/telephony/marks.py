@@ -1,0 +1,91 @@
+"""What a phone has played, told by the marks that come back. Pure bookkeeping; every time is passed in.
+
+A bridge plays what it is sent as a queue, and returns a mark once everything in front of it was played. What a mark confirms was
+heard; behind the newest one time itself tells how far the next piece has come, but never past the mark that has not come back yet. So
+the position errs to the early side: a word counts as heard when it was.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+MAX_PENDING = 4096
+"""Marks remembered; a bridge that returns none lets them grow, and the oldest have long been played."""
+OVERDUE_S = 2.0
+"""A first mark that is so much later than its audio can have been played: this bridge returns none."""
+
+ROUND_TRIP_S = 0.2
+"""A piece that left so long before a mark came back was in the queue behind it, and began to play when that mark was passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A stretch of an item's audio, in seconds from the item's first sample, and when it was sent."""
+
+    item_id: str
+    start_s: float
+    end_s: float
+    sent: float
+
+
+class Marks:
+    """The pieces on their way to the caller's ear, each with its mark."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._epoch = 1
+        self._pending: OrderedDict[str, _Piece] = OrderedDict()
+        self._returned_at: float | None = None
+        """When the newest mark came back; what is queued behind it has been playing since."""
+        self._ever_returned = False
+
+    @property
+    def is_playing(self) -> bool:
+        """Whether anything has been sent that no mark has confirmed."""
+        return bool(self._pending)
+
+    def sent(self, item_id: str, start_s: float, end_s: float, now: float) -> str:
+        """Another piece left; the name of the mark that has to follow it."""
+        name = f"{self._epoch}.{next(self._numbers)}"
+        self._pending[name] = _Piece(item_id, start_s, end_s, now)
+        if len(self._pending) > MAX_PENDING:
+            self._pending.popitem(last=False)
+        return name
+
+    def returned(self, name: str, now: float) -> Mapping[str, float]:
+        """A mark has come back; how much of which items has been played, by item id in seconds.
+
+        A mark that is not ours, or was in the queue when it was cleared, says nothing: bridges return those at once, unplayed.
+        """
+        if name not in self._pending:
+            return {}
+        self._ever_returned = True
+        self._returned_at = now
+        played: dict[str, float] = {}
+        while True:  # A queue: what lies in front of this mark was played too.
+            first, piece = self._pending.popitem(last=False)
+            played[piece.item_id] = piece.end_s
+            if first == name:
+                return played
+
+    def heard(self, now: float) -> Mapping[str, float] | None:
+        """How much was heard of every item that is still playing; None when this bridge does not tell."""
+        if not self._pending:
+            return {}
+        first = next(iter(self._pending.values()))
+        if not self._ever_returned and now > first.sent + (first.end_s - first.start_s) + OVERDUE_S:
+            return None
+        heard = {piece.item_id: 0.0 for piece in reversed(self._pending.values())}
+        played_s = 0.0
+        if self._returned_at is not None and first.sent + ROUND_TRIP_S <= self._returned_at:
+            played_s = min(max(now - self._returned_at, 0.0), first.end_s - first.start_s)
+        heard[first.item_id] = first.start_s + played_s
+        return heard
+
+    def cleared(self) -> None:
+        """The bridge was told to forget its queue; the marks that it returns for that reason no longer count."""
+        self._pending.clear()
+        self._epoch += 1
