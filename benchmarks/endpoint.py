@@ -36,10 +36,10 @@ from tapes import TAIL_S, Tape, TapeMaker, draw_pause, entries
 from dllm import loader
 from dllm.text import spoken_form
 from voice_pipelines.adapters.diffusion import DiffusionDrafter
-from voice_pipelines.adapters.diffusion_turns import DiffusionTurnScorer
+from voice_pipelines.adapters.diffusion_turns import NO_SOUND, DiffusionTurnScorer
 from voice_pipelines.asr.vocabulary import Vocabulary
 from voice_pipelines.settings import load
-from voiceagent.backends import BackendInfo, PromptTurn
+from voiceagent.backends import BackendInfo, PromptTurn, TurnSoFar
 from voiceagent.endpoint import EndpointSettings, Evidence, decide
 from voiceagent.endpoint_dictation import is_dictation
 from voiceagent.endpoint_words import PauseWords, Question
@@ -125,7 +125,7 @@ class Scores:
         if key not in self._known:
             turns = (*before, PromptTurn("user", words))
             began = time.perf_counter()
-            self._known[key] = await self._scorer.completeness("bench", turns)
+            self._known[key] = await self._scorer.completeness(TurnSoFar("bench", turns, (), NO_SOUND))
             self.seconds.append(time.perf_counter() - began)
         return self._known[key]
 

@@ -286,23 +286,36 @@ class Drafter(Protocol):
 # --- the end of a turn -------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class TurnSoFar:
+    """A caller's turn in which there is a pause."""
+
+    conversation_id: str
+    turns: tuple[PromptTurn, ...]
+    """The conversation; the last are the caller's words so far."""
+    tools: tuple[ToolSpec, ...]
+    """What the agent may call: they are part of the prompt that a reply will have."""
+    audio: Samples
+    """The last seconds heard, at most `LOOK_BACK_S` of them, up to now."""
+
+
+LOOK_BACK_S = 8.0
+
+
 class TurnScorer(Protocol):
-    """Asked while the caller pauses, each time their words have changed. Whoever made it closes what it runs on."""
+    """Asked while the caller pauses, each time their words have changed."""
 
     info: BackendInfo
 
-    async def completeness(
-        self, conversation_id: str, turns: Sequence[PromptTurn], tools: Sequence[ToolSpec] = ()
-    ) -> float:
-        """Probability in [0, 1] that nothing follows the last of `turns`, which are the caller's words so far.
-
-        Args:
-            tools: What the agent may call: they are part of the prompt that a reply will have.
+    async def completeness(self, turn: TurnSoFar) -> float:
+        """Probability in [0, 1] that nothing follows.
 
         Raises:
             BackendError: If it cannot be said; silence alone decides then.
         """
         ...
+
+    async def aclose(self) -> None: ...
 
 
 # --- speech -----------------------------------------------------------------------------------------------------------

@@ -272,6 +272,11 @@ class ModelsConfig:
         bool,
     )
     tts: str = _key("auto", "Voice, such as `espeak` or `piper:en_US-amy-medium`.", "`auto` or a voice", bool)
+    endpoint: str = _key(
+        "",
+        "Smart Turn v3 (ONNX) that judges by the sound whether a turn is complete, beside the words.",
+        "a path, or empty",
+    )
     device: str = _key("auto", "Where the diffusion model runs: `cpu`, `cuda`, `mps`.", "`auto` or a device", bool)
     threads: int = _key(
         0,

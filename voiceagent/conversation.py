@@ -20,12 +20,14 @@ from voiceagent.agent import AgentProfile, NoteTaker
 from voiceagent.asking import Asking
 from voiceagent.backends import (
     INPUT_RATE_HZ,
+    LOOK_BACK_S,
     Drafter,
     Partial,
     Samples,
     Synthesizer,
     Transcriber,
     TurnScorer,
+    TurnSoFar,
     VoiceDetector,
 )
 from voiceagent.budget import BudgetController, Stage
@@ -56,7 +58,7 @@ from voiceagent.events import (
 )
 from voiceagent.hearing import Hearing
 from voiceagent.history import History
-from voiceagent.listener import Endpoint, Listener, Onset, Utter
+from voiceagent.listener import KEEP_S, Endpoint, Listener, Onset, Utter
 from voiceagent.playout import Playout
 from voiceagent.reply import Reply, ReplyRequest
 from voiceagent.session import ResponseOptions, SessionSettings
@@ -406,10 +408,14 @@ class Conversation:
 
     async def _ask_scorer(self, words: str, answer: Callable[[float | None], None]) -> None:
         assert self._backends.scorer is not None
-        so_far = self._asking.so_far(self.settings, words)
-        tools = self._asking.tools(self.settings, ResponseOptions())
+        turn = TurnSoFar(
+            self.id,
+            self._asking.so_far(self.settings, words),
+            self._asking.tools(self.settings, ResponseOptions()),
+            self._listener.recent(LOOK_BACK_S),
+        )
         try:
-            answer(await self._backends.scorer.completeness(self.id, so_far, tools))
+            answer(await self._backends.scorer.completeness(turn))
         except BackendError as error:
             log.warning("conversation %s: whether the caller has finished cannot be said: %s", self.id, error)
             answer(None)
@@ -421,7 +427,7 @@ class Conversation:
             self._begin_hearing(_new_id("item"))
             assert self._hearing is not None
             # Audio of the turn before has been transcribed: heard twice it would be ordered twice.
-            self._hearing.feed(self._listener.recent()[-samples:])
+            self._hearing.feed(self._listener.recent(KEEP_S)[-samples:])
         if self._state.caller is not turns.Caller.SPEAKING:
             self._happened(turns.SpeechBegan(interrupts=False))
         self._listener.restart()

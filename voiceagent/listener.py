@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from voiceagent import endpoint
-from voiceagent.backends import INPUT_RATE_HZ, Samples, VoiceDetectorStream
+from voiceagent.backends import INPUT_RATE_HZ, LOOK_BACK_S, Samples, VoiceDetectorStream
 from voiceagent.endpoint import Evidence
 from voiceagent.endpoint_words import PauseWords
 from voiceagent.session import TurnDetection
@@ -62,7 +62,7 @@ class Listener:
         self._window_samples = window_samples
         self._activity = VoiceActivity(window_samples=window_samples)
         self._detection: TurnDetection | None = None
-        self._kept = PreRoll(round(KEEP_S * INPUT_RATE_HZ))
+        self._kept = PreRoll(round(LOOK_BACK_S * INPUT_RATE_HZ))
         self._skipped = 0
         """Media time that passed without the activity's knowledge, while the client ended its turns itself."""
         self._received = 0
@@ -125,9 +125,9 @@ class Listener:
         """Whatever was being said is over; media time runs on."""
         self._activity.end_utterance()
 
-    def recent(self) -> Samples:
-        """The last seconds heard."""
-        return self._kept.since(self._kept.start_sample)
+    def recent(self, duration_s: float) -> Samples:
+        """The last seconds heard, at most `LOOK_BACK_S`."""
+        return self._kept.since(self._kept.end_sample - round(duration_s * INPUT_RATE_HZ))
 
     def _receive(self, samples: Samples, arrived: float) -> None:
         self._received += samples.size

@@ -211,6 +211,20 @@ def _load_llm(config: Config, source: Path | str | None, reason: str) -> Diffusi
     return DiffusionDrafter(checkpoint, BackendInfo("llm", f"{name}, {size:.1f} M parameters on {device}", reason))
 
 
+def find_smart_turn(config: Config) -> Path | None:
+    """The file that `models.endpoint` names; None when it names none.
+
+    Raises:
+        ConfigError: If there is no such file.
+    """
+    if not config.models.endpoint:
+        return None
+    path = Path(config.models.endpoint).expanduser()
+    if not path.is_file():
+        raise ConfigError("models.endpoint", config.models.endpoint, "the path of an ONNX file")
+    return path
+
+
 def choose_tts(config: Config) -> Callable[[], Synthesizer]:
     """A fetched Piper voice, else eSpeak NG, unless `models.tts` names one of them.
 

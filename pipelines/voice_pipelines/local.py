@@ -7,8 +7,9 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, choose_vad
+from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, choose_vad, find_smart_turn
 from voice_pipelines.settings import agent_profile
 from voice_pipelines.toolbox import Toolbox
 from voiceagent.agent import AgentProfile
@@ -91,8 +92,8 @@ class LocalRuntime:
         """Stop all models; threads and worker processes end."""
         self.is_closed = True
         parts = self.backends
-        tools = () if self.toolbox is None else (self.toolbox,)
-        await asyncio.gather(*(part.aclose() for part in (parts.vad, parts.asr, parts.llm, parts.tts, *tools)))
+        others = [part for part in (parts.scorer, self.toolbox) if part is not None]
+        await asyncio.gather(*(part.aclose() for part in (parts.vad, parts.asr, parts.llm, parts.tts, *others)))
 
 
 async def build(config: Config, *, report: Callable[[BackendInfo], None] = lambda info: None) -> LocalRuntime:
@@ -106,6 +107,7 @@ async def build(config: Config, *, report: Callable[[BackendInfo], None] = lambd
     agent = replace(agent_profile(config), tools=toolbox.tools)
     load_vad, load_asr = choose_vad(config), choose_asr(config)
     load_llm, load_tts = choose_llm(config), choose_tts(config)
+    smart_turn = find_smart_turn(config)
     async with contextlib.AsyncExitStack() as loaded:
         vad = load_vad()
         loaded.push_async_callback(vad.aclose)
@@ -121,7 +123,9 @@ async def build(config: Config, *, report: Callable[[BackendInfo], None] = lambd
         tts = await asyncio.to_thread(load_tts)
         loaded.push_async_callback(tts.aclose)
         report(tts.info)
-        scorer, endpoint_info = await choose_scorer(config, llm)
+        scorer, endpoint_info = await choose_scorer(config, llm, smart_turn)
+        if scorer is not None:
+            loaded.push_async_callback(scorer.aclose)
         report(endpoint_info)
         budget = BudgetController(_with_floor(config, llm), CostModel(), llm.quality_curve)
         runtime = LocalRuntime(
@@ -133,24 +137,35 @@ async def build(config: Config, *, report: Callable[[BackendInfo], None] = lambd
     return runtime
 
 
-async def choose_scorer(config: Config, llm: Drafter) -> tuple[TurnScorer | None, BackendInfo]:
+async def choose_scorer(
+    config: Config, llm: Drafter, smart_turn: Path | None = None
+) -> tuple[TurnScorer | None, BackendInfo]:
     """Who says whether a caller's words are a whole turn, and the line of the start-up report.
 
     Raises:
         ConfigError: If `turn.endpoint` asks for the words and nobody can judge them.
+        BackendError: If the file is no Smart Turn.
     """
-    from voice_pipelines.adapters.diffusion import DiffusionDrafter
-    from voice_pipelines.adapters.diffusion_turns import DiffusionTurnScorer
+    from voice_pipelines.adapters.smart_turn import JointScorer, SmartTurnScorer
 
     if config.turn.endpoint == "silence":
         return None, SILENCE_ALONE
     reason = f"{llm.info.name} cannot say whether a turn is complete"
-    if isinstance(llm, DiffusionDrafter):
-        try:
-            scorer = await DiffusionTurnScorer.create(llm)
-            return scorer, scorer.info
-        except BackendError as error:
-            reason = str(error).removeprefix("endpoint: ")
+    scorers: list[TurnScorer] = []
+    if not llm.info.is_remote:  # Whoever has a remote model may lack the packages of ours.
+        from voice_pipelines.adapters.diffusion import DiffusionDrafter
+        from voice_pipelines.adapters.diffusion_turns import DiffusionTurnScorer
+
+        if isinstance(llm, DiffusionDrafter):
+            try:
+                scorers.append(await DiffusionTurnScorer.create(llm))
+            except BackendError as error:
+                reason = str(error).removeprefix("endpoint: ")
+    if smart_turn is not None:
+        scorers.append(await asyncio.to_thread(SmartTurnScorer, smart_turn))
+    if scorers:
+        scorer = scorers[0] if len(scorers) == 1 else JointScorer(scorers)
+        return scorer, scorer.info
     if config.turn.endpoint == "words":
         raise ConfigError("turn.endpoint", "words", f"`auto` or `silence`: {reason}")
     return None, BackendInfo("endpoint", "silence", reason)

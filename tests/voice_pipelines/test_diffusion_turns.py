@@ -15,14 +15,15 @@ from tests.voice_pipelines.test_diffusion import INFO, with_drafter
 from voice_pipelines.adapters import diffusion_turns
 from voice_pipelines.adapters.diffusion import DiffusionDrafter
 from voice_pipelines.adapters.diffusion_turns import DiffusionTurnScorer
-from voiceagent.backends import PromptTurn
+from voiceagent.backends import PromptTurn, TurnSoFar
 from voiceagent.errors import BackendError
 
-CALL = (
+TURNS = (
     PromptTurn("system", "Be brief."),
     PromptTurn("agent", "Hello!"),
     PromptTurn("user", "I'd like a large mocha with"),
 )
+CALL = TurnSoFar("call", TURNS, (), diffusion_turns.NO_SOUND)
 
 
 def test_the_words_are_judged_as_a_recogniser_writes_them_behind_the_conversation() -> None:
@@ -36,9 +37,9 @@ def test_the_words_are_judged_as_a_recogniser_writes_them_behind_the_conversatio
         ]
         (expected,) = turn_ends(model(), [prompt])
         scorer = DiffusionTurnScorer(drafter)
-        assert await scorer.completeness("call", CALL) == pytest.approx(expected, rel=1e-4)
-        drafter.warm("call", CALL[:2])
-        assert await scorer.completeness("call", CALL) == pytest.approx(expected, rel=1e-4)
+        assert await scorer.completeness(CALL) == pytest.approx(expected, rel=1e-4)
+        drafter.warm("call", TURNS[:2])
+        assert await scorer.completeness(CALL) == pytest.approx(expected, rel=1e-4)
 
     with_drafter(scenario)
 
@@ -75,6 +76,6 @@ def test_an_engine_that_has_ended_is_a_failure_of_this_question_alone() -> None:
         drafter = DiffusionDrafter(Checkpoint(tiny.spec, tiny, codec(), Path("nowhere")), INFO)
         await drafter.aclose()
         with pytest.raises(BackendError, match="endpoint: "):
-            await DiffusionTurnScorer(drafter).completeness("call", CALL)
+            await DiffusionTurnScorer(drafter).completeness(CALL)
 
     run_async(main())

@@ -50,6 +50,7 @@ def configure(folder: Path, *assignments: str) -> Config:
         ("models.llm=gpt", "a checkpoint folder or a fetched model"),
         ("models.llm=llada-8b", "a checkpoint folder or a fetched model"),
         ("models.llm=./some/where", "a checkpoint folder or a fetched model"),
+        ("models.endpoint=no/such.onnx", "the path of an ONNX file"),
         ("models.tts=festival", "expected `auto`, `espeak`, `piper` or `piper:VOICE`"),
         ("models.tts=espeak:whisper", "expected `auto`"),
         ("models.tts=piper", "voiceagent models fetch piper"),

@@ -23,6 +23,7 @@ from voiceagent.backends import (
     StepPlan,
     TokenState,
     Transcript,
+    TurnSoFar,
 )
 from voiceagent.clock import Clock
 from voiceagent.errors import BackendError
@@ -113,18 +114,19 @@ class ScriptedScorer:
 
     def __init__(self, completeness: float | Exception | None) -> None:
         self._completeness = completeness
-        self.asked: list[tuple[PromptTurn, ...]] = []
+        self.asked: list[TurnSoFar] = []
 
-    async def completeness(
-        self, conversation_id: str, turns: Sequence[PromptTurn], tools: Sequence[ToolSpec] = ()
-    ) -> float:
-        self.asked.append(tuple(turns))
+    async def completeness(self, turn: TurnSoFar) -> float:
+        self.asked.append(turn)
         if self._completeness is None:
             await asyncio.Event().wait()
         if isinstance(self._completeness, Exception):
             raise self._completeness
         assert self._completeness is not None
         return self._completeness
+
+    async def aclose(self) -> None:
+        pass
 
 
 class ScriptedDraft:

@@ -692,7 +692,7 @@ def test_the_scorer_is_told_the_conversation_and_asked_once_for_the_same_words()
         await line.clock.advance(10.0)
 
     talk(scenario, heard=("mocha",), settings=BY_WORDS, scorer=scorer)
-    assert [[(turn.role, turn.text) for turn in turns] for turns in scorer.asked] == [
+    assert [[(turn.role, turn.text) for turn in asked.turns] for asked in scorer.asked] == [
         [("system", "You take orders."), ("agent", "Welcome to the café."), ("user", "mocha")]
     ]
 
@@ -708,7 +708,7 @@ def test_words_after_an_unanswered_turn_are_judged_together_with_it() -> None:
             await line.speak_turn()
 
     talk(scenario, heard=("tea", "please"), settings=settings, scorer=scorer)
-    assert [[(turn.role, turn.text) for turn in turns] for turns in scorer.asked] == [
+    assert [[(turn.role, turn.text) for turn in asked.turns] for asked in scorer.asked] == [
         [("user", "tea")],
         [("user", "tea please")],
     ]

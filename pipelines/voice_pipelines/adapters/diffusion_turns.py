@@ -6,15 +6,14 @@ and a canvas of masks. Whether a checkpoint was taught the question cannot be se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numpy as np
 
 from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.transcript import turn_end
 from voice_pipelines.adapters.diffusion import DiffusionDrafter
-from voiceagent.backends import BackendInfo, PromptTurn
+from voiceagent.backends import BackendInfo, PromptTurn, TurnSoFar
 from voiceagent.errors import BackendError
-from voiceagent.tools import ToolSpec
 
 KNOWN = (
     ("how much is the tea", True),
@@ -25,6 +24,7 @@ KNOWN = (
     ("and could you also", False),
 )
 """Turns that anybody would say are complete, or are not."""
+NO_SOUND = np.zeros(0, np.float32)
 LEAST_GAP = 0.3
 """How much more probable the end of a complete turn must be than that of the other kind, on average."""
 
@@ -46,7 +46,7 @@ class DiffusionTurnScorer:
         scorer = DiffusionTurnScorer(drafter)
         sums = {True: 0.0, False: 0.0}
         for words, is_complete in KNOWN:
-            sums[is_complete] += await scorer.completeness("", (PromptTurn("user", words),))
+            sums[is_complete] += await scorer.completeness(TurnSoFar("", (PromptTurn("user", words),), (), NO_SOUND))
         half = len(KNOWN) // 2
         if (sums[True] - sums[False]) / half < LEAST_GAP:
             raise BackendError(
@@ -56,11 +56,9 @@ class DiffusionTurnScorer:
             )
         return scorer
 
-    async def completeness(
-        self, conversation_id: str, turns: Sequence[PromptTurn], tools: Sequence[ToolSpec] = ()
-    ) -> float:
+    async def completeness(self, turn: TurnSoFar) -> float:
         def ask(engine: Engine) -> float:
-            tokens = self._drafter.prompts.write(conversation_id, turns, (), tools)
+            tokens = self._drafter.prompts.write(turn.conversation_id, turn.turns, (), turn.tools)
             # A reply's prompt ends with the words, <end> and the agent's role token.
             return turn_end(engine, tokens[:-2])
 
@@ -68,3 +66,6 @@ class DiffusionTurnScorer:
             return await self._drafter.ask_engine(ask)
         except DllmError as error:
             raise BackendError("endpoint", str(error)) from error
+
+    async def aclose(self) -> None:
+        """Nothing: the engine is the drafter's."""
