@@ -35,8 +35,9 @@ from tapes import TAIL_S, Tape, TapeMaker, draw_pause, entries
 
 from dllm import loader
 from dllm.text import spoken_form
+from dllm.transcript import TurnEnd
 from voice_pipelines.adapters.diffusion import DiffusionDrafter
-from voice_pipelines.adapters.diffusion_turns import NO_SOUND, DiffusionTurnScorer
+from voice_pipelines.adapters.diffusion_turns import CALIBRATION, CERTAIN, NO_SOUND, Calibration, DiffusionTurnScorer
 from voice_pipelines.asr.vocabulary import Vocabulary
 from voice_pipelines.settings import load
 from voiceagent.backends import BackendInfo, PromptTurn, TurnSoFar
@@ -49,6 +50,8 @@ ROOT = Path(__file__).parent.parent
 KINDS = ("order", "command", "telephone", "noisy", "number", "read", "long")
 EARLY_S = 0.15
 """An endpoint so long before the end of speech is a cut-off (the recordings' times are no more exact)."""
+RIDGE = 1e-2
+"""Keeps the regression finite where a line separates the answers."""
 GOAL = 0.05
 """Share of utterances that may be cut off."""
 ASKED = {"number": "Sure. What's your phone number?"}
@@ -74,6 +77,8 @@ class Case:
     moments: tuple[tuple[VoicedUtterance, Evidence | None], ...]
     last_s: float
     """Where it ends, should nothing be decided."""
+    answers: tuple[tuple[TurnEnd, bool], ...]
+    """The model's last answer in each pause, and whether the turn was over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +110,9 @@ class Scores:
         digest = hashlib.sha256((checkpoint.path / "model.safetensors").read_bytes()).hexdigest()
         self.model = {"weights_sha256": digest, "parameters": sum(p.numel() for p in checkpoint.model.parameters())}  # type: ignore[attr-defined]
         self._file = cache / f"scores-{digest[:16]}.json"
-        self._known: dict[str, float] = json.loads(self._file.read_text("utf-8")) if self._file.is_file() else {}
+        self._known: dict[str, tuple[float, float]] = (
+            json.loads(self._file.read_text("utf-8")) if self._file.is_file() else {}
+        )
         self._drafter = DiffusionDrafter(checkpoint, BackendInfo("llm", "the model", "benchmark"))
         self._scorer = DiffusionTurnScorer(self._drafter)
         self.seconds: list[float] = []
@@ -120,14 +127,15 @@ class Scores:
         self._file.write_text(json.dumps(self._known), "utf-8")
         await self._drafter.aclose()
 
-    async def completeness(self, before: tuple[PromptTurn, ...], words: str) -> float:
+    async def ask(self, before: tuple[PromptTurn, ...], words: str) -> TurnEnd:
         key = json.dumps([[turn.role, turn.text] for turn in before] + [words])
         if key not in self._known:
             turns = (*before, PromptTurn("user", words))
             began = time.perf_counter()
-            self._known[key] = await self._scorer.completeness(TurnSoFar("bench", turns, (), NO_SOUND))
+            end = await self._scorer.ask(TurnSoFar("bench", turns, (), NO_SOUND))
             self.seconds.append(time.perf_counter() - began)
-        return self._known[key]
+            self._known[key] = (end.probability, end.surprise)
+        return TurnEnd(*self._known[key])
 
     async def warm(self, before: tuple[PromptTurn, ...]) -> None:
         """As a conversation does while its caller begins to speak."""
@@ -144,20 +152,32 @@ async def case_of(tape: Tape, speaker: str, before: tuple[PromptTurn, ...], scor
     words.begin(before[-1].text if before and before[-1].role == "agent" else "")
     asked: Question | None = None
     moments = []
+    answers: dict[int, TurnEnd] = {}
     for number, probability in enumerate(tape.voice):
         activity.update(probability)
         at = activity.position_sample
         while heard and heard[0].at_s <= at / 16_000:
             words.hear(heard.pop(0).text, at)
         if asked is not None:
-            words.answer(asked, await scores.completeness(before, asked.text))
+            end = await scores.ask(before, asked.text)
+            words.answer(asked, CALIBRATION(end))
             asked = None
+            if (utterance := activity.utterance) is not None and utterance.is_paused:
+                answers[utterance.voice_end_sample] = end
         if (utterance := activity.utterance) is None:
             continue
         asked = words.question(at, is_paused=utterance.is_paused)
         if utterance.is_paused or number % 32 == 0:
             moments.append((utterance, words.evidence(at)))
-    return Case(tape.path, tape.kind, speaker, tape.speech_end_s, tuple(moments), len(tape.voice) * SILENCE_WINDOW_S)
+    return Case(
+        tape.path,
+        tape.kind,
+        speaker,
+        tape.speech_end_s,
+        tuple(moments),
+        len(tape.voice) * SILENCE_WINDOW_S,
+        tuple((end, at / 16_000 > tape.speech_end_s - EARLY_S) for at, end in answers.items()),
+    )
 
 
 def endpoint_s(case: Case, settings: EndpointSettings, *, with_words: bool) -> float | None:
@@ -184,7 +204,8 @@ async def dialogue_cases(paths: Sequence[Path], per_dataset: int, seed: int, sco
             at, pause_s = draw_pause(name, len(words) - 1, seed)
             asked = before[-1].text if before and before[-1].role == "agent" else ""
             await scores.warm(before)
-            middle, end = " ".join(words[: at + 1]), " ".join(words)
+            middle, whole = " ".join(words[: at + 1]), " ".join(words)
+            ends = await scores.ask(before, middle), await scores.ask(before, whole)
             cases.append(
                 Case(
                     name,
@@ -192,12 +213,11 @@ async def dialogue_cases(paths: Sequence[Path], per_dataset: int, seed: int, sco
                     name.partition("#")[0],
                     10.0 + pause_s,
                     (
-                        *_pause(10.0, pause_s, await scores.completeness(before, middle), is_dictation(middle, asked)),
-                        *_pause(
-                            10.0 + pause_s, TAIL_S, await scores.completeness(before, end), is_dictation(end, asked)
-                        ),
+                        *_pause(10.0, pause_s, CALIBRATION(ends[0]), is_dictation(middle, asked)),
+                        *_pause(10.0 + pause_s, TAIL_S, CALIBRATION(ends[1]), is_dictation(whole, asked)),
                     ),
                     10.0 + pause_s + TAIL_S,
+                    ((ends[0], False), (ends[1], True)),
                 )
             )
     return cases
@@ -291,6 +311,22 @@ def halves(cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
     return parts
 
 
+def fit(cases: Sequence[Case]) -> Calibration:
+    """The calibration that makes the answers of these cases most probable: logistic regression by Newton's method."""
+    known = [answer for case in cases for answer in case.answers]
+    odds = torch.logit(torch.tensor([end.probability for end, _ in known], dtype=torch.float64), CERTAIN)
+    surprises = torch.tensor([end.surprise for end, _ in known], dtype=torch.float64)
+    inputs = torch.stack([torch.ones_like(odds), odds, surprises], dim=1)
+    labels = torch.tensor([float(is_over) for _, is_over in known], dtype=torch.float64)
+    weights = torch.zeros(3, dtype=torch.float64)
+    for _ in range(30):
+        chances = torch.sigmoid(inputs @ weights)
+        slopes = inputs.T @ (labels - chances) - RIDGE * weights
+        curvature = inputs.T @ (inputs * (chances * (1 - chances)).unsqueeze(1)) + RIDGE * torch.eye(3).double()
+        weights = weights + torch.linalg.solve(curvature, slopes)
+    return Calibration(*[round(float(weight), 3) for weight in weights])
+
+
 def compare(name: str, cases: Sequence[Case], defaults: EndpointSettings) -> dict[str, Any]:
     """Both curves on the half that is reported, the settings chosen on the other, and what they come to."""
     tuned, reported = halves(cases)
@@ -310,6 +346,7 @@ def compare(name: str, cases: Sequence[Case], defaults: EndpointSettings) -> dic
         "default silence": measure(reported, defaults, with_words=False),
         "silence curve": alone,
         "words curve": words,
+        "calibration fitted here": asdict(fit(tuned)),
         "by kind": {},
     }
     for kind in sorted({case.kind for case in reported}):

@@ -55,8 +55,19 @@ def turn_ends(network: Network, prompts: Sequence[Sequence[int]], *, rows: int =
     return [float(answer.probabilities[0, end]) for answer in probabilities(network, questions, rows=rows)]
 
 
+@dataclass(frozen=True, slots=True)
+class TurnEnd:
+    """What one forward tells of a turn so far."""
+
+    probability: float
+    """That nothing follows; what `turn_ends` gives."""
+    surprise: float
+    """Nats per token of the turn's words that the cache did not hold, each given what is before it; 0 where there are none. Words that were
+    misheard, or of which the model knows nothing, surprise it: then the other number means little."""
+
+
 @torch.inference_mode()
-def turn_end(engine: Engine, prompt: Sequence[int]) -> float:
+def turn_end(engine: Engine, prompt: Sequence[int]) -> TurnEnd:
     """`turn_ends` for one prompt, on what an engine's prefix cache holds of it: a forward of the words that are new and the canvas.
 
     For the engine's thread. The cache is left as it was.
@@ -85,9 +96,13 @@ def turn_end(engine: Engine, prompt: Sequence[int]) -> float:
     hidden = network(
         torch.tensor([window], device=device), positions, prefix_mask(counts, total, device), stores, known
     )
-    logits = network.logits(hidden[0, len(prompt) - known]).float()
-    logits[mask] = -torch.inf
-    return float(torch.softmax(logits, dim=-1)[end])
+    roles = [at for at, token in enumerate(prompt) if token == spec.dialogue.user] if spec.dialogue is not None else []
+    first = max(roles[-1] if roles else 0, known)
+    logits = network.logits(hidden[0, [*range(first - known, len(prompt) - known - 1), len(prompt) - known]]).float()
+    logits[:, mask] = -torch.inf
+    chances = torch.log_softmax(logits, dim=-1)
+    told = chances[:-1].gather(1, torch.tensor(prompt[first + 1 :], device=device).unsqueeze(1))
+    return TurnEnd(float(chances[-1, end].exp()), -float(told.mean()) if len(told) else 0.0)
 
 
 def word_chances(network: Network, prompt: Sequence[int], heard: Sequence[int]) -> list[tuple[float, int]]:

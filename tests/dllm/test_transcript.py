@@ -12,6 +12,7 @@ from dllm.engine import Engine
 from dllm.errors import ConfigError, PromptTooLongError
 from dllm.masks import prefix_mask, visible
 from dllm.models.transformer import Transformer
+from dllm.score import causal_likelihood
 from dllm.transcript import heard_words, turn_end, turn_ends, word_chances
 from tests.dllm import tiny
 from tests.dllm.models import tiny_checkpoints
@@ -51,12 +52,18 @@ def test_the_end_of_a_turn_is_the_same_on_a_cached_prefix_and_leaves_the_cache_a
     ]
     prompt = [*before, SPECIAL.user, *CODEC.encode_text("a large mocha with")]
     (expected,) = turn_ends(model, [prompt])
-    assert turn_end(engine, prompt) == pytest.approx(expected, rel=1e-4)
+    found = turn_end(engine, prompt)
+    assert found.probability == pytest.approx(expected, rel=1e-4)
     assert not engine.cache.stored()
+    words = prompt[len(before) + 1 :]
+    nats = -causal_likelihood(model, prompt[: len(before) + 1], words).per_token
+    assert found.surprise == pytest.approx(nats, rel=1e-4)
     engine.warm("call", before)
     stored, free = engine.cache.stored(), engine.cache.free_pages
-    assert turn_end(engine, prompt) == pytest.approx(expected, rel=1e-4)
-    assert turn_end(engine, before) == pytest.approx(turn_ends(model, [before])[0], rel=1e-4), "all of it is cached"
+    cached = turn_end(engine, prompt)
+    assert (cached.probability, cached.surprise) == pytest.approx((expected, nats), rel=1e-4)
+    whole = turn_end(engine, before)
+    assert whole.probability == pytest.approx(turn_ends(model, [before])[0], rel=1e-4) and whole.surprise == 0.0
     assert (engine.cache.stored(), engine.cache.free_pages) == (stored, free)
     with pytest.raises(PromptTooLongError):
         turn_end(engine, [SPECIAL.user] * SPEC.max_position_embeddings)

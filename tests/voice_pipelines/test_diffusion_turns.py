@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dllm.loader import Checkpoint
-from dllm.transcript import turn_ends
+from dllm.transcript import TurnEnd, turn_ends
 from tests.conftest import run_async
 from tests.dllm.tiny import codec, model
 from tests.voice_pipelines import families
@@ -37,9 +37,11 @@ def test_the_words_are_judged_as_a_recogniser_writes_them_behind_the_conversatio
         ]
         (expected,) = turn_ends(model(), [prompt])
         scorer = DiffusionTurnScorer(drafter)
-        assert await scorer.completeness(CALL) == pytest.approx(expected, rel=1e-4)
+        found = await scorer.ask(CALL)
+        assert found.probability == pytest.approx(expected, rel=1e-4)
         drafter.warm("call", TURNS[:2])
-        assert await scorer.completeness(CALL) == pytest.approx(expected, rel=1e-4)
+        assert (await scorer.ask(CALL)).probability == pytest.approx(expected, rel=1e-4)
+        assert await scorer.completeness(CALL) == pytest.approx(diffusion_turns.CALIBRATION(found), rel=1e-4)
 
     with_drafter(scenario)
 
@@ -54,7 +56,9 @@ def test_a_model_that_was_not_taught_the_question_is_not_asked() -> None:
 
 def test_a_model_that_knows_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     complete = {tuple(codec().encode_text(words)) for words, is_complete in diffusion_turns.KNOWN if is_complete}
-    monkeypatch.setattr(diffusion_turns, "turn_end", lambda engine, prompt: 0.9 * (tuple(prompt[1:]) in complete))
+    monkeypatch.setattr(
+        diffusion_turns, "turn_end", lambda engine, prompt: TurnEnd(0.9 * (tuple(prompt[1:]) in complete), 2.0)
+    )
 
     async def scenario(drafter: DiffusionDrafter) -> None:
         assert (await DiffusionTurnScorer.create(drafter)).info.part == "endpoint"
@@ -79,3 +83,10 @@ def test_an_engine_that_has_ended_is_a_failure_of_this_question_alone() -> None:
             await DiffusionTurnScorer(drafter).completeness(CALL)
 
     run_async(main())
+
+
+def test_words_that_surprise_the_model_make_its_answer_worth_less() -> None:
+    calibration = diffusion_turns.CALIBRATION
+    sure, unsure = TurnEnd(0.95, surprise=2.0), TurnEnd(0.95, surprise=6.0)
+    assert 0.0 < calibration(unsure) < calibration(sure) < 1.0
+    assert calibration(TurnEnd(0.0, 2.0)) < calibration(TurnEnd(0.5, 2.0)) < calibration(TurnEnd(1.0, 2.0))

@@ -2,15 +2,22 @@
 
 It is read off the model that writes the replies, on its thread and its prefix cache: while the caller pauses, one forward over their words
 and a canvas of masks. Whether a checkpoint was taught the question cannot be seen from outside, so it is asked a few questions first.
+
+How much its answer is worth follows from how much the words surprise it, which the same forward tells: a transcript that makes no sense to it,
+misheard or about something it has not learnt, says little about its own end. A logistic regression puts the two together; it was fitted by
+`benchmarks/endpoint.py` on the half of its cases that nothing is reported on.
 """
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from dllm.engine import Engine
 from dllm.errors import DllmError
-from dllm.transcript import turn_end
+from dllm.transcript import TurnEnd, turn_end
 from voice_pipelines.adapters.diffusion import DiffusionDrafter
 from voiceagent.backends import BackendInfo, PromptTurn, TurnSoFar
 from voiceagent.errors import BackendError
@@ -24,9 +31,28 @@ KNOWN = (
     ("and could you also", False),
 )
 """Turns that anybody would say are complete, or are not."""
+CERTAIN = 1e-4
+"""The model's probabilities are kept so far from 0 and 1."""
 NO_SOUND = np.zeros(0, np.float32)
 LEAST_GAP = 0.3
 """How much more probable the end of a complete turn must be than that of the other kind, on average."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Log-odds that a turn is over: `bias` + `weight` times those of the model's probability + `surprise` times the nats per token."""
+
+    bias: float
+    weight: float
+    surprise: float
+
+    def __call__(self, end: TurnEnd) -> float:
+        p = min(max(end.probability, CERTAIN), 1 - CERTAIN)
+        score = self.bias + self.weight * math.log(p / (1 - p)) + self.surprise * end.surprise
+        return 1 / (1 + math.exp(-score))
+
+
+CALIBRATION = Calibration(bias=0.0, weight=1.0, surprise=0.0)
 
 
 class DiffusionTurnScorer:
@@ -46,7 +72,8 @@ class DiffusionTurnScorer:
         scorer = DiffusionTurnScorer(drafter)
         sums = {True: 0.0, False: 0.0}
         for words, is_complete in KNOWN:
-            sums[is_complete] += await scorer.completeness(TurnSoFar("", (PromptTurn("user", words),), (), NO_SOUND))
+            turn = TurnSoFar("", (PromptTurn("user", words),), (), NO_SOUND)
+            sums[is_complete] += (await scorer.ask(turn)).probability
         half = len(KNOWN) // 2
         if (sums[True] - sums[False]) / half < LEAST_GAP:
             raise BackendError(
@@ -57,13 +84,22 @@ class DiffusionTurnScorer:
         return scorer
 
     async def completeness(self, turn: TurnSoFar) -> float:
-        def ask(engine: Engine) -> float:
+        return CALIBRATION(await self.ask(turn))
+
+    async def ask(self, turn: TurnSoFar) -> TurnEnd:
+        """The model's own answer.
+
+        Raises:
+            BackendError: If it cannot be given.
+        """
+
+        def question(engine: Engine) -> TurnEnd:
             tokens = self._drafter.prompts.write(turn.conversation_id, turn.turns, (), turn.tools)
             # A reply's prompt ends with the words, <end> and the agent's role token.
             return turn_end(engine, tokens[:-2])
 
         try:
-            return await self._drafter.ask_engine(ask)
+            return await self._drafter.ask_engine(question)
         except DllmError as error:
             raise BackendError("endpoint", str(error)) from error
 
