@@ -161,6 +161,17 @@ def test_two_functions_of_one_name_and_too_many_of_them_are_refused() -> None:
         assert refusal(make_codec(), text).param == param
 
 
+@pytest.mark.parametrize("depth", [200, 600, 900])
+def test_what_nests_too_deeply_is_refused_and_ends_nothing(depth: int) -> None:
+    nested = '{"a":' * depth + "1" + "}" * depth
+    tool = f'{{"type": "function", "name": "f", "parameters": {nested}}}'
+    text = f'{{"type": "session.update", "session": {{"type": "realtime", "tools": [{tool}]}}}}'
+    assert "deep" in str(refusal(make_codec(), text))
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": nested}
+    error = refusal(make_codec(), json.dumps({"type": "conversation.item.create", "item": call}))
+    assert error.param == "item.arguments"
+
+
 def test_an_item_without_an_id_gets_a_fresh_one_and_a_chosen_id_stays() -> None:
     codec = make_codec()
     item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]}
