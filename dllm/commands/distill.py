@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
         if mixture is not None and args.rows:
             rows = replace(config, rows_per_step=args.rows, rows_per_forward=math.gcd(args.rows, 4))
             ordinary = DialogueTask(mixture, checkpoint.spec, rows)
-        distiller = Distiller(tuner, library.kept, ordinary, DistillConfig(method=args.method))
+        begun = limit.progress(0, library.seconds)
+        distiller = Distiller(tuner, library.kept, ordinary, DistillConfig(method=args.method), begun)
         if (args.out / "state.pt").exists():
             tuner.restore()
         run_tuner(tuner, distiller.take_step, args, should_stop)

@@ -261,6 +261,15 @@ def test_the_jump_grows_over_the_first_half_and_stays() -> None:
     assert [distill.jump_at(progress, config) for progress in (0.0, 0.25, 0.5, 1.0)] == [4, 12, 20, 20]
 
 
+def test_the_jump_grows_over_what_writing_left_of_the_budget(tmp_path: Path) -> None:
+    tuner = Tuner(tmp_path, checkpoint_of(tiny.model()), TuneConfig(), Budget(seconds=100.0))
+    distiller = Distiller(tuner, [TRAJECTORY], None, DistillConfig(first_jump=4, last_jump=20), begun=0.4)
+    jumps = []
+    for tuner.seconds in (40.0, 55.0, 70.0):
+        jumps.append(distiller.take_step()["jump"])
+    assert jumps == [4, 12, 20]
+
+
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
