@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from argparse import Namespace
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from dllm import loader
 from dllm.cli import main
+from dllm.commands.distill import mixture_config
 from dllm.drafts import Plan
 from dllm.errors import CheckpointError, ConfigError, DataError
 from dllm.evaluate.prompts import Prompt
@@ -364,6 +366,15 @@ def test_a_resumed_run_is_the_run_it_continues_bit_for_bit(tmp_path: Path) -> No
         return [(line["step"], line["loss"]) for line in lines]
 
     assert losses("half") == losses("whole")
+
+
+def test_sources_that_the_built_in_mixture_does_not_know_count_alike(tmp_path: Path) -> None:
+    tiny.write_dialogues(tmp_path / "own")
+    tiny.write_dialogues(tmp_path / "known", name="cafe")
+    own, known = (Namespace(config=None, data=[tmp_path / name], seed=3) for name in ("own", "known"))
+    assert mixture_config(own).sources == {}
+    assert "cafe" in mixture_config(known).sources
+    assert mixture_config(own).seed == 3
 
 
 def test_the_command_writes_a_checkpoint_and_goes_on_where_it_was(
