@@ -52,7 +52,8 @@ class Tool:
             if choices is not None and (not isinstance(choices, Sequence) or isinstance(choices, str) or not choices):
                 raise ConfigError(f"{where}.enum", choices, "a list of values")
         required = self.parameters.get("required", [])
-        if not isinstance(required, Sequence) or isinstance(required, str) or set(required) - set(properties):
+        names = list(properties)  # a list is asked, as JSON may hold what no set could
+        if not isinstance(required, Sequence) or isinstance(required, str) or any(key not in names for key in required):
             raise ConfigError(f"{self.name}.parameters.required", required, f"names among {', '.join(properties)}")
 
     @property

@@ -188,6 +188,7 @@ def test_arguments_that_do_not_fit_are_named(arguments: dict[str, str], problem:
         ({"name": "f", "parameters": {"properties": {"a": 1}}}, "f.parameters.a"),
         ({"name": "f", "parameters": {"properties": {"a": {"enum": []}}}}, "f.parameters.a.enum"),
         ({"name": "f", "parameters": {"required": ["a"]}}, "f.parameters.required"),
+        ({"name": "f", "parameters": {"required": [["a"]]}}, "f.parameters.required"),
         ({"description": "no name"}, "tool"),
         ([], "tool"),
     ],
