@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dllm.errors import CheckpointError
-from dllm.train.logs import plot, publish, read_log, thinned
+from dllm.train.logs import RunLog, open_board, plot, publish, read_log, thinned
 
 
 def line(step: int, loss: float = 1.0) -> dict[str, Any]:
@@ -38,6 +39,44 @@ def test_a_thinned_log_keeps_the_last_step_and_the_means(tmp_path: Path) -> None
     ]
     assert all("sources" not in each for each in short)
     assert thinned([], most=3) == []
+
+
+class Noted:
+    """A board that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.scalars: list[tuple[str, float, int]] = []
+        self.texts: list[tuple[str, str, int]] = []
+        self.is_closed = False
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self.scalars.append((tag, value, step))
+
+    def add_text(self, tag: str, text: str, step: int) -> None:
+        self.texts.append((tag, text, step))
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_a_board_gets_every_number_and_the_replies_and_files_the_same(tmp_path: Path) -> None:
+    board = Noted()
+    log = RunLog(tmp_path, board)
+    log.step(line(3, 2.0))
+    log.samples([{"step": 3, "prompt": "a tea", "reply": "Sure.", "reference": "Coming up."}])
+    log.close()
+    assert ("loss", 2.0, 3) in board.scalars and {tag for tag, *_ in board.scalars}.isdisjoint({"step", "sources"})
+    assert board.texts == [("sample 0", "a tea\n\n**Sure.**", 3)]
+    assert board.is_closed
+    assert read_log(tmp_path / "log.jsonl") == [line(3, 2.0)]
+    assert json.loads((tmp_path / "samples.jsonl").read_text())["reply"] == "Sure."
+
+
+def test_without_tensorboard_there_is_no_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert open_board(tmp_path) is None
 
 
 def test_nothing_is_drawn_of_nothing_and_nothing_published_without_a_record(tmp_path: Path) -> None:
