@@ -151,6 +151,9 @@ def card(args: argparse.Namespace) -> int:
 
     if args.prompts < 1:
         raise ConfigError("--prompts", args.prompts, "at least 1")
+    if args.run_folder is not None and not args.run_folder.is_dir():
+        # Its mixture is what is measured: without it another one would be, and nobody would see.
+        raise ConfigError("--run", str(args.run_folder), "the folder of a training run")
     checkpoint = loader.load(args.model)
     study = study_of(args, checkpoint)
     out: Path = args.out or CARD

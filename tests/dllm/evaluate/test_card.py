@@ -200,6 +200,11 @@ def test_a_baseline_with_other_tokens_is_refused(
     assert "a checkpoint with the tokenizer of" in capsys.readouterr().err
 
 
+def test_a_run_that_is_not_there_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(folder, "--run", str(folder / "rum"))) == 2
+    assert "expected the folder of a training run" in capsys.readouterr().err
+
+
 def test_data_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "card"]) == 2
     assert "--data = None: expected a folder of dialogues" in capsys.readouterr().err
