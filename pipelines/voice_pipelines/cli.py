@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import sys
@@ -117,6 +118,10 @@ async def _serve(config: Config, server_settings: object) -> None:
     runtime = await build(config, report=print_info)
     try:
         app = create_app(runtime, server_settings)
+        # What is loaded by now stays. With it in view a full collection looks through 315,000 objects and holds the event loop
+        # for 160 ms of processor time (AMD EPYC, built-in models), which every caller hears.
+        gc.collect()
+        gc.freeze()
         await serve(app, server_settings, on_started=_announce)
     finally:
         await runtime.aclose()
