@@ -19,8 +19,9 @@ from voiceagent import turn as turns
 from voiceagent.agent import AgentProfile, NoteTaker
 from voiceagent.asking import Asking
 from voiceagent.backends import INPUT_RATE_HZ, Drafter, Partial, Samples, Synthesizer, Transcriber, VoiceDetector
-from voiceagent.budget import BudgetController, Stage
+from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock
+from voiceagent.costs import Stage
 from voiceagent.errors import ProtocolError
 from voiceagent.events import (
     AnyItem,
@@ -511,7 +512,15 @@ class Conversation:
             target_s=options.target_s or self.settings.target_s,
             is_spoken=is_spoken,
         )
-        request = ReplyRequest(response_id, _new_id("item"), modality, trace.target_s, text=text)
+        request = ReplyRequest(
+            response_id,
+            _new_id("item"),
+            modality,
+            trace.target_s,
+            text=text,
+            when_late=options.when_late or self.settings.when_late,
+            acknowledgements=self.settings.acknowledgements,
+        )
         reply = Reply(
             request=request,
             llm=self._backends.llm,

@@ -17,10 +17,11 @@ from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, device_o
 from voice_pipelines.local import LocalRuntime, build, calibrate
 from voiceagent.agent import AgentProfile
 from voiceagent.backends import BackendInfo
-from voiceagent.budget import BudgetController, CostModel, Stage
+from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock, ManualClock, MonotonicClock
 from voiceagent.config import Config
 from voiceagent.conversation import Backends
+from voiceagent.costs import CostModel, Stage
 from voiceagent.errors import BackendError, ConfigError
 
 

@@ -333,8 +333,8 @@ def test_both_modalities_are_read_as_audio(modalities: list[str]) -> None:
 def test_extensions_can_be_asked_for_in_the_session() -> None:
     codec = make_codec()
     assert "voiceagent" not in update(codec, instructions="x")
-    shown = update(codec, voiceagent={"events": True, "target_ms": 350})
-    assert shown["voiceagent"] == {"events": True, "target_ms": 350.0}
+    shown = update(codec, voiceagent={"events": True, "target_ms": 350, "when_late": "answer_later"})
+    assert shown["voiceagent"] == {"events": True, "target_ms": 350.0, "when_late": "answer_later"}
     assert codec.session.settings.target_s == 0.35
     assert "voiceagent" not in update(codec, voiceagent={"events": False})
 
@@ -521,6 +521,7 @@ def test_each_mistake_is_named_with_its_code_and_place(message: Event, code: str
         ({"audio": {"output": {"voice": 5}}}, "audio.output.voice"),
         ({"audio": {"output": {"speed": 9}}}, "audio.output.speed"),
         ({"voiceagent": {"target_ms": 1}}, "voiceagent.target_ms"),
+        ({"voiceagent": {"when_late": "never"}}, "voiceagent.when_late"),
         ({"voiceagent": {"events": "yes"}}, "voiceagent.events"),
     ],
 )
