@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from dataclasses import replace
 
@@ -254,27 +253,20 @@ def test_nearest_deadlines_are_served_first() -> None:
     assert finished == [soon, late, never]
 
 
-def test_the_rest_of_a_reply_gives_way_to_first_clauses_until_its_time_comes() -> None:
-    def finished(yields_until: float | None) -> list[Draft]:
-        clock = ManualClock(1.0)
-        shared = engine(clock=clock)
-        playing = shared.submit(spec(conversation="playing", plan=Plan(1, 4, 1.0, rest_yields_until=yields_until)))
-        while playing.phase == "first" and playing in shared.drafts:
-            shared.run_round()
-        waiting = shared.submit(spec(conversation="waiting", plan=Plan(8, 1, 1.0)))
-        steps = playing.steps_rest
-        while waiting.phase == "first" and waiting in shared.drafts:
-            shared.run_round()
-        return [playing] if playing.steps_rest > steps else []
-
-    assert finished(None) and finished(0.5), "time has come, or was never given away"
-    assert not finished(2.0)
-
-
-def test_one_that_gives_way_to_nobody_goes_on() -> None:
-    shared = engine()
-    finish, _ = write(shared, spec(plan=Plan(2, 2, 1.0, rest_yields_until=math.inf)))
-    assert finish.steps_rest >= 1
+@pytest.mark.parametrize(("until", "gives_way"), [(None, False), (0.5, False), (2.0, True)])
+def test_the_rest_of_a_reply_gives_way_to_first_clauses_until_its_time_comes(
+    until: float | None, gives_way: bool
+) -> None:
+    clock = ManualClock()
+    clock.now = 1.0
+    shared = engine(clock=clock)
+    playing = shared.submit(spec(conversation="playing", plan=Plan(8, 8, 1.0, rest_yields_until=until)))
+    playing.phase = "rest"
+    waiting = shared.submit(spec(conversation="waiting", plan=Plan(8, 8, 1.0, rest_yields_until=until)))
+    stepped = {event.draft for event in shared.run_round() if isinstance(event, Stepped)}
+    assert stepped == ({waiting} if gives_way else {playing, waiting}), "a first clause gives way to nobody"
+    shared.cancel(waiting)
+    assert [event.draft for event in shared.run_round() if isinstance(event, Stepped)] == [playing], "nobody is left"
 
 
 def test_a_draft_that_fails_leaves_the_others_writing() -> None:
