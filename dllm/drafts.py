@@ -38,8 +38,6 @@ class Plan:
     """Denoising forwards until the first clause is decided. `by_clause=False` makes the whole reply one phase with this many."""
     steps_rest: int = 10
     threshold: float = 0.9
-    fact_threshold: float = 0.0
-    """The same for figures, where it is above `threshold`: what is not that sure of itself waits until the floor asks for it."""
     first_deadline: float | None = None
     rest_deadline: float | None = None
     floor: int = 1
@@ -48,6 +46,8 @@ class Plan:
     """Until then phase *rest* gives way: it takes no part in forwards while a draft is there that does not. None never gives way."""
     by_clause: bool = True
     """Two phases: the first clause, then the rest. False for text that nobody listens to while it is written."""
+    fact_threshold: float = 0.0
+    """As `threshold`, for figures, where it is above it: what is not that sure of itself waits until the floor asks for it."""
 
     def __post_init__(self) -> None:
         for name in ("floor", "steps_first", "steps_rest"):
