@@ -1,8 +1,10 @@
 # Two commands: `make run` starts the server, `make test` checks everything. Both set themselves up and need no root.
+# `make train-builtin` makes the built-in model anew (docs/training.md), `make gpu-bench` measures on a GPU, `make bench` here.
 #
 #   make run ARGS="--set server.port=9000"     pass options to `voiceagent run`
 #   make test TESTS=tests/kernels              run only some tests
 #   make PYTHON=python3.12 run                 choose the interpreter (3.11 or newer)
+#   make train-builtin DIALOGUES=FOLDER        with the corpora that it names, if you have them
 
 VENV ?= .venv
 ARGS ?=
@@ -14,10 +16,10 @@ CANDIDATES := python3 python3.11 python3.12 python3.13 python3.14 python
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in $(CANDIDATES); do if $$p -c '$(IS_NEW_ENOUGH)' >/dev/null 2>&1; then echo $$p; break; fi; done)
 
-.PHONY: run test lint bench gpu-bench docs clean help
+.PHONY: run test lint bench gpu-bench train-builtin docs clean help
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,5p'
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,7p'
 
 run: $(VENV)/.installed-run
 	@exec $(BIN)/voiceagent run $(ARGS)
@@ -52,6 +54,46 @@ gpu-bench:
 	timeout 130 $(GPU_PYTHON) benchmarks/kernels.py --save $(GPU_OUT)/kernels.json || echo kernels >> $(GPU_OUT)/failed
 	timeout 330 $(GPU_PYTHON) benchmarks/engine.py --device cuda --graphs --budget 270 --seconds 4 --save $(GPU_OUT)/engine.json --plot $(GPU_OUT)/engine.png || echo engine >> $(GPU_OUT)/failed
 	@if [ -e $(GPU_OUT)/failed ]; then echo "failed: $$(tr '\n' ' ' < $(GPU_OUT)/failed)"; exit 1; fi
+
+# Data, training, export. What is there is kept and a run that has begun goes on, so that `make train-builtin LEG_MINUTES=8` is one leg
+# of it and the same command the next. Without DEVICE a GPU is used where there is one, by a python3 that brings torch, tokenizers and
+# safetensors, without network or installation. MINUTES is a budget of all legs together instead of tokens; give it again with every leg.
+RUN ?= runs/builtin
+RUN_DATA ?= $(RUN)-data
+MODEL ?= $(RUN)-model
+DIALOGUES ?=
+DEVICE ?=
+MINUTES ?=
+LEG_MINUTES ?=
+CAFE_COUNT ?= 16000
+REHEARSAL_COUNT ?= 14000
+SHARD_MB ?= 16
+# What a GPU needs to be busy with so small a model, and ten times the positions that two cores see in two hours.
+GPU_SETTINGS ?= rows_per_step=64 rows_per_forward=64 dtype=bfloat16 data_workers=12 tokens=200000000
+CAN_TRAIN := import torch, tokenizers, safetensors
+SEES_GPU := import sys, torch; sys.exit(not torch.cuda.is_available())
+
+train-builtin: export PYTHONPATH := .:kernels:pipelines
+train-builtin: export HF_HUB_OFFLINE := 1
+train-builtin: export PYTHONUNBUFFERED := 1
+train-builtin:
+	@set -e; \
+	if $(BIN)/python -c '$(CAN_TRAIN)' 2>/dev/null; then python=$(BIN)/python; \
+	elif python3 -c '$(CAN_TRAIN); $(SEES_GPU)' 2>/dev/null; then python=python3; \
+	else $(MAKE) $(VENV)/.installed-run; python=$(BIN)/python; fi; \
+	device='$(DEVICE)'; \
+	if [ -z "$$device" ]; then if $$python -c '$(SEES_GPU)'; then device=cuda; else device=cpu; fi; fi; \
+	make_data() { name=$$1; shift; [ -d $(RUN_DATA)/$$name ] || { echo "writing dialogues: $$name"; rm -rf $(RUN_DATA)/part; \
+		$$python -m "$$@" --out $(RUN_DATA)/part; mv $(RUN_DATA)/part $(RUN_DATA)/$$name; }; }; \
+	make_data cafe voice_pipelines.cafe.dialogues --count $(CAFE_COUNT) --seed 1; \
+	make_data rehearsal voice_pipelines.rehearsal --count $(REHEARSAL_COUNT) --seed 11; \
+	if [ -e $(RUN)/state.pt ]; then how=--resume; \
+	else how='--config dllm/configs/builtin.toml'; \
+		if [ $$device = cuda ]; then for one in $(GPU_SETTINGS); do how="$$how --set $$one"; done; fi; fi; \
+	$$python -m dllm train --data $(RUN_DATA)/cafe --data $(RUN_DATA)/rehearsal $(if $(DIALOGUES),--data $(DIALOGUES)) \
+		--out $(RUN) --device $$device $$how $(if $(MINUTES),--minutes $(MINUTES)) \
+		$(if $(LEG_MINUTES),--leg-minutes $(LEG_MINUTES)) $(ARGS); \
+	$$python -m dllm export --run $(RUN) --out $(MODEL) --shard-mb $(SHARD_MB) --record $(MODEL)/training
 
 docs: $(VENV)/.installed-run
 	$(BIN)/python -c 'from voiceagent.config_reference import configuration_reference as page; print(page(), end="")' > docs/configuration.md

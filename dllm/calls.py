@@ -52,7 +52,8 @@ class Tool:
             if choices is not None and (not isinstance(choices, Sequence) or isinstance(choices, str) or not choices):
                 raise ConfigError(f"{where}.enum", choices, "a list of values")
         required = self.parameters.get("required", [])
-        if not isinstance(required, Sequence) or isinstance(required, str) or set(required) - set(properties):
+        names = list(properties)  # a list is asked, as JSON may hold what no set could
+        if not isinstance(required, Sequence) or isinstance(required, str) or any(key not in names for key in required):
             raise ConfigError(f"{self.name}.parameters.required", required, f"names among {', '.join(properties)}")
 
     @property
@@ -99,15 +100,19 @@ def declare(tools: Sequence[Tool]) -> str:
 def _declared(tool: Tool) -> str:
     parts = [tool.name]
     for key, schema in tool.properties.items():
-        kind = (
-            "|".join(str(choice) for choice in schema["enum"])
-            if "enum" in schema
-            else str(schema.get("type", "string"))
-        )
+        kind = "|".join(str(choice) for choice in schema["enum"]) if "enum" in schema else _kind(schema)
         mark = "" if key in tool.required else "?"
         parts.append(f"{key}{mark}" + ("" if kind == "string" else f": {kind}"))
     description = " ".join(tool.description.split()).rstrip(".")
     return f"[{'; '.join(parts)}]" + (f" {description}." if description else "")
+
+
+def _kind(schema: Mapping[str, Any]) -> str:
+    """A value's type; of several, as in `["string", "null"]`, the first that is something."""
+    kind = schema.get("type", "string")
+    if isinstance(kind, Sequence) and not isinstance(kind, str):
+        kind = next((one for one in kind if one != "null"), "string")
+    return str(kind)
 
 
 def with_tools(system: str, tools: Sequence[Tool]) -> str:
@@ -169,7 +174,7 @@ def _typed(name: str, key: str, value: str, schema: Mapping[str, Any]) -> Any:
             if str(choice).casefold() == value.casefold() or (number is not None and number == choice):
                 return choice
         raise CallError(name, f"{key} = {value!r}: expected one of {', '.join(map(str, schema['enum']))}")
-    kind = schema.get("type", "string")
+    kind = _kind(schema)
     if kind == "string":
         return value
     if kind == "boolean":

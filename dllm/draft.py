@@ -156,6 +156,11 @@ class Draft:
         deadline = self.plan.first_deadline if self.phase == "first" else self.plan.rest_deadline
         return float("inf") if deadline is None else deadline
 
+    def gives_way(self, now: float) -> bool:
+        """Whether it leaves the engine to drafts with less time."""
+        until = self.plan.rest_yields_until
+        return self.phase == "rest" and until is not None and now < until
+
     @property
     def steps(self) -> int:
         return self.steps_first + self.steps_rest

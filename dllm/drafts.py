@@ -42,8 +42,12 @@ class Plan:
     rest_deadline: float | None = None
     floor: int = 1
     """Steps that a phase gets even when its deadline is over: committing everything at once is no reply worth hearing."""
+    rest_yields_until: float | None = None
+    """Until then phase *rest* gives way: it takes no part in forwards while a draft is there that does not. None never gives way."""
     by_clause: bool = True
     """Two phases: the first clause, then the rest. False for text that nobody listens to while it is written."""
+    fact_threshold: float = 0.0
+    """As `threshold`, for figures, where it is above it: what is not that sure of itself waits until the floor asks for it."""
 
     def __post_init__(self) -> None:
         for name in ("floor", "steps_first", "steps_rest"):
@@ -51,6 +55,8 @@ class Plan:
                 raise ConfigError(name, getattr(self, name), "at least 1")
         if not 0 < self.threshold <= 1:
             raise ConfigError("threshold", self.threshold, "a probability in (0, 1]")
+        if not 0 <= self.fact_threshold <= 1:
+            raise ConfigError("fact_threshold", self.fact_threshold, "a probability in [0, 1]")
 
 
 @dataclass(frozen=True, slots=True)

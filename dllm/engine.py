@@ -245,13 +245,17 @@ class Engine:
         return events
 
     def _pick(self, events: list[Event]) -> list[Draft]:
-        """The drafts with the nearest deadlines that have room in the cache, at most `max_batch`.
+        """The drafts with the nearest deadlines that have room in the cache, at most `max_batch`; none that gives way beside one that does not.
 
         One that waits for room holds up nobody who has it, or it would wait for ever; and nobody who has not begun overtakes it.
         """
         picked: list[Draft] = []
         is_full = False
-        for draft in sorted(self._drafts, key=lambda draft: (draft.deadline, draft.number)):
+        pressed = self._drafts
+        if any(draft.plan.rest_yields_until is not None for draft in self._drafts):
+            now = self._clock()
+            pressed = [draft for draft in self._drafts if not draft.gives_way(now)] or self._drafts
+        for draft in sorted(pressed, key=lambda draft: (draft.deadline, draft.number)):
             if len(picked) == self.max_batch:
                 break
             if draft.text is not None or (not is_full and self._open(draft, events)):

@@ -45,6 +45,10 @@ class TokenClasses:
     def is_end(self, tokens: Tensor) -> Tensor:
         return (self._bits[tokens] & _END).bool()
 
+    def is_figure(self, tokens: Tensor) -> Tensor:
+        """Tokens with a digit: what a listener writes down."""
+        return (self._bits[tokens] & _DIGIT).bool()
+
     def repeats_badly(self, tokens: Tensor) -> Tensor:
         """Tokens that may not stand twice in a row: words and punctuation marks."""
         return (self._bits[tokens] & (_WORD | _SENTENCE | _CLAUSE)).bool()

@@ -95,7 +95,13 @@ class Selection:
 
 
 def select(
-    scores: Scores, open: Tensor, urgent: Tensor, floor: Tensor, rules: RuleTable, stable: Tensor | None = None
+    scores: Scores,
+    open: Tensor,
+    urgent: Tensor,
+    floor: Tensor,
+    rules: RuleTable,
+    stable: Tensor | None = None,
+    doubtful: Tensor | None = None,
 ) -> Selection:
     """Choose positions: what each row's rule wants of its open positions, and at least its floor of the urgent ones.
 
@@ -108,6 +114,7 @@ def select(
         urgent: [B, W] bool, those of them that the floor counts (the first clause, or the rest of the reply).
         floor: [B] int64. At least so many urgent positions are chosen, or all there are; at least one while there is one.
         stable: [B, W] bool, for `stability` only: where the distribution stayed put.
+        doubtful: [B, W] bool, what no rule may want yet. The floor may choose it all the same.
 
     Returns:
         Nothing in a row without open positions; in one whose open positions are all not urgent, what its rule wants.
@@ -129,6 +136,8 @@ def select(
     if rules.occurring & {"factor", "profile", "entropy"}:
         wanted = wanted.logical_or_(torch.zeros_like(open).scatter_(1, order, _leading(scores, open, order, rules)))
     wanted &= open
+    if doubtful is not None:
+        wanted &= ~doubtful
 
     due = torch.minimum(urgent.sum(dim=1), floor.clamp_min(1))
     missing = due - (urgent & wanted).sum(dim=1)

@@ -124,6 +124,10 @@ def read_tensors(stored: Mapping[str, Stored]) -> Iterator[tuple[str, Tensor]]:
             raise CheckpointError(f"{path}: not safetensors: {error}") from error
 
 
+_HEADER_BYTES, _ENTRY_BYTES = 64, 128
+"""Of a file and of a tensor in it, beside its name: more than safetensors writes, so that a limit holds for whole files."""
+
+
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None, max_shard_bytes: int) -> None:
     """Write weights as one file, or as several with an index when they are more than `max_shard_bytes`.
 
@@ -136,7 +140,8 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtyp
     for old in (folder / SINGLE, folder / INDEX, *folder.glob("model-*-of-*.safetensors")):
         old.unlink(missing_ok=True)
     sizes = {name: tensor.numel() * (dtype or tensor.dtype).itemsize for name, tensor in tensors.items()}
-    shards = _split(sizes, max_shard_bytes)
+    in_file = {name: size + len(name.encode()) + _ENTRY_BYTES for name, size in sizes.items()}
+    shards = _split(in_file, max_shard_bytes - _HEADER_BYTES)
     names = [f"model-{at:05d}-of-{len(shards):05d}.safetensors" for at in range(1, len(shards) + 1)]
     if len(shards) == 1:
         names = [SINGLE]

@@ -12,6 +12,11 @@ for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import tempfile
+
+# What a server of the tests learns is nobody else's.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="voiceagent-state-")
+
 import asyncio
 from collections.abc import Coroutine
 from pathlib import Path

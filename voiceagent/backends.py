@@ -145,6 +145,10 @@ class StepPlan:
     """A position whose confidence is above this is committed without waiting."""
     first_deadline: float | None = None
     rest_deadline: float | None = None
+    fact_threshold: float | None = None
+    """The same for figures, where it is higher; None is `threshold`."""
+    yields_until: float | None = None
+    """Until then the rest of the reply gives way to drafts whose first clause is still awaited; None never does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,112 +1,46 @@
 """How many denoising steps a reply may have, and by when: timings in, plans out, no clock and no I/O.
 
 Voice-to-voice time is spent in stages: recognition after the endpoint, prefill of the prompt, denoising of the first clause, speech
-synthesis to the first audible sample, transport. Each stage's cost is learned online as a quantile; the plan gives denoising
+synthesis to the first audible sample, transport. Each stage's cost is learned online as a quantile (`costs`); the plan gives denoising
 whatever the others leave at their 95th percentile. Once the first clause plays, the rest of the reply has until the moment the
-caller's queue runs dry.
+caller's queue runs dry. Both plans are made again after every step.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from voiceagent.backends import QualityCurve, StepPlan
+from voiceagent.budget_curve import quality_at, steps_for, useful_steps
+from voiceagent.budget_load import Admission, EngineLoad
+from voiceagent.costs import Cost, CostModel, Stage
+from voiceagent.playout import SECONDS_PER_CHAR
 
 
-class Stage(StrEnum):
-    """What is timed. The unit of `size` differs: see each stage."""
+class WhenLate(StrEnum):
+    """What happens when the target cannot be met with as many steps as are wanted."""
 
-    ASR = "asr"
-    """Recognition after the end of audio; size is ignored."""
-    PREFILL = "prefill"
-    """Prompt tokens that the cache did not hold; size is their number."""
-    STEP = "step"
-    """One denoising forward; size is canvas width times the drafts that share it."""
-    TTS = "tts"
-    """Clause in to first audible sample out; size is the clause's characters."""
-    TRANSPORT = "transport"
-    """Audio made to audio handed to the socket; size is ignored."""
+    FEWER_STEPS = "fewer_steps"
+    """Answer as early as the floor allows."""
+    ACKNOWLEDGE = "acknowledge"
+    """Say something short in time, and answer behind it with the steps that its speech leaves room for."""
+    ANSWER_LATER = "answer_later"
+    """Take the steps that are wanted, as long as the caller's patience lasts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Predicted seconds."""
-
-    p50: float
-    p95: float
+WORTH_ACKNOWLEDGING_S = 0.3
+"""An answer that is late by less comes sooner than a caller would miss it; words in between would only delay it."""
 
 
-@dataclass(slots=True)
-class _Window:
-    """The newest observations of one size class."""
-
-    values: deque[float]
-
-    def quantile(self, q: float) -> float:
-        """Nearest-rank quantile: with few values p95 is their maximum, which is the cautious reading."""
-        ordered = sorted(self.values)
-        return ordered[min(math.ceil(q * len(ordered)), len(ordered)) - 1]
-
-
-class CostModel:
-    """Quantiles of recent stage times by size class.
-
-    Size classes are powers of two. A class that was never seen borrows from the nearest one that was: scaled up in proportion to
-    size when that one is smaller, unchanged when it is larger, so that a guess errs on the slow side.
-    """
-
-    def __init__(self, defaults: Mapping[Stage, Cost] | None = None, window: int = 128) -> None:
-        if window < 1:
-            raise ValueError(f"window = {window}: expected at least 1 observation")
-        self._defaults = dict(DEFAULT_COSTS if defaults is None else defaults)
-        self._window = window
-        self._seen: dict[Stage, dict[int, _Window]] = {stage: {} for stage in Stage}
-
-    def observe(self, stage: Stage, seconds: float, size: float = 1.0) -> None:
-        """Learn one outcome. Negative and non-finite times are a caller's bug.
-
-        Raises:
-            ValueError: If `seconds` is not a finite number of at least 0.
-        """
-        if not (math.isfinite(seconds) and seconds >= 0.0):
-            raise ValueError(f"{stage}: seconds = {seconds}: expected a finite time of at least 0")
-        classes = self._seen[stage]
-        key = _size_class(size)
-        if key not in classes:
-            classes[key] = _Window(deque(maxlen=self._window))
-        classes[key].values.append(seconds)
-
-    def predict(self, stage: Stage, size: float = 1.0) -> Cost:
-        """Expected seconds for one more of this stage."""
-        classes = self._seen[stage]
-        if not classes:
-            return self._defaults[stage]
-        key = _size_class(size)
-        nearest = min(classes, key=lambda seen: (abs(seen - key), seen < key))
-        window = classes[nearest]
-        scale = 2.0 ** max(key - nearest, 0)
-        return Cost(window.quantile(0.5) * scale, window.quantile(0.95) * scale)
-
-    def observations(self, stage: Stage) -> int:
-        return sum(len(window.values) for window in self._seen[stage].values())
-
-
-def _size_class(size: float) -> int:
-    return max(math.ceil(math.log2(max(size, 1.0))), 0)
-
-
-# Before anything is measured: rough times of the built-in models on two CPU cores, replaced by the start-up calibration.
-DEFAULT_COSTS: Mapping[Stage, Cost] = {
-    Stage.ASR: Cost(0.02, 0.06),
-    Stage.PREFILL: Cost(0.02, 0.05),
-    Stage.STEP: Cost(0.008, 0.015),
-    Stage.TTS: Cost(0.01, 0.03),
-    Stage.TRANSPORT: Cost(0.001, 0.003),
-}
+COSTLY_COMPANY = 1.25
+"""Where a step of two drafts takes so much longer than that of one, the rest of a reply gives way to first clauses. A CPU pays 1.6."""
+YIELD_MARGIN_S = 0.1
+"""So much earlier than the floor needs it a draft stops giving way: others may be in the same position."""
+UNHEARD_YIELD_S = 1.0
+"""The longest that a reply gives way of which nothing is heard yet, or which is not spoken at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +48,18 @@ class BudgetSettings:
     """Limits of every plan.
 
     `min_steps` is the floor below which a reply is not worth hearing. `useful_gain` is the share of the quality curve's range
-    that one more step must still bring. `threshold` is the commit confidence; 0.9 is Fast-dLLM's (reference, 5.2, S2).
+    that one more step must still bring. `threshold` is the commit confidence; 0.9 is Fast-dLLM's (reference, 5.2, S2). Figures wait
+    for `fact_threshold`. `wanted_quality` is what `WhenLate` holds on to where it is not `FEWER_STEPS`.
     """
 
     min_steps: int = 2
     max_steps: int = 24
     threshold: float = 0.9
+    fact_threshold: float = 0.97
     useful_gain: float = 0.002
+    wanted_quality: float = 0.95
+    patience_s: float = 2.0
+    """From the end of speech: the latest answer under `ANSWER_LATER`."""
     first_clause_chars: int = 40
     """Length that the first clause is assumed to have before it is written."""
 
@@ -129,6 +68,12 @@ class BudgetSettings:
             raise ValueError(f"min_steps = {self.min_steps}: expected 1 to max_steps = {self.max_steps}")
         if not 0.0 < self.threshold <= 1.0:
             raise ValueError(f"threshold = {self.threshold}: expected above 0 and at most 1")
+        if not self.threshold <= self.fact_threshold <= 1.0:
+            raise ValueError(f"fact_threshold = {self.fact_threshold}: expected threshold = {self.threshold} to 1")
+        if not 0.0 <= self.wanted_quality <= 1.0:
+            raise ValueError(f"wanted_quality = {self.wanted_quality}: expected 0 to 1")
+        if self.patience_s <= 0.0:
+            raise ValueError(f"patience_s = {self.patience_s}: expected seconds above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +87,8 @@ class Prediction:
     transport: Cost
     spent_s: float
     """Time already gone since speech ended when the plan was made."""
+    company: int = 1
+    """Drafts that were expected to share the engine, this one included."""
 
     def stages(self) -> Iterable[tuple[str, Cost]]:
         yield from (("asr", self.asr), ("prefill", self.prefill), ("tts", self.tts), ("transport", self.transport))
@@ -155,7 +102,13 @@ class Grant:
     reason: str
     prediction: Prediction
     is_on_time: bool
-    """Whether the plan fits its deadline at p95; False means the floor was granted anyway."""
+    """Whether the first words fit the target at p95: those of the answer, or of the acknowledgement before it."""
+    quality: float
+    """What the curve expects of the first clause."""
+    late: WhenLate | None = None
+    """What was done because the steps that are wanted do not fit; None when they do."""
+    acknowledgement: str | None = None
+    """To be spoken at once, before the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +122,10 @@ class TurnRequest:
     """Prompt tokens that are probably not cached yet."""
     canvas_width: int
     active_drafts: int = 1
-    """Drafts that will share each forward, this one included."""
+    """Drafts that will share the engine, this one included."""
     needs_audio: bool = True
+    when_late: WhenLate = WhenLate.FEWER_STEPS
+    acknowledgements: Sequence[str] = ()
 
 
 @dataclass(slots=True)
@@ -182,31 +137,80 @@ class BudgetController:
     curve: QualityCurve = field(default_factory=lambda: QualityCurve((), (), ()))
     running_drafts: int = 0
     """Drafts being denoised now, kept up to date by the replies."""
+    first_drafts: int = 0
+    """Those of them whose first clause is not written yet."""
+    admission: Admission = field(default_factory=Admission)
+    load: EngineLoad = field(default_factory=EngineLoad)
+
+    # --- what happened ------------------------------------------------------------------------------------------------
+
+    def prefilled(self, now: float, compute_s: float, wall_s: float, tokens: float, company: int = 1) -> None:
+        """A prompt was prefilled: `compute_s` of the engine's time, `wall_s` of its draft's."""
+        self.load.worked(now, compute_s)
+        if tokens > 0:
+            self.costs.observe(Stage.PREFILL, max(wall_s, compute_s), tokens, company)
+
+    def stepped(
+        self, now: float, compute_s: float, wall_s: float, canvas_width: int, *, batch: int = 1, company: int = 1
+    ) -> None:
+        """A draft had a step. Its forward took `compute_s` for all `batch` drafts in it, and `wall_s` have passed since the step before."""
+        self.load.worked(now, compute_s / batch)
+        self.costs.observe(Stage.STEP, max(wall_s, compute_s), canvas_width, company)
+
+    # --- what steps are worth -----------------------------------------------------------------------------------------
+
+    @property
+    def clause_width(self) -> int:
+        """The canvas whose curve tells of first clauses: the narrowest measured, which is about as long as one. Wider ones tell of whole
+        replies, most of which is denoised while the first clause plays."""
+        return min(self.curve.widths, default=0)
 
     def useful_steps(self, canvas_width: int) -> int:
         """The most steps that the measured curve says still help at this width; `max_steps` where nothing was measured."""
-        if not self.curve.quality:
-            return self.settings.max_steps
-        row = min(range(len(self.curve.widths)), key=lambda i: abs(self.curve.widths[i] - canvas_width))
-        quality = self.curve.quality[row]
-        best = self.curve.steps[0]
-        for index in range(1, len(quality)):
-            gained = quality[index] - quality[index - 1]
-            steps = self.curve.steps[index] - self.curve.steps[index - 1]
-            if gained > self.settings.useful_gain * steps:
-                best = self.curve.steps[index]
-        return min(max(best, self.settings.min_steps), self.settings.max_steps)
+        best = useful_steps(self.curve, canvas_width, self.settings.useful_gain)
+        return self._within(self.settings.max_steps if best is None else best)
+
+    def affordable_steps(self, canvas_width: int, now: float) -> int:
+        """Useful steps that the engine's load leaves to one draft: steps shrink before anybody's wait grows (rule 4)."""
+        floor, useful = self.settings.min_steps, self.useful_steps(canvas_width)
+        return floor + math.floor((useful - floor) * self.load.room(now) + 1e-9)
+
+    def wanted_steps(self, when_late: WhenLate) -> int:
+        """Steps of the first clause that this policy will not go below to be on time."""
+        if when_late is WhenLate.FEWER_STEPS:
+            return self.settings.min_steps
+        wanted = steps_for(self.curve, self.clause_width, self.settings.wanted_quality)
+        return min(self._within(wanted or self.settings.min_steps), self.useful_steps(self.clause_width))
+
+    def _within(self, steps: int) -> int:
+        return min(max(steps, self.settings.min_steps), self.settings.max_steps)
+
+    # --- company ------------------------------------------------------------------------------------------------------
+
+    def gives_way(self, canvas_width: int) -> bool:
+        """Whether company costs so much here that drafts with time should leave the engine to those without."""
+        alone = self.costs.predict(Stage.STEP, canvas_width)
+        return self.costs.predict(Stage.STEP, canvas_width, 2).p50 > COSTLY_COMPANY * alone.p50
+
+    def company(self, canvas_width: int, *, is_first: bool) -> int:
+        """Drafts that share the engine with one in this phase, itself included."""
+        only_first = is_first and self.gives_way(canvas_width)
+        return max(self.first_drafts if only_first else self.running_drafts, 1)
+
+    # --- the first clause ---------------------------------------------------------------------------------------------
 
     def predict(self, request: TurnRequest) -> Prediction:
-        costs = self.costs
+        costs, company = self.costs, request.active_drafts
         nothing = Cost(0.0, 0.0)
+        has_news = request.prompt_tokens > 0
         return Prediction(
             asr=costs.predict(Stage.ASR),
-            prefill=costs.predict(Stage.PREFILL, request.prompt_tokens) if request.prompt_tokens > 0 else nothing,
-            step=costs.predict(Stage.STEP, request.canvas_width * request.active_drafts),
+            prefill=costs.predict(Stage.PREFILL, request.prompt_tokens, company) if has_news else nothing,
+            step=costs.predict(Stage.STEP, request.canvas_width, company),
             tts=costs.predict(Stage.TTS, self.settings.first_clause_chars) if request.needs_audio else nothing,
             transport=costs.predict(Stage.TRANSPORT),
             spent_s=max(request.now - request.speech_end, 0.0),
+            company=company,
         )
 
     def plan_turn(self, request: TurnRequest) -> Grant:
@@ -215,42 +219,139 @@ class BudgetController:
         Never more than the curve says still help, never fewer than the floor (design, section 5, rules 1 and 4).
         """
         expected = self.predict(request)
-        first_deadline = request.speech_end + request.target_s - expected.tts.p95 - expected.transport.p95
-        room_s = first_deadline - request.now - expected.prefill.p95
-        fits = math.floor(room_s / max(expected.step.p95, 1e-6)) if room_s > 0 else 0
-        useful = self.useful_steps(request.canvas_width)
-        floor = self.settings.min_steps
-        steps = min(max(fits, floor), useful)
-        if fits < floor:
-            # Late anyway: the deadline moves to where the floor ends, or it would take the floor's steps away again.
-            first_deadline = request.now + expected.prefill.p95 + floor * expected.step.p95
-            reason = f"floor of {floor} steps: {fits} fit before the deadline"
-        elif fits >= useful:
-            reason = f"all {useful} useful steps fit ({fits} would)"
+        target_at = request.speech_end + request.target_s
+        behind = expected.tts.p95 + expected.transport.p95
+        begin = request.now + expected.prefill.p95
+        fits = _fitting(target_at - behind - begin, expected.step.p95)
+        wanted = self.wanted_steps(request.when_late)
+        useful = max(self.affordable_steps(self.clause_width, request.now), wanted)
+        self._count(request, fits, target_at - behind - begin)
+        if fits >= wanted:
+            steps = min(fits, useful)
+            room_ms = (target_at - behind - begin) * 1000
+            reason = (
+                f"all {useful} useful steps fit ({fits} would)"
+                if fits >= useful
+                else f"{fits} steps fit in {room_ms:.0f} ms"
+            )
+            return self._grant(request, expected, steps, target_at - behind, reason, is_on_time=True)
+        return self._late(request, expected, fits, wanted)
+
+    def _late(self, request: TurnRequest, expected: Prediction, fits: int, wanted: int) -> Grant:
+        """The target cannot be met with the steps that are wanted."""
+        floor, step_s = self.settings.min_steps, expected.step.p95
+        behind = expected.tts.p95 + expected.transport.p95
+        begin = request.now + expected.prefill.p95
+        target_at = request.speech_end + request.target_s
+        late_s = begin + wanted * step_s + behind - target_at
+        when_late = request.when_late
+        speakable = [text for text in request.acknowledgements if text.strip()] if request.needs_audio else []
+        if when_late is WhenLate.ACKNOWLEDGE and speakable and late_s >= WORTH_ACKNOWLEDGING_S:
+            text, audible, dry_at = self._acknowledgement(speakable, request.now, begin + wanted * step_s + behind)
+            room_s = dry_at - behind - begin
+            steps = min(max(_fitting(room_s, step_s), wanted), self.useful_steps(self.clause_width))
+            deadline = max(dry_at - behind, begin + steps * step_s)
+            reason = (
+                f"{wanted} steps would be {late_s * 1000:.0f} ms late: {text!r} first, then an answer of {steps} steps"
+            )
+            return self._grant(
+                request, expected, steps, deadline, reason, audible <= target_at, WhenLate.ACKNOWLEDGE, text
+            )
+        if when_late is WhenLate.ANSWER_LATER:
+            patient = _fitting(request.speech_end + self.settings.patience_s - behind - begin, step_s)
+            steps = min(max(patient, floor), wanted)
+            if steps > fits:
+                reason = (
+                    f"{steps} steps, {late_s * 1000:.0f} ms late if need be: {max(fits, 0)} fit before the deadline"
+                )
+                return self._grant(
+                    request, expected, steps, begin + steps * step_s, reason, False, WhenLate.ANSWER_LATER
+                )
+        steps = min(max(fits, floor), self.useful_steps(self.clause_width))
+        if fits >= floor:
+            reason, deadline = f"{fits} steps fit, fewer than the {wanted} wanted", target_at - behind
         else:
-            reason = f"{fits} steps fit in {room_s * 1000:.0f} ms"
+            # Late anyway: the deadline moves to where the floor ends, or it would take the floor's steps away again.
+            reason, deadline = f"floor of {floor} steps: {fits} fit before the deadline", begin + floor * step_s
+        return self._grant(request, expected, steps, deadline, reason, fits >= floor, WhenLate.FEWER_STEPS)
+
+    def _acknowledgement(self, texts: Sequence[str], now: float, answer_at: float) -> tuple[str, float, float]:
+        """The shortest text that is still being spoken when the answer comes, or the longest; when it is heard, and when it ends."""
+        found = ("", 0.0, 0.0)
+        for text in sorted(texts, key=len):
+            cost, transport = self.costs.predict(Stage.TTS, len(text)), self.costs.predict(Stage.TRANSPORT)
+            audible = now + cost.p95 + transport.p95
+            # Its end is reckoned from when it probably begins, or the answer would come too late to follow it.
+            found = (text, audible, now + cost.p50 + transport.p50 + SECONDS_PER_CHAR * len(text.strip()))
+            if found[2] >= answer_at:
+                break
+        return found
+
+    def _grant(
+        self,
+        request: TurnRequest,
+        expected: Prediction,
+        steps: int,
+        deadline: float,
+        reason: str,
+        is_on_time: bool,
+        late: WhenLate | None = None,
+        acknowledgement: str | None = None,
+    ) -> Grant:
         plan = StepPlan(
             canvas_width=request.canvas_width,
             steps_first=steps,
-            steps_rest=useful,
+            steps_rest=self.useful_steps(request.canvas_width),
             threshold=self.settings.threshold,
-            first_deadline=first_deadline,
+            first_deadline=deadline,
             rest_deadline=None,
+            fact_threshold=self.settings.fact_threshold,
+            yields_until=deadline + UNHEARD_YIELD_S if self.gives_way(request.canvas_width) else None,
         )
-        return Grant(plan, reason, expected, fits >= floor)
+        quality = quality_at(self.curve, self.clause_width, steps)
+        return Grant(plan, reason, expected, is_on_time, quality, late, acknowledgement)
 
-    def replan_first(self, plan: StepPlan, *, now: float, step: int, active_drafts: int = 1) -> StepPlan | None:
-        """Cut the first clause's remaining steps when time has gone faster than planned.
+    def _count(self, request: TurnRequest, fits: int, room_s: float) -> None:
+        """Tell admission whether company alone keeps the floor from fitting: a slow recogniser is no reason to refuse callers."""
+        alone = self.costs.predict(Stage.STEP, request.canvas_width)
+        fits_alone = _fitting(room_s, alone.p95)
+        floor = self.settings.min_steps
+        self.admission.count(request.now, is_crowded=fits < floor <= fits_alone)
+
+    def replan_first(
+        self,
+        plan: StepPlan,
+        *,
+        now: float,
+        step: int,
+        active_drafts: int = 1,
+        may_grow: bool = False,
+        dry_at: float | None = None,
+    ) -> StepPlan | None:
+        """Make the plan of the first clause again for its remaining steps: a slow step or another caller takes some away.
 
         At the deadline the best complete draft is spoken: one step that commits everything is always left, and the floor is
-        never undercut. Returns None when the plan still holds.
+        never undercut. With `may_grow` steps that were quicker than p95 are given back, up to those that the curve says help; a plan
+        that is late already must not grow, or it would be later. With `dry_at` something else is being spoken until then, and the
+        first clause is due behind it. Returns None when the plan still holds.
         """
+        if dry_at is not None:
+            tts = self.costs.predict(Stage.TTS, self.settings.first_clause_chars)
+            plan = replace(plan, first_deadline=dry_at - tts.p95 - self.costs.predict(Stage.TRANSPORT).p95)
         if plan.first_deadline is None or step >= plan.steps_first:
             return None
-        cost = self.costs.predict(Stage.STEP, plan.canvas_width * active_drafts)
-        fits = max(math.floor((plan.first_deadline - now) / max(cost.p95, 1e-6)), 1)
+        cost = self.costs.predict(Stage.STEP, plan.canvas_width, active_drafts)
+        fits = max(_fitting(plan.first_deadline - now, cost.p95), 1)
         steps = max(step + fits, self.settings.min_steps)
-        return None if steps >= plan.steps_first else replace(plan, steps_first=steps)
+        if may_grow:
+            steps = min(steps, max(self.affordable_steps(self.clause_width, now), plan.steps_first))
+        elif steps > plan.steps_first:
+            steps = plan.steps_first
+        if steps == plan.steps_first and dry_at is None:
+            return None
+        return replace(plan, steps_first=steps)
+
+    # --- the rest -----------------------------------------------------------------------------------------------------
 
     def plan_rest(
         self,
@@ -266,12 +367,31 @@ class BudgetController:
 
         `steps_done` counts those it had already; the plan's steps count from the start of the rest.
         """
-        step = self.costs.predict(Stage.STEP, plan.canvas_width * active_drafts)
         tts = self.costs.predict(Stage.TTS, clause_chars)
         transport = self.costs.predict(Stage.TRANSPORT)
-        deadline = dry_at - tts.p95 - transport.p95
-        fits = math.floor(max(deadline - now, 0.0) / max(step.p95, 1e-6))
-        useful = self.useful_steps(plan.canvas_width)
-        return replace(
-            plan, steps_rest=min(max(steps_done + fits, self.settings.min_steps), useful), rest_deadline=deadline
-        )
+        return self._rest(plan, now, dry_at - tts.p95 - transport.p95, steps_done, active_drafts)
+
+    def replan_rest(self, plan: StepPlan, *, now: float, steps_done: int, active_drafts: int = 1) -> StepPlan | None:
+        """The same after a step, for the deadline that the rest has. None when the plan still holds or there is no deadline yet."""
+        if plan.rest_deadline is None or steps_done >= plan.steps_rest:
+            return None
+        again = self._rest(plan, now, plan.rest_deadline, steps_done, active_drafts)
+        return None if again.steps_rest == plan.steps_rest else again
+
+    def _rest(self, plan: StepPlan, now: float, deadline: float, steps_done: int, active_drafts: int) -> StepPlan:
+        floor = self.settings.min_steps
+        step = self.costs.predict(Stage.STEP, plan.canvas_width, active_drafts)
+        fits = max(_fitting(deadline - now, step.p95), 1 if steps_done else 0)
+        most = max(self.affordable_steps(plan.canvas_width, now), steps_done + 1)
+        yields_until = None
+        if self.gives_way(plan.canvas_width):
+            # It may wait as long as the floor still fits behind: what fits beyond is a gift of the engine's idle time.
+            yields_until = deadline - max(floor - steps_done + 1, 1) * step.p95 - YIELD_MARGIN_S
+        steps = min(max(steps_done + fits, floor), most)
+        return replace(plan, steps_rest=steps, rest_deadline=deadline, yields_until=yields_until)
+
+
+def _fitting(room_s: float, step_s: float) -> int:
+    """Steps that fit into `room_s`, which may be negative."""
+    # A hair of slack: 0.07 s hold seven steps of 0.01 s, whatever their floats say.
+    return math.floor(room_s / max(step_s, 1e-6) + 1e-9) if room_s > 0 else 0

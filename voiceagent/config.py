@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from voiceagent.budget import BudgetSettings
+from voiceagent.budget import BudgetSettings, WhenLate
 from voiceagent.config_values import Layer, Unparsed, convert, merge, nested, parse_free
 from voiceagent.errors import ConfigError
 from voiceagent.server_settings import ServerSettings
@@ -231,14 +231,61 @@ class BudgetConfig:
     useful_gain: float = _key(
         _BUDGET.useful_gain, "Quality that one more step must bring, of 1.", "a number from 0 to 1", _within(0.0, 1.0)
     )
+    fact_threshold: float = _key(
+        _BUDGET.fact_threshold,
+        "The same as `budget.threshold` for figures.",
+        "a probability from budget.threshold to 1",
+        _within(0.01, 1.0),
+    )
+    when_late: str = _key(
+        _SESSION.when_late.value,
+        "When the steps that are wanted do not fit: answer with fewer, say something first, or answer later.",
+        "'fewer_steps', 'acknowledge' or 'answer_later'",
+        lambda v: v in set(WhenLate),
+    )
+    acknowledgements: tuple[str, ...] = _key(
+        _SESSION.acknowledgements,
+        "What `acknowledge` may say; the shortest that lasts until the answer is chosen.",
+        "a list of texts that are not empty",
+        lambda v: all(text.strip() for text in v),
+    )
+    wanted_quality: float = _key(
+        _BUDGET.wanted_quality,
+        "Quality, of 1, that `acknowledge` and `answer_later` hold on to.",
+        "a number from 0 to 1",
+        _within(0.0, 1.0),
+    )
+    patience_s: float = _key(
+        _BUDGET.patience_s,
+        "The latest answer with `answer_later`, from the end of speech.",
+        "seconds from 0.05 to 60",
+        _within(0.05, 60.0),
+    )
+    remember: bool = _key(
+        True,
+        "Whether stage times and timelines (without their texts) are kept in `budget.folder` over restarts.",
+        "true or false",
+    )
+    folder: str = _key("", "Where they are kept; empty is the user's state folder.", "a path, or empty")
 
     def __post_init__(self) -> None:
         if self.min_steps > self.max_steps:
             raise ConfigError("budget.min_steps", self.min_steps, f"at most budget.max_steps = {self.max_steps}")
+        if self.fact_threshold < self.threshold:
+            expected = f"at least budget.threshold = {self.threshold}"
+            raise ConfigError("budget.fact_threshold", self.fact_threshold, expected)
+        if self.when_late == WhenLate.ACKNOWLEDGE and not self.acknowledgements:
+            raise ConfigError("budget.acknowledgements", (), "at least one text, as budget.when_late = 'acknowledge'")
 
     def settings(self) -> BudgetSettings:
         return BudgetSettings(
-            min_steps=self.min_steps, max_steps=self.max_steps, threshold=self.threshold, useful_gain=self.useful_gain
+            min_steps=self.min_steps,
+            max_steps=self.max_steps,
+            threshold=self.threshold,
+            fact_threshold=self.fact_threshold,
+            useful_gain=self.useful_gain,
+            wanted_quality=self.wanted_quality,
+            patience_s=self.patience_s,
         )
 
 
@@ -447,6 +494,8 @@ class Config:
             instructions=self.agent.instructions,
             turn_detection=self.turn.detection(),
             target_s=self.budget.target_s,
+            when_late=WhenLate(self.budget.when_late),
+            acknowledgements=self.budget.acknowledgements,
             max_output_tokens=self.reply.max_output_tokens,
             temperature=self.reply.temperature,
         )

@@ -18,6 +18,7 @@ from voiceagent.events import AnyItem, ConversationEvent, Item
 from voiceagent.line import Close, Line
 from voiceagent.server_settings import ServerSettings
 from voiceagent.session import ResponseOptions, SessionSettings
+from voiceagent.turn import Phase
 from voiceagent.wire.codec import RealtimeCodec
 from voiceagent.wire.commands import (
     AppendAudio,
@@ -47,6 +48,8 @@ class ConversationPort(Protocol):
 
     @property
     def id(self) -> str: ...
+    @property
+    def phase(self) -> Phase: ...
 
     async def run(self) -> None: ...
     async def aclose(self, *, drain_s: float = 0.0) -> None: ...

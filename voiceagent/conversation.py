@@ -30,8 +30,9 @@ from voiceagent.backends import (
     TurnSoFar,
     VoiceDetector,
 )
-from voiceagent.budget import BudgetController, Stage
+from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock
+from voiceagent.costs import Stage
 from voiceagent.errors import BackendError, ProtocolError
 from voiceagent.events import (
     AnyItem,
@@ -546,7 +547,15 @@ class Conversation:
             target_s=options.target_s or self.settings.target_s,
             is_spoken=is_spoken,
         )
-        request = ReplyRequest(response_id, _new_id("item"), modality, trace.target_s, text=text)
+        request = ReplyRequest(
+            response_id,
+            _new_id("item"),
+            modality,
+            trace.target_s,
+            text=text,
+            when_late=options.when_late or self.settings.when_late,
+            acknowledgements=self.settings.acknowledgements,
+        )
         reply = Reply(
             request=request,
             llm=self._backends.llm,

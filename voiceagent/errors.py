@@ -6,6 +6,7 @@ VoiceAgentError
 ├── BackendError         a model failed: the conversation that asked is told, the others never notice
 ├── ToolError            a tool could not do what it was asked: the model is told, and the conversation goes on
 └── OverloadedError      no room: said before anyone is kept waiting
+    └── EngineFullError  those who are there already get no more than the fewest steps
 """
 
 from __future__ import annotations
@@ -67,3 +68,10 @@ class OverloadedError(VoiceAgentError, RuntimeError):
         super().__init__(f"{active} conversations are active and the limit is {limit}; try again later")
         self.active = active
         self.limit = limit
+
+
+class EngineFullError(OverloadedError):
+    """One more caller would make everybody late."""
+
+    def __init__(self, reason: str) -> None:
+        VoiceAgentError.__init__(self, reason)

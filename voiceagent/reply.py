@@ -30,9 +30,10 @@ from voiceagent.backends import (
     StepPlan,
     Synthesizer,
 )
-from voiceagent.budget import BudgetController, Stage, TurnRequest
+from voiceagent.budget import BudgetController, Grant, TurnRequest, WhenLate
 from voiceagent.clauses import ClauseFinder
 from voiceagent.clock import Clock
+from voiceagent.costs import Stage
 from voiceagent.events import (
     ConversationEvent,
     Item,
@@ -68,6 +69,8 @@ class ReplyRequest:
     text: str | None = None
     prompt_tokens: float = 64.0
     """Prompt tokens that are probably not in the cache yet."""
+    when_late: WhenLate = WhenLate.FEWER_STEPS
+    acknowledgements: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -90,6 +93,12 @@ class Reply:
     item_started: bool = False
     _plan: StepPlan | None = None
     _draft: Draft | None = None
+    _grant: Grant | None = None
+    _is_first: bool = False
+    """The draft's first clause is not written yet."""
+    _stepped_at: float = 0.0
+    """When the draft had its last step, or was prefilled."""
+    _first_steps: int = 0
     _rest_steps: int = 0
     _has_words: bool = False
     """Something of it is spoken or waits for the voice."""
@@ -128,7 +137,11 @@ class Reply:
         """Write what the draft says; the call that it ends with, if any."""
         finder, seen, before = ClauseFinder(), 0, self.usage
         call: ToolCall | None = None
-        async with contextlib.aclosing(self._draft_events(draft)) as events:
+        grant = self._plan_draft(draft)
+        if grant.acknowledgement is not None:
+            self.trace.mark("acknowledged", self.clock.now())
+            await self._fill(clauses, grant.acknowledgement)
+        async with contextlib.aclosing(self._draft_events(draft, grant)) as events:
             async for event in events:
                 match event:
                     case DraftPrefilled():
@@ -164,15 +177,20 @@ class Reply:
             await clauses.put(clause)
 
     async def _fill(self, clauses: asyncio.Queue[str | None], text: str) -> None:
-        """Say something while a tool runs, unless the reply has begun."""
+        """Say something while the answer is not there yet, unless the reply has begun."""
         if not self._has_words:
             self._has_words = True
             self.trace.mark("first_clause", self.clock.now())
             await self._put(clauses, text)
 
-    async def _draft_events(self, draft: DraftRequest) -> AsyncGenerator[DraftEvent, None]:
-        """Plan, start the draft and yield its events; leaving early cancels it between two steps."""
-        self._rest_steps = 0
+    def _plan_draft(self, draft: DraftRequest) -> Grant:
+        width = draft.plan.canvas_width
+        # This draft will be one of them.
+        self.budget.running_drafts += 1
+        self.budget.first_drafts += 1
+        company = self.budget.company(width, is_first=True)
+        self.budget.running_drafts -= 1
+        self.budget.first_drafts -= 1
         # Once a tool has run the target for the turn is past; what is written then has it from there.
         done = max((record.end or 0.0 for record in self.trace.tools), default=self.trace.origin)
         grant = self.budget.plan_turn(
@@ -181,18 +199,27 @@ class Reply:
                 speech_end=max(self.trace.origin, done),
                 target_s=self.request.target_s,
                 prompt_tokens=self.request.prompt_tokens,
-                canvas_width=draft.plan.canvas_width,
-                active_drafts=self.budget.running_drafts + 1,
+                canvas_width=width,
+                active_drafts=company,
                 needs_audio=self.request.modality == "audio",
+                when_late=self.request.when_late,
+                acknowledgements=() if self._has_words else self.request.acknowledgements,
             )
         )
-        self.trace.prediction = grant.prediction
-        self.trace.planned_on_time = grant.is_on_time
+        self.trace.planned(grant)
+        self._grant = grant
         self._adopt(grant.plan, grant.reason)
+        return grant
+
+    async def _draft_events(self, draft: DraftRequest, grant: Grant) -> AsyncGenerator[DraftEvent, None]:
+        """Start the draft and yield its events; leaving early cancels it between two steps."""
+        self._first_steps, self._rest_steps, self._is_first = 0, 0, True
         events: asyncio.Queue[DraftEvent] = asyncio.Queue()
-        self.trace.mark("draft_start", self.clock.now())
+        self._stepped_at = self.clock.now()
+        self.trace.mark("draft_start", self._stepped_at)
         self._draft = self.llm.start(replace(draft, plan=grant.plan), events.put_nowait)
         self.budget.running_drafts += 1
+        self.budget.first_drafts += 1
         try:
             while True:
                 event = await events.get()
@@ -200,9 +227,15 @@ class Reply:
                 if isinstance(event, DraftFinished | DraftFailed):
                     return
         finally:
+            self._first_clause_done()
             self.budget.running_drafts -= 1
             self._draft.cancel()
             self._draft = None
+
+    def _first_clause_done(self) -> None:
+        if self._is_first:
+            self._is_first = False
+            self.budget.first_drafts -= 1
 
     def _adopt(self, plan: StepPlan, reason: str) -> None:
         self._plan = plan
@@ -216,15 +249,29 @@ class Reply:
             input_tokens=before.input_tokens + event.cached_tokens + event.new_tokens,
             cached_tokens=before.cached_tokens + event.cached_tokens,
         )
-        if event.new_tokens > 0:
-            self.budget.costs.observe(Stage.PREFILL, event.compute_s, event.new_tokens)
+        wall_s, self._stepped_at = max(event.at - self._stepped_at, 0.0), event.at
+        if not self.llm.info.is_remote:
+            company = self.budget.company(self._canvas_width(), is_first=True)
+            self.budget.prefilled(event.at, event.compute_s, wall_s, event.new_tokens, company)
+
+    def _canvas_width(self) -> int:
+        assert self._plan is not None
+        return self._plan.canvas_width
 
     def _stepped(self, event: DraftStepped, before: Usage) -> None:
         assert self._plan is not None and self._draft is not None
         # The drafter may have widened the canvas to hold what must be said.
         self._plan = replace(self._plan, canvas_width=len(event.canvas))
-        self._rest_steps += event.phase == "rest"
-        self.budget.costs.observe(Stage.STEP, event.compute_s, len(event.canvas) * event.batch)
+        wall_s, self._stepped_at = max(event.at - self._stepped_at, event.compute_s), event.at
+        company = self.budget.company(len(event.canvas), is_first=event.phase == "first")
+        if event.phase == "rest":
+            self._rest_steps += 1
+            self._first_clause_done()
+            # It may have given way to others, so that its pace is of its own choosing: a forward is what it costs.
+            self._learn_step(event, event.compute_s, event.batch)
+        else:
+            self._first_steps += 1
+            self._learn_step(event, wall_s, company)
         written = sum(1 for token in event.canvas if token.text)
         self.usage = replace(self.usage, output_tokens=before.output_tokens + written)
         self.trace.steps.append(
@@ -236,6 +283,7 @@ class Reply:
                 len(event.committed_text),
                 event.forced_tokens,
                 event.batch,
+                wall_s,
             )
         )
         self.emit(
@@ -250,25 +298,50 @@ class Reply:
                 event.batch,
             )
         )
-        if event.phase == "first" and not self.llm.info.is_remote:
-            shorter = self.budget.replan_first(
-                self._plan, now=self.clock.now(), step=event.step, active_drafts=event.batch
+        if not self.llm.info.is_remote:
+            # Those who came or left while it ran count from the next step on.
+            company = self.budget.company(len(event.canvas), is_first=event.phase == "first")
+            self._replan(event, company)
+
+    def _learn_step(self, event: DraftStepped, wall_s: float, company: int) -> None:
+        width = len(event.canvas)
+        if self.llm.info.is_remote:
+            self.budget.costs.observe(Stage.STEP, event.compute_s, width, event.batch)
+        else:
+            self.budget.stepped(event.at, event.compute_s, wall_s, width, batch=event.batch, company=company)
+
+    def _replan(self, event: DraftStepped, company: int) -> None:
+        """Before the next step: what is left of the plan follows what has happened."""
+        assert self._plan is not None and self._draft is not None and self._grant is not None
+        now = self.clock.now()
+        if event.phase == "rest":
+            again = self.budget.replan_rest(self._plan, now=now, steps_done=self._rest_steps, active_drafts=company)
+            reason = "" if again is None else f"{again.steps_rest} steps for the rest"
+        else:
+            again = self.budget.replan_first(
+                self._plan, now=now, step=event.step, active_drafts=company, may_grow=self._grant.is_on_time
             )
-            if shorter is not None:
-                self._draft.replan(shorter)
-                self._adopt(shorter, f"step {event.step} was late: {shorter.steps_first} steps for the first clause")
+            reason = "" if again is None else f"{again.steps_first} steps for the first clause"
+        if again is not None:
+            is_less = again.steps_first < self._plan.steps_first or again.steps_rest < self._plan.steps_rest
+            others = f" beside {company - 1} others" if company > 1 else ""
+            self._draft.replan(again)
+            self._adopt(again, f"step {event.step} was {'late' if is_less else 'early'}{others}: {reason}")
 
     def _replan_rest(self) -> None:
         """More audio is queued at the caller's: the rest of the canvas has until it runs dry."""
         dry_at = self.playout.dry_at()
         if self._draft is None or self._plan is None or dry_at is None:
             return
+        if self._is_first:
+            self._replan_behind(dry_at)
+            return
         plan = self.budget.plan_rest(
             self._plan,
             now=self.clock.now(),
             dry_at=dry_at,
             steps_done=self._rest_steps,
-            active_drafts=max(self.budget.running_drafts, 1),
+            active_drafts=self.budget.company(self._plan.canvas_width, is_first=False),
         )
         self._draft.replan(plan)
         if plan.steps_rest == self._plan.steps_rest and self._plan.rest_deadline is not None:
@@ -276,6 +349,25 @@ class Reply:
         else:
             room_ms = (dry_at - self.clock.now()) * 1000
             self._adopt(plan, f"{plan.steps_rest} steps for the rest: {room_ms:.0f} ms of speech are queued")
+
+    def _replan_behind(self, dry_at: float) -> None:
+        """Something is being said while the first clause is written: it is due when that has been heard."""
+        assert self._plan is not None and self._draft is not None
+        now = self.clock.now()
+        plan = self.budget.replan_first(
+            self._plan,
+            now=now,
+            step=self._first_steps,
+            active_drafts=self.budget.company(self._plan.canvas_width, is_first=True),
+            may_grow=True,
+            dry_at=dry_at,
+        )
+        if plan is not None:
+            self._draft.replan(plan)
+            self._adopt(
+                plan,
+                f"{plan.steps_first} steps for the first clause: {(dry_at - now) * 1000:.0f} ms of speech are queued",
+            )
 
     # --- the voice ----------------------------------------------------------------------------------------------------
 

@@ -10,8 +10,9 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, get_args
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -21,16 +22,18 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from voiceagent import page
+from voiceagent import metrics, page
 from voiceagent.agent import AgentProfile
 from voiceagent.backends import BackendInfo
 from voiceagent.clock import Clock, MonotonicClock
 from voiceagent.connection import Connection, ConversationPort
 from voiceagent.errors import OverloadedError
 from voiceagent.events import ConversationEvent
+from voiceagent.lag import watch_lag
 from voiceagent.security import AccessPolicy, extract_key, select_subprotocol
 from voiceagent.server_settings import ServerSettings
 from voiceagent.session import SessionSettings
+from voiceagent.telemetry import Door, Session, Telemetry
 from voiceagent.telephony.call import PhoneCall
 from voiceagent.telephony.signature import is_signed
 from voiceagent.wire.codec import RealtimeCodec
@@ -73,6 +76,12 @@ class Runtime(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Caller:
+    session: Session
+    conversation: ConversationPort
+
+
 class RealtimeServer:
     """The state behind the routes: who is connected, and whether anyone still may."""
 
@@ -84,7 +93,9 @@ class RealtimeServer:
         self._clock = clock
         self._wall_clock = wall_clock
         self._access = settings.access
-        self._connections: set[Connection | PhoneCall] = set()
+        self._connections: dict[Connection | PhoneCall, _Caller | None] = {}
+        """Who is connected, and their conversation once they have one."""
+        self.telemetry = Telemetry(self._callers_by_door, settings.max_sessions)
         self._nobody = asyncio.Event()
         self._nobody.set()
         self.is_draining = False
@@ -93,20 +104,20 @@ class RealtimeServer:
         """A client of `WS /v1/realtime`, from its handshake to its end."""
         refusal = self._refusal(websocket)
         if refusal is not None:
-            await websocket.send_denial_response(refusal)
+            await self._deny(websocket, refusal)
             return
         connection = Connection(websocket, self._settings, self._clock)
         with self._present(connection):
             try:
                 await self._converse(websocket, connection)
             except OverloadedError as error:
-                await websocket.send_denial_response(_overloaded(str(error)))
+                await self._deny(websocket, _overloaded(str(error)))
 
     async def twilio(self, websocket: WebSocket) -> None:
         """A phone bridge of `WS /telephony/twilio`, from its handshake to its end."""
         refusal, key = self._bridge_refusal(websocket)
         if refusal is not None:
-            await websocket.send_denial_response(refusal)
+            await self._deny(websocket, refusal)
             return
         defaults = self._runtime.default_settings
         call = PhoneCall(
@@ -115,7 +126,8 @@ class RealtimeServer:
             self._clock,
             key=key,
             why_full=self._why_full,
-            open_conversation=lambda emit: self._runtime.open_conversation(emit, defaults),
+            open_conversation=lambda emit: self._open(call, "twilio", websocket, emit),
+            tell_refused=self.telemetry.refusals.add,
             interrupts=defaults.turn_detection is not None and defaults.turn_detection.interrupt_response,
         )
         with self._present(call):
@@ -125,18 +137,18 @@ class RealtimeServer:
     @contextlib.contextmanager
     def _present(self, connection: Connection | PhoneCall) -> Iterator[None]:
         """Count this connection among those that a shutdown waits for."""
-        self._connections.add(connection)
+        self._connections[connection] = None
         self._nobody.clear()
         try:
             yield
         finally:
-            self._connections.discard(connection)
+            del self._connections[connection]
             if not self._connections:
                 self._nobody.set()
 
     async def _converse(self, websocket: WebSocket, connection: Connection) -> None:
         defaults = self._runtime.default_settings
-        conversation = self._runtime.open_conversation(connection.emit, defaults)
+        conversation = self._open(connection, "realtime", websocket, connection.emit)
         try:
             codec = RealtimeCodec(
                 session_id=f"sess_{uuid.uuid4().hex[:24]}",
@@ -152,7 +164,25 @@ class RealtimeServer:
         finally:
             await conversation.aclose()
 
-    def _refusal(self, websocket: WebSocket) -> Response | None:
+    def _open(
+        self,
+        connection: Connection | PhoneCall,
+        door: Door,
+        websocket: WebSocket,
+        emit: Callable[[ConversationEvent], None],
+    ) -> ConversationPort:
+        """The conversation of this connection, with everything it says counted on its way out."""
+        session = Session(self.telemetry, door, websocket.client.host if websocket.client else "", self._clock)
+        conversation = self._runtime.open_conversation(session.watch(emit), self._runtime.default_settings)
+        self._connections[connection] = _Caller(session, conversation)
+        self.telemetry.conversations.add(door)
+        return conversation
+
+    async def _deny(self, websocket: WebSocket, refusal: _Refusal) -> None:
+        self.telemetry.refusals.add(refusal.code)
+        await websocket.send_denial_response(refusal)
+
+    def _refusal(self, websocket: WebSocket) -> _Refusal | None:
         """Why this client is not let in, or None. Nothing it sent is repeated but the origin."""
         if (foreign := self._foreign(websocket)) is not None:
             return foreign
@@ -165,7 +195,7 @@ class RealtimeServer:
         full = self._why_full()
         return None if full is None else _overloaded(full)
 
-    def _bridge_refusal(self, websocket: WebSocket) -> tuple[Response | None, str | None]:
+    def _bridge_refusal(self, websocket: WebSocket) -> tuple[_Refusal | None, str | None]:
         """Why this phone bridge is not let in, or None; and the key that its start message still has to bring, or None.
 
         A key in the request or a signature decides at once. Twilio can send a key as a parameter of its start message only.
@@ -187,12 +217,12 @@ class RealtimeServer:
             wanted = settings.api_key
         elif settings.twilio_auth_token is not None:
             return _wrong_key("No X-Twilio-Signature."), None
-        if sum(not connection.is_admitted for connection in self._connections) >= settings.max_sessions:
+        if len(self._connections) - self._callers >= settings.max_sessions:
             return _overloaded("Too many bridges have connected and not started a call."), None
         full = self._why_full()
         return None if full is None else _overloaded(full), wanted
 
-    def _foreign(self, websocket: WebSocket) -> Response | None:
+    def _foreign(self, websocket: WebSocket) -> _Refusal | None:
         """The answer to a page or a name that must not reach this server, or None."""
         host, origin = websocket.headers.get("host"), websocket.headers.get("origin")
         if not self._access.allows_host(host):
@@ -205,8 +235,12 @@ class RealtimeServer:
 
     @property
     def _callers(self) -> int:
-        """Who holds a conversation; a bridge whose call has not started does not."""
+        """Who holds a conversation or is about to; a bridge whose call has not started does not."""
         return sum(connection.is_admitted for connection in self._connections)
+
+    def _callers_by_door(self) -> Mapping[tuple[str, ...], float]:
+        doors = [caller.session.door for caller in self._connections.values() if caller is not None]
+        return {(door,): float(doors.count(door)) for door in get_args(Door)}
 
     def _why_full(self) -> str | None:
         """Why nobody can be let in now, or None."""
@@ -241,6 +275,37 @@ class RealtimeServer:
         }
         return JSONResponse(body, 200 if reason is None else 503)
 
+    async def metrics(self, request: Request) -> Response:
+        """Everything that is counted, as Prometheus reads it. With a key for those who present it."""
+        refusal = self._operator_refusal(request)
+        return refusal or Response(self.telemetry.exposition(), media_type=metrics.CONTENT_TYPE)
+
+    async def sessions(self, request: Request) -> Response:
+        """Who is there, what they are doing and how long they wait for answers. With a key for those who present it."""
+        refusal = self._operator_refusal(request)
+        if refusal is not None:
+            return refusal
+        callers = [caller for caller in self._connections.values() if caller is not None]
+        return JSONResponse(
+            {
+                "sessions": [
+                    caller.session.as_json(caller.conversation.id, caller.conversation.phase) for caller in callers
+                ],
+                "max_sessions": self._settings.max_sessions,
+                "draining": self.is_draining,
+            }
+        )
+
+    def _operator_refusal(self, request: Request) -> _Refusal | None:
+        key = extract_key(request.headers.get("authorization"), ())
+        if self._access.allows_key(key):
+            return None
+        return _wrong_key("Incorrect API key provided." if key else "No API key provided.")
+
+    async def watch_loop(self) -> None:
+        """Measure how late the event loop is, until cancelled."""
+        await watch_lag(self._clock, self.telemetry.lag.observe)
+
     async def drain(self) -> None:
         """Let nobody in any more, let everybody's current reply finish, and close with 1001. Bounded by `drain_s` and a little."""
         self.is_draining = True
@@ -273,6 +338,8 @@ def create_app(
         routes=[
             Route("/healthz", realtime.healthz),
             Route("/readyz", realtime.readyz),
+            Route("/metrics", realtime.metrics),
+            Route("/sessions", realtime.sessions),
             WebSocketRoute("/v1/realtime", realtime.realtime),
             WebSocketRoute("/telephony/twilio", realtime.twilio),
             Mount("/static", page.static_files()),
@@ -301,15 +368,23 @@ class _HostGuard:
         await self._app(scope, receive, send)
 
 
-def _error(status: int, code: str, message: str, *, kind: str = "invalid_request_error") -> JSONResponse:
-    return JSONResponse({"error": {"type": kind, "code": code, "message": message, "param": None}}, status)
+class _Refusal(JSONResponse):
+    """An error of the HTTP API, known by its code."""
+
+    def __init__(self, status: int, code: str, message: str, kind: str) -> None:
+        super().__init__({"error": {"type": kind, "code": code, "message": message, "param": None}}, status)
+        self.code = code
 
 
-def _wrong_key(message: str) -> JSONResponse:
+def _error(status: int, code: str, message: str, *, kind: str = "invalid_request_error") -> _Refusal:
+    return _Refusal(status, code, message, kind)
+
+
+def _wrong_key(message: str) -> _Refusal:
     return _error(401, "invalid_api_key", message, kind="authentication_error")
 
 
-def _overloaded(message: str) -> JSONResponse:
+def _overloaded(message: str) -> _Refusal:
     response = _error(503, "overloaded", message, kind="server_error")
     response.headers["retry-after"] = str(RETRY_AFTER_S)
     return response

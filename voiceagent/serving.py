@@ -69,11 +69,13 @@ async def serve(app: Starlette, settings: ServerSettings, *, on_started: Callabl
         config.ssl = context
         server = _Server(config, app.state.realtime)
         started = asyncio.create_task(_announce(server, _address(sockets[0], settings, scheme), on_started))
+        watching = asyncio.create_task(app.state.realtime.watch_loop())
         try:
             await server.serve(sockets=sockets)
         finally:
             started.cancel()
-            await asyncio.gather(started, return_exceptions=True)
+            watching.cancel()
+            await asyncio.gather(started, watching, return_exceptions=True)
     finally:
         for listening in sockets:
             listening.close()

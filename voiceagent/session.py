@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from voiceagent.budget import WhenLate
 from voiceagent.endpoint import EndpointSettings
 from voiceagent.errors import ConfigError
 from voiceagent.events import Modality
@@ -70,13 +71,16 @@ class SessionSettings:
     """Everything about a conversation that may differ between callers.
 
     `turn_detection` of None means the client commits turns itself (push to talk). `target_s` is the voice-to-voice latency that
-    the budget controller aims at.
+    the budget controller aims at, and `when_late` what it does when the steps that are wanted do not fit; `acknowledgements` are the
+    texts that it may then say first.
     """
 
     instructions: str = ""
     modality: Modality = "audio"
     turn_detection: TurnDetection | None = field(default_factory=TurnDetection)
     target_s: float = 0.5
+    when_late: WhenLate = WhenLate.FEWER_STEPS
+    acknowledgements: tuple[str, ...] = ("Sure.", "One moment.", "Let me see, one moment please.")
     max_output_tokens: int | None = None
     temperature: float = 0.0
     transcribe: bool = True
@@ -103,6 +107,7 @@ class ResponseOptions:
     max_output_tokens: int | None = None
     metadata: Mapping[str, str] | None = None
     target_s: float | None = None
+    when_late: WhenLate | None = None
     in_conversation: bool = True
     """False for an out-of-band response: its reply does not enter the history."""
     turns: tuple[tuple[Literal["system", "user", "agent"], str], ...] | None = None

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from voiceagent.backends import StepPlan
-from voiceagent.budget import Cost, Prediction
+from voiceagent.budget import Grant, Prediction, WhenLate
+from voiceagent.costs import Cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,8 @@ class StepRecord:
     committed_chars: int
     forced_tokens: int
     batch: int
+    wall_s: float = 0.0
+    """Since the step before, or the prefill: what is beyond `compute_s` was waiting for other drafts."""
 
 
 @dataclass(slots=True)
@@ -49,6 +52,17 @@ class TurnTrace:
     prediction: Prediction | None = None
     planned_on_time: bool | None = None
     """Whether the first plan fitted its deadline at p95; None before there was one."""
+    quality: float | None = None
+    """What the curve expects of the first clause, by the first plan."""
+    late: WhenLate | None = None
+    """What was done because the steps that are wanted did not fit."""
+    acknowledgement: str | None = None
+
+    def planned(self, grant: Grant) -> None:
+        """A draft has got its plan; that of the last draft counts."""
+        self.prediction, self.planned_on_time = grant.prediction, grant.is_on_time
+        self.quality, self.late = grant.quality, grant.late
+        self.acknowledgement = grant.acknowledgement or self.acknowledgement
 
     def mark(self, name: str, at: float) -> None:
         """Remember the first time something happened."""
@@ -78,8 +92,12 @@ class TurnTrace:
             ("endpoint", "origin", "endpoint"),
             ("asr", "endpoint", "asr_final"),
             ("tools", "tools_start", "tools_done"),
-            ("prefill", "draft_start", "prefill"),
-            ("denoise_first", "prefill", "first_clause"),
+            # What was said first was no draft's.
+            *(
+                ()
+                if self.acknowledgement
+                else (("prefill", "draft_start", "prefill"), ("denoise_first", "prefill", "first_clause"))
+            ),
             ("tts", "first_clause", "tts_audio"),
             ("transport", "tts_audio", "first_audio"),
         )
@@ -95,6 +113,7 @@ class TurnTrace:
                         "name": name,
                         "start_ms": self._ms(known[start]),
                         "end_ms": self._ms(known[end]),
+                        "took_ms": round((known[end] - known[start]) * 1000, 2),
                         "predicted_p50_ms": None if cost is None else round(cost.p50 * 1000, 2),
                         "predicted_p95_ms": None if cost is None else round(cost.p95 * 1000, 2),
                     }
@@ -102,7 +121,7 @@ class TurnTrace:
         return found
 
     def missed_deadline(self) -> Mapping[str, object] | None:
-        """The stage that exceeded its median prediction most, when the first audio came after the target.
+        """The stage that exceeded its median prediction most and why, when the first audio came after the target.
 
         The median, not p95: on a machine that has been slow for a while p95 is slow too, and would excuse the stage that eats the
         time. When every stage kept its median the wait before the plan was the cause: the endpoint's hangover.
@@ -110,7 +129,7 @@ class TurnTrace:
         latency = self.latency_s
         if latency is None or latency <= self.target_s:
             return None
-        worst, excess = "endpoint", 0.0
+        worst, excess, took_ms = "endpoint", 0.0, 0.0
         for stage in self.stages():
             predicted = stage["predicted_p50_ms"]
             start, end = stage["start_ms"], stage["end_ms"]
@@ -119,8 +138,32 @@ class TurnTrace:
             if isinstance(predicted, float) and isinstance(start, float) and isinstance(end, float):
                 over = (end - start) - predicted
                 if over > excess:
-                    worst, excess = str(stage["name"]), over
-        return {"stage": worst, "late_ms": round((latency - self.target_s) * 1000, 2)}
+                    worst, excess, took_ms = str(stage["name"]), over, end - start
+        return {
+            "stage": worst,
+            "late_ms": round((latency - self.target_s) * 1000, 2),
+            "excess_ms": round(excess, 2),
+            "cause": self._cause(worst, excess, took_ms),
+        }
+
+    def _cause(self, stage: str, excess_ms: float, took_ms: float) -> str:
+        """Why a stage took the time: one word of `endpoint`, `slow`, `company`, `stall`, `tool` or `floor`."""
+        first = [record for record in self.steps if record.phase == "first"]
+        if stage == "tools":
+            return "tool"
+        if stage == "denoise_first" and first:
+            waited_ms = sum(max(record.wall_s - record.compute_s, 0.0) for record in first) * 1000
+            if waited_ms > excess_ms / 2 or max(record.batch for record in first) > 2 * self._expected_company():
+                return "company"
+            slowest = max(first, key=lambda record: record.compute_s)
+            if slowest.compute_s * 1000 > excess_ms / 2 and len(first) > 1:
+                return "stall"
+        if stage == "endpoint" or (self.planned_on_time is False and excess_ms < took_ms / 4):
+            return "floor" if self.planned_on_time is False else "endpoint"
+        return "slow"
+
+    def _expected_company(self) -> int:
+        return 1 if self.prediction is None else self.prediction.company
 
     def as_json(self) -> dict[str, object]:
         """Times in milliseconds from the origin."""
@@ -152,6 +195,10 @@ class TurnTrace:
                 "first_deadline_ms": None if plan.first_deadline is None else self._ms(plan.first_deadline),
                 "rest_deadline_ms": None if plan.rest_deadline is None else self._ms(plan.rest_deadline),
                 "on_time": self.planned_on_time,
+                "late": None if self.late is None else self.late.value,
+                "acknowledgement": self.acknowledgement,
+                "quality": None if self.quality is None else round(self.quality, 4),
+                "company": self._expected_company(),
                 "spent_ms": None if self.prediction is None else round(self.prediction.spent_s * 1000, 2),
                 "reasons": [reason for _, _, reason in self.plans],
             },
@@ -161,6 +208,7 @@ class TurnTrace:
                     "phase": record.phase,
                     "at_ms": self._ms(record.at),
                     "compute_ms": round(record.compute_s * 1000, 2),
+                    "waited_ms": round(max(record.wall_s - record.compute_s, 0.0) * 1000, 2),
                     "committed": record.committed_chars,
                     "forced": record.forced_tokens,
                     "batch": record.batch,

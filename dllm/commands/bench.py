@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -170,11 +169,11 @@ def machine(network: Network) -> dict[str, object]:
     """What a number must be read with."""
     import torch
 
+    from dllm.machine import device_name
+
     weight = next(iter(network.parameters()))  # type: ignore[attr-defined]
-    is_cuda = weight.device.type == "cuda"
-    chip = torch.cuda.get_device_name(weight.device) if is_cuda else platform.processor() or platform.machine()
     return {
-        "device": f"{weight.device} ({chip})",
+        "device": f"{weight.device} ({device_name(weight.device)})",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "dtype": str(weight.dtype).removeprefix("torch."),

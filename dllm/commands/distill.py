@@ -23,6 +23,7 @@ from dllm.errors import CheckpointError
 
 if TYPE_CHECKING:
     from dllm.loader import Checkpoint
+    from dllm.train.config import TrainConfig
     from dllm.train.trajectories import Library, Prompts
     from dllm.train.tuning import Budget
 
@@ -49,7 +50,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     from dllm import loader
-    from dllm.train.config import TrainConfig
     from dllm.train.data import Mixture
     from dllm.train.distill import DistillConfig, Distiller
     from dllm.train.tasks import DialogueTask
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if args.resume and not library.asked:
         raise CheckpointError(f"{args.out}: nothing to resume")
     checkpoint = loader.load(source(args.model), device(args.device))
-    config = replace(TrainConfig.load(args.config or BUILTIN_CONFIG), seed=args.seed)
+    config = mixture_config(args)
     mixture = None
     if checkpoint.spec.dialogue is not None:
         mixture = Mixture(args.data, checkpoint.dialogue_codec, config)
@@ -77,11 +77,23 @@ def run(args: argparse.Namespace) -> int:
         if mixture is not None and args.rows:
             rows = replace(config, rows_per_step=args.rows, rows_per_forward=math.gcd(args.rows, 4))
             ordinary = DialogueTask(mixture, checkpoint.spec, rows)
-        distiller = Distiller(tuner, library.kept, ordinary, DistillConfig(method=args.method))
+        begun = limit.progress(0, library.seconds)
+        distiller = Distiller(tuner, library.kept, ordinary, DistillConfig(method=args.method), begun)
         if (args.out / "state.pt").exists():
             tuner.restore()
         run_tuner(tuner, distiller.take_step, args, should_stop)
     return 0
+
+
+def mixture_config(args: argparse.Namespace) -> TrainConfig:
+    """The mixture that the arguments name. The built-in one does not know every folder: where it knows no source, all count alike."""
+    from dllm.train.config import TrainConfig
+    from dllm.train.data import find_sources
+
+    config = replace(TrainConfig.load(args.config or BUILTIN_CONFIG), seed=args.seed)
+    if args.config is None and not config.sources.keys() & find_sources(args.data, "train").keys():
+        return replace(config, sources={})
+    return config
 
 
 def _fill(

@@ -151,6 +151,9 @@ def card(args: argparse.Namespace) -> int:
 
     if args.prompts < 1:
         raise ConfigError("--prompts", args.prompts, "at least 1")
+    if args.run_folder is not None and not args.run_folder.is_dir():
+        # Its mixture is what is measured: without it another one would be, and nobody would see.
+        raise ConfigError("--run", str(args.run_folder), "the folder of a training run")
     checkpoint = loader.load(args.model)
     study = study_of(args, checkpoint)
     out: Path = args.out or CARD
@@ -239,7 +242,7 @@ def about_card(args: argparse.Namespace, study: Study, out: Path, left_out: Mapp
     for name, prompts in study.prompts.items():
         data[name]["too_long"] = [sum(not prompt.fits(args.width) for prompt in prompts), len(prompts)]
     return {
-        "name": "The built-in model" if args.model is None else args.model.name,
+        "name": "The built-in model" if about.is_builtin(study.checkpoint) else study.checkpoint.path.name,
         "width": args.width,
         "command": command_line(args),
         "record": out.with_suffix(".json").name,
@@ -276,7 +279,7 @@ def command_line(args: argparse.Namespace) -> str:
 
 def converse(args: argparse.Namespace) -> int:
     from dllm import loader
-    from dllm.evaluate.about import weights_hash
+    from dllm.evaluate.about import is_builtin, weights_hash
     from dllm.evaluate.conversations import hold, read_callers, write_page
     from dllm.evaluate.measurements import DEFAULT_PLAN
 
@@ -289,7 +292,7 @@ def converse(args: argparse.Namespace) -> int:
         except DllmError as error:
             held.append((caller, error))
     about = {
-        "model": "the built-in model" if args.model is None else args.model.name,
+        "model": "the built-in model" if is_builtin(checkpoint) else checkpoint.path.name,
         "sha256": weights_hash(checkpoint.path),
     }
     out: Path = args.out or PAGE

@@ -13,12 +13,18 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--run", dest="run_folder", type=Path, required=True, help="run folder of `dllm train`")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
     parser.add_argument("--shard-mb", type=float, help="largest weight file in MB (10^6 bytes); default: 5000")
+    parser.add_argument(
+        "--record",
+        type=Path,
+        help="folder for what tells of the run: run.json, a thinned log.jsonl, curves.png, samples.jsonl",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     from dllm import loader
     from dllm.shards import weight_files
+    from dllm.train import logs
 
     if args.shard_mb is not None and args.shard_mb <= 0:
         raise ConfigError("--shard-mb", args.shard_mb, "a positive number")
@@ -32,4 +38,7 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"wrote {args.out}, weights {sum(sizes) / 2**20:.1f} MiB in {len(files)} file{'s' * (len(files) > 1)}{largest}"
     )
+    if args.record is not None:
+        logs.publish(args.run_folder, args.record)
+        print(f"wrote {args.record}, the record of the run")
     return 0

@@ -39,7 +39,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--checkpoint-minutes", type=float, default=5.0)
     parser.add_argument("--device", default="cpu", help="cpu, cuda")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the configuration; may be repeated"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a key of the configuration, TABLE.KEY for one of its tables; may be repeated",
     )
     parser.set_defaults(run=run)
 
@@ -92,10 +96,28 @@ def read_config(args: argparse.Namespace) -> TrainConfig:
         if not equals:
             raise ConfigError("--set", text, "KEY=VALUE")
         try:
-            changes |= tomllib.loads(f"{key} = {value}")
+            change = tomllib.loads(f"{key} = {value}")
         except tomllib.TOMLDecodeError:
-            changes[key.strip()] = value.strip()
-    return TrainConfig.from_json(config.to_json() | changes)
+            change = _string(key, value.strip())
+        changes = merged(changes, change)
+    return TrainConfig.from_json(merged(config.to_json(), changes))
+
+
+def _string(key: str, value: str) -> dict[str, Any]:
+    """A string that came without its quotes."""
+    try:
+        return tomllib.loads(f"{key} = {json.dumps(value)}")
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError("--set", key, f"a key of TOML ({error})") from error
+
+
+def merged(body: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Tables key by key, anything else as changed."""
+    found = dict(body)
+    for key, value in changes.items():
+        old = found.get(key)
+        found[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return found
 
 
 @contextmanager

@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 
+from dllm import loader
 from dllm.errors import DataError
 from dllm.loader import Checkpoint
+from dllm.machine import processor_name
 from dllm.train.config import TrainConfig
 from dllm.train.data import Split, find_sources
 from dllm.train.files import read_objects
@@ -54,6 +56,11 @@ def weights_hash(folder: Path) -> str:
             while piece := file.read(2**20):
                 found.update(piece)
     return found.hexdigest()
+
+
+def is_builtin(checkpoint: Checkpoint) -> bool:
+    """Whether these are the weights that come with the package, wherever they were read."""
+    return weights_hash(checkpoint.path) == weights_hash(loader.BUILTIN)
 
 
 def tokenizer_hash(folder: Path) -> str:
@@ -174,22 +181,13 @@ def training_config(run: Path | None) -> TrainConfig | None:
 
 def about_machine() -> dict[str, Any]:
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "commit": _commit(),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def _commit() -> str:

@@ -246,9 +246,8 @@ def _training(about: Mapping[str, Any], images: str) -> list[str]:
     if "tokens" in training:
         rows.append(("positions", f"{training['tokens'] / 1e6:.1f} M, clean and noisy"))
     if "seconds" in training:
-        rows.append(
-            ("work", f"{training['seconds'] / 60:.1f} minutes in {len(training.get('legs', [])) or 1} sittings")
-        )
+        legs = len(training.get("legs", [])) or 1
+        rows.append(("work", f"{training['seconds'] / 60:.1f} minutes in {legs} sitting{'s' * (legs > 1)}"))
     if "machine" in training:
         machine = training["machine"]
         rows.append(("machine", ", ".join(f"{name} {value}" for name, value in machine.items())))
@@ -520,9 +519,9 @@ def _parallel(data: Mapping[str, Any], images: str) -> list[str]:
         "## Tokens per forward at equal quality",
         "",
         f"{prompts} prompts, the same for all. *best* is the setting with most tokens per forward whose chrF, judge and faulty replies are not "
-        "on the wrong side of the interval of one token per forward, of either checkpoint where two are compared. One token per forward "
-        "decides a position a time, closing ones too, so it gives less than one visible token. Forwards are denoising and committing ones, "
-        "without the prompt's."
+        "on the wrong side of the interval of one token per forward, of either checkpoint where two are compared. The end of the turn takes a "
+        "forward and is not visible, so one token per forward gives less than one. Forwards are denoising and committing ones, without the "
+        "prompt's."
         + ("" if "undistilled" in data["parallel"] else " No undistilled checkpoint was given to compare with."),
         "",
         *table(("weights", "threshold", "tokens/forward", "chrF", "judge, nats/token", "faulty, %"), rows),
@@ -557,7 +556,9 @@ def _limits(data: Mapping[str, Any]) -> list[str]:
         }
         if found:
             worst = min(found, key=lambda name: found[name])
-            lines.append(f"- Facts are stated least reliably in {worst}: {100 * found[worst]:.1f} % exactly.")
+            lines.append(
+                f"- Facts are stated least reliably in the source `{worst}`: {100 * found[worst]:.1f} % exactly."
+            )
     if "likelihood" in data:
         losses = {
             name: row["diffusion"]["value"] for name, row in data["likelihood"]["sources"].items() if row["diffusion"]
@@ -565,7 +566,7 @@ def _limits(data: Mapping[str, Any]) -> list[str]:
         if losses:
             worst = max(losses, key=lambda name: losses[name])
             lines.append(
-                f"- It knows least of {worst} ({losses[worst]:.2f} nats per token): replies there keep to the topic at best."
+                f"- It knows least of the source `{worst}` ({losses[worst]:.2f} nats per token): replies there keep to the topic at best."
             )
     if "timed" in data:
         rows = {row["name"]: row for row in data["timed"]["rows"]}

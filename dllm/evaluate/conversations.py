@@ -123,7 +123,9 @@ def _write(
 ) -> Finished:
     codec = checkpoint.dialogue_codec
     options = family_options(checkpoint.defaults, checkpoint.spec)
-    spec = DraftSpec(tuple(prompt), "page", width, plan, tuple(codec.encode_pin(pin) for pin in pins), options)
+    spans = tuple(codec.encode_pin(pin) for pin in pins)
+    # As at run time: a call holds no pins.
+    spec = DraftSpec(tuple(prompt), "page", width, plan, spans, options, unpinned=codec.special.call)
     engine.submit(spec)
     while True:
         for event in engine.run_round():

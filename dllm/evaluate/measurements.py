@@ -170,7 +170,11 @@ def by_sampler(study: Study, limit: Limit) -> dict[str, Any]:
             name: [tables[index * len(steps) + steps.index(min(count, study.width))] for count in STEPS]
             for index, name in enumerate(kinds)
         },
-        "left to right": {way.name: tables[len(ways) + index] for index, way in enumerate(others)},
+        "left to right": {
+            # There are no steps to agree about: its one reply would agree with itself.
+            way.name: {name: found for name, found in table.items() if name != "self_consistency"}
+            for way, table in zip(others, tables[len(ways) :], strict=True)
+        },
         "reference": _references(trial.prompts, study),
     }
 
@@ -349,7 +353,7 @@ def best_row(rows: Sequence[Mapping[str, Any]], one_at_a_time: Sequence[Mapping[
 
 
 SECTIONS = (
-    Section("likelihood", 0.1, likelihood, ("baseline",)),
+    Section("likelihood", 0.05, likelihood, ("baseline",)),
     Section("samplers", 0.3, by_sampler),
     Section("widths", 0.2, widths),
     Section("timed", 0.12, timed, ("baseline", "machine")),
@@ -358,7 +362,7 @@ SECTIONS = (
     Section("calls", 0.04, calls),
     Section("turns", 0.03, turns),
     Section("doubts", 0.02, doubts),
-    Section("parallel", 0.05, parallel, ("undistilled",)),
+    Section("parallel", 0.1, parallel, ("undistilled",)),
 )
 
 

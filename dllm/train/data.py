@@ -105,8 +105,8 @@ def dialogue_of(path: Path, number: int, body: dict[str, Any]) -> Dialogue:
         if turn.get("role") not in ROLES:
             raise DataError(path, number, f"turn {index}: role {turn.get('role')!r} is not one of {', '.join(ROLES)}")
         pins = turn.get("pins", [])
-        if not isinstance(pins, list) or not all(isinstance(pin, str) for pin in pins):
-            raise DataError(path, number, f'turn {index}: "pins" must be a list of strings')
+        if not isinstance(pins, list) or not all(isinstance(pin, str) and pin.strip() for pin in pins):
+            raise DataError(path, number, f'turn {index}: "pins" must be a list of strings, none of them empty')
         text = clean(check_text(path, number, turn["text"]))
         for pin in pins:
             if clean(pin) not in text:

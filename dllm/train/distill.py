@@ -146,13 +146,19 @@ class Distiller:
     Args:
         trajectories: The model's own replies; at least one.
         ordinary: The training that made the model, whose rows are mixed in; None for none.
+        begun: Share of the budget that is gone before the first step; the jump grows over what is left.
 
     Raises:
         ConfigError: If there is nothing to learn from.
     """
 
     def __init__(
-        self, tuner: Tuner, trajectories: Sequence[Trajectory], ordinary: Task | None, config: DistillConfig
+        self,
+        tuner: Tuner,
+        trajectories: Sequence[Trajectory],
+        ordinary: Task | None,
+        config: DistillConfig,
+        begun: float = 0.0,
     ) -> None:
         if not trajectories:
             raise ConfigError("trajectories", 0, "at least one good reply: ask for more, or train the model further")
@@ -160,6 +166,7 @@ class Distiller:
         self._mask = check_spec(tuner.network.spec)
         self._end = tuner.network.spec.special.end
         self._teacher: Network | None = frozen_copy(tuner.network) if config.method == "consistency" else None
+        self._begun = begun
         self._sums: dict[str, float] = {}
 
     def take_step(self) -> dict[str, Any]:
@@ -167,7 +174,7 @@ class Distiller:
         config = self.config
         generator = self.tuner.generator()
         rng = random.Random(self.tuner.config.seed * 7_919 + self.tuner.step)
-        jump = jump_at(self.tuner.progress, config)
+        jump = jump_at((self.tuner.progress - self._begun) / max(1 - self._begun, 1e-9), config)
         chosen = sorted(
             (rng.choice(self.trajectories) for _ in range(config.replies_per_step)),
             key=lambda one: len(one.prompt) + config.states_per_reply * len(one.tokens),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,12 +14,18 @@ from typing import Any, Protocol
 
 import torch
 
+from dllm.errors import CheckpointError
+from dllm.machine import device_name
 from dllm.train.accounting import Ledger
 from dllm.train.config import TrainConfig
 from dllm.train.files import record
 from dllm.train.trainer import StepReport
 
 LOG, BOARD, CURVES, RECORD, SAMPLES = "log.jsonl", "tensorboard", "curves.png", "run.json", "samples.jsonl"
+
+
+_COUNTERS = {"step", "tokens", "learning_rate", "seconds"}
+"""Of a log's line: what tells how far a run is. The rest belongs to its step."""
 
 
 class Board(Protocol):
@@ -109,6 +116,20 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return list(steps.values())
 
 
+def thinned(lines: list[dict[str, Any]], most: int = 400) -> list[dict[str, Any]]:
+    """At most so many lines, each for a run of steps: the last one's counters, the mean of what is one step's own, no counts by source."""
+    size = max(1, -(-len(lines) // most))
+    found = []
+    for first in range(0, len(lines), size):
+        some = lines[first : first + size]
+        line = {name: value for name, value in some[-1].items() if name != "sources"}
+        for name in line.keys() - _COUNTERS:
+            values = [each[name] for each in some if isinstance(each.get(name), int | float)]
+            line[name] = round(sum(values) / len(values), 5) if values else None
+        found.append(line)
+    return found
+
+
 def plot(lines: list[dict[str, Any]], path: Path) -> bool:
     """Losses, gradient norm, learning rate and speed by tokens; False where matplotlib is not installed or nothing is to be drawn."""
     try:
@@ -120,7 +141,7 @@ def plot(lines: list[dict[str, Any]], path: Path) -> bool:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    known = {"step", "tokens", "gradient_norm", "learning_rate", "seconds", "tokens_per_s", "share", "sources"}
+    known = _COUNTERS | {"gradient_norm", "tokens_per_s", "share", "sources"}
     losses = [name for name in lines[-1] if name not in known]
     panels = [losses, ["gradient_norm"], ["learning_rate"], ["tokens_per_s"]]
     figure, axes = plt.subplots(2, 2, figsize=(10, 7))
@@ -215,11 +236,30 @@ def read_record(out: Path) -> dict[str, Any]:
     return body
 
 
+def publish(run: Path, folder: Path) -> None:
+    """Copy what tells of a run to a folder that is kept with the code: the record with names instead of paths, a thinned log, curves, samples.
+
+    Raises:
+        CheckpointError: If the run has no record.
+    """
+    body = read_record(run)
+    if not body:
+        raise CheckpointError(f"{run / RECORD}: no record of a run")
+    for entry in body["data"].values():
+        entry["path"] = Path(entry["path"]).name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECORD).write_text(json.dumps(body, indent=2) + "\n", "utf-8")
+    lines = thinned(read_log(run / LOG))
+    (folder / LOG).write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    for name in (CURVES, SAMPLES):
+        if (run / name).is_file():
+            shutil.copyfile(run / name, folder / name)
+
+
 def machine(device: torch.device, processes: int) -> dict[str, Any]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "device": device.type,
-        "name": name,
+        "name": device_name(device),
         "processes": processes,
         "threads": torch.get_num_threads(),
         "system": platform.platform(),

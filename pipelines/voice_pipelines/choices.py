@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 LoadTranscriber: TypeAlias = Callable[[], Coroutine[Any, Any, Transcriber]]
 
 
+CPU_BATCH = 2
+"""Canvases per forward on a CPU, where each costs two thirds of one alone: eight at once would make all of them late
+(`benchmarks/budget.py`: at twice the nominal load 93 % of answers on time with two, 78 % with eight)."""
+DEVICE_BATCH = 8
+
+
 def root_folder(config: Config) -> Path:
     """Where fetched models are."""
     return Path(config.models.folder).expanduser() if config.models.folder else models_folder()
@@ -208,7 +214,8 @@ def _load_llm(config: Config, source: Path | str | None, reason: str) -> Diffusi
     name = (
         "built-in diffusion model" if source is None else checkpoint.path.name if isinstance(source, Path) else source
     )
-    return DiffusionDrafter(checkpoint, BackendInfo("llm", f"{name}, {size:.1f} M parameters on {device}", reason))
+    info = BackendInfo("llm", f"{name}, {size:.1f} M parameters on {device}", reason)
+    return DiffusionDrafter(checkpoint, info, max_batch=CPU_BATCH if device == "cpu" else DEVICE_BATCH)
 
 
 def find_smart_turn(config: Config) -> Path | None:

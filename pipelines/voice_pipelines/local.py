@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, choose_vad, find_smart_turn
+from voice_pipelines.remembering import Memory, memory_folder
 from voice_pipelines.settings import agent_profile
 from voice_pipelines.toolbox import Toolbox
 from voiceagent.agent import AgentProfile
@@ -27,12 +28,13 @@ from voiceagent.backends import (
     Transcriber,
     TurnScorer,
 )
-from voiceagent.budget import BudgetController, BudgetSettings, CostModel, Stage
+from voiceagent.budget import BudgetController, BudgetSettings
 from voiceagent.clock import Clock, MonotonicClock
 from voiceagent.config import Config
 from voiceagent.conversation import Backends, Conversation
-from voiceagent.errors import BackendError, ConfigError
-from voiceagent.events import ConversationEvent
+from voiceagent.costs import CostModel, Stage
+from voiceagent.errors import BackendError, ConfigError, EngineFullError
+from voiceagent.events import ConversationEvent, TurnTraced
 from voiceagent.session import SessionSettings
 
 CALIBRATION_CLAUSES = (
@@ -57,6 +59,8 @@ class LocalRuntime:
     is_closed: bool = False
     toolbox: Toolbox | None = None
     endpoint_info: BackendInfo = SILENCE_ALONE
+    memory: Memory | None = None
+    """Where stage times and timelines outlive this process; None forgets them."""
 
     @property
     def ready(self) -> bool:
@@ -78,26 +82,48 @@ class LocalRuntime:
     def open_conversation(
         self, emit: Callable[[ConversationEvent], None], settings: SessionSettings | None = None
     ) -> Conversation:
-        """A conversation with this agent; nothing runs before it is entered."""
+        """A conversation with this agent; nothing runs before it is entered.
+
+        Raises:
+            EngineFullError: If one more caller would make those who are there late.
+        """
+        if (reason := self.budget.admission.refusal(self.clock.now())) is not None:
+            raise EngineFullError(reason)
         return Conversation(
             backends=self.backends,
             agent=self.agent,
             settings=settings or self.default_settings,
             clock=self.clock,
-            emit=emit,
+            emit=emit if self.memory is None else self._remembering(emit, self.memory),
             budget=self.budget,
         )
 
+    def _remembering(
+        self, emit: Callable[[ConversationEvent], None], memory: Memory
+    ) -> Callable[[ConversationEvent], None]:
+        def tell(event: ConversationEvent) -> None:
+            if isinstance(event, TurnTraced):
+                memory.keep(event.response_id, event.timeline, self.budget.costs)
+            emit(event)
+
+        return tell
+
     async def aclose(self) -> None:
         """Stop all models; threads and worker processes end."""
+        if self.memory is not None and not self.is_closed:
+            self.memory.save(self.budget.costs)
         self.is_closed = True
         parts = self.backends
         others = [part for part in (parts.scorer, self.toolbox) if part is not None]
         await asyncio.gather(*(part.aclose() for part in (parts.vad, parts.asr, parts.llm, parts.tts, *others)))
 
 
-async def build(config: Config, *, report: Callable[[BackendInfo], None] = lambda info: None) -> LocalRuntime:
+async def build(
+    config: Config, *, report: Callable[[BackendInfo], None] = lambda info: None, remembers: bool = False
+) -> LocalRuntime:
     """Choose and load every part, then calibrate. `report` gets each part's choice as soon as it is loaded.
+
+    With `remembers` what an earlier process learned is taken over and what this one learns is kept, unless `budget.remember` is false.
 
     Raises:
         ConfigError: If the configuration asks for something that is not there; said before anything is loaded.
@@ -132,6 +158,10 @@ async def build(config: Config, *, report: Callable[[BackendInfo], None] = lambd
             config, agent, Backends(vad, asr, llm, tts, scorer), budget, MonotonicClock(), toolbox=toolbox
         )
         runtime.endpoint_info = endpoint_info
+        if remembers and config.budget.remember:
+            runtime.memory = Memory(memory_folder(config), _owners(runtime.backends))
+            runtime.memory.restore(budget.costs)
+        # Also what is remembered is held against a few times of today: a slower machine shows within them.
         await calibrate(runtime)
         loaded.pop_all()
     return runtime
@@ -176,6 +206,18 @@ async def _close_loading(loading: asyncio.Task[Transcriber]) -> None:
     loading.cancel()
     with contextlib.suppress(asyncio.CancelledError, Exception):
         await (await loading).aclose()
+
+
+def _owners(backends: Backends) -> dict[Stage, str]:
+    cores = f"{os.cpu_count()} cores"
+    llm = f"{backends.llm.info.name}, {cores}"
+    return {
+        Stage.ASR: f"{backends.asr.info.name}, {cores}",
+        Stage.PREFILL: llm,
+        Stage.STEP: llm,
+        Stage.TTS: f"{backends.tts.info.name}, {cores}",
+        Stage.TRANSPORT: cores,
+    }
 
 
 def _with_floor(config: Config, llm: Drafter) -> BudgetSettings:
@@ -229,7 +271,7 @@ async def _time_draft(runtime: LocalRuntime, request: DraftRequest) -> None:
             case DraftStepped(compute_s=seconds, batch=batch):
                 # The first forward of a draft allocates its buffers; the later ones show what a step costs.
                 if not is_first_step:
-                    costs.observe(Stage.STEP, seconds, request.plan.canvas_width * batch)
+                    costs.observe(Stage.STEP, seconds, request.plan.canvas_width, batch)
                 is_first_step = False
             case DraftFailed(error=error):
                 raise error

@@ -44,7 +44,7 @@ async def say(
         if not as_json:
             print(f"{info.part.upper()}: {info.name} ({info.reason})", file=screen)
 
-    runtime = await build(config, report=report)
+    runtime = await build(config, report=report, remembers=True)
     try:
         end_s = speech_end_s if speech_end_s is not None else await find_speech_end_s(runtime.backends.vad, samples)
         result = await call(

@@ -143,6 +143,13 @@ def test_other_types() -> None:
     assert typed_arguments(Call("book_table", {"people": "2", "size": "three"}), TABLE)["size"] == 3
 
 
+def test_of_several_types_the_first_that_is_something_counts() -> None:
+    properties = {"day": {"type": ["string", "null"]}, "people": {"type": ["null", "integer"]}}
+    tool = Tool("book", "", {"properties": properties})
+    assert declare([tool]) == "Tools: [book; day?; people?: integer]"
+    assert typed_arguments(Call("book", {"day": "friday", "people": "four"}), tool) == {"day": "friday", "people": 4}
+
+
 def test_null_among_the_choices_stands_for_no_other_word() -> None:
     tool = Tool("f", "", {"properties": {"size": {"enum": ["small", None]}}})
     with pytest.raises(CallError, match="expected one of small, None"):
@@ -188,6 +195,7 @@ def test_arguments_that_do_not_fit_are_named(arguments: dict[str, str], problem:
         ({"name": "f", "parameters": {"properties": {"a": 1}}}, "f.parameters.a"),
         ({"name": "f", "parameters": {"properties": {"a": {"enum": []}}}}, "f.parameters.a.enum"),
         ({"name": "f", "parameters": {"required": ["a"]}}, "f.parameters.required"),
+        ({"name": "f", "parameters": {"required": [["a"]]}}, "f.parameters.required"),
         ({"description": "no name"}, "tool"),
         ([], "tool"),
     ],

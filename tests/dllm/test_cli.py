@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from dllm import loader
 from dllm.cli import COMMANDS, build_parser, main
@@ -69,6 +70,71 @@ def test_train_leaves_a_run_that_resumes(run_folder: Path, capsys: pytest.Captur
 def test_export_is_a_checkpoint(run_folder: Path, tmp_path: Path) -> None:
     assert main(["export", "--run", str(run_folder / "out"), "--out", str(tmp_path / "model")]) == 0
     assert loader.load(tmp_path / "model").spec.hidden_size == 32
+
+
+def test_an_export_in_shards_is_the_same_checkpoint_and_no_file_is_larger(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["export", "--run", str(run_folder / "out"), "--out", str(tmp_path / "model")]
+    assert main([*arguments, "--shard-mb", "0.024"]) == 0
+    files = list((tmp_path / "model").glob("*.safetensors"))
+    assert f"in {len(files)} files" in capsys.readouterr().out
+    assert len(files) > 1 and max(file.stat().st_size for file in files) <= 24_000
+    whole, cut = loader.load(run_folder / "out" / "export"), loader.load(tmp_path / "model")
+    for (name, one), (_, other) in zip(whole.model.named_parameters(), cut.model.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
+    assert main([*arguments, "--shard-mb", "0"]) == 2
+    assert "--shard-mb" in capsys.readouterr().err
+
+
+def test_a_record_tells_of_the_run_without_paths(run_folder: Path, tmp_path: Path) -> None:
+    run, record = run_folder / "out", tmp_path / "record"
+    assert main(["export", "--run", str(run), "--out", str(tmp_path / "model"), "--record", str(record)]) == 0
+    body, kept = json.loads((run / "run.json").read_text()), json.loads((record / "run.json").read_text())
+    assert kept["data"]["tea"]["path"] == "tea.train.jsonl"
+    assert kept["data"]["tea"]["sha256"] == body["data"]["tea"]["sha256"]
+    assert {**kept, "data": None} == {**body, "data": None}
+    assert str(run_folder) not in (record / "run.json").read_text()
+    last = json.loads((record / "log.jsonl").read_text().splitlines()[-1])
+    assert (last["step"], last["tokens"]) == (kept["legs"][-1]["last_step"], kept["tokens"])
+    assert "sources" not in last
+
+
+def test_keys_of_the_configuration_can_be_set_for_one_run(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "train",
+        "--data",
+        str(run_folder / "data"),
+        "--config",
+        str(run_folder / "tiny.toml"),
+        "--tokens",
+        "1",
+    ]
+    arguments += [
+        "--out",
+        str(tmp_path / "run"),
+        "--set",
+        "dtype=bfloat16",
+        "--set",
+        "sources.tea.weight=2",
+        "--set",
+        "sources.sgd.system=Hi.",
+    ]
+    assert main([*arguments, "--set", "clip=0.5"]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["dtype"], config["sources"]["tea"]["weight"], config["clip"]) == ("bfloat16", 2.0, 0.5)
+    assert config["hidden_size"] == 32
+    assert config["sources"]["sgd"]["system"] == "Hi."
+    for wrong, problem in (
+        ("clipp=1", "clipp"),
+        ("clip", "KEY=VALUE"),
+        ("clip=soft", "float"),
+        ("sources.tea=1", "table"),
+    ):
+        assert main([*arguments, "--out", str(tmp_path / "other"), "--set", wrong]) == 2
+        assert problem in capsys.readouterr().err
 
 
 def test_generate_shows_every_step_and_the_reply(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

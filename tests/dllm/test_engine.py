@@ -253,6 +253,22 @@ def test_nearest_deadlines_are_served_first() -> None:
     assert finished == [soon, late, never]
 
 
+@pytest.mark.parametrize(("until", "gives_way"), [(None, False), (0.5, False), (2.0, True)])
+def test_the_rest_of_a_reply_gives_way_to_first_clauses_until_its_time_comes(
+    until: float | None, gives_way: bool
+) -> None:
+    clock = ManualClock()
+    clock.now = 1.0
+    shared = engine(clock=clock)
+    playing = shared.submit(spec(conversation="playing", plan=Plan(8, 8, 1.0, rest_yields_until=until)))
+    playing.phase = "rest"
+    waiting = shared.submit(spec(conversation="waiting", plan=Plan(8, 8, 1.0, rest_yields_until=until)))
+    stepped = {event.draft for event in shared.run_round() if isinstance(event, Stepped)}
+    assert stepped == ({waiting} if gives_way else {playing, waiting}), "a first clause gives way to nobody"
+    shared.cancel(waiting)
+    assert [event.draft for event in shared.run_round() if isinstance(event, Stepped)] == [playing], "nobody is left"
+
+
 def test_a_draft_that_fails_leaves_the_others_writing() -> None:
     class Fragile(Transformer):
         """Refuses one token, as a broken prompt would break a forward."""

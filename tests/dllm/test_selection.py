@@ -228,6 +228,16 @@ def test_a_position_where_no_token_is_allowed_is_never_chosen() -> None:
         assert listed(select(scores, every, every, torch.tensor([9]), rules, every))[0][0] == [0, 2]
 
 
+def test_what_is_doubtful_waits_for_the_floor() -> None:
+    ones = torch.ones(1, 3)
+    every = torch.ones(1, 3, dtype=torch.bool)
+    doubtful = torch.tensor([[False, True, False]])
+    scores = Scores(torch.tensor([[4, 6, 5]]), 0.95 * ones, ones, 0 * ones)
+    rules = RuleTable.of([DecodeOptions()], [0.9])
+    assert listed(select(scores, every, every, torch.tensor([1]), rules, None, doubtful))[0] == ([0, 2], [])
+    assert listed(select(scores, every, every, torch.tensor([3]), rules, None, doubtful))[0] == ([0, 1, 2], [1])
+
+
 @settings(max_examples=60)
 @given(st.data(), st.sampled_from(RULES), st.integers(1, 12), st.integers(1, 8))
 def test_the_deadline_floor_finishes_any_rule_in_the_budget(

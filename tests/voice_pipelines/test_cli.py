@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from pathlib import Path
@@ -13,6 +14,7 @@ from voice_pipelines.cli import main, print_info
 from voice_pipelines.models import CATALOGUE
 from voice_pipelines.soundfiles import write_sound
 from voiceagent.backends import BackendInfo
+from voiceagent.config import Config
 
 Capture = pytest.CaptureFixture[str]
 
@@ -28,6 +30,30 @@ def silent_file(folder: Path) -> Path:
     path = folder / "silence.wav"
     write_sound(path, np.zeros(1600, np.float32), 16_000)
     return path
+
+
+def test_the_collector_does_not_look_at_what_was_loaded_while_callers_are_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Loaded:
+        async def aclose(self) -> None:
+            pass
+
+    async def build(config: Config, *, report: object) -> Loaded:
+        return Loaded()
+
+    async def serve(*_: object, **__: object) -> None:
+        frozen.append(gc.get_freeze_count())
+
+    frozen: list[int] = []
+    monkeypatch.setattr("voice_pipelines.local.build", build)
+    monkeypatch.setattr("voiceagent.server.create_app", lambda *_: None)
+    monkeypatch.setattr("voiceagent.serving.serve", serve)
+    try:
+        assert main(["run", "--port", "0"]) == 0
+    finally:
+        gc.unfreeze()
+    assert frozen[0] > 10_000
 
 
 def test_the_doctor_says_a_line_for_each_part_and_what_to_do(capsys: Capture) -> None:

@@ -24,10 +24,11 @@ from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, device_o
 from voice_pipelines.local import LocalRuntime, build, calibrate, choose_scorer
 from voiceagent.agent import AgentProfile
 from voiceagent.backends import BackendInfo
-from voiceagent.budget import BudgetController, CostModel, Stage
+from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock, ManualClock, MonotonicClock
 from voiceagent.config import Config, TurnConfig
 from voiceagent.conversation import Backends
+from voiceagent.costs import CostModel, Stage
 from voiceagent.errors import BackendError, ConfigError
 
 

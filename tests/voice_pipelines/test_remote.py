@@ -54,10 +54,11 @@ from voiceagent.backends import (
     StepPlan,
     TokenState,
 )
-from voiceagent.budget import BudgetController, Stage
+from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock, ManualClock
 from voiceagent.config import Config
 from voiceagent.conversation import Backends, Conversation
+from voiceagent.costs import Stage
 from voiceagent.errors import BackendError, ConfigError
 from voiceagent.events import ConversationEvent, ResponsePlanned
 from voiceagent.tools import ToolCall, ToolChoice, ToolSpec

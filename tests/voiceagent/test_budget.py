@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from voiceagent.backends import QualityCurve, StepPlan
-from voiceagent.budget import BudgetController, BudgetSettings, Cost, CostModel, Stage, TurnRequest
+from voiceagent.budget import BudgetController, BudgetSettings, TurnRequest, WhenLate
+from voiceagent.budget_load import Admission
+from voiceagent.costs import Cost, CostModel, Stage
 
 EXACT = {
     Stage.ASR: Cost(0.0, 0.0),
@@ -80,29 +83,6 @@ def test_a_late_step_shortens_the_plan_but_always_leaves_one_that_commits() -> N
     assert planner.replan_first(plan, now=3.0, step=10) is None
 
 
-def test_costs_are_learned_as_quantiles_of_recent_times() -> None:
-    costs = CostModel(window=100)
-    for value in range(1, 101):
-        costs.observe(Stage.STEP, value / 1000, size=32)
-    assert costs.predict(Stage.STEP, 32) == Cost(0.050, 0.095)
-    for _ in range(100):
-        costs.observe(Stage.STEP, 0.2, size=32)
-    assert costs.predict(Stage.STEP, 32) == Cost(0.2, 0.2), "a machine that became slow is believed"
-
-
-def test_an_unseen_size_borrows_from_its_neighbour_on_the_slow_side() -> None:
-    costs = CostModel()
-    costs.observe(Stage.STEP, 0.01, size=32)
-    assert costs.predict(Stage.STEP, 128).p95 == pytest.approx(0.04)
-    assert costs.predict(Stage.STEP, 8).p95 == pytest.approx(0.01)
-
-
-@pytest.mark.parametrize("seconds", [-0.1, math.nan, math.inf])
-def test_an_impossible_time_is_refused(seconds: float) -> None:
-    with pytest.raises(ValueError, match="seconds"):
-        CostModel().observe(Stage.TTS, seconds)
-
-
 @pytest.mark.parametrize("bad", [{"min_steps": 0}, {"min_steps": 9, "max_steps": 8}, {"threshold": 0.0}])
 def test_settings_that_cannot_work_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="expected"):
@@ -146,3 +126,185 @@ def test_replayed_turns_meet_their_deadlines_at_least_as_often_as_p95_promises()
             granted += step
     assert met / (turns - 50) >= 0.95
     assert granted / (turns - 50) >= 4, "and it does not buy punctuality by doing nothing"
+
+
+# --- policies ---------------------------------------------------------------------------------------------------------
+
+CURVE = QualityCurve((16, 32), (1, 2, 4, 8, 16), ((0.3, 0.6, 0.9, 0.97, 1.0), (0.2, 0.4, 0.7, 0.9, 1.0)))
+
+
+def late_request(when_late: WhenLate, now: float = 0.42, **changes: object) -> TurnRequest:
+    return replace(request(now=now), when_late=when_late, **changes)  # type: ignore[arg-type]
+
+
+def test_what_happens_when_the_target_cannot_be_met_is_the_agents_choice() -> None:
+    planner = controller(min_steps=2, wanted_quality=0.97)
+    planner.curve = CURVE
+    # 0.5 - 0.42 gone - 0.02 prefill - 0.03 speech: three steps fit, and 0.97 of the quality wants eight.
+    fewer = planner.plan_turn(late_request(WhenLate.FEWER_STEPS))
+    assert (fewer.plan.steps_first, fewer.is_on_time, fewer.late) == (3, True, None)
+    later = planner.plan_turn(late_request(WhenLate.ANSWER_LATER))
+    assert (later.plan.steps_first, later.is_on_time, later.late) == (8, False, WhenLate.ANSWER_LATER)
+    assert later.plan.first_deadline == pytest.approx(0.42 + 0.02 + 8 * 0.01)
+    assert later.quality == pytest.approx(0.97) and fewer.quality < 0.8
+
+
+def test_a_later_answer_is_given_while_patience_lasts_and_not_below_the_floor() -> None:
+    planner = controller(min_steps=2, wanted_quality=0.97, patience_s=0.52)
+    planner.curve = CURVE
+    assert planner.plan_turn(late_request(WhenLate.ANSWER_LATER)).plan.steps_first == 5
+    assert planner.plan_turn(late_request(WhenLate.ANSWER_LATER, now=3.0)).plan.steps_first == 2
+
+
+def test_an_acknowledgement_is_the_shortest_that_lasts_until_the_answer() -> None:
+    planner = controller(min_steps=2, wanted_quality=0.97)
+    planner.curve = CURVE
+    planner.costs = CostModel({**EXACT, Stage.STEP: Cost(0.1, 0.1)})
+    texts = ("Let me have a look, one moment please.", "Sure.", "One moment please.")
+    grant = planner.plan_turn(late_request(WhenLate.ACKNOWLEDGE, acknowledgements=texts))
+    assert grant.acknowledgement == "One moment please.", "0.85 s of answer to come, and 'Sure.' lasts 0.3 s"
+    assert grant.is_on_time, "something is heard before the target"
+    assert grant.plan.steps_first >= 8
+    assert grant.plan.first_deadline == pytest.approx(0.42 + 0.03 + 18 * 0.06 - 0.03), (
+        "the answer follows what is said first"
+    )
+    one = planner.plan_turn(late_request(WhenLate.ACKNOWLEDGE, acknowledgements=("Sure.",)))
+    assert one.acknowledgement == "Sure.", "the longest there is"
+
+
+def test_nothing_is_acknowledged_when_the_answer_is_hardly_late_or_not_spoken() -> None:
+    planner = controller(min_steps=2, wanted_quality=0.97)
+    planner.curve = CURVE
+    assert planner.plan_turn(late_request(WhenLate.ACKNOWLEDGE, acknowledgements=("Sure.",))).acknowledgement is None
+    typed = late_request(WhenLate.ACKNOWLEDGE, now=9.0, acknowledgements=("Sure.",), needs_audio=False)
+    assert planner.plan_turn(typed).acknowledgement is None
+    assert planner.plan_turn(late_request(WhenLate.ACKNOWLEDGE, now=9.0)).acknowledgement is None, (
+        "there is nothing to say"
+    )
+
+
+# --- again while it runs ----------------------------------------------------------------------------------------------
+
+
+def test_quick_steps_are_given_back_unless_the_plan_is_late_already() -> None:
+    planner = controller()
+    plan = StepPlan(32, 6, 10, 0.9, first_deadline=1.0)
+    grown = planner.replan_first(plan, now=0.9, step=2, may_grow=True)
+    assert grown is not None and grown.steps_first == 12
+    assert planner.replan_first(plan, now=0.9, step=2) is None
+
+
+def test_another_caller_shortens_the_plan_at_the_next_step() -> None:
+    planner = controller()
+    for _ in range(10):
+        planner.costs.observe(Stage.STEP, 0.01, 32, company=1)
+        planner.costs.observe(Stage.STEP, 0.02, 32, company=2)
+    plan = StepPlan(32, 10, 10, 0.9, first_deadline=1.0)
+    assert planner.replan_first(plan, now=0.9, step=0, active_drafts=1) is None
+    beside = planner.replan_first(plan, now=0.9, step=0, active_drafts=2)
+    assert beside is not None and beside.steps_first == 5
+
+
+def test_a_first_clause_behind_something_spoken_is_due_when_that_ends() -> None:
+    planner = controller(max_steps=50)
+    plan = StepPlan(32, 6, 10, 0.9, first_deadline=1.0)
+    behind = planner.replan_first(plan, now=0.9, step=2, may_grow=True, dry_at=1.23)
+    assert behind is not None and behind.first_deadline == pytest.approx(1.2) and behind.steps_first == 32
+
+
+def test_the_rest_is_planned_again_after_each_step() -> None:
+    planner = controller(max_steps=50)
+    plan = planner.plan_rest(planner.plan_turn(request()).plan, now=0.5, dry_at=0.735)
+    assert planner.replan_rest(plan, now=0.51, steps_done=1) is None, "a step as expected changes nothing"
+    late = planner.replan_rest(plan, now=0.6, steps_done=1)
+    assert late is not None and late.steps_rest == 11
+    over = planner.replan_rest(plan, now=2.0, steps_done=5)
+    assert over is not None and over.steps_rest == 6, "one step is always left: it commits everything"
+    assert planner.replan_rest(planner.plan_turn(request()).plan, now=0.5, steps_done=1) is None, "nothing plays yet"
+
+
+# --- company and load -------------------------------------------------------------------------------------------------
+
+
+def test_where_company_is_dear_the_rest_gives_way_until_its_floor_needs_the_engine() -> None:
+    planner = controller(max_steps=20)
+    for _ in range(10):
+        planner.costs.observe(Stage.STEP, 0.01, 32, company=1)
+        planner.costs.observe(Stage.STEP, 0.016, 32, company=2)
+    planner.first_drafts, planner.running_drafts = 1, 3
+    assert planner.company(32, is_first=True) == 1 and planner.company(32, is_first=False) == 3
+    plan = planner.plan_rest(StepPlan(32, 6, 10, 0.9), now=0.0, dry_at=2.03)
+    assert plan.yields_until == pytest.approx(2.0 - 3 * 0.01 - 0.1)
+    cheap = controller()
+    for _ in range(10):
+        cheap.costs.observe(Stage.STEP, 0.01, 32, company=1)
+        cheap.costs.observe(Stage.STEP, 0.0105, 32, company=2)
+    cheap.first_drafts, cheap.running_drafts = 1, 3
+    assert cheap.company(32, is_first=True) == 3
+    assert cheap.plan_rest(StepPlan(32, 6, 10, 0.9), now=0.0, dry_at=2.03).yields_until is None
+
+
+def test_under_load_steps_shrink_to_the_floor_and_come_back() -> None:
+    planner = controller(min_steps=4, max_steps=20)
+    steps = []
+    for second in range(60):
+        busy_s = 0.3 if second < 20 else 0.95 if second < 40 else 0.1
+        planner.load.worked(float(second), busy_s)
+        steps.append(planner.plan_turn(request(now=float(second), target_s=100.0)).plan.steps_first)
+    assert steps[19] == 20 and steps[39] == 4 and steps[59] == 20
+
+
+def test_callers_are_refused_while_company_leaves_no_room_for_the_floor() -> None:
+    planner = controller(min_steps=4)
+    for _ in range(10):
+        planner.costs.observe(Stage.STEP, 0.01, 32, company=1)
+        planner.costs.observe(Stage.STEP, 0.08, 32, company=8)
+    for _ in range(10):
+        planner.plan_turn(request(now=0.38, active_drafts=1))
+    assert planner.admission.refusal(1.0) is None
+    for _ in range(10):
+        planner.plan_turn(request(now=0.38, active_drafts=8))
+    reason = planner.admission.refusal(1.0)
+    assert reason is not None and "10 of the last 20" in reason
+    assert planner.admission.refusal(40.0) is None, "what was half a minute ago says nothing about now"
+
+
+def test_a_slow_recogniser_is_no_reason_to_refuse_callers() -> None:
+    planner = controller(min_steps=4)
+    for _ in range(20):
+        planner.plan_turn(request(now=3.0))
+    assert planner.admission.refusal(3.0) is None
+
+
+def test_the_door_does_not_flap() -> None:
+    admission = Admission()
+    for at in range(8):
+        admission.count(float(at), is_crowded=at < 2)
+    assert admission.refusal(8.0) is not None
+    for at in range(8, 12):
+        admission.count(float(at), is_crowded=False)
+    assert admission.refusal(12.0) is not None, "two of twelve would not have closed it, and do not open it"
+    for at in range(12, 24):
+        admission.count(float(at), is_crowded=False)
+    assert admission.refusal(24.0) is None
+
+
+@given(
+    step_s=st.floats(0.001, 0.3),
+    room_s=st.floats(-1.0, 2.0),
+    floor=st.integers(1, 8),
+    when_late=st.sampled_from(list(WhenLate)),
+)
+def test_a_plan_that_says_it_is_on_time_fits_at_p95(
+    step_s: float, room_s: float, floor: int, when_late: WhenLate
+) -> None:
+    planner = BudgetController(BudgetSettings(min_steps=floor), CostModel({**EXACT, Stage.STEP: Cost(step_s, step_s)}))
+    planner.curve = CURVE
+    asked = replace(request(now=0.0), target_s=room_s + 0.05, when_late=when_late, acknowledgements=())
+    grant = planner.plan_turn(asked)
+    assert floor <= grant.plan.steps_first <= 24
+    assert grant.plan.first_deadline is not None
+    ends = 0.02 + grant.plan.steps_first * step_s
+    assert ends <= grant.plan.first_deadline + 1e-6, "no deadline takes away what was granted"
+    if grant.is_on_time:
+        assert ends <= room_s + 0.02 + 1e-6

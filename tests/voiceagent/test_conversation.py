@@ -22,7 +22,7 @@ from tests.voiceagent.standins import (
 )
 from voiceagent.agent import AgentProfile, Note
 from voiceagent.backends import Samples
-from voiceagent.budget import BudgetController
+from voiceagent.budget import BudgetController, WhenLate
 from voiceagent.clock import ManualClock
 from voiceagent.conversation import Backends, Conversation
 from voiceagent.errors import BackendError, ProtocolError
@@ -192,6 +192,37 @@ def test_the_first_clause_is_spoken_while_the_rest_is_denoised() -> None:
 
     names = talk(scenario, step_s=0.05).names()
     assert names.index("ResponseAudio") < len(names) - 1 - names[::-1].index("ResponseStepped")
+
+
+def test_an_answer_that_cannot_be_there_in_time_is_acknowledged_if_the_session_says_so() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(8.0)
+
+    settings = SessionSettings(target_s=0.05, when_late=WhenLate.ACKNOWLEDGE, acknowledgements=("One moment please.",))
+    line = talk(scenario, settings=settings)
+    assert line.tts.spoken[0] == "One moment please." and len(line.tts.spoken) > 1
+    timeline = line.of(TurnTraced)[0].timeline
+    assert timeline["plan"]["acknowledgement"] == "One moment please."  # type: ignore[index]
+    assert timeline["reply"] == f"One moment please. {REPLY}"
+    assert [stage["name"] for stage in timeline["stages"]] == ["endpoint", "asr", "tts", "transport"]  # type: ignore[attr-defined]
+    assert talk(scenario, settings=SessionSettings(target_s=0.05)).tts.spoken[0] == "Sure, one mocha."
+
+
+def test_the_drafts_being_written_are_counted_until_they_end() -> None:
+    counts: list[tuple[int, int]] = []
+
+    async def scenario(line: Line) -> None:
+        await line.play(np.concatenate([tone(0.8), silence(0.36)]))
+        for _ in range(8):
+            await line.clock.advance(0.01)
+            counts.append((line.conversation._budget.first_drafts, line.conversation._budget.running_drafts))
+        line.conversation.cancel_response()
+        await line.clock.settle()
+        counts.append((line.conversation._budget.first_drafts, line.conversation._budget.running_drafts))
+
+    talk(scenario, written=("One word after the other without an end to it",), step_s=0.05)
+    assert (1, 1) in counts and counts[-1] == (0, 0)
 
 
 def test_a_turn_whose_transcript_is_empty_says_nothing() -> None:

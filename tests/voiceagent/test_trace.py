@@ -3,7 +3,8 @@ from __future__ import annotations
 import json
 
 from voiceagent.backends import StepPlan
-from voiceagent.budget import Cost, Prediction
+from voiceagent.budget import Prediction
+from voiceagent.costs import Cost
 from voiceagent.trace import StepRecord, TurnTrace
 
 PREDICTION = Prediction(
@@ -35,13 +36,52 @@ def test_a_turn_on_time_misses_nothing() -> None:
 
 
 def test_a_missed_target_names_the_stage_that_took_longer_than_it_usually_does() -> None:
-    assert traced(asr_s=0.3).missed_deadline() == {"stage": "asr", "late_ms": 230.0}
-    assert traced(tts_s=0.2).missed_deadline() == {"stage": "tts", "late_ms": 140.0}
+    asr = {"stage": "asr", "late_ms": 230.0, "excess_ms": 280.0, "cause": "slow"}
+    assert traced(asr_s=0.3).missed_deadline() == asr
+    tts = {"stage": "tts", "late_ms": 140.0, "excess_ms": 190.0, "cause": "slow"}
+    assert traced(tts_s=0.2).missed_deadline() == tts
 
 
 def test_when_every_stage_was_as_usual_the_wait_for_silence_was_the_cause() -> None:
     missed = traced(target_s=0.2).missed_deadline()
-    assert missed is not None and missed["stage"] == "endpoint"
+    assert missed is not None and missed["stage"] == missed["cause"] == "endpoint"
+
+
+def denoised(*steps: StepRecord) -> TurnTrace:
+    """Its first clause took 0.4 s instead of 0.04."""
+    trace = traced()
+    trace.steps = list(steps)
+    for name in ("first_clause", "tts_audio", "first_audio"):
+        trace.marks[name] += 0.36
+    return trace
+
+
+def test_a_late_first_clause_says_whether_it_waited_stood_still_or_was_slow() -> None:
+    def step(compute_s: float, wall_s: float, batch: int = 1) -> StepRecord:
+        return StepRecord(1, "first", 100.42, compute_s, 12, 0, batch, wall_s)
+
+    waited = denoised(*(step(0.01, 0.1) for _ in range(4))).missed_deadline()
+    assert waited is not None and (waited["stage"], waited["cause"]) == ("denoise_first", "company")
+    shared = denoised(*(step(0.1, 0.1, batch=4) for _ in range(4))).missed_deadline()
+    assert shared is not None and shared["cause"] == "company"
+    stalled = denoised(step(0.01, 0.01), step(0.37, 0.37), step(0.01, 0.01), step(0.01, 0.01)).missed_deadline()
+    assert stalled is not None and stalled["cause"] == "stall"
+    slow = denoised(*(step(0.1, 0.1) for _ in range(4))).missed_deadline()
+    assert slow is not None and slow["cause"] == "slow"
+
+
+def test_a_turn_whose_floor_did_not_fit_says_so() -> None:
+    trace = traced(target_s=0.3)
+    trace.planned_on_time = False
+    missed = trace.missed_deadline()
+    assert missed is not None and missed["cause"] == "floor"
+
+
+def test_what_is_said_first_is_no_draft_and_its_way_has_no_denoising() -> None:
+    trace = traced()
+    trace.acknowledgement = "One moment."
+    names = [stage["name"] for stage in trace.stages()]
+    assert names == ["endpoint", "asr", "tts", "transport"]
 
 
 def test_the_first_mark_of_a_name_counts() -> None:

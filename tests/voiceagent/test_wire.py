@@ -460,7 +460,7 @@ def test_extension_events_go_only_to_clients_that_ask() -> None:
     assert step["compute_ms"] == 12.3 and step["batch"] == 2
     assert timeline["timeline"] == {"turn": 1, "marks": []}
     (created,) = codec.opened()
-    assert created["session"]["voiceagent"] == {"events": True, "target_ms": 500}  # type: ignore[index]
+    assert created["session"]["voiceagent"] == {"events": True, "target_ms": 500, "when_late": "fewer_steps"}  # type: ignore[index]
 
 
 def test_errors_name_the_clients_event_and_a_failed_cancellation_begins_as_clients_expect() -> None:

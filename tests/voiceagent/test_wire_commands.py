@@ -161,6 +161,17 @@ def test_two_functions_of_one_name_and_too_many_of_them_are_refused() -> None:
         assert refusal(make_codec(), text).param == param
 
 
+@pytest.mark.parametrize("depth", [200, 600, 900])
+def test_what_nests_too_deeply_is_refused_and_ends_nothing(depth: int) -> None:
+    nested = '{"a":' * depth + "1" + "}" * depth
+    tool = f'{{"type": "function", "name": "f", "parameters": {nested}}}'
+    text = f'{{"type": "session.update", "session": {{"type": "realtime", "tools": [{tool}]}}}}'
+    assert "deep" in str(refusal(make_codec(), text))
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": nested}
+    error = refusal(make_codec(), json.dumps({"type": "conversation.item.create", "item": call}))
+    assert error.param == "item.arguments"
+
+
 def test_an_item_without_an_id_gets_a_fresh_one_and_a_chosen_id_stays() -> None:
     codec = make_codec()
     item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]}
@@ -345,8 +356,8 @@ def test_both_modalities_are_read_as_audio(modalities: list[str]) -> None:
 def test_extensions_can_be_asked_for_in_the_session() -> None:
     codec = make_codec()
     assert "voiceagent" not in update(codec, instructions="x")
-    shown = update(codec, voiceagent={"events": True, "target_ms": 350})
-    assert shown["voiceagent"] == {"events": True, "target_ms": 350.0}
+    shown = update(codec, voiceagent={"events": True, "target_ms": 350, "when_late": "answer_later"})
+    assert shown["voiceagent"] == {"events": True, "target_ms": 350.0, "when_late": "answer_later"}
     assert codec.session.settings.target_s == 0.35
     assert "voiceagent" not in update(codec, voiceagent={"events": False})
 
@@ -533,6 +544,7 @@ def test_each_mistake_is_named_with_its_code_and_place(message: Event, code: str
         ({"audio": {"output": {"voice": 5}}}, "audio.output.voice"),
         ({"audio": {"output": {"speed": 9}}}, "audio.output.speed"),
         ({"voiceagent": {"target_ms": 1}}, "voiceagent.target_ms"),
+        ({"voiceagent": {"when_late": "never"}}, "voiceagent.when_late"),
         ({"voiceagent": {"events": "yes"}}, "voiceagent.events"),
     ],
 )

@@ -41,6 +41,7 @@ class PhoneCall:
         key: What the start message must bring as the parameter `key`; None when the caller has been let in already.
         why_full: Why nobody can be let in now, or None; asked when the call starts.
         open_conversation: Makes the conversation, when the call starts. May raise `OverloadedError`.
+        tell_refused: Told, in one word, why a call was turned away after its socket had been accepted.
         interrupts: Whether speech stops the agent.
     """
 
@@ -53,6 +54,7 @@ class PhoneCall:
         key: str | None,
         why_full: Callable[[], str | None],
         open_conversation: Callable[[Callable[[ConversationEvent], None]], ConversationPort],
+        tell_refused: Callable[[str], None],
         interrupts: bool,
     ) -> None:
         self._line = Line(websocket, settings, clock)
@@ -60,6 +62,7 @@ class PhoneCall:
         self._key = key
         self._why_full = why_full
         self._open = open_conversation
+        self._tell_refused = tell_refused
         self._interrupts = interrupts
         self._started = asyncio.Event()
         self._conversation: ConversationPort | None = None
@@ -95,7 +98,7 @@ class PhoneCall:
         finally:
             await stop(started, timer)
         if self._conversation is None:
-            self._line.end(Close(1008, f"no start message within {START_TIMEOUT_S:g} s"))
+            self._refuse("no_start", Close(1008, f"no start message within {START_TIMEOUT_S:g} s"))
             return
         await self._conversation.run()
 
@@ -113,7 +116,7 @@ class PhoneCall:
             message = twilio.parse(text, self._stream_sid)
             self._carry_out(message)
         except twilio.UnsupportedFormatError as error:
-            self._line.end(Close(1003, error.message))
+            self._refuse("unsupported_format", Close(1003, error.message))
         except ProtocolError as error:
             # Once a call is enough: a bridge that is wrong is wrong fifty times a second.
             _log.log(logging.DEBUG if self._has_warned else logging.WARNING, "a message was refused: %s", error.message)
@@ -146,20 +149,24 @@ class PhoneCall:
             given = start.parameters.get("key", "")
             if not hmac.compare_digest(given.encode("utf-8", "replace"), self._key.encode()):
                 reason = "the parameter 'key' is not the API key" if given else "the parameter 'key' is missing"
-                self._line.end(Close(1008, reason))
+                self._refuse("invalid_api_key", Close(1008, reason))
                 return
         try:
             if (full := self._why_full()) is not None:
-                self._line.end(Close(1013, full))
+                self._refuse("overloaded", Close(1013, full))
                 return
             self._conversation = self._open(self.emit)
         except OverloadedError as error:
-            self._line.end(Close(1013, str(error)))
+            self._refuse("overloaded", Close(1013, str(error)))
             return
         self._stream_sid = start.stream_sid
         _log.info("call %s is conversation %s", start.call_sid, self._conversation.id)
         self._started.set()
         self._conversation.greet()
+
+    def _refuse(self, reason: str, close: Close) -> None:
+        self._tell_refused(reason)
+        self._line.end(close)
 
     # --- keys ---------------------------------------------------------------------------------------------------------
 

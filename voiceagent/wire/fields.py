@@ -17,6 +17,8 @@ Json: TypeAlias = dict[str, object]
 
 INVALID_JSON = "invalid_json"
 """Code of the error for a message that is not a JSON object at all."""
+MAX_DEPTH = 100
+"""Schemas of tools and arguments of calls nest no deeper: they are walked by functions that call themselves."""
 
 
 def parse_object(text: str) -> Json:
@@ -170,15 +172,21 @@ def clean_text(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if not text.isascii() else text
 
 
-def clean_json(value: object) -> object:
-    """A JSON value whose texts and keys are `clean_text`."""
+def clean_json(value: object, depth: int = 0) -> object:
+    """A JSON value whose texts and keys are `clean_text`.
+
+    Raises:
+        ProtocolError: If it nests more than `MAX_DEPTH` deep.
+    """
+    if depth > MAX_DEPTH:
+        raise ProtocolError(INVALID_JSON, f"The message is not valid JSON: a value nests more than {MAX_DEPTH} deep.")
     match value:
         case str():
             return clean_text(value)
         case list():
-            return [clean_json(entry) for entry in value]
+            return [clean_json(entry, depth + 1) for entry in value]
         case dict():
-            return {clean_text(key): clean_json(entry) for key, entry in value.items()}
+            return {clean_text(key): clean_json(entry, depth + 1) for key, entry in value.items()}
         case _:
             return value
 

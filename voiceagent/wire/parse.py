@@ -37,6 +37,7 @@ from voiceagent.wire.session import (
     read_tool_choice,
     read_tools,
     read_voice,
+    read_when_late,
     update_session,
 )
 
@@ -228,6 +229,7 @@ def _read_response(response: Fields | None, make_id: Callable[[], str], event_id
         max_output_tokens=read_max_output_tokens(response),
         metadata=_read_metadata(response),
         target_s=None if target_ms is None else target_ms / 1000,
+        when_late=None if extension is None else read_when_late(extension),
         in_conversation=response.choice("conversation", ("auto", "none")) != "none",
         tools=read_tools(response),
         tool_choice=read_tool_choice(response),

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias, cast
 
+from voiceagent.budget import WhenLate
 from voiceagent.errors import ConfigError, ProtocolError
 from voiceagent.session import SessionSettings, TurnDetection
 from voiceagent.tools import ToolChoice, ToolSpec
@@ -118,8 +119,17 @@ def session_json(session: WireSession, *, session_id: str, model: str, expires_a
         **session.echoed,
     }
     if session.extensions:
-        answer["voiceagent"] = {"events": True, "target_ms": round(settings.target_s * 1000, 3)}
+        answer["voiceagent"] = {
+            "events": True,
+            "target_ms": round(settings.target_s * 1000, 3),
+            "when_late": settings.when_late.value,
+        }
     return answer
+
+
+def read_when_late(extension: Fields) -> WhenLate | None:
+    value = extension.choice("when_late", tuple(WhenLate))
+    return None if value is None else WhenLate(value)
 
 
 def format_json(name: FormatName) -> Json:
@@ -268,6 +278,8 @@ def _update_extensions(session: WireSession, update: Fields | None) -> WireSessi
         return session
     if (target_ms := update.number("target_ms", 50, 30_000)) is not None:
         session = replace(session, settings=replace(session.settings, target_s=target_ms / 1000))
+    if (when_late := read_when_late(update)) is not None:
+        session = replace(session, settings=replace(session.settings, when_late=when_late))
     wanted = update.boolean("events")
     return session if wanted is None else replace(session, extensions=wanted)
 

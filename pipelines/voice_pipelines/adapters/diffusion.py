@@ -242,9 +242,11 @@ class DiffusionDrafter:
             steps_rest=max(plan.steps_rest - (0 if is_first else steps_done), 1),
             # A family that its authors decode more carefully than the budget asks for is decoded so here.
             threshold=max(plan.threshold, self._defaults.threshold if self._spec.dialogue is None else 0.0),
+            fact_threshold=plan.fact_threshold or 0.0,
             first_deadline=plan.first_deadline,
             rest_deadline=plan.rest_deadline,
             floor=max(self.min_steps - steps_done, 1),
+            rest_yields_until=plan.yields_until,
         )
 
     def _tell(self, draft: DiffusionDraft, event: drafts.Event) -> None:

@@ -52,7 +52,7 @@ class Calibration:
         return 1 / (1 + math.exp(-score))
 
 
-CALIBRATION = Calibration(bias=0.0, weight=1.0, surprise=0.0)
+CALIBRATION = Calibration(bias=0.908, weight=0.604, surprise=-0.232)
 
 
 class DiffusionTurnScorer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from dllm import loader
 from dllm.cli import main
-from dllm.evaluate.about import about_data, about_training
+from dllm.evaluate.about import about_data, about_training, is_builtin
 from dllm.evaluate.card import cell, write_card
 from dllm.evaluate.measurements import SECTIONS, best_row, possible
 from dllm.evaluate.record import Record
@@ -46,6 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             ("THRESHOLDS", (0.9,)),
         ):
             patch.setattr(f"dllm.evaluate.measurements.{name}", value)
+        # Whoever commits while the tests run changes no card.
+        patch.setattr("dllm.evaluate.about._commit", lambda: "0123abc")
         assert main(command(root)) == 0
         yield root
 
@@ -89,6 +92,16 @@ def test_a_kept_record_gives_the_same_card_without_measuring(folder: Path, monke
     monkeypatch.setattr("dllm.evaluate.measurements.held_back_likelihood", fail)
     assert main(command(folder)) == 0
     assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_the_weights_of_the_package_are_called_built_in_wherever_they_lie(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (folder / "card.md").read_text().startswith("# model: model card")
+    assert not is_builtin(loader.load(folder / "model"))
+    shutil.copytree(folder / "model", tmp_path / "copy")
+    monkeypatch.setattr(loader, "BUILTIN", tmp_path / "copy")
+    assert is_builtin(loader.load(folder / "model"))
 
 
 def test_the_card_s_numbers_come_from_the_record(folder: Path) -> None:
@@ -137,7 +150,7 @@ def test_times_of_another_machine_are_not_kept(
     folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "card.json").write_bytes((folder / "card.json").read_bytes())
-    monkeypatch.setattr("dllm.evaluate.about._processor", lambda: "an abacus")
+    monkeypatch.setattr("dllm.evaluate.about.processor_name", lambda: "an abacus")
     assert main(command(folder, "--out", str(tmp_path / "card.md"))) == 0
     done = dict(line.split(None, 1) for line in capsys.readouterr().err.splitlines())
     assert {name for name, what in done.items() if what != "kept"} == {"timed"}
@@ -185,6 +198,11 @@ def test_a_baseline_with_other_tokens_is_refused(
     (tmp_path / "tokenizer.json").write_text(json.dumps(body, indent=1) + "\n ")
     assert main(command(folder, "--baseline", str(tmp_path))) == 2
     assert "a checkpoint with the tokenizer of" in capsys.readouterr().err
+
+
+def test_a_run_that_is_not_there_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(folder, "--run", str(folder / "rum"))) == 2
+    assert "expected the folder of a training run" in capsys.readouterr().err
 
 
 def test_data_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,6 +63,7 @@ ORDER = Dialogue(
         ('{"tools": [{"name": "a b"}], "turns": [{"role": "user", "text": "hi"}]}', "tool name"),
         ('{"turns": [{"role": "bot", "text": "hi"}]}', "turn 0: role 'bot' is not one of system, user, note, agent"),
         ('{"turns": [{"role": "agent", "text": "hi", "pins": "hi"}]}', '"pins" must be a list of strings'),
+        ('{"turns": [{"role": "agent", "text": "hi", "pins": [""]}]}', "none of them empty"),
         ('{"turns": [{"role": "agent", "text": "hi", "pins": ["$5"]}]}', r"pin '\$5' is not in the text"),
     ],
 )

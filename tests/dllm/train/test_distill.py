@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from argparse import Namespace
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from dllm import loader
 from dllm.cli import main
+from dllm.commands.distill import mixture_config
 from dllm.drafts import Plan
 from dllm.errors import CheckpointError, ConfigError, DataError
 from dllm.evaluate.prompts import Prompt
@@ -261,6 +263,15 @@ def test_the_jump_grows_over_the_first_half_and_stays() -> None:
     assert [distill.jump_at(progress, config) for progress in (0.0, 0.25, 0.5, 1.0)] == [4, 12, 20, 20]
 
 
+def test_the_jump_grows_over_what_writing_left_of_the_budget(tmp_path: Path) -> None:
+    tuner = Tuner(tmp_path, checkpoint_of(tiny.model()), TuneConfig(), Budget(seconds=100.0))
+    distiller = Distiller(tuner, [TRAJECTORY], None, DistillConfig(first_jump=4, last_jump=20), begun=0.4)
+    jumps = []
+    for tuner.seconds in (40.0, 55.0, 70.0):
+        jumps.append(distiller.take_step()["jump"])
+    assert jumps == [4, 12, 20]
+
+
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
@@ -355,6 +366,15 @@ def test_a_resumed_run_is_the_run_it_continues_bit_for_bit(tmp_path: Path) -> No
         return [(line["step"], line["loss"]) for line in lines]
 
     assert losses("half") == losses("whole")
+
+
+def test_sources_that_the_built_in_mixture_does_not_know_count_alike(tmp_path: Path) -> None:
+    tiny.write_dialogues(tmp_path / "own")
+    tiny.write_dialogues(tmp_path / "known", name="cafe")
+    own, known = (Namespace(config=None, data=[tmp_path / name], seed=3) for name in ("own", "known"))
+    assert mixture_config(own).sources == {}
+    assert "cafe" in mixture_config(known).sources
+    assert mixture_config(own).seed == 3
 
 
 def test_the_command_writes_a_checkpoint_and_goes_on_where_it_was(

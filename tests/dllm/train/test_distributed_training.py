@@ -16,7 +16,9 @@ from dllm.train import distributed
 from dllm.train.checkpoints import read_state
 from dllm.train.config import TrainConfig
 from dllm.train.distributed import Place
+from dllm.train.feed import Feed
 from dllm.train.start import Start, make_task
+from dllm.train.tasks import DialoguePart
 from dllm.train.trainer import Budget, Trainer
 from tests.dllm import tiny
 
@@ -124,6 +126,22 @@ def test_one_process_continues_what_two_saved(
     alone.restore()
     assert alone.step == STEPS
     assert losses(alone, 1)[0] == pytest.approx(found[0][f"{name}, went on"][0], rel=CLOSE)
+
+
+def test_rows_made_ahead_by_another_process_are_those_made_in_between(
+    runs: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    one = trainer(runs[0] / "data", tmp_path, TrainConfig(**BASE))
+    feed = Feed(one.task, workers=1)
+    try:
+        # 7: as a resumed run begins. What was made ahead of the jump is dropped.
+        for step in (0, 1, 7):
+            for ours, theirs in zip(one.task.parts(step), feed.parts(step), strict=True):
+                assert isinstance(ours, DialoguePart) and isinstance(theirs, DialoguePart)
+                assert (ours.counts, ours.shape) == (theirs.counts, theirs.shape)
+                assert torch.equal(ours.batch.ids, theirs.batch.ids)
+    finally:
+        feed.close()
 
 
 def test_a_process_alone_needs_no_others() -> None:

@@ -16,7 +16,7 @@ from dllm.train.config import TrainConfig
 from dllm.train.data import Mixture
 from dllm.train.optim import Ema, learning_rate_factor, orthogonalise
 from dllm.train.start import Start, begin, make_codec
-from dllm.train.tasks import DialogueTask
+from dllm.train.tasks import DialoguePart, DialogueTask
 from dllm.train.trainer import Budget, Trainer
 from tests.dllm import tiny
 
@@ -71,6 +71,18 @@ def test_resumed_run_has_the_same_losses_bit_for_bit(data: Path, tmp_path: Path)
         assert replace(one, seconds=0.0, step_s=0.0) == replace(other, seconds=0.0, step_s=0.0)
     for name, weight in whole.ema.weights.items():
         assert torch.equal(weight, resumed.ema.weights[name])
+
+
+def test_every_position_of_a_row_is_clean_noisy_or_padding(data: Path, tmp_path: Path) -> None:
+    parts = trainer(data, tmp_path / "run").task.parts(0)
+    for part in parts:
+        assert isinstance(part, DialoguePart)
+        (counts,) = part.counts.values()
+        assert set(part.counts) == {"tea"}
+        assert counts.tokens + counts.padding == part.batch.ids.numel()
+        assert counts.noisy % 8 == 0 and counts.noisy >= 8 * part.batch.answers
+        assert counts.learned == len(part.batch.canvas_target) + len(part.batch.causal_target)
+    assert any(part.counts["tea"].padding for part in parts)
 
 
 def test_a_run_ends_with_its_budget_and_leaves_a_checkpoint(data: Path, tmp_path: Path) -> None:

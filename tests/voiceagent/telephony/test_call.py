@@ -378,6 +378,7 @@ def test_messages_in_any_order_are_carried_out_or_refused(texts: list[str]) -> N
             key=None,
             why_full=lambda: None,
             open_conversation=lambda emit: conversation,  # type: ignore[arg-type, return-value]
+            tell_refused=lambda reason: None,
             interrupts=True,
         )
         for text in texts:

@@ -1,0 +1,115 @@
+"""A turn's timeline in words: how the time was meant to be spent, how it was, and what made a late answer late."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+STAGES: Mapping[str, str] = {
+    "endpoint": "waiting until it was certain that the caller had finished",
+    "asr": "recognising the last words",
+    "tools": "running tools",
+    "prefill": "reading the prompt",
+    "denoise_first": "writing the first clause",
+    "tts": "turning it into sound",
+    "transport": "sending it",
+}
+CAUSES: Mapping[str, str] = {
+    "endpoint": "every stage took what it usually takes; the wait for silence alone left too little",
+    "floor": "when it was planned not even the fewest steps fitted any more",
+    "slow": "it took longer than it usually does",
+    "company": "other callers' replies shared the engine",
+    "stall": "one step stood still",
+    "tool": "a tool had to answer first",
+}
+
+
+def explain(timeline: Mapping[str, object]) -> list[str]:
+    """Sentences about one turn. `timeline` is what `TurnTrace.as_json` gave, with or without its texts; gaps in it are passed over."""
+    lines = [_headline(timeline)]
+    plan = timeline.get("plan")
+    if isinstance(plan, Mapping):
+        lines += _plan(plan)
+    stages = timeline.get("stages")
+    if isinstance(stages, Sequence) and stages:
+        lines.append("Where the time went:")
+        lines += [_stage(stage) for stage in stages if isinstance(stage, Mapping)]
+    lines += _steps(timeline)
+    missed = timeline.get("missed_deadline")
+    if isinstance(missed, Mapping):
+        lines.append(_missed(missed))
+    return lines
+
+
+def _headline(timeline: Mapping[str, object]) -> str:
+    turn, target, latency = timeline.get("turn"), timeline.get("target_ms"), timeline.get("server_latency_ms")
+    origin = "the end of speech" if timeline.get("origin") == "speech_end" else "the request"
+    status = timeline.get("status")
+    if not isinstance(latency, int | float):
+        why = f" ({timeline['reason']})" if timeline.get("reason") else ""
+        return f"Turn {turn} was never heard: it was {status}{why}."
+    verdict = "on time" if timeline.get("missed_deadline") is None else "late"
+    return (
+        f"Turn {turn} was {verdict}: its first sound left {latency:.0f} ms after {origin}, the target was {target} ms."
+    )
+
+
+def _plan(plan: Mapping[str, object]) -> list[str]:
+    reasons = plan.get("reasons")
+    first = reasons[0] if isinstance(reasons, Sequence) and reasons else "no reason was kept"
+    lines = []
+    spent = plan.get("spent_ms")
+    if isinstance(spent, int | float):
+        company = plan.get("company")
+        beside = f", beside {company - 1} other replies" if isinstance(company, int) and company > 1 else ""
+        lines.append(f"It was planned {spent:.0f} ms after the end of speech{beside}.")
+    quality = plan.get("quality")
+    worth = f", {quality:.0%} of the best quality" if isinstance(quality, int | float) else ""
+    lines.append(f"The first clause was granted {plan.get('granted_first')} steps{worth}: {first}.")
+    if plan.get("acknowledgement"):
+        lines.append(f"{plan['acknowledgement']!r} was said first, because the answer could not be there in time.")
+    if isinstance(reasons, Sequence) and len(reasons) > 1:
+        lines.append("Then the plan changed:")
+        lines += [f"  {reason}" for reason in reasons[1:]]
+    return lines
+
+
+def _stage(stage: Mapping[str, object]) -> str:
+    name = str(stage.get("name"))
+    start, end, usual, worst = (
+        stage.get(key) for key in ("start_ms", "end_ms", "predicted_p50_ms", "predicted_p95_ms")
+    )
+    took = end - start if isinstance(start, int | float) and isinstance(end, int | float) else 0.0
+    line = f"  {took:7.1f} ms {STAGES.get(name, name)}"
+    if isinstance(usual, int | float) and isinstance(worst, int | float):
+        beyond = ", more than 19 times in 20" if took > worst else ""
+        line += f" (expected {usual:.0f}, seldom over {worst:.0f}{beyond})"
+    return line
+
+
+def _steps(timeline: Mapping[str, object]) -> list[str]:
+    steps = timeline.get("steps")
+    found = [step for step in steps if isinstance(step, Mapping)] if isinstance(steps, Sequence) else []
+    lines = []
+    for phase, what in (("first", "The first clause"), ("rest", "The rest")):
+        own = [step for step in found if step.get("phase") == phase]
+        if own:
+            took = sum(_number(step.get("compute_ms")) for step in own)
+            waited = sum(_number(step.get("waited_ms")) for step in own)
+            batch = max(_number(step.get("batch")) for step in own)
+            shared = f", in forwards of up to {batch:.0f} replies" if batch > 1 else ""
+            late = f", and waited {waited:.0f} ms for others" if waited >= 1.0 else ""
+            lines.append(f"{what} took {len(own)} steps of {took / len(own):.1f} ms on average{shared}{late}.")
+    return lines
+
+
+def _missed(missed: Mapping[str, object]) -> str:
+    name, cause = str(missed.get("stage")), str(missed.get("cause"))
+    line = f"It was {_number(missed.get('late_ms')):.0f} ms late because of {STAGES.get(name, name)}"
+    excess = _number(missed.get("excess_ms"))
+    if excess >= 1.0:
+        line += f", which took {excess:.0f} ms more than usual"
+    return f"{line}: {CAUSES.get(cause, cause)}."
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0

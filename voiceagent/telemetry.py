@@ -1,0 +1,272 @@
+"""What operators see: every conversation's events become counts and times, and each caller a line of `/sessions`.
+
+All of it is read off the events that a conversation emits anyway, so a conversation knows nothing of being watched. No text that anybody
+said gets in here.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from voiceagent.clock import Clock
+from voiceagent.events import (
+    CallItem,
+    ConversationEvent,
+    ItemAdded,
+    OutputItem,
+    ResponseAudio,
+    ResponseFinished,
+    ResponseStarted,
+    TurnTraced,
+)
+from voiceagent.metrics import Counter, Gauge, Histogram, Metric, exposition
+from voiceagent.turn import Phase
+from voiceagent.wire.fields import Json
+
+Door: TypeAlias = Literal["realtime", "twilio"]
+
+REMEMBERED_LATENCIES = 100
+"""Spoken turns of a caller that the quantiles of `/sessions` are taken over."""
+
+LATENCIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+STEPS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 128.0)
+
+
+class Telemetry:
+    """The meters of one server. `callers` tells who is there now, by door."""
+
+    def __init__(self, callers: Callable[[], Mapping[tuple[str, ...], float]], limit: int) -> None:
+        self.conversations = Counter("voiceagent_conversations_total", "Conversations that began.", ["door"])
+        self.refusals = Counter("voiceagent_refusals_total", "Clients that were not let in.", ["reason"])
+        self.turns = Counter("voiceagent_turns_total", "Replies that ended, greetings included.", ["status"])
+        self.interruptions = Counter("voiceagent_interruptions_total", "Replies that the caller spoke over.")
+        self.underruns = Counter("voiceagent_underruns_total", "Times the caller's queue ran dry inside a reply.")
+        self.latency = Histogram(
+            "voiceagent_turn_latency_seconds",
+            "End of speech (or a typed request) to the first audio handed to the socket; not voice-to-voice.",
+            LATENCIES,
+            ["origin"],
+        )
+        self.slack = Histogram(
+            "voiceagent_turn_slack_seconds", "What was left of the target, of turns that met it.", LATENCIES
+        )
+        self.late = Histogram(
+            "voiceagent_turn_late_seconds", "Time over the target, of turns that missed it.", LATENCIES
+        )
+        self.misses = Counter(
+            "voiceagent_deadline_misses_total", "Turns that missed their target, by cause.", ["cause"]
+        )
+        self.stages = Histogram("voiceagent_stage_seconds", "Stages on the way to the first audio.", labels=["stage"])
+        self.stages_over = Counter(
+            "voiceagent_stage_over_p95_total", "Stages that took longer than their predicted p95.", ["stage"]
+        )
+        self.steps = Histogram("voiceagent_denoise_steps", "Denoising steps taken by a reply.", STEPS, ["phase"])
+        self.granted = Histogram("voiceagent_denoise_steps_granted", "Steps that the plan allowed.", STEPS, ["phase"])
+        self.step_time = Histogram("voiceagent_denoise_step_seconds", "Computing one denoising step.")
+        self.forced = Counter("voiceagent_forced_tokens_total", "Tokens committed because time was up.")
+        self.tools = Counter("voiceagent_tool_calls_total", "Calls of tools.", ["outcome"])
+        self.lag = Histogram("voiceagent_event_loop_lag_seconds", "How late the event loop runs what is due.")
+        limits: Mapping[tuple[str, ...], float] = {(): float(limit)}
+        self._metrics: Sequence[Metric] = (
+            Gauge("voiceagent_callers", "Conversations now.", callers, ["door"]),
+            Gauge("voiceagent_callers_limit", "Conversations that are let in at one time.", lambda: limits),
+            self.conversations,
+            self.refusals,
+            self.turns,
+            self.interruptions,
+            self.underruns,
+            self.latency,
+            self.slack,
+            self.late,
+            self.misses,
+            self.stages,
+            self.stages_over,
+            self.steps,
+            self.granted,
+            self.step_time,
+            self.forced,
+            self.tools,
+            self.lag,
+            Gauge("process_cpu_seconds_total", "Processor time of the server process.", _cpu, is_counter=True),
+            Gauge("process_resident_memory_bytes", "Resident memory of the server process.", _memory),
+        )
+
+    def exposition(self) -> str:
+        """All of it in Prometheus' text format."""
+        return exposition(self._metrics)
+
+    def count_turn(self, timeline: Timeline) -> None:
+        """Take a finished turn apart."""
+        self.turns.add(timeline.text("status") or "unknown")
+        if timeline.text("reason") == "turn_detected":
+            self.interruptions.add()
+        latency, target = timeline.seconds("server_latency_ms"), timeline.seconds("target_ms")
+        if latency is not None:
+            self.latency.observe(max(latency, 0.0), timeline.text("origin") or "unknown")
+        if latency is not None and target is not None:
+            missed = timeline.child("missed_deadline")
+            if missed is None:
+                self.slack.observe(max(target - latency, 0.0))
+            else:
+                self.late.observe(max(latency - target, 0.0))
+                self.misses.add(missed.text("stage") or "unknown")
+        for stage in timeline.children("stages"):
+            self._count_stage(stage)
+        self._count_steps(timeline)
+        for tool in timeline.children("tools"):
+            self.tools.add(tool.text("outcome") or "unknown")
+
+    def _count_stage(self, stage: Timeline) -> None:
+        name, start, end = stage.text("name"), stage.seconds("start_ms"), stage.seconds("end_ms")
+        if name is None or start is None or end is None:
+            return
+        took = max(end - start, 0.0)
+        self.stages.observe(took, name)
+        predicted = stage.seconds("predicted_p95_ms")
+        if predicted is not None and took > predicted:
+            self.stages_over.add(name)
+
+    def _count_steps(self, timeline: Timeline) -> None:
+        steps, plan = timeline.children("steps"), timeline.child("plan")
+        for phase in ("first", "rest"):
+            granted = None if plan is None else plan.number(f"granted_{phase}")
+            if granted is not None:
+                self.granted.observe(granted, phase)
+                self.steps.observe(float(sum(step.text("phase") == phase for step in steps)), phase)
+        for step in steps:
+            compute = step.seconds("compute_ms")
+            if compute is not None:
+                self.step_time.observe(max(compute, 0.0))
+        self.forced.add(amount=sum(step.number("forced") or 0.0 for step in steps))
+
+
+class Session:
+    """One caller, as the events of their conversation show them."""
+
+    def __init__(self, telemetry: Telemetry, door: Door, peer: str, clock: Clock) -> None:
+        self.door = door
+        self._telemetry = telemetry
+        self._peer = peer
+        self._clock = clock
+        self._opened = clock.now()
+        self._dry_at: float | None = None
+        self._turns = 0
+        self._interruptions = 0
+        self._underruns = 0
+        self._misses = 0
+        self._latencies: deque[float] = deque(maxlen=REMEMBERED_LATENCIES)
+        self._last_turn: Json | None = None
+
+    def watch(self, emit: Callable[[ConversationEvent], None]) -> Callable[[ConversationEvent], None]:
+        """`emit`, and what passes is counted."""
+
+        def watched(event: ConversationEvent) -> None:
+            self._observe(event)
+            emit(event)
+
+        return watched
+
+    def as_json(self, conversation_id: str, phase: Phase) -> Json:
+        """The caller's line of `/sessions`; times in milliseconds but where the name says otherwise."""
+        ordered = sorted(self._latencies)
+        return {
+            "id": conversation_id,
+            "door": self.door,
+            "peer": self._peer,
+            "connected_s": round(self._clock.now() - self._opened, 3),
+            "phase": phase.value,
+            "turns": self._turns,
+            "interruptions": self._interruptions,
+            "underruns": self._underruns,
+            "missed_deadlines": self._misses,
+            "latency_ms": {"p50": _quantile(ordered, 0.5), "p95": _quantile(ordered, 0.95), "turns": len(ordered)},
+            "last_turn": self._last_turn,
+        }
+
+    def _observe(self, event: ConversationEvent) -> None:
+        match event:
+            case ResponseStarted() | ResponseFinished() | ItemAdded(item=CallItem() | OutputItem()):
+                self._dry_at = None  # Between replies, and while a tool runs, silence is no underrun.
+            case ResponseAudio():
+                self._sent(event.samples.size / event.rate_hz)
+            case TurnTraced(timeline=timeline):
+                self._telemetry.count_turn(Timeline(timeline))
+                self._remember(Timeline(timeline))
+            case _:
+                pass
+
+    def _sent(self, duration_s: float) -> None:
+        """More audio leaves; when all before it must have been played by now, the caller heard a gap."""
+        now = self._clock.now()
+        if self._dry_at is not None and now > self._dry_at:
+            self._underruns += 1
+            self._telemetry.underruns.add()
+        self._dry_at = max(now, self._dry_at or now) + duration_s
+
+    def _remember(self, timeline: Timeline) -> None:
+        self._turns += 1
+        self._interruptions += timeline.text("reason") == "turn_detected"
+        missed, latency = timeline.child("missed_deadline"), timeline.number("server_latency_ms")
+        self._misses += missed is not None
+        if latency is not None and timeline.text("origin") == "speech_end":
+            self._latencies.append(latency)
+        self._last_turn = {
+            "status": timeline.text("status"),
+            "latency_ms": latency,
+            "target_ms": timeline.number("target_ms"),
+            "steps": len(timeline.children("steps")),
+            "missed_by": None if missed is None else missed.text("stage"),
+        }
+
+
+class Timeline:
+    """A turn's timeline as `TurnTraced` carries it: JSON, read with what is missing as None."""
+
+    def __init__(self, data: Mapping[str, object]) -> None:
+        self._data = data
+
+    def text(self, key: str) -> str | None:
+        value = self._data.get(key)
+        return value if isinstance(value, str) else None
+
+    def number(self, key: str) -> float | None:
+        value = self._data.get(key)
+        is_number = isinstance(value, int | float) and math.isfinite(value)
+        return float(value) if is_number and isinstance(value, int | float) else None
+
+    def seconds(self, key: str) -> float | None:
+        """A time in milliseconds, in seconds."""
+        value = self.number(key)
+        return None if value is None else value / 1000.0
+
+    def child(self, key: str) -> Timeline | None:
+        value = self._data.get(key)
+        return Timeline(value) if isinstance(value, Mapping) else None
+
+    def children(self, key: str) -> list[Timeline]:
+        value = self._data.get(key)
+        return [Timeline(each) for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
+
+
+def _quantile(ordered: Sequence[float], q: float) -> float | None:
+    """Nearest rank."""
+    return None if not ordered else ordered[min(math.ceil(q * len(ordered)), len(ordered)) - 1]
+
+
+def _cpu() -> Mapping[tuple[str, ...], float]:
+    return {(): time.process_time()}
+
+
+def _memory() -> Mapping[tuple[str, ...], float]:
+    """Where the system tells it in `/proc`; nothing elsewhere."""
+    if not sys.platform.startswith("linux"):
+        return {}
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {(): float(pages * mmap.PAGESIZE)}
