@@ -37,7 +37,7 @@ from dllm import loader
 from dllm.text import spoken_form
 from dllm.transcript import TurnEnd
 from voice_pipelines.adapters.diffusion import DiffusionDrafter
-from voice_pipelines.adapters.diffusion_turns import CALIBRATION, CERTAIN, NO_SOUND, Calibration, DiffusionTurnScorer
+from voice_pipelines.adapters.diffusion_turns import NO_SOUND, DiffusionTurnScorer, trusted
 from voice_pipelines.asr.vocabulary import Vocabulary
 from voice_pipelines.settings import load
 from voiceagent.backends import BackendInfo, PromptTurn, TurnSoFar
@@ -48,10 +48,10 @@ from voiceagent.vad import WINDOW_SAMPLES, VoiceActivity, VoicedUtterance
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("order", "command", "telephone", "noisy", "number", "read", "long")
+TO_THE_AGENT = ("order", "command", "telephone")
+"""What callers of this agent say, and its recogniser can read."""
 EARLY_S = 0.15
 """An endpoint so long before the end of speech is a cut-off (the recordings' times are no more exact)."""
-RIDGE = 1e-2
-"""Keeps the regression finite where a line separates the answers."""
 GOAL = 0.05
 """Share of utterances that may be cut off."""
 ASKED = {"number": "Sure. What's your phone number?"}
@@ -60,7 +60,7 @@ TEXT_LAG_S = 0.1
 """How long after a dialogue turn's words their text is there."""
 
 SILENCES = tuple(round(0.1 + 0.05 * step, 2) for step in range(48))
-COSTS = tuple(round(0.05 * 2 ** (step / 2), 4) for step in range(25))
+COSTS = tuple(round(0.2 * 2 ** (step / 2), 3) for step in range(17))
 SHORTEST, LONGEST = (0.1, 0.15, 0.2, 0.3), (0.8, 1.0, 1.2, 1.5, 1.8, 2.1)
 SETTLES, DICTATIONS = (0.0, 0.1, 0.2), (0.5, 0.8, 1.0, 1.2, 1.5)
 SILENCE_WINDOW_S = WINDOW_SAMPLES / 16_000
@@ -77,8 +77,6 @@ class Case:
     moments: tuple[tuple[VoicedUtterance, Evidence | None], ...]
     last_s: float
     """Where it ends, should nothing be decided."""
-    answers: tuple[tuple[TurnEnd, bool], ...]
-    """The model's last answer in each pause, and whether the turn was over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,18 +150,14 @@ async def case_of(tape: Tape, speaker: str, before: tuple[PromptTurn, ...], scor
     words.begin(before[-1].text if before and before[-1].role == "agent" else "")
     asked: Question | None = None
     moments = []
-    answers: dict[int, TurnEnd] = {}
     for number, probability in enumerate(tape.voice):
         activity.update(probability)
         at = activity.position_sample
         while heard and heard[0].at_s <= at / 16_000:
             words.hear(heard.pop(0).text, at)
         if asked is not None:
-            end = await scores.ask(before, asked.text)
-            words.answer(asked, CALIBRATION(end))
+            words.answer(asked, trusted(await scores.ask(before, asked.text)))
             asked = None
-            if (utterance := activity.utterance) is not None and utterance.is_paused:
-                answers[utterance.voice_end_sample] = end
         if (utterance := activity.utterance) is None:
             continue
         asked = words.question(at, is_paused=utterance.is_paused)
@@ -176,7 +170,6 @@ async def case_of(tape: Tape, speaker: str, before: tuple[PromptTurn, ...], scor
         tape.speech_end_s,
         tuple(moments),
         len(tape.voice) * SILENCE_WINDOW_S,
-        tuple((end, at / 16_000 > tape.speech_end_s - EARLY_S) for at, end in answers.items()),
     )
 
 
@@ -213,11 +206,10 @@ async def dialogue_cases(paths: Sequence[Path], per_dataset: int, seed: int, sco
                     name.partition("#")[0],
                     10.0 + pause_s,
                     (
-                        *_pause(10.0, pause_s, CALIBRATION(ends[0]), is_dictation(middle, asked)),
-                        *_pause(10.0 + pause_s, TAIL_S, CALIBRATION(ends[1]), is_dictation(whole, asked)),
+                        *_pause(10.0, pause_s, trusted(ends[0]), is_dictation(middle, asked)),
+                        *_pause(10.0 + pause_s, TAIL_S, trusted(ends[1]), is_dictation(whole, asked)),
                     ),
                     10.0 + pause_s + TAIL_S,
-                    ((ends[0], False), (ends[1], True)),
                 )
             )
     return cases
@@ -286,7 +278,7 @@ def best(points: Iterable[Point]) -> Point | None:
 
 
 def choose(cases: Sequence[Case]) -> EndpointSettings:
-    """Settings that are fastest within the goal on these cases: one number after the other, twice around."""
+    """Settings that are fastest within the goal on these cases, one number after the other."""
     settings = EndpointSettings(max_silence_s=max(LONGEST))
     axes: tuple[tuple[str, Sequence[float]], ...] = (
         ("max_silence_s", LONGEST),
@@ -294,7 +286,7 @@ def choose(cases: Sequence[Case]) -> EndpointSettings:
         ("dictation_silence_s", DICTATIONS),
         ("settle_s", SETTLES),
     )
-    for name, values in axes * 2:
+    for name, values in axes:
         found = {value: best(words_curve(cases, replace(settings, **{name: value}))) for value in values}
         fit = {value: point for value, point in found.items() if point is not None}
         if fit:
@@ -309,22 +301,6 @@ def halves(cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
     for case in cases:
         parts[hashlib.sha256(case.speaker.encode()).digest()[0] % 2].append(case)
     return parts
-
-
-def fit(cases: Sequence[Case]) -> Calibration:
-    """The calibration that makes the answers of these cases most probable: logistic regression by Newton's method."""
-    known = [answer for case in cases for answer in case.answers]
-    odds = torch.logit(torch.tensor([end.probability for end, _ in known], dtype=torch.float64), CERTAIN)
-    surprises = torch.tensor([end.surprise for end, _ in known], dtype=torch.float64)
-    inputs = torch.stack([torch.ones_like(odds), odds, surprises], dim=1)
-    labels = torch.tensor([float(is_over) for _, is_over in known], dtype=torch.float64)
-    weights = torch.zeros(3, dtype=torch.float64)
-    for _ in range(30):
-        chances = torch.sigmoid(inputs @ weights)
-        slopes = inputs.T @ (labels - chances) - RIDGE * weights
-        curvature = inputs.T @ (inputs * (chances * (1 - chances)).unsqueeze(1)) + RIDGE * torch.eye(3).double()
-        weights = weights + torch.linalg.solve(curvature, slopes)
-    return Calibration(*[round(float(weight), 3) for weight in weights])
 
 
 def compare(name: str, cases: Sequence[Case], defaults: EndpointSettings) -> dict[str, Any]:
@@ -346,7 +322,6 @@ def compare(name: str, cases: Sequence[Case], defaults: EndpointSettings) -> dic
         "default silence": measure(reported, defaults, with_words=False),
         "silence curve": alone,
         "words curve": words,
-        "calibration fitted here": asdict(fit(tuned)),
         "by kind": {},
     }
     for kind in sorted({case.kind for case in reported}):
@@ -413,7 +388,7 @@ def tapes_of(options: argparse.Namespace, vocabulary: Vocabulary, *, with_pause:
     maker = TapeMaker(options.data, options.cache / "tapes", decoder, options.preset.stem, options.seed)
     found = [
         (maker.make(entry, with_pause=with_pause), str(entry["speaker"]))
-        for entry in entries(options.data, options.kinds, options.every)
+        for entry in entries(options.data, options.kinds, options.every if with_pause else options.every_as_recorded)
     ]
     return [(tape, speaker) for tape, speaker in found if tape is not None]
 
@@ -425,15 +400,17 @@ async def run(options: argparse.Namespace, dialogues: Sequence[Path]) -> list[di
     defaults = config.turn.detection().endpoint()
     results = []
     async with Scores(options.model, options.cache) as scores:
-        for name, with_pause in (("recordings with a pause inserted", True), ("recordings as they are", False)):
+        for how, with_pause in (("with a pause", True), ("as they are", False)):
             cases = []
             for tape, speaker in tapes_of(options, vocabulary, with_pause=with_pause):
                 said = ASKED.get(tape.kind, config.agent.greeting)
                 before = (PromptTurn("system", config.agent.instructions), PromptTurn("agent", said))
                 await scores.warm(before)
                 cases.append(await case_of(tape, speaker, before, scores))
-            results.append(compare(name, cases, defaults))
-            print(report(results[-1]), flush=True)
+            wanted = [case for case in cases if case.kind in TO_THE_AGENT]
+            results += [compare(f"{', '.join(TO_THE_AGENT)} {how}", wanted, defaults)]
+            results += [compare(f"all recordings {how}", cases, defaults)]
+            print("\n".join(map(report, results[-2:])), flush=True)
         if dialogues:
             cases = await dialogue_cases(dialogues, options.turns, options.seed, scores)
             results.append(compare("dialogue turns cut in the middle", cases, defaults))
@@ -470,6 +447,7 @@ def main() -> None:
     )
     parser.add_argument("--kinds", nargs="+", default=KINDS, help="kinds of recordings")
     parser.add_argument("--every", type=int, default=1, help="take every n-th recording only, for a quick look")
+    parser.add_argument("--every-as-recorded", type=int, default=1, help="the same for recordings without a pause")
     parser.add_argument("--seed", type=int, default=0, help="of pauses and turns")
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "endpoint", help="folder for tapes and answers")
     parser.add_argument("--save", type=Path, help="file for the results, such as benchmarks/results/endpoint.json")

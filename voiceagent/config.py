@@ -144,7 +144,7 @@ class TurnConfig:
     """When a caller's turn begins and ends."""
 
     endpoint: str = _key(
-        "auto",
+        "silence",
         "What ends a caller's turn: `silence` alone, or `words` and silence; `auto` takes the words where a model can judge them.",
         "'auto', 'words' or 'silence'",
         lambda v: v in ("auto", "words", "silence"),

@@ -41,7 +41,7 @@ def test_the_words_are_judged_as_a_recogniser_writes_them_behind_the_conversatio
         assert found.probability == pytest.approx(expected, rel=1e-4)
         drafter.warm("call", TURNS[:2])
         assert (await scorer.ask(CALL)).probability == pytest.approx(expected, rel=1e-4)
-        assert await scorer.completeness(CALL) == pytest.approx(diffusion_turns.CALIBRATION(found), rel=1e-4)
+        assert await scorer.completeness(CALL) == pytest.approx(diffusion_turns.trusted(found), rel=1e-4)
 
     with_drafter(scenario)
 
@@ -85,8 +85,8 @@ def test_an_engine_that_has_ended_is_a_failure_of_this_question_alone() -> None:
     run_async(main())
 
 
-def test_words_that_surprise_the_model_make_its_answer_worth_less() -> None:
-    calibration = diffusion_turns.CALIBRATION
-    sure, unsure = TurnEnd(0.95, surprise=2.0), TurnEnd(0.95, surprise=6.0)
-    assert 0.0 < calibration(unsure) < calibration(sure) < 1.0
-    assert calibration(TurnEnd(0.0, 2.0)) < calibration(TurnEnd(0.5, 2.0)) < calibration(TurnEnd(1.0, 2.0))
+def test_words_that_make_no_sense_to_the_model_are_not_taken_for_complete() -> None:
+    known, strange = diffusion_turns.MOST_SURPRISE - 1, diffusion_turns.MOST_SURPRISE + 1
+    assert diffusion_turns.trusted(TurnEnd(0.95, known)) == 0.95
+    assert diffusion_turns.trusted(TurnEnd(0.95, strange)) == diffusion_turns.NO_IDEA
+    assert diffusion_turns.trusted(TurnEnd(0.02, strange)) == 0.02

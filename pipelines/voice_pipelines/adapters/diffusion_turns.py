@@ -3,15 +3,11 @@
 It is read off the model that writes the replies, on its thread and its prefix cache: while the caller pauses, one forward over their words
 and a canvas of masks. Whether a checkpoint was taught the question cannot be seen from outside, so it is asked a few questions first.
 
-How much its answer is worth follows from how much the words surprise it, which the same forward tells: a transcript that makes no sense to it,
-misheard or about something it has not learnt, says little about its own end. A logistic regression puts the two together; it was fitted by
-`benchmarks/endpoint.py` on the half of its cases that nothing is reported on.
+What its answer is worth follows from how much the words surprise it, which the same forward tells: a transcript that makes no sense to it, misheard or
+about something it has not learnt, says nothing about its own end.
 """
 
 from __future__ import annotations
-
-import math
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,28 +27,19 @@ KNOWN = (
     ("and could you also", False),
 )
 """Turns that anybody would say are complete, or are not."""
-CERTAIN = 1e-4
-"""The model's probabilities are kept so far from 0 and 1."""
+MOST_SURPRISE = 5.0
+"""Nats per token above which words make no sense. Of the transcripts of spoken orders 95 in 100 surprise the built-in model by less than 4.1, of those
+of read sentences, three words in four misheard, by more than 4.7."""
+NO_IDEA = 0.5
+"""Words that make no sense are at most so complete; where they sound unfinished, they may well be."""
 NO_SOUND = np.zeros(0, np.float32)
 LEAST_GAP = 0.3
 """How much more probable the end of a complete turn must be than that of the other kind, on average."""
 
 
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Log-odds that a turn is over: `bias` + `weight` times those of the model's probability + `surprise` times the nats per token."""
-
-    bias: float
-    weight: float
-    surprise: float
-
-    def __call__(self, end: TurnEnd) -> float:
-        p = min(max(end.probability, CERTAIN), 1 - CERTAIN)
-        score = self.bias + self.weight * math.log(p / (1 - p)) + self.surprise * end.surprise
-        return 1 / (1 + math.exp(-score))
-
-
-CALIBRATION = Calibration(bias=0.908, weight=0.604, surprise=-0.232)
+def trusted(end: TurnEnd) -> float:
+    """The model's probability, as far as it can be trusted."""
+    return end.probability if end.surprise <= MOST_SURPRISE else min(end.probability, NO_IDEA)
 
 
 class DiffusionTurnScorer:
@@ -84,7 +71,7 @@ class DiffusionTurnScorer:
         return scorer
 
     async def completeness(self, turn: TurnSoFar) -> float:
-        return CALIBRATION(await self.ask(turn))
+        return trusted(await self.ask(turn))
 
     async def ask(self, turn: TurnSoFar) -> TurnEnd:
         """The model's own answer.
