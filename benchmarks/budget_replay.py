@@ -373,11 +373,11 @@ class Replay:
         self._at(over + self._callers[draft.caller].uniform(0.3, 1.5), self._speaks(draft.caller))
 
     def _quality(self, draft: Draft) -> float:
-        """By the tokens' share: the first clause's after its steps, the rest's after all steps."""
+        """By the tokens' share: the first clause's after its steps, the rest's after the rest's, as the curve was measured."""
         if self.policy.is_autoregressive:
             return 1.0
         clause = quality_at(self.curve, min(self.curve.widths), draft.steps_first)
-        rest = quality_at(self.curve, self.machine.width, draft.steps_first + draft.steps_rest)
+        rest = quality_at(self.curve, self.machine.width, draft.steps_rest)
         return CLAUSE_SHARE * clause + (1.0 - CLAUSE_SHARE) * rest
 
     # --- the machine's moods ------------------------------------------------------------------------------------------
