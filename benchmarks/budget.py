@@ -153,6 +153,7 @@ def summary(result: Result) -> dict[str, Any]:
         "p95_ms": rank(0.95),
         "p99_ms": rank(0.99),
         "busy": round(result.busy_share, 3),
+        "refusing": round(result.refusing_share, 4),
     }
 
 
@@ -204,7 +205,7 @@ def measure(bench: Bench, tell: Callable[[str], None]) -> dict[str, Any]:
             tell(
                 f"  {what:<36} {row['policy']:<15} {row['turns']:>6} turns  on time {row['on_time']:7.2%}  no gap {row['without_gap']:7.2%}"
                 f"  steps {row['steps_first']:5.2f} + {row['steps_rest']:5.2f}  quality {row['quality']:.4f}  p95 {row['p95_ms']:5.0f} ms"
-                f"  busy {row['busy']:.2f}"
+                f"  busy {row['busy']:.2f}" + (f"  door closed {row['refusing']:.0%}" if row["refusing"] else "")
             )
         return row
 
