@@ -1,7 +1,8 @@
 """Does the latency budget keep its deadlines, and what does it pay for them? Thousands of turns replayed in simulated time.
 
-    python benchmarks/budget.py --save benchmarks/results/budget.json --plot benchmarks/results/budget.png
-    python benchmarks/budget.py --record tests/data   # measure this machine's stages first, for "recorded"
+    python benchmarks/budget.py --machine cpu --save benchmarks/results/budget-cpu.json --plot benchmarks/results/budget-cpu.png
+    python benchmarks/budget.py --machine h200 --save benchmarks/results/budget-h200.json --plot benchmarks/results/budget-h200.png
+    python benchmarks/budget.py --record tests/data/order   # measure this machine's stages first, for "recorded"
 
 Nothing is timed here but `--record`: callers, machine and clock are simulated from a seed, so a busy machine gives the same numbers. Stage
 times are synthetic (stated medians with log-normal spread, drift and stalls) or drawn from those recorded on a real machine. The budget
@@ -47,6 +48,9 @@ RECORDED = ROOT / "benchmarks" / "results" / "budget-stages.json"
 NOMINAL_SHARE = 0.7
 FLOOR_QUALITY = 0.9
 """As `voice_pipelines` chooses a model's floor: the fewest steps that reach it on the narrowest canvas."""
+WARM_UP_S = 30.0
+TURN_S = 10.5
+"""From one turn of a caller to the next, on average."""
 FIXED = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
 
 TWO_CORES = Machine(
@@ -94,12 +98,13 @@ def settings_for(curve: QualityCurve) -> BudgetSettings:
 class Bench:
     """One machine under every load and policy."""
 
-    def __init__(self, machine: Machine, curve: QualityCurve, duration_s: float, seed: int) -> None:
-        self.machine, self.curve, self.duration_s, self.seed = machine, curve, duration_s, seed
+    def __init__(self, machine: Machine, curve: QualityCurve, turns: int, seed: int) -> None:
+        self.machine, self.curve, self.seed = machine, curve, seed
         self.settings = settings_for(curve)
         limits = BudgetController(self.settings, curve=curve)
         self.full = limits.useful_steps(limits.clause_width), limits.useful_steps(machine.width)
         self.nominal = self._nominal()
+        self.duration_s = WARM_UP_S + turns * TURN_S / self.nominal
 
     def budget(self) -> Policy:
         return Controlled(self.machine, self.curve, self.settings)
@@ -113,7 +118,7 @@ class Bench:
     def run(
         self, policy: Policy, callers: Sequence[tuple[float, int]], noise: Noise, duration_s: float | None = None
     ) -> Result:
-        scenario = Scenario(tuple(callers), duration_s or self.duration_s, noise, self.seed)
+        scenario = Scenario(tuple(callers), duration_s or self.duration_s, noise, self.seed, WARM_UP_S)
         return Replay(self.machine, scenario, policy, self.curve).run()
 
     def _nominal(self) -> int:
@@ -148,6 +153,7 @@ def summary(result: Result) -> dict[str, Any]:
         "p95_ms": rank(0.95),
         "p99_ms": rank(0.99),
         "busy": round(result.busy_share, 3),
+        "refusing": round(result.refusing_share, 4),
     }
 
 
@@ -199,7 +205,7 @@ def measure(bench: Bench, tell: Callable[[str], None]) -> dict[str, Any]:
             tell(
                 f"  {what:<36} {row['policy']:<15} {row['turns']:>6} turns  on time {row['on_time']:7.2%}  no gap {row['without_gap']:7.2%}"
                 f"  steps {row['steps_first']:5.2f} + {row['steps_rest']:5.2f}  quality {row['quality']:.4f}  p95 {row['p95_ms']:5.0f} ms"
-                f"  busy {row['busy']:.2f}"
+                f"  busy {row['busy']:.2f}" + (f"  door closed {row['refusing']:.0%}" if row["refusing"] else "")
             )
         return row
 
@@ -213,7 +219,7 @@ def measure(bench: Bench, tell: Callable[[str], None]) -> dict[str, Any]:
     for name, (callers, noise) in scenarios(bench).items():
         for policy in (bench.budget(), bench.fixed(bench.settings.min_steps), bench.maximum()):
             add(name, None, bench.run(policy, callers, noise))
-    if (noise := recorded_noise()) is not None:
+    if machine is TWO_CORES and (noise := recorded_noise()) is not None:
         for load in (1.0, 2.0):
             callers = [(0.0, round(load * bench.nominal))]
             for policy in (bench.budget(), bench.fixed(bench.settings.min_steps), bench.maximum()):
@@ -346,7 +352,7 @@ def plot(reports: Sequence[dict[str, Any]], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--machine", choices=("all", "cpu", "h200"), default="all")
-    parser.add_argument("--minutes", type=float, default=20.0, help="simulated time of each replay")
+    parser.add_argument("--turns", type=int, default=2000, help="turns of each replay at nominal load, about")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", type=Path)
     parser.add_argument("--plot", type=Path)
@@ -363,7 +369,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     curve = quality_curve()
     print("simulated turns; stage times are synthetic unless a line says recorded", flush=True)
     reports = [
-        measure(Bench(machine, curve, options.minutes * 60, options.seed), lambda line: print(line, flush=True))
+        measure(Bench(machine, curve, options.turns, options.seed), lambda line: print(line, flush=True))
         for machine in machines
     ]
     if options.save is not None:
@@ -372,7 +378,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         data = {
             "commit": commit(),
             "seed": options.seed,
-            "minutes": options.minutes,
+            "turns": options.turns,
             "curve": CURVE.name,
             "reports": reports,
         }

@@ -123,6 +123,8 @@ class Policy:
     """Who decides on steps: a fixed number of them unless a subclass knows better."""
 
     is_autoregressive = False
+    plans = refusals = 0
+    """Turns planned, and those of them at which a new caller would have been refused."""
 
     def __init__(self, name: str, machine: Machine, first: int, rest: int) -> None:
         self.name, self.machine, self.first, self.rest = name, machine, first, rest
@@ -177,6 +179,8 @@ class Controlled(Policy):
             )
         )
         draft.plan, draft.may_grow = grant.plan, grant.is_on_time
+        self.plans += 1
+        self.refusals += self.controller.admission.refusal(now) is not None
 
     def crowd(self, first: int, running: int) -> None:
         self.controller.first_drafts, self.controller.running_drafts = first, running
@@ -221,6 +225,8 @@ class Result:
     outcomes: list[Outcome]
     busy_share: float
     """Of the engine's time after the warm-up."""
+    refusing_share: float = 0.0
+    """Of the turns: a new caller would have been refused at their time. Those who are there stay."""
 
 
 class Replay:
@@ -248,7 +254,8 @@ class Replay:
             act(now)
         counted_s = self.scenario.duration_s - self.scenario.warm_up_s
         kept = [outcome for outcome in self.outcomes if outcome.at >= self.scenario.warm_up_s]
-        return Result(self.policy.name, kept, self._busy_s / counted_s)
+        refusing = self.policy.refusals / max(self.policy.plans, 1)
+        return Result(self.policy.name, kept, self._busy_s / counted_s, refusing)
 
     def _at(self, when: float, act: Callable[[float], None]) -> None:
         heapq.heappush(self._events, (when, next(self._numbers), act))
@@ -373,11 +380,11 @@ class Replay:
         self._at(over + self._callers[draft.caller].uniform(0.3, 1.5), self._speaks(draft.caller))
 
     def _quality(self, draft: Draft) -> float:
-        """By the tokens' share: the first clause's after its steps, the rest's after all steps."""
+        """By the tokens' share: the first clause's after its steps, the rest's after the rest's, as the curve was measured."""
         if self.policy.is_autoregressive:
             return 1.0
         clause = quality_at(self.curve, min(self.curve.widths), draft.steps_first)
-        rest = quality_at(self.curve, self.machine.width, draft.steps_first + draft.steps_rest)
+        rest = quality_at(self.curve, self.machine.width, draft.steps_rest)
         return CLAUSE_SHARE * clause + (1.0 - CLAUSE_SHARE) * rest
 
     # --- the machine's moods ------------------------------------------------------------------------------------------

@@ -32,19 +32,15 @@ class EngineLoad:
 
     _worked_s: float = 0.0
     _at: float = -math.inf
-    _began: float = math.inf
 
     def worked(self, now: float, seconds: float) -> None:
         """The engine has worked for so long until `now`. What a forward did for several drafts is told by each as its part."""
-        self._began = min(self._began, now - seconds)
         self._worked_s = self._decayed(now) + seconds
         self._at = max(now, self._at)
 
     def share(self, now: float) -> float:
-        """The share of the last seconds, in [0, 1]; 0 before there was work."""
-        # Shortly after the start there is less than the whole memory to divide by.
-        span_s = MEMORY_S * -math.expm1(-max(now - self._began, MEMORY_S / 5) / MEMORY_S) if self._worked_s else 1.0
-        return min(self._decayed(now) / span_s, 1.0)
+        """The share of the last seconds, in [0, 1]. What was before the first work counts as idle."""
+        return min(self._decayed(now) / MEMORY_S, 1.0)
 
     def room(self, now: float) -> float:
         """What is left of the steps above the floor: 1 up to `LOAD_LOW`, 0 from `LOAD_HIGH`."""

@@ -32,7 +32,7 @@ from voiceagent.backends import (
 )
 from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock
-from voiceagent.costs import Stage
+from voiceagent.costs import Cost, Stage
 from voiceagent.errors import BackendError, ProtocolError
 from voiceagent.events import (
     AnyItem,
@@ -97,6 +97,8 @@ class _Turn:
 
     speech_end: float
     endpoint: float
+    asr_expected: Cost
+    """What was expected at the endpoint: afterwards the outcome is part of what is known."""
     asr_final: float | None = None
     transcript: str = ""
 
@@ -447,7 +449,7 @@ class Conversation:
         hearing, self._hearing = self._hearing, None
         if hearing is None:
             return
-        self._turn = _Turn(speech_end, self._clock.now())
+        self._turn = _Turn(speech_end, self._clock.now(), self._budget.costs.predict(Stage.ASR))
         if end_sample is not None:
             self._emit(SpeechStopped(hearing.item_id, end_sample / INPUT_RATE_HZ))
         item = Item(hearing.item_id, "user", None, spoken=True)
@@ -547,6 +549,7 @@ class Conversation:
             target_s=options.target_s or self.settings.target_s,
             is_spoken=is_spoken,
         )
+        trace.asr_expected = None if turn is None else turn.asr_expected
         request = ReplyRequest(
             response_id,
             _new_id("item"),

@@ -16,6 +16,7 @@ STAGES: Mapping[str, str] = {
 CAUSES: Mapping[str, str] = {
     "endpoint": "every stage took what it usually takes; the wait for silence alone left too little",
     "floor": "when it was planned not even the fewest steps fitted any more",
+    "usual": "every stage took about what it usually takes, which is too long for this target",
     "slow": "it took longer than it usually does",
     "company": "other callers' replies shared the engine",
     "stall": "one step stood still",

@@ -149,6 +149,7 @@ class Reply:
                     case DraftStepped():
                         self._stepped(event, before)
                         for clause in finder.push(event.committed_text[seen:], ends_word=True):
+                            self._first_clause_done()
                             await self._put_clause(clauses, clause)
                         seen = len(event.committed_text)
                     case DraftFinished():
@@ -323,10 +324,11 @@ class Reply:
             )
             reason = "" if again is None else f"{again.steps_first} steps for the first clause"
         if again is not None:
-            is_less = again.steps_first < self._plan.steps_first or again.steps_rest < self._plan.steps_rest
             others = f" beside {company - 1} others" if company > 1 else ""
+            load = self.budget.load.share(now)
+            busy = f", with the engine {load:.0%} busy" if self.budget.load.room(now) < 1.0 else ""
             self._draft.replan(again)
-            self._adopt(again, f"step {event.step} was {'late' if is_less else 'early'}{others}: {reason}")
+            self._adopt(again, f"after step {event.step}{others}{busy}: {reason}")
 
     def _replan_rest(self) -> None:
         """More audio is queued at the caller's: the rest of the canvas has until it runs dry."""

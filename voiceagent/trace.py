@@ -50,6 +50,8 @@ class TurnTrace:
     plans: list[tuple[float, StepPlan, str]] = field(default_factory=list)
     tools: list[ToolRecord] = field(default_factory=list)
     prediction: Prediction | None = None
+    asr_expected: Cost | None = None
+    """What recognition was expected to take when the turn ended; the prediction of the plan is made after it."""
     planned_on_time: bool | None = None
     """Whether the first plan fitted its deadline at p95; None before there was one."""
     quality: float | None = None
@@ -84,6 +86,8 @@ class TurnTrace:
     def stages(self) -> list[dict[str, object]]:
         """The critical path to the first audio, each stage with its prediction."""
         expected: dict[str, Cost] = dict(self.prediction.stages()) if self.prediction else {}
+        if self.asr_expected is not None:
+            expected["asr"] = self.asr_expected
         if self.prediction and self.plans:
             steps = self.plans[0][1].steps_first
             step = self.prediction.step
@@ -121,33 +125,36 @@ class TurnTrace:
         return found
 
     def missed_deadline(self) -> Mapping[str, object] | None:
-        """The stage that exceeded its median prediction most and why, when the first audio came after the target.
+        """Which stage made the first audio come after the target, and why.
 
-        The median, not p95: on a machine that has been slow for a while p95 is slow too, and would excuse the stage that eats the
-        time. When every stage kept its median the wait before the plan was the cause: the endpoint's hangover.
+        It is the stage that exceeded its median prediction most. The median, not p95: on a machine that has been slow for a while p95 is
+        slow too, and would excuse the stage that eats the time. When that explains less than a quarter of the delay, all took about what
+        they usually take, and the longest of them is named.
         """
         latency = self.latency_s
         if latency is None or latency <= self.target_s:
             return None
-        worst, excess, took_ms = "endpoint", 0.0, 0.0
+        late_ms = (latency - self.target_s) * 1000
+        worst, excess_ms, longest, most_ms = "endpoint", 0.0, "endpoint", 0.0
         for stage in self.stages():
-            predicted = stage["predicted_p50_ms"]
-            start, end = stage["start_ms"], stage["end_ms"]
-            if predicted is None and stage["name"] == "tools":
-                predicted = 0.0  # Nobody can say how long a tool takes; the target holds for replies without one.
-            if isinstance(predicted, float) and isinstance(start, float) and isinstance(end, float):
-                over = (end - start) - predicted
-                if over > excess:
-                    worst, excess, took_ms = str(stage["name"]), over, end - start
-        return {
-            "stage": worst,
-            "late_ms": round((latency - self.target_s) * 1000, 2),
-            "excess_ms": round(excess, 2),
-            "cause": self._cause(worst, excess, took_ms),
-        }
+            name, took_ms, usual_ms = str(stage["name"]), stage["took_ms"], stage["predicted_p50_ms"]
+            assert isinstance(took_ms, float)
+            if took_ms > most_ms:
+                longest, most_ms = name, took_ms
+            if usual_ms is None and name == "tools":
+                usual_ms = 0.0  # Nobody can say how long a tool takes; the target holds for replies without one.
+            if isinstance(usual_ms, float) and took_ms - usual_ms > excess_ms:
+                worst, excess_ms = name, took_ms - usual_ms
+        if excess_ms >= late_ms / 4:
+            found, cause = worst, self._cause(worst, excess_ms)
+        elif self.planned_on_time is False:
+            found, cause, excess_ms = longest, "floor", 0.0
+        else:
+            found, cause, excess_ms = longest, "endpoint" if longest == "endpoint" else "usual", 0.0
+        return {"stage": found, "late_ms": round(late_ms, 2), "excess_ms": round(excess_ms, 2), "cause": cause}
 
-    def _cause(self, stage: str, excess_ms: float, took_ms: float) -> str:
-        """Why a stage took the time: one word of `endpoint`, `slow`, `company`, `stall`, `tool` or `floor`."""
+    def _cause(self, stage: str, excess_ms: float) -> str:
+        """Why a stage took longer than usual: `slow`, `company`, `stall` or `tool`."""
         first = [record for record in self.steps if record.phase == "first"]
         if stage == "tools":
             return "tool"
@@ -155,11 +162,8 @@ class TurnTrace:
             waited_ms = sum(max(record.wall_s - record.compute_s, 0.0) for record in first) * 1000
             if waited_ms > excess_ms / 2 or max(record.batch for record in first) > 2 * self._expected_company():
                 return "company"
-            slowest = max(first, key=lambda record: record.compute_s)
-            if slowest.compute_s * 1000 > excess_ms / 2 and len(first) > 1:
+            if len(first) > 1 and max(record.compute_s for record in first) * 1000 > excess_ms / 2:
                 return "stall"
-        if stage == "endpoint" or (self.planned_on_time is False and excess_ms < took_ms / 4):
-            return "floor" if self.planned_on_time is False else "endpoint"
         return "slow"
 
     def _expected_company(self) -> int:

@@ -39,7 +39,7 @@ def test_the_collector_does_not_look_at_what_was_loaded_while_callers_are_served
         async def aclose(self) -> None:
             pass
 
-    async def build(config: Config, *, report: object) -> Loaded:
+    async def build(config: Config, **_: object) -> Loaded:
         return Loaded()
 
     async def serve(*_: object, **__: object) -> None:

@@ -42,4 +42,4 @@ def test_gaps_are_passed_over(timeline: dict[str, object]) -> None:
 
 def test_there_are_words_for_every_stage_and_cause() -> None:
     assert set(STAGES) == {"endpoint", "asr", "tools", "prefill", "denoise_first", "tts", "transport"}
-    assert set(CAUSES) == {"endpoint", "floor", "slow", "company", "stall", "tool"}
+    assert set(CAUSES) == {"endpoint", "floor", "usual", "slow", "company", "stall", "tool"}

@@ -97,6 +97,17 @@ async def until(websocket: ClientConnection, kind: str) -> list[Event]:
     return events
 
 
+def test_a_running_server_measures_the_lag_of_its_own_loop() -> None:
+    async def scenario(place: Place) -> None:
+        async with httpx.AsyncClient() as client:
+            shown = 'voiceagent_event_loop_lag_seconds_bucket{le="+Inf"} 0'
+            while shown in (await client.get(f"{place.address}/metrics")).text:
+                pass
+            assert place.realtime.telemetry.lag.count() > 0
+
+    scene(scenario)
+
+
 # --- handshakes -------------------------------------------------------------------------------------------------------
 
 

@@ -77,6 +77,20 @@ def test_a_turn_whose_floor_did_not_fit_says_so() -> None:
     assert missed is not None and missed["cause"] == "floor"
 
 
+def test_a_turn_as_slow_as_usual_names_its_longest_stage() -> None:
+    trace = traced(asr_s=1.0)
+    trace.asr_expected = Cost(0.98, 1.2)
+    missed = trace.missed_deadline()
+    assert missed is not None and (missed["stage"], missed["cause"]) == ("asr", "usual")
+
+
+def test_recognition_is_held_against_what_was_expected_before_it() -> None:
+    trace = traced(asr_s=1.0)
+    trace.asr_expected = Cost(0.02, 0.06)
+    missed = trace.missed_deadline()
+    assert missed is not None and (missed["stage"], missed["cause"]) == ("asr", "slow")
+
+
 def test_what_is_said_first_is_no_draft_and_its_way_has_no_denoising() -> None:
     trace = traced()
     trace.acknowledgement = "One moment."

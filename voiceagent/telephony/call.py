@@ -187,7 +187,11 @@ class PhoneCall:
 
     async def _wait_for_keys(self) -> None:
         await self._clock.sleep_until(self._clock.now() + KEYS_PAUSE_S)
-        self._say_keys()
+        try:
+            self._say_keys()
+        except Exception:
+            _log.exception("what was pressed could not be said")
+            self._line.end(Close(1011, "internal error"))
 
     def _say_keys(self) -> None:
         keys, self._keys = self._keys, ""

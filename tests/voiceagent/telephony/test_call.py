@@ -298,7 +298,8 @@ def test_a_long_reason_fits_into_a_close_frame() -> None:
     serve(scenario)
 
 
-def test_a_bug_ends_only_the_call_that_met_it(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("key", ["#", "4"])
+def test_a_bug_ends_only_the_call_that_met_it(key: str, caplog: pytest.LogCaptureFixture) -> None:
     class Broken:
         def __init__(self, conversation: Conversation) -> None:
             self._conversation = conversation
@@ -313,7 +314,7 @@ def test_a_bug_ends_only_the_call_that_met_it(caplog: pytest.LogCaptureFixture) 
         async with phone(house.app, house.clock) as good, phone(house.app, house.clock) as bad:
             await good.dial()
             await bad.dial()
-            await bad.say({"event": "dtmf", "dtmf": {"digit": "#"}})
+            await bad.say({"event": "dtmf", "dtmf": {"digit": key}})
             assert (await bad.closing()).code == 1011
             await good.wait(1.0)
             assert good.heard_s > 0.3
