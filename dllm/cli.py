@@ -23,6 +23,7 @@ COMMANDS = {
     "inspect": "dllm.commands.inspect",
     "train": "dllm.commands.train",
     "distill": "dllm.commands.distill",
+    "retell": "dllm.commands.retell",
     "prefer": "dllm.commands.prefer",
     "reinforce": "dllm.commands.reinforce",
     "eval": "dllm.commands.evaluate",

@@ -36,6 +36,7 @@ REMEMBERED_LATENCIES = 100
 """Spoken turns of a caller that the quantiles of `/sessions` are taken over."""
 
 LATENCIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+QUALITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 STEPS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 128.0)
 
 
@@ -61,7 +62,17 @@ class Telemetry:
             "voiceagent_turn_late_seconds", "Time over the target, of turns that missed it.", LATENCIES
         )
         self.misses = Counter(
-            "voiceagent_deadline_misses_total", "Turns that missed their target, by cause.", ["cause"]
+            "voiceagent_deadline_misses_total",
+            "Turns that missed their target, by the stage that ate the time, and why.",
+            ["stage", "cause"],
+        )
+        self.short = Counter(
+            "voiceagent_short_plans_total",
+            "Turns whose target left no time for the steps that are wanted, by what was done.",
+            ["action"],
+        )
+        self.quality = Histogram(
+            "voiceagent_expected_quality_ratio", "What the curve expects of a first clause by its plan.", QUALITIES
         )
         self.stages = Histogram("voiceagent_stage_seconds", "Stages on the way to the first audio.", labels=["stage"])
         self.stages_over = Counter(
@@ -70,6 +81,7 @@ class Telemetry:
         self.steps = Histogram("voiceagent_denoise_steps", "Denoising steps taken by a reply.", STEPS, ["phase"])
         self.granted = Histogram("voiceagent_denoise_steps_granted", "Steps that the plan allowed.", STEPS, ["phase"])
         self.step_time = Histogram("voiceagent_denoise_step_seconds", "Computing one denoising step.")
+        self.step_wait = Histogram("voiceagent_denoise_wait_seconds", "Waiting for other drafts before a step.")
         self.forced = Counter("voiceagent_forced_tokens_total", "Tokens committed because time was up.")
         self.tools = Counter("voiceagent_tool_calls_total", "Calls of tools.", ["outcome"])
         self.lag = Histogram("voiceagent_event_loop_lag_seconds", "How late the event loop runs what is due.")
@@ -86,11 +98,14 @@ class Telemetry:
             self.slack,
             self.late,
             self.misses,
+            self.short,
+            self.quality,
             self.stages,
             self.stages_over,
             self.steps,
             self.granted,
             self.step_time,
+            self.step_wait,
             self.forced,
             self.tools,
             self.lag,
@@ -116,7 +131,7 @@ class Telemetry:
                 self.slack.observe(max(target - latency, 0.0))
             else:
                 self.late.observe(max(latency - target, 0.0))
-                self.misses.add(missed.text("stage") or "unknown")
+                self.misses.add(missed.text("stage") or "unknown", missed.text("cause") or "unknown")
         for stage in timeline.children("stages"):
             self._count_stage(stage)
         self._count_steps(timeline)
@@ -135,6 +150,10 @@ class Telemetry:
 
     def _count_steps(self, timeline: Timeline) -> None:
         steps, plan = timeline.children("steps"), timeline.child("plan")
+        if plan is not None and (action := plan.text("late")) is not None:
+            self.short.add(action)
+        if plan is not None and (quality := plan.number("quality")) is not None:
+            self.quality.observe(quality)
         for phase in ("first", "rest"):
             granted = None if plan is None else plan.number(f"granted_{phase}")
             if granted is not None:
@@ -144,6 +163,9 @@ class Telemetry:
             compute = step.seconds("compute_ms")
             if compute is not None:
                 self.step_time.observe(max(compute, 0.0))
+            waited = step.seconds("waited_ms")
+            if waited is not None:
+                self.step_wait.observe(max(waited, 0.0))
         self.forced.add(amount=sum(step.number("forced") or 0.0 for step in steps))
 
 
@@ -222,7 +244,7 @@ class Session:
             "latency_ms": latency,
             "target_ms": timeline.number("target_ms"),
             "steps": len(timeline.children("steps")),
-            "missed_by": None if missed is None else missed.text("stage"),
+            "missed_by": None if missed is None else {key: missed.text(key) for key in ("stage", "cause")},
         }
 
 

@@ -7,6 +7,7 @@ import base64
 import json
 import time
 
+import httpx
 import numpy as np
 import soundfile
 from websockets.asyncio.client import ClientConnection, connect
@@ -70,6 +71,10 @@ def test_a_recorded_order_over_a_phone_line_is_answered_aloud() -> None:
     with running_server("--set", "server.api_key=secret", "--set", "agent.greeting=") as server:
         url = server.url.replace("http", "ws", 1) + "/telephony/twilio"
         answer = run_async(call(url), timeout_s=120.0)
+        key = {"authorization": "Bearer secret"}
+        counted = httpx.get(f"{server.url}/metrics", headers=key).text.splitlines()
     level = np.abs(PCMU_8K.decode(answer))
     assert float(level.max()) > 0.05, "audible speech"
     assert len(set(answer)) > 50, "speech, no tone and no silence"
+    for stage in ("endpoint", "asr", "prefill", "denoise_first", "tts", "transport"):
+        assert any(line.startswith(f'voiceagent_stage_seconds_count{{stage="{stage}"}} ') for line in counted), stage

@@ -30,15 +30,19 @@ TIMELINE: dict[str, Any] = {
         {"name": "asr", "start_ms": 360.0, "end_ms": 380.0, "predicted_p50_ms": 10.0, "predicted_p95_ms": 15.0},
         {"name": "prefill", "start_ms": 380.0, "end_ms": 390.0, "predicted_p50_ms": 10.0, "predicted_p95_ms": 15.0},
     ],
-    "plan": {"granted_first": 8, "granted_rest": 24},
+    "plan": {"granted_first": 8, "granted_rest": 24, "late": "fewer_steps", "quality": 0.93},
     "steps": [
-        {"phase": "first", "compute_ms": 12.0, "forced": 0},
+        {"phase": "first", "compute_ms": 12.0, "waited_ms": 3.0, "forced": 0},
         {"phase": "first", "compute_ms": 14.0, "forced": 2},
         {"phase": "rest", "compute_ms": 13.0, "forced": 0},
     ],
     "tools": [{"name": "book", "outcome": "ok"}],
 }
-MISSED = {**TIMELINE, "server_latency_ms": 700.0, "missed_deadline": {"stage": "asr", "late_ms": 200.0}}
+MISSED = {
+    **TIMELINE,
+    "server_latency_ms": 700.0,
+    "missed_deadline": {"stage": "asr", "cause": "slow", "late_ms": 200.0},
+}
 
 
 def telemetry() -> Telemetry:
@@ -57,13 +61,15 @@ def test_a_turn_that_met_its_target_has_slack_and_its_stages_are_counted() -> No
     assert (meters.steps.sum("first"), meters.steps.sum("rest")) == (2.0, 1.0)
     assert (meters.granted.sum("first"), meters.granted.sum("rest")) == (8.0, 24.0)
     assert meters.step_time.count() == 3 and meters.forced.value() == 2
+    assert (meters.step_wait.count(), meters.step_wait.sum()) == (1, pytest.approx(0.003))
+    assert meters.short.value("fewer_steps") == 1 and meters.quality.sum() == pytest.approx(0.93)
     assert meters.tools.value("ok") == 1
 
 
 def test_a_miss_is_counted_under_its_cause() -> None:
     meters = telemetry()
     meters.count_turn(Timeline(MISSED))
-    assert meters.misses.value("asr") == 1
+    assert meters.misses.value("asr", "slow") == 1
     assert (meters.late.count(), meters.late.sum()) == (1, pytest.approx(0.2))
     assert meters.slack.count() == 0
 
@@ -90,7 +96,7 @@ def test_every_name_has_a_unit_and_the_exposition_can_be_read() -> None:
     assert "voiceagent_event_loop_lag_seconds_bucket" in names
     for name in names - {"voiceagent_callers", "voiceagent_callers_limit"}:
         stem = name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count")
-        assert stem.endswith(("_total", "_seconds", "_steps", "_steps_granted", "_bytes")), name
+        assert stem.endswith(("_total", "_seconds", "_steps", "_steps_granted", "_bytes", "_ratio")), name
 
 
 # --- one caller -------------------------------------------------------------------------------------------------------
@@ -158,7 +164,7 @@ def test_a_callers_line_tells_latencies_and_the_last_turn() -> None:
             "latency_ms": 700.0,
             "target_ms": 500.0,
             "steps": 3,
-            "missed_by": "asr",
+            "missed_by": {"stage": "asr", "cause": "slow"},
         },
     }
 
