@@ -113,6 +113,7 @@ class Scores:
         )
         self._drafter = DiffusionDrafter(checkpoint, BackendInfo("llm", "the model", "benchmark"))
         self._scorer = DiffusionTurnScorer(self._drafter)
+        self._warmed: tuple[PromptTurn, ...] | None = None
         self.seconds: list[float] = []
         """Processor time of the answers that were asked for now: others run on this machine."""
 
@@ -128,6 +129,8 @@ class Scores:
     async def ask(self, before: tuple[PromptTurn, ...], words: str) -> TurnEnd:
         key = json.dumps([[turn.role, turn.text] for turn in before] + [words])
         if key not in self._known:
+            if before != self._warmed:
+                await self._warm(before)
             turns = (*before, PromptTurn("user", words))
             began = time.process_time()
             end = await self._scorer.ask(TurnSoFar("bench", turns, (), NO_SOUND))
@@ -135,8 +138,9 @@ class Scores:
             self._known[key] = (end.probability, end.surprise)
         return TurnEnd(*self._known[key])
 
-    async def warm(self, before: tuple[PromptTurn, ...]) -> None:
+    async def _warm(self, before: tuple[PromptTurn, ...]) -> None:
         """As a conversation does while its caller begins to speak."""
+        self._warmed = before
         tokens = self._drafter.prompts.warm_part("bench", before)
         await self._drafter.ask_engine(lambda engine: engine.warm("bench", tokens))
 
@@ -196,7 +200,6 @@ async def dialogue_cases(paths: Sequence[Path], per_dataset: int, seed: int, sco
             words = text.split()
             at, pause_s = draw_pause(name, len(words) - 1, seed)
             asked = before[-1].text if before and before[-1].role == "agent" else ""
-            await scores.warm(before)
             middle, whole = " ".join(words[: at + 1]), " ".join(words)
             ends = await scores.ask(before, middle), await scores.ask(before, whole)
             cases.append(
@@ -407,8 +410,7 @@ async def run(options: argparse.Namespace, dialogues: Sequence[Path]) -> list[di
             for tape, speaker in tapes_of(options, vocabulary, with_pause=with_pause):
                 said = ASKED.get(tape.kind, config.agent.greeting)
                 before = (PromptTurn("system", config.agent.instructions), PromptTurn("agent", said))
-                await scores.warm(before)
-                cases.append(await case_of(tape, speaker, before, scores))
+                    cases.append(await case_of(tape, speaker, before, scores))
             wanted = [case for case in cases if case.kind in TO_THE_AGENT]
             results += [compare(f"{', '.join(TO_THE_AGENT)} {how}", wanted, defaults)]
             results += [compare(f"all recordings {how}", cases, defaults)]
