@@ -410,7 +410,7 @@ async def run(options: argparse.Namespace, dialogues: Sequence[Path]) -> list[di
             for tape, speaker in tapes_of(options, vocabulary, with_pause=with_pause):
                 said = ASKED.get(tape.kind, config.agent.greeting)
                 before = (PromptTurn("system", config.agent.instructions), PromptTurn("agent", said))
-                    cases.append(await case_of(tape, speaker, before, scores))
+                cases.append(await case_of(tape, speaker, before, scores))
             wanted = [case for case in cases if case.kind in TO_THE_AGENT]
             results += [compare(f"{', '.join(TO_THE_AGENT)} {how}", wanted, defaults)]
             results += [compare(f"all recordings {how}", cases, defaults)]
