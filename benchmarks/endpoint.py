@@ -23,7 +23,7 @@ import math
 import random
 import time
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from voice_pipelines.adapters.diffusion_turns import NO_SOUND, DiffusionTurnScor
 from voice_pipelines.asr.vocabulary import Vocabulary
 from voice_pipelines.settings import load
 from voiceagent.backends import BackendInfo, PromptTurn, TurnSoFar
+from voiceagent.config import Config
 from voiceagent.endpoint import EndpointSettings, Evidence, decide
 from voiceagent.endpoint_dictation import is_dictation
 from voiceagent.endpoint_words import PauseWords, Question
@@ -396,18 +397,18 @@ def tapes_of(options: argparse.Namespace, vocabulary: Vocabulary, *, with_pause:
     return [(tape, speaker) for tape, speaker in found if tape is not None]
 
 
-async def run(options: argparse.Namespace, dialogues: Sequence[Path]) -> list[dict[str, Any]]:
-    config = load(assignments=[f"preset={options.preset}"])
-    with options.preset.open("rb") as file:
-        vocabulary = Vocabulary.from_table(tomllib.load(file)["vocabulary"])
+async def run(
+    options: argparse.Namespace,
+    config: Config,
+    tapes: Mapping[str, Sequence[tuple[Tape, str]]],
+    dialogues: Sequence[Path],
+) -> list[dict[str, Any]]:
     defaults = config.turn.detection().endpoint()
     results = []
     async with Scores(options.model, options.cache) as scores:
-        for how, with_pause in (("with a pause", True), ("as they are", False)):
-            if not (with_pause or options.every_as_recorded):
-                continue
+        for how, recorded in tapes.items():
             cases = []
-            for tape, speaker in tapes_of(options, vocabulary, with_pause=with_pause):
+            for tape, speaker in recorded:
                 said = ASKED.get(tape.kind, config.agent.greeting)
                 before = (PromptTurn("system", config.agent.instructions), PromptTurn("agent", said))
                 cases.append(await case_of(tape, speaker, before, scores))
@@ -463,7 +464,14 @@ def main() -> None:
     torch.set_num_threads(1)
     machine = about(torch.device("cpu"))
     print("\n".join(f"{name}: {value}" for name, value in machine.items()))
-    results = asyncio.run(run(options, dialogues))
+    config = load(assignments=[f"preset={options.preset}"])
+    with options.preset.open("rb") as file:
+        vocabulary = Vocabulary.from_table(tomllib.load(file)["vocabulary"])
+    # Before the event loop: the voice detector brings its own.
+    tapes = {"with a pause": tapes_of(options, vocabulary, with_pause=True)}
+    if options.every_as_recorded:
+        tapes["as they are"] = tapes_of(options, vocabulary, with_pause=False)
+    results = asyncio.run(run(options, config, tapes, dialogues))
     if options.save is not None:
         table = {**machine, "data": options.data.name, "seed": options.seed, "results": results}
         options.save.write_text(json.dumps(table, indent=1, default=as_json) + "\n", "utf-8")
