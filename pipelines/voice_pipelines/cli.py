@@ -16,7 +16,7 @@ from voiceagent.backends import BackendInfo
 from voiceagent.config import Config
 from voiceagent.errors import VoiceAgentError
 
-PARTS = {"vad": "VAD", "asr": "ASR", "llm": "LLM", "tts": "TTS"}
+PARTS = {"vad": "VAD", "asr": "ASR", "llm": "LLM", "tts": "TTS", "endpoint": "ENDPOINT"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -231,7 +231,7 @@ def test_a_caller_who_vanishes_leaves_nothing_running(server: ServerProcess, ord
 
 
 def test_the_start_says_which_parts_were_chosen_and_why(server: ServerProcess) -> None:
-    for part in ("VAD", "ASR", "LLM", "TTS"):
+    for part in ("VAD", "ASR", "LLM", "TTS", "ENDPOINT"):
         (line,) = [line for line in server.lines if line.startswith(f"{part}: ")]
         assert "(" in line and line.rstrip().endswith(")")
     assert [part["part"] for part in ready(server)["parts"]] == ["vad", "asr", "llm", "tts", "endpoint"]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from voice_pipelines.cli import main, print_info
+from voice_pipelines.local import SILENCE_ALONE
 from voice_pipelines.models import CATALOGUE
 from voice_pipelines.soundfiles import write_sound
 from voiceagent.backends import BackendInfo
@@ -155,9 +156,11 @@ def test_a_key_is_never_printed(capsys: Capture) -> None:
 def test_each_part_has_its_line_with_what_would_be_better(capsys: Capture) -> None:
     print_info(BackendInfo("asr", "pocketsphinx", "nothing else on disk", "voiceagent models fetch whisper-tiny.en"))
     print_info(BackendInfo("vad", "Silero", "the only one"))
+    print_info(SILENCE_ALONE)
     assert capsys.readouterr().out.splitlines() == [
         "ASR: pocketsphinx (nothing else on disk; better: voiceagent models fetch whisper-tiny.en)",
         "VAD: Silero (the only one)",
+        "ENDPOINT: silence (chosen in the configuration)",
     ]
 
 
