@@ -37,7 +37,7 @@ WORTH_ACKNOWLEDGING_S = 0.3
 
 COSTLY_COMPANY = 1.25
 """Where a step of two drafts takes so much longer than that of one, the rest of a reply gives way to first clauses. A CPU pays 1.6."""
-YIELD_MARGIN_S = 0.1
+YIELD_MARGIN_S = 0.4
 """So much earlier than the floor needs it a draft stops giving way: others may be in the same position."""
 UNHEARD_YIELD_S = 1.0
 """The longest that a reply gives way of which nothing is heard yet, or which is not spoken at all."""
@@ -225,7 +225,7 @@ class BudgetController:
         fits = _fitting(target_at - behind - begin, expected.step.p95)
         wanted = self.wanted_steps(request.when_late)
         useful = max(self.affordable_steps(self.clause_width, request.now), wanted)
-        self._count(request, fits, target_at - behind - begin)
+        self._count(request, expected)
         if fits >= wanted:
             steps = min(fits, useful)
             room_ms = (target_at - behind - begin) * 1000
@@ -311,11 +311,17 @@ class BudgetController:
         quality = quality_at(self.curve, self.clause_width, steps)
         return Grant(plan, reason, expected, is_on_time, quality, late, acknowledgement)
 
-    def _count(self, request: TurnRequest, fits: int, room_s: float) -> None:
-        """Tell admission whether company alone keeps the floor from fitting: a slow recogniser is no reason to refuse callers."""
-        alone = self.costs.predict(Stage.STEP, request.canvas_width)
-        fits_alone = _fitting(room_s, alone.p95)
+    def _count(self, request: TurnRequest, expected: Prediction) -> None:
+        """Tell admission whether company alone keeps the floor from fitting: a slow recogniser is no reason to refuse callers.
+
+        By medians: p95 of every stage at once is rarer than any promise, and would close the door while nearly everybody is on time.
+        """
+        alone = self.predict(replace(request, active_drafts=1))
+        behind = expected.tts.p50 + expected.transport.p50
+        room_s = request.speech_end + request.target_s - behind - request.now
         floor = self.settings.min_steps
+        fits = _fitting(room_s - expected.prefill.p50, expected.step.p50)
+        fits_alone = _fitting(room_s - alone.prefill.p50, alone.step.p50)
         self.admission.count(request.now, is_crowded=fits < floor <= fits_alone)
 
     def replan_first(

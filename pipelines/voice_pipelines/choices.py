@@ -39,7 +39,7 @@ LoadTranscriber: TypeAlias = Callable[[], Coroutine[Any, Any, Transcriber]]
 
 CPU_BATCH = 2
 """Canvases per forward on a CPU, where each costs two thirds of one alone: eight at once would make all of them late
-(`benchmarks/budget.py`: at twice the nominal load 93 % of answers on time with two, 78 % with eight)."""
+(turns replayed at a target of 0.7 s and twice the nominal load: 93 % of answers on time with two, 78 % with eight)."""
 DEVICE_BATCH = 8
 
 

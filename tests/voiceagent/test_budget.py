@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voiceagent.backends import QualityCurve, StepPlan
-from voiceagent.budget import BudgetController, BudgetSettings, TurnRequest, WhenLate
+from voiceagent.budget import YIELD_MARGIN_S, BudgetController, BudgetSettings, TurnRequest, WhenLate
 from voiceagent.budget_load import Admission
 from voiceagent.costs import Cost, CostModel, Stage
 
@@ -234,7 +234,7 @@ def test_where_company_is_dear_the_rest_gives_way_until_its_floor_needs_the_engi
     planner.first_drafts, planner.running_drafts = 1, 3
     assert planner.company(32, is_first=True) == 1 and planner.company(32, is_first=False) == 3
     plan = planner.plan_rest(StepPlan(32, 6, 10, 0.9), now=0.0, dry_at=2.03)
-    assert plan.yields_until == pytest.approx(2.0 - 3 * 0.01 - 0.1)
+    assert plan.yields_until == pytest.approx(2.0 - 3 * 0.01 - YIELD_MARGIN_S)
     cheap = controller()
     for _ in range(10):
         cheap.costs.observe(Stage.STEP, 0.01, 32, company=1)
