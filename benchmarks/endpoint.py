@@ -436,7 +436,10 @@ async def run(
 
 
 def as_json(value: object) -> object:
-    return asdict(value) if isinstance(value, Point) else str(value)
+    if not isinstance(value, Point):
+        return str(value)
+    # Where everybody was cut off there is no delay.
+    return {name: None if number == math.inf else number for name, number in asdict(value).items()}
 
 
 def main() -> None:
