@@ -27,7 +27,7 @@ def recording() -> bytes:
     return PCMU_8K.encode(np.concatenate([resampler.push(samples), resampler.flush()]))
 
 
-async def speak(bridge: ClientConnection, audio: bytes, spoken: asyncio.Event) -> None:
+async def speak(bridge: ClientConnection, audio: bytes) -> None:
     """The recording and then silence, at the pace of speech, until cancelled."""
     begun, sent = time.monotonic(), 0
     while True:
@@ -35,24 +35,22 @@ async def speak(bridge: ClientConnection, audio: bytes, spoken: asyncio.Event) -
         media = {"track": "inbound", "chunk": str(sent + 1), "payload": base64.b64encode(piece).decode()}
         await bridge.send(json.dumps({"event": "media", "streamSid": "MZ1", "media": media}))
         sent += 1
-        if 160 * sent >= len(audio):
-            spoken.set()
         await asyncio.sleep(begun + PIECE_S * sent - time.monotonic())
 
 
 async def call(url: str) -> bytes:
-    """What the agent says after the order, as µ-law; the connection has been closed in order."""
+    """What the agent says, which has no greeting, as µ-law; the connection has been closed in order."""
     form = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
     start = {"streamSid": "MZ1", "callSid": "CA1", "customParameters": {"key": "secret"}, "mediaFormat": form}
-    answer, spoken = bytearray(), asyncio.Event()
+    answer = bytearray()
     async with connect(url) as bridge:
         await bridge.send(json.dumps({"event": "connected", "protocol": "Call", "version": "1.0.0"}))
         await bridge.send(json.dumps({"event": "start", "streamSid": "MZ1", "start": start}))
-        speaking = asyncio.create_task(speak(bridge, recording(), spoken))
+        speaking = asyncio.create_task(speak(bridge, recording()))
         try:
             while PCMU_8K.duration_s(len(answer)) < 0.6:
                 event = json.loads(await bridge.recv())
-                if event["event"] == "media" and spoken.is_set():
+                if event["event"] == "media":
                     answer += base64.b64decode(event["media"]["payload"])
                 if event["event"] == "mark":
                     mark = {"event": "mark", "streamSid": "MZ1", "mark": event["mark"]}
