@@ -251,9 +251,11 @@ class Reply:
             cached_tokens=before.cached_tokens + event.cached_tokens,
         )
         wall_s, self._stepped_at = max(event.at - self._stepped_at, 0.0), event.at
-        if not self.llm.info.is_remote:
-            company = self.budget.company(self._canvas_width(), is_first=True)
-            self.budget.prefilled(event.at, event.compute_s, wall_s, event.new_tokens, company)
+        if self.llm.info.is_remote:
+            self.budget.costs.observe(Stage.PREFILL, event.compute_s, event.new_tokens)
+            return
+        company = self.budget.company(self._canvas_width(), is_first=True)
+        self.budget.prefilled(event.at, event.compute_s, wall_s, event.new_tokens, company)
 
     def _canvas_width(self) -> int:
         assert self._plan is not None
