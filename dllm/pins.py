@@ -36,11 +36,13 @@ def continuing(canvas: Canvas, position: int, classes: TokenClasses) -> Iterator
     if joins_pin(canvas, position):
         yield classes.joining
         behind = position + 1
-        if behind < canvas.width and canvas.is_decided(behind) and canvas.tokens[behind] in table.joining & table.digit:
-            yield classes.marks
+        if behind < canvas.width and canvas.is_decided(behind):
+            token = canvas.tokens[behind]
+            if token in table.digit and token in table.joining:
+                yield classes.marks
     elif joins_pin(canvas, position - 1) and canvas.tokens[position - 2] in table.digit:
-        between = position - 1
-        if not canvas.is_decided(between) or canvas.tokens[between] in table.sentence_end | table.clause_end:
+        token = canvas.tokens[position - 1]
+        if not canvas.is_decided(position - 1) or token in table.sentence_end or token in table.clause_end:
             yield classes.figures
 
 
