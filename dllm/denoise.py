@@ -237,7 +237,7 @@ class _Round:
                 padding = self.size - canvas.width
                 self.tokens[row] = staged([*canvas.tokens, *[self.shared.mask] * padding], self.device)
                 fixed = [canvas.is_decided(at) for at in range(canvas.width)] + [True] * padding
-                self.decided[row] |= staged(fixed, self.device)
+                self.decided[row] = staged(fixed, self.device)
         return allowed, pinned
 
     def _stop(self) -> Tensor:

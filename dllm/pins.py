@@ -100,8 +100,7 @@ def consider_pins(draft: Draft, positions: Sequence[int], logits: Tensor, steps_
     pinned = 0
     for start, index, _ in spans if due else spans[:1]:
         if start == first or start < stop:
-            canvas.pin(start, draft.spec.pins[index])
-            draft.unplaced.remove(index)
+            _fix(draft, start, index)
             pinned += len(draft.spec.pins[index])
     # What is beside the pins and right of them was guessed without them; it waits for a step, unless there is none.
     open_positions = [at for at in canvas.masked() if at < first - 1 or (steps_left <= 1 and not draft.unplaced)]
@@ -121,17 +120,17 @@ def keep_room(draft: Draft, position: int) -> bool:
     found = _leftmost(draft, canvas.masked())
     if found is None:
         return False
-    canvas.pin(found[0], draft.spec.pins[found[1]])
-    draft.unplaced.remove(found[1])
+    _fix(draft, *found)
     return True
 
 
-def _leftmost(draft: Draft, free: Sequence[int]) -> tuple[int, int] | None:
-    """Start and index of the pin that comes first when all are put as far left as `free` positions allow; None without room."""
-    # With a vocabulary of one token all places are alike, and ties go left.
-    pins = [(0,) * len(draft.spec.pins[index]) for index in draft.unplaced]
-    placement = place_spans(torch.zeros(0, 1), [], pins, min(draft.canvas.width, draft.spec.width), free)
-    if placement is None:
-        return None
-    first = min(placement.starts)
-    return first, draft.unplaced[placement.starts.index(first)]
+def _fix(draft: Draft, start: int, index: int) -> None:
+    """Write a pin. A token decided before, which would now continue its last word, is decided anew; nobody has heard what is right of a gap."""
+    canvas, pin = draft.canvas, draft.spec.pins[index]
+    canvas.pin(start, pin)
+    draft.unplaced.remove(index)
+    behind = start + len(pin)
+    if behind == canvas.width or canvas.states[behind] is not CellState.COMMITTED:
+        return
+    if canvas.tokens[behind] in canvas.table.joining and joins_pin(canvas, behind):
+        canvas.remask(behind)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dllm.drafts import CellState, Committed, DraftSpec, Event, Failed, Finished, Plan, Prefilled, Stepped
@@ -179,6 +179,7 @@ def test_pins_are_in_the_reply_once_and_whole(seed: int, steps: int, pins: tuple
 
 @settings(max_examples=40)
 @given(st.integers(0, 1000), st.integers(1, 8), st.sampled_from([("$5",), ("$5", "twelve"), ("seven p m",), ("Hair",)]))
+@example(317, 4, ("$5", "twelve"))  # its place was a gap before a word's rest
 def test_a_pin_is_not_continued(seed: int, steps: int, pins: tuple[str, ...]) -> None:
     """ "$5" in a reply as "$5.10" or "$52", "Hair" as "Hairs", would say what no tool said."""
     finished, _ = write(engine(seed), spec(width=32, plan=Plan(steps, steps, 0.9), pins=pins))
