@@ -134,3 +134,14 @@ def _fix(draft: Draft, start: int, index: int) -> None:
         return
     if canvas.tokens[behind] in canvas.table.joining and joins_pin(canvas, behind):
         canvas.remask(behind)
+
+
+def _leftmost(draft: Draft, free: Sequence[int]) -> tuple[int, int] | None:
+    """Start and index of the pin that comes first when all are put as far left as `free` positions allow; None without room."""
+    # With a vocabulary of one token all places are alike, and ties go left.
+    pins = [(0,) * len(draft.spec.pins[index]) for index in draft.unplaced]
+    placement = place_spans(torch.zeros(0, 1), [], pins, min(draft.canvas.width, draft.spec.width), free)
+    if placement is None:
+        return None
+    first = min(placement.starts)
+    return first, draft.unplaced[placement.starts.index(first)]
