@@ -340,3 +340,18 @@ class Synthesizer(Protocol):
         ...
 
     async def aclose(self) -> None: ...
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Backends:
+    """The models that all conversations share."""
+
+    vad: VoiceDetector
+    asr: Transcriber
+    llm: Drafter
+    tts: Synthesizer
+    scorer: TurnScorer | None = None
+    """Says whether a caller's words are a whole turn; without one, silence alone ends turns."""

@@ -16,6 +16,7 @@ from voice_pipelines.toolbox import Toolbox
 from voiceagent.agent import AgentProfile
 from voiceagent.backends import (
     BackendInfo,
+    Backends,
     Drafter,
     DraftEvent,
     DraftFailed,
@@ -31,7 +32,7 @@ from voiceagent.backends import (
 from voiceagent.budget import BudgetController, BudgetSettings
 from voiceagent.clock import Clock, MonotonicClock
 from voiceagent.config import Config
-from voiceagent.conversation import Backends, Conversation
+from voiceagent.conversation import Conversation
 from voiceagent.costs import CostModel, Stage
 from voiceagent.errors import BackendError, ConfigError, EngineFullError
 from voiceagent.events import ConversationEvent, TurnTraced

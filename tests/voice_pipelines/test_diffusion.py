@@ -44,6 +44,7 @@ from voice_pipelines.loopback import Call, call
 from voiceagent.agent import AgentProfile
 from voiceagent.backends import (
     BackendInfo,
+    Backends,
     DraftEvent,
     DraftFailed,
     DraftFinished,
@@ -56,7 +57,7 @@ from voiceagent.backends import (
 )
 from voiceagent.budget import BudgetController
 from voiceagent.clock import ManualClock
-from voiceagent.conversation import Backends, Conversation
+from voiceagent.conversation import Conversation
 from voiceagent.errors import BackendError
 from voiceagent.events import ConversationEvent
 from voiceagent.session import SessionSettings

@@ -23,11 +23,10 @@ from voice_pipelines import settings
 from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, device_of
 from voice_pipelines.local import LocalRuntime, build, calibrate, choose_scorer
 from voiceagent.agent import AgentProfile
-from voiceagent.backends import BackendInfo
+from voiceagent.backends import BackendInfo, Backends
 from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock, ManualClock, MonotonicClock
 from voiceagent.config import Config, TurnConfig
-from voiceagent.conversation import Backends
 from voiceagent.costs import CostModel, Stage
 from voiceagent.errors import BackendError, ConfigError
 

@@ -18,10 +18,10 @@ from tests.voiceagent.standins import (
 )
 from voice_pipelines.loopback import Call, call, find_speech_end_s, latency_s
 from voiceagent.agent import AgentProfile
-from voiceagent.backends import Samples
+from voiceagent.backends import Backends, Samples
 from voiceagent.budget import BudgetController
 from voiceagent.clock import ManualClock
-from voiceagent.conversation import Backends, Conversation
+from voiceagent.conversation import Conversation
 from voiceagent.events import ConversationEvent
 from voiceagent.session import SessionSettings
 

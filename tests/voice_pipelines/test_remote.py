@@ -44,6 +44,7 @@ from voice_pipelines.loopback import call
 from voiceagent.agent import AgentProfile
 from voiceagent.backends import (
     BackendInfo,
+    Backends,
     DraftEvent,
     DraftFailed,
     DraftFinished,
@@ -57,7 +58,7 @@ from voiceagent.backends import (
 from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock, ManualClock
 from voiceagent.config import Config
-from voiceagent.conversation import Backends, Conversation
+from voiceagent.conversation import Conversation
 from voiceagent.costs import Stage
 from voiceagent.errors import BackendError, ConfigError
 from voiceagent.events import ConversationEvent, ResponsePlanned

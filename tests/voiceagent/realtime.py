@@ -14,10 +14,10 @@ from pydantic import BaseModel
 
 from tests.voiceagent.standins import LevelDetector, ScriptedDrafter, ScriptedTranscriber, ToneSynthesizer
 from voiceagent.agent import AgentProfile
-from voiceagent.backends import BackendInfo
+from voiceagent.backends import BackendInfo, Backends
 from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock
-from voiceagent.conversation import Backends, Conversation
+from voiceagent.conversation import Conversation
 from voiceagent.events import ConversationEvent
 from voiceagent.session import SessionSettings
 

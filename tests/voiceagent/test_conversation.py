@@ -21,10 +21,10 @@ from tests.voiceagent.standins import (
     tone,
 )
 from voiceagent.agent import AgentProfile, Note
-from voiceagent.backends import Samples
+from voiceagent.backends import Backends, Samples
 from voiceagent.budget import BudgetController, WhenLate
 from voiceagent.clock import ManualClock
-from voiceagent.conversation import Backends, Conversation
+from voiceagent.conversation import Conversation
 from voiceagent.errors import BackendError, ProtocolError
 from voiceagent.events import (
     AudioCommitted,
@@ -216,10 +216,14 @@ def test_the_drafts_being_written_are_counted_until_they_end() -> None:
         await line.play(np.concatenate([tone(0.8), silence(0.36)]))
         for _ in range(8):
             await line.clock.advance(0.01)
-            counts.append((line.conversation._budget.first_drafts, line.conversation._budget.running_drafts))
+            counts.append(
+                (line.conversation._replying.budget.first_drafts, line.conversation._replying.budget.running_drafts)
+            )
         line.conversation.cancel_response()
         await line.clock.settle()
-        counts.append((line.conversation._budget.first_drafts, line.conversation._budget.running_drafts))
+        counts.append(
+            (line.conversation._replying.budget.first_drafts, line.conversation._replying.budget.running_drafts)
+        )
 
     talk(scenario, written=("One word after the other without an end to it",), step_s=0.05)
     assert (1, 1) in counts and counts[-1] == (0, 0)
@@ -594,7 +598,7 @@ def test_a_hundred_turns_leave_tasks_memory_and_latency_as_they_were() -> None:
     latencies = [event.timeline["server_latency_ms"] for event in line.of(TurnTraced)]
     assert len(latencies) == 100
     assert max(latencies[50:]) <= max(latencies[:50]) * 1.1  # type: ignore[type-var, operator]
-    assert len(line.conversation._playouts) <= 64
+    assert len(line.conversation._replying._playouts) <= 64
 
 
 def test_two_utterances_that_are_recognised_together_get_one_answer() -> None:

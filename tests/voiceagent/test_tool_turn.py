@@ -21,10 +21,10 @@ from tests.voiceagent.standins import (
     tone,
 )
 from voiceagent.agent import AgentProfile
-from voiceagent.backends import DraftRequest, PromptTurn
+from voiceagent.backends import Backends, DraftRequest, PromptTurn
 from voiceagent.budget import BudgetController
 from voiceagent.clock import ManualClock
-from voiceagent.conversation import Backends, Conversation
+from voiceagent.conversation import Conversation
 from voiceagent.errors import ProtocolError, ToolError
 from voiceagent.events import (
     CallItem,

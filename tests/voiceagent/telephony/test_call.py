@@ -119,7 +119,7 @@ def test_speech_clears_the_queue_and_no_unheard_word_stays_in_the_history(latenc
             assert len(caller.clears) == 1
             assert caller.queued_s == 0, "nothing more is sent"
             kept = said(house)[-1]
-            playout = conversation._playouts[next(reversed(conversation._playouts))]
+            playout = conversation._replying._playouts[next(reversed(conversation._replying._playouts))]
             truly = playout.heard_text(caller.heard_s - before_s)
             assert truly.startswith(kept), "a word that was not heard is in the history"
             assert len(truly.split()) - len(kept.split()) <= 2 + round(latency_s / 0.1)

@@ -1,0 +1,329 @@
+"""The agent's side of a conversation: each response from its start to the end of its playout, and the history that follows it.
+
+At most one response is being made; earlier ones may still be heard. What a caller did not hear does not stay in the history.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+
+from voiceagent import turn as turns
+from voiceagent.asking import Asking
+from voiceagent.backends import Drafter, Synthesizer
+from voiceagent.budget import BudgetController
+from voiceagent.clock import Clock
+from voiceagent.errors import ProtocolError
+from voiceagent.events import (
+    ConversationEvent,
+    Item,
+    ItemTruncated,
+    ResponseCalled,
+    ResponseFinished,
+    ResponseItemStarted,
+    ResponseStarted,
+    ResponseStatus,
+    ResponseText,
+    TurnTraced,
+)
+from voiceagent.history import History
+from voiceagent.listening import CallerTurn
+from voiceagent.playout import Playout
+from voiceagent.reply import Reply, ReplyRequest
+from voiceagent.session import ResponseOptions, SessionSettings
+from voiceagent.tasks import TaskGroup, new_id
+from voiceagent.tool_runner import ToolDesk
+from voiceagent.tool_turn import ToolTurn
+from voiceagent.trace import TurnTrace
+
+log = logging.getLogger(__name__)
+
+REMEMBERED_PLAYOUTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A response that somebody asked for, other than by ending a turn. `text` is spoken as it stands."""
+
+    response_id: str
+    options: ResponseOptions
+    text: str | None = None
+
+
+@dataclass(slots=True)
+class _Running:
+    """A response and everything that must be known to end it properly."""
+
+    reply: Reply
+    options: ResponseOptions
+    task: asyncio.Task[None] | None = None
+    is_waiting: bool = True
+    """Its draft has not started: whatever is still being recognised will be in its prompt."""
+    is_finished: bool = False
+    is_traced: bool = False
+
+
+@dataclass(slots=True)
+class Replying:
+    """Makes one conversation's responses.
+
+    Args:
+        happened: Told what a response comes to: its first audio, its end, the end of its playout.
+        words_known: Waits until nothing is being recognised any more.
+    """
+
+    conversation_id: str
+    llm: Drafter
+    tts: Synthesizer
+    budget: BudgetController
+    clock: Clock
+    history: History
+    asking: Asking
+    desk: ToolDesk
+    tasks: TaskGroup
+    emit: Callable[[ConversationEvent], None]
+    happened: Callable[[turns.TurnInput], None]
+    words_known: Callable[[], Awaitable[None]]
+    _turns: int = 0
+    _running: _Running | None = None
+    _still_playing: list[Reply] = field(default_factory=list)
+    """Replies made before the current one, in case the caller still hears them."""
+    _playouts: dict[str, Playout] = field(default_factory=dict)
+
+    @property
+    def active_response_id(self) -> str | None:
+        running = self._running
+        return None if running is None or running.is_finished else running.reply.request.response_id
+
+    def will_answer(self) -> bool:
+        """A reply is open that waits for the words now being recognised: they need none of their own."""
+        running = self._running
+        return (
+            running is not None
+            and running.is_waiting
+            and not running.is_finished
+            and running.reply.request.text is None
+            and running.options.turns is None
+        )
+
+    # --- what was heard -----------------------------------------------------------------------------------------------
+
+    def truncate(self, item_id: str, audio_end_s: float) -> None:
+        """The caller heard only the first `audio_end_s` of this reply; a position past its end is read as its end.
+
+        Raises:
+            ProtocolError: If there is no such item, or it is not the agent's.
+        """
+        item = self.history.said(item_id, code="item_truncate_invalid_item_id")
+        if item.role != "agent":
+            raise ProtocolError("item_truncate_invalid_item_id", f"Item {item_id} is not the agent's.", param="item_id")
+        playout = self._playouts.get(item_id)
+        if playout is not None:
+            heard_s = min(audio_end_s, playout.sent_s)
+            playout.report(heard_s, self.clock.now())
+            item = replace(item, text=playout.heard_text(heard_s))
+            self.history.put(item)
+        self.emit(ItemTruncated(item_id, audio_end_s, item.text or ""))
+
+    def report_playout(self, item_id: str, played_s: float) -> None:
+        """The client's own word on how much of a reply it has played."""
+        playout = self._playouts.get(item_id)
+        if playout is not None:
+            playout.report(played_s, self.clock.now())
+
+    # --- making -------------------------------------------------------------------------------------------------------
+
+    def start(self, settings: SessionSettings, turn: CallerTurn | None, asked: Asked | None) -> None:
+        """Start a response: to the turn that ended, or because it was asked for."""
+        was_asked = asked is not None
+        asked = asked or Asked(new_id("resp"), ResponseOptions())
+        response_id, options, text = asked.response_id, asked.options, asked.text
+        now = self.clock.now()
+        is_spoken = turn is not None and not (was_asked and turn.asr_final is not None)
+        modality = options.modality or settings.modality
+        self._turns += 1
+        trace = TurnTrace(
+            turn=self._turns,
+            origin=turn.speech_end if turn is not None and is_spoken else now,
+            target_s=options.target_s or settings.target_s,
+            is_spoken=is_spoken,
+        )
+        trace.asr_expected = None if turn is None else turn.asr_expected
+        request = ReplyRequest(
+            response_id,
+            new_id("item"),
+            modality,
+            trace.target_s,
+            text=text,
+            when_late=options.when_late or settings.when_late,
+            acknowledgements=settings.acknowledgements,
+        )
+        reply = Reply(
+            request=request,
+            llm=self.llm,
+            tts=self.tts,
+            budget=self.budget,
+            clock=self.clock,
+            emit=lambda event: self._tell(running, event),
+            trace=trace,
+            on_audio=lambda: self.happened(turns.AudioBegan()),
+            tools=ToolTurn(
+                self.desk,
+                trace,
+                response_id,
+                emit=lambda event: self._tell(running, event),
+                client_tools={s.name: s for s in (settings.tools if options.tools is None else options.tools)},
+                keeps_history=options.in_conversation,
+            ),
+        )
+        if self._running is not None:
+            self._keep_playing(self._running, reply)
+            self._end_trace(self._running)
+        self._running = running = _Running(reply, options)
+        self.emit(ResponseStarted(response_id, request.item_id, modality, options.metadata))
+        running.task = self.tasks.spawn(self._run(running, settings, turn if is_spoken else None))
+
+    async def _run(self, running: _Running, settings: SessionSettings, turn: CallerTurn | None) -> None:
+        reply = running.reply
+        try:
+            # A client that commits and asks for a response at once is answered when its words are known.
+            await self.words_known()
+            await self.desk.settled()  # What an interrupted reply has set going is known before this one is written.
+            if turn is not None:
+                reply.trace.transcript = turn.transcript
+                reply.trace.mark("endpoint", turn.endpoint)
+                if turn.asr_final is not None:
+                    reply.trace.mark("asr_final", turn.asr_final)
+            running.is_waiting = False
+            if reply.request.text is None:
+                reply.request = replace(
+                    reply.request,
+                    draft=self.asking.request(settings, running.options),
+                    prompt_tokens=self.asking.new_prompt_tokens(settings, running.options),
+                )
+            await reply.run()
+        except Exception as error:
+            log.warning("conversation %s: reply failed", self.conversation_id, exc_info=error)
+            # What has left already plays on at the caller's.
+            self._finish(running, "failed", str(error))
+        else:
+            self._finish(running, "completed", None)
+        has_audio = reply.playout.dry_at() is not None
+        self.happened(turns.ReplyMade(has_audio=has_audio))
+        while (dry_at := reply.playout.dry_at()) is not None and dry_at > self.clock.now():
+            await self.clock.sleep_until(dry_at)
+        if has_audio:
+            reply.trace.mark("playout_end", self.clock.now())
+        if self._running is running:
+            self._still_playing.clear()
+        self._end_trace(running)
+        if self._running is running:
+            self.happened(turns.PlayoutEnded())
+
+    def _tell(self, running: _Running, event: ConversationEvent) -> None:
+        """Everything a reply emits passes here: a reply that has ended is silent, and the history follows what is said."""
+        if running.is_finished:
+            return
+        keeps = running.options.in_conversation
+        match event:
+            case ResponseItemStarted(item=item):
+                previous = self.history.add(item) if keeps else None
+                self._playouts[item.id] = running.reply.playout
+                while len(self._playouts) > REMEMBERED_PLAYOUTS:
+                    self._playouts.pop(next(iter(self._playouts)))
+                event = replace(event, previous_item_id=previous)
+            case ResponseCalled(item=call):
+                event = replace(event, previous_item_id=self.history.add(call) if keeps else None)
+            case ResponseText(item_id=item_id) if keeps and item_id in self.history:
+                self.history.put(replace(self.history.said(item_id), text=running.reply.said))
+            case _:
+                pass
+        self.emit(event)
+
+    def _finish(self, running: _Running, status: ResponseStatus, reason: str | None) -> None:
+        if running.is_finished:
+            return
+        running.is_finished = True
+        reply, options = running.reply, running.options
+        reply.trace.status, reply.trace.reason = status, reason
+        item: Item | None = None
+        previous: str | None = None
+        if reply.item_started:
+            text = reply.said if status == "completed" else self._heard(reply)
+            item = Item(
+                reply.request.item_id,
+                "agent",
+                text,
+                "completed" if status == "completed" else "incomplete",
+                spoken=reply.request.modality == "audio",
+            )
+            if options.in_conversation and item.id in self.history:
+                self.history.put(item)
+                previous = self.history.previous_id(item.id)
+        self.emit(
+            ResponseFinished(
+                reply.request.response_id,
+                item,
+                previous,
+                reply.request.modality,
+                status,
+                reason,
+                reply.usage,
+                options.metadata,
+            )
+        )
+
+    def _heard(self, reply: Reply) -> str:
+        if reply.request.modality == "text":
+            return reply.said
+        return reply.playout.heard_text(reply.playout.played_s(self.clock.now()))
+
+    def stop(self, reason: str) -> None:
+        """End the response being made; what was heard of it stays."""
+        running = self._running
+        if running is None or running.is_finished:
+            return
+        self._finish(running, "cancelled", reason)
+        if not running.reply.item_started or not self._heard(running.reply):
+            self.desk.reply_unheard()
+        self._end_trace(running)
+        if running.task is not None and running.task is not asyncio.current_task():
+            running.task.cancel()
+
+    def _keep_playing(self, earlier: _Running, reply: Reply) -> None:
+        """A reply starts while an earlier one still plays: it is heard after it, and an interruption cuts both."""
+        dry_at = earlier.reply.playout.dry_at()
+        if dry_at is not None and dry_at > self.clock.now():
+            reply.playout.not_before = dry_at
+            self._still_playing.append(earlier.reply)
+
+    def _cut_history(self, reply: Reply) -> None:
+        if reply.request.item_id in self.history:
+            item = self.history.said(reply.request.item_id)
+            heard = self._heard(reply)
+            if heard != item.text:
+                self.history.put(replace(item, text=heard, status="incomplete"))
+
+    def cut_earlier(self) -> None:
+        """Earlier replies that were still playing are heard no further."""
+        earlier, self._still_playing = self._still_playing, []
+        for reply in earlier:
+            self._cut_history(reply)
+
+    def stop_playout(self) -> None:
+        """The reply was made but the caller spoke over it: keep what they heard."""
+        running = self._running
+        if running is None:
+            return
+        self._cut_history(running.reply)
+        running.reply.trace.reason = "turn_detected"
+        self._end_trace(running)
+        if running.task is not None and running.task is not asyncio.current_task():
+            running.task.cancel()
+
+    def _end_trace(self, running: _Running) -> None:
+        if not running.is_traced:
+            running.is_traced = True
+            self.emit(TurnTraced(running.reply.request.response_id, running.reply.trace.as_json()))
