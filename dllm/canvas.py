@@ -41,6 +41,8 @@ class TokenTable:
     """Tokens that begin with a letter or figure of ASCII, no space before it: behind a word they continue it."""
     word_end: frozenset[int] = frozenset()
     """Tokens that end with a letter or figure of ASCII."""
+    capital: frozenset[int] = frozenset()
+    """Tokens that begin a word with a capital, "I" and its contractions excepted: inside a sentence, a name."""
 
     def ends_reply(self, token: int) -> bool:
         return token == self.end or token in self.other_ends

@@ -278,12 +278,12 @@ class _Round:
         return selection.chosen | (open_cells & all_now.unsqueeze(1)), selection.forced, urgent.any(dim=1)
 
     def _doubtful(self, scores: Scores) -> Tensor | None:
-        """[B, W] figures that are not sure enough to be heard: a wrong word can be put right by the next, a wrong price cannot."""
+        """[B, W] figures and names that are not sure enough to be heard: a wrong word can be put right by the next, a wrong price cannot."""
         thresholds = [draft.plan.fact_threshold for draft in self.drafts]
         if not any(thresholds):
             return None
         is_unsure = scores.probability <= staged(thresholds, self.device).unsqueeze(1)
-        return is_unsure & self.classes.is_figure(self.tokens)
+        return is_unsure & self.classes.is_fact(self.tokens)
 
     def _part(self, chosen: Tensor) -> Tensor:
         """Choices that would make a banned phrase or a stutter together: one waits, or at the last step takes its second best token."""

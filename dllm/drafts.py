@@ -47,7 +47,7 @@ class Plan:
     by_clause: bool = True
     """Two phases: the first clause, then the rest. False for text that nobody listens to while it is written."""
     fact_threshold: float = 0.0
-    """As `threshold`, for figures, where it is above it: what is not that sure of itself waits until the floor asks for it."""
+    """As `threshold`, for figures and names, where it is above it: what is not that sure of itself waits until the floor asks for it."""
 
     def __post_init__(self) -> None:
         for name in ("floor", "steps_first", "steps_rest"):

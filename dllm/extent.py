@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dllm.canvas import SOFT_BOUNDARY_WORDS, TokenTable
 
-_END, _SENTENCE, _CLAUSE, _DIGIT, _WORD_START, _WORD = (1 << bit for bit in range(6))
+_END, _SENTENCE, _CLAUSE, _DIGIT, _WORD_START, _WORD, _CAPITAL, _CONTINUES = (1 << bit for bit in range(8))
 
 
 class TokenClasses:
@@ -27,6 +27,8 @@ class TokenClasses:
             (table.digit, _DIGIT),
             (table.word_start, _WORD_START),
             (table.word, _WORD),
+            (table.capital, _CAPITAL),
+            (_continuing(table, vocab_size), _CONTINUES),
         ):
             ids = torch.tensor(sorted(token for token in tokens if token < vocab_size), dtype=torch.int64)
             bits[ids] |= bit
@@ -45,13 +47,29 @@ class TokenClasses:
     def is_end(self, tokens: Tensor) -> Tensor:
         return (self._bits[tokens] & _END).bool()
 
-    def is_figure(self, tokens: Tensor) -> Tensor:
-        """Tokens with a digit: what a listener writes down."""
-        return (self._bits[tokens] & _DIGIT).bool()
+    def is_fact(self, tokens: Tensor) -> Tensor:
+        """[B, W] bool: what a listener writes down, of canvases [B, W]: figures, and names to their last token.
+
+        A name is a word with a capital that does not begin a sentence; at a sentence's beginning a capital says nothing.
+        """
+        bits = self._bits[tokens]
+        in_sentence = torch.zeros_like(tokens, dtype=torch.bool)
+        in_sentence[:, 1:] = (bits[:, :-1] & (_SENTENCE | _END)) == 0
+        begins_name = (bits & _CAPITAL).bool() & in_sentence
+        at = torch.arange(tokens.shape[1], device=tokens.device)
+        begins = torch.where((bits & _CONTINUES).bool(), 0, at).cummax(dim=1).values
+        """Where the word of each position begins."""
+        return (bits & _DIGIT).bool() | begins_name.gather(1, begins)
 
     def repeats_badly(self, tokens: Tensor) -> Tensor:
         """Tokens that may not stand twice in a row: words and punctuation marks."""
         return (self._bits[tokens] & (_WORD | _SENTENCE | _CLAUSE)).bool()
+
+
+def _continuing(table: TokenTable, vocab_size: int) -> frozenset[int]:
+    """Tokens that go on a word, whatever bytes they hold: an accented letter is a token of half letters."""
+    others = table.word_start | table.sentence_end | table.clause_end | table.other_ends | table.forbidden
+    return frozenset(range(vocab_size)) - others - {table.end, table.mask}
 
 
 def _ids(tokens: frozenset[int], vocab_size: int, device: torch.device) -> Tensor:

@@ -195,6 +195,8 @@ _DIGIT = re.compile(rb" ?[0-9]+")
 _WORD = re.compile(rb" [A-Za-z]+")
 _JOINING = re.compile(rb"[A-Za-z0-9].*", re.DOTALL)
 _WORD_END = re.compile(rb".*[A-Za-z0-9]", re.DOTALL)
+_CAPITAL = re.compile(rb" (?!I\Z|I['\xe2])(?:[A-Z]|\xc3[\x80-\x9e]).*", re.DOTALL)
+"""The two-byte range is that of accented Latin capitals."""
 
 
 def token_table(
@@ -234,6 +236,7 @@ def token_table(
         other_ends=other_ends,
         joining=matching(_JOINING),
         word_end=matching(_WORD_END),
+        capital=matching(_CAPITAL),
     )
 
 

@@ -146,7 +146,7 @@ class StepPlan:
     first_deadline: float | None = None
     rest_deadline: float | None = None
     fact_threshold: float | None = None
-    """The same for figures, where it is higher; None is `threshold`."""
+    """The same for figures and names, where it is higher; None is `threshold`."""
     yields_until: float | None = None
     """Until then the rest of the reply gives way to drafts whose first clause is still awaited; None never does."""
 

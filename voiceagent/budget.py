@@ -48,8 +48,8 @@ class BudgetSettings:
     """Limits of every plan.
 
     `min_steps` is the floor below which a reply is not worth hearing. `useful_gain` is the share of the quality curve's range
-    that one more step must still bring. `threshold` is the commit confidence; 0.9 is Fast-dLLM's (reference, 5.2, S2). Figures wait
-    for `fact_threshold`. `wanted_quality` is what `WhenLate` holds on to where it is not `FEWER_STEPS`.
+    that one more step must still bring. `threshold` is the commit confidence; 0.9 is Fast-dLLM's (reference, 5.2, S2). Figures
+    and names wait for `fact_threshold`. `wanted_quality` is what `WhenLate` holds on to where it is not `FEWER_STEPS`.
     """
 
     min_steps: int = 2

@@ -233,7 +233,7 @@ class BudgetConfig:
     )
     fact_threshold: float = _key(
         _BUDGET.fact_threshold,
-        "The same as `budget.threshold` for figures.",
+        "The same as `budget.threshold` for figures and names.",
         "a probability from budget.threshold to 1",
         _within(0.01, 1.0),
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm import extent
 from dllm.canvas import Canvas
+from dllm.loader import BUILTIN
+from dllm.text import DialogueCodec
 from tests.dllm import tiny
 from tests.dllm.no_sync import no_host_sync
 
@@ -57,3 +60,38 @@ def test_every_class_of_the_table_is_kept() -> None:
     repeated = {int(token) for token in tokens[CLASSES.repeats_badly(tokens)]}
     assert ends == {TABLE.end}
     assert repeated == TABLE.word | TABLE.sentence_end | TABLE.clause_end
+
+
+@pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        ("We have a table for Emanuela Rossi at 7.30, sir.", "Emanuela Rossi 7 30"),
+        ("Thanks, Zoë. Your code is B2 and I'm Ada.", "Zoë B2 Ada"),
+        ("I think I'll ask. Sorry, we close at nine.", ""),
+        ("Maria called.", ""),
+    ],
+)
+def test_facts_are_figures_and_names_inside_sentences(text: str, facts: str) -> None:
+    codec = DialogueCodec.load(BUILTIN / "tokenizer.json")
+    classes = extent.TokenClasses(codec.token_table, codec.vocab_size, torch.device("cpu"))
+    tokens = codec.encode_text(text)
+    with no_host_sync():
+        found = classes.is_fact(torch.tensor([tokens]))[0]
+    said = codec.decode(
+        [
+            token if is_fact else codec.encode_text("_")[-1]
+            for token, is_fact in zip(tokens, found.tolist(), strict=True)
+        ]
+    )
+    assert " ".join(said.replace("_", " ").split()) == facts
+
+
+def test_a_name_is_one_whatever_canvas_it_shares_a_forward_with() -> None:
+    codec = DialogueCodec.load(BUILTIN / "tokenizer.json")
+    classes = extent.TokenClasses(codec.token_table, codec.vocab_size, torch.device("cpu"))
+    one, other = (
+        codec.encode_text(text)[:6] for text in ("please ask Emanuela Rossi for it", "no names in here at all today")
+    )
+    alone = [classes.is_fact(torch.tensor([tokens]))[0] for tokens in (one, other)]
+    assert torch.equal(classes.is_fact(torch.tensor([one, other])), torch.stack(alone))
+    assert alone[0].any() and not alone[1].any()
