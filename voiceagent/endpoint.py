@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from voiceagent.vad import VoicedUtterance
 
@@ -84,6 +84,38 @@ class Evidence:
     """The caller is in the middle of digits, letters or an address, or was asked for them."""
 
 
+Rule: TypeAlias = Literal["silence", "complete", "dictation", "ceiling", "too_long", "client"]
+"""What ended a turn. `silence`: as long as is asked for without the words. `complete`: as long as the words ask for. `dictation`: as long as
+digits, spellings and addresses ask for, which was longer. `ceiling`: the words would have asked for more than there may be. `too_long`: the
+voice did not stop. `client`: the client said so."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndedBy:
+    """Why a turn was over, as its timeline tells it."""
+
+    rule: Rule
+    silence_s: float | None = None
+    """Silence when it was decided; None where silence had no part in it."""
+    silence_alone_s: float | None = None
+    """Silence that would have been waited for without the words."""
+    completeness: float | None = None
+    """Probability that nothing follows, where somebody had said so."""
+
+    def as_json(self) -> dict[str, object]:
+        """Times in milliseconds."""
+
+        def milliseconds(value_s: float | None) -> float | None:
+            return None if value_s is None else round(value_s * 1000, 2)
+
+        return {
+            "rule": self.rule,
+            "silence_ms": milliseconds(self.silence_s),
+            "silence_alone_ms": milliseconds(self.silence_alone_s),
+            "completeness": None if self.completeness is None else round(self.completeness, 4),
+        }
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointDecision:
     """The turn is over."""
@@ -92,9 +124,7 @@ class EndpointDecision:
     """One past the last voiced sample."""
     endpoint_sample: int
     """One past the last sample looked at when it was decided."""
-    reason: Literal["silence", "complete", "ceiling", "too_long"]
-    """`silence`: as long as is asked for without the words. `complete`: as long as the words ask for. `ceiling`: they would have asked for
-    more than there may be."""
+    ended_by: EndedBy
 
 
 def decide(
@@ -108,16 +138,19 @@ def decide(
     if utterance is None:
         return None
     # Voice that has just come back gets the window it needs to prove itself: the turn must not end on the first word after a pause.
-    if utterance.is_paused and not utterance.is_stirring and (reason := _over(utterance.silence_s, settings, evidence)):
-        return EndpointDecision(utterance.voice_end_sample, utterance.position_sample, reason)
+    rule: Rule | None = None
+    if utterance.is_paused and not utterance.is_stirring:
+        rule = _over(utterance.silence_s, settings, evidence)
+    if rule is not None:
+        completeness = None if evidence is None else evidence.completeness
+        ended_by = EndedBy(rule, utterance.silence_s, settings.silence_s, completeness)
+        return EndpointDecision(utterance.voice_end_sample, utterance.position_sample, ended_by)
     if utterance.duration_s >= settings.max_utterance_s:
-        return EndpointDecision(utterance.voice_end_sample, utterance.position_sample, "too_long")
+        return EndpointDecision(utterance.voice_end_sample, utterance.position_sample, EndedBy("too_long"))
     return None
 
 
-def _over(
-    silence_s: float, settings: EndpointSettings, evidence: Evidence | None
-) -> Literal["silence", "complete", "ceiling"] | None:
+def _over(silence_s: float, settings: EndpointSettings, evidence: Evidence | None) -> Rule | None:
     if evidence is None:
         return "silence" if silence_s >= settings.silence_s else None
     if silence_s >= settings.max_silence_s:
@@ -125,9 +158,10 @@ def _over(
     if evidence.completeness is None or evidence.stable_s < settings.settle_s:
         return None
     wanted_s = cheapest_wait_s(evidence.completeness, settings.cut_off_cost_s, settings.min_silence_s)
-    if evidence.is_dictation:
-        wanted_s = max(wanted_s, settings.dictation_silence_s)
-    return "complete" if silence_s >= wanted_s else None
+    is_held = evidence.is_dictation and settings.dictation_silence_s > wanted_s
+    if silence_s < (settings.dictation_silence_s if is_held else wanted_s):
+        return None
+    return "dictation" if is_held else "complete"
 
 
 def cheapest_wait_s(completeness: float, cut_off_cost_s: float, shortest_s: float) -> float:

@@ -22,11 +22,22 @@ CAUSES: Mapping[str, str] = {
     "stall": "one step stood still",
     "tool": "a tool had to answer first",
 }
+ENDINGS: Mapping[str, str] = {
+    "silence": "the caller was silent for as long as ends a turn without looking at the words",
+    "complete": "the words called for no longer silence",
+    "dictation": "something was being dictated, which waits longer, and the silence had lasted as long",
+    "ceiling": "no silence may be longer, whatever the words say",
+    "too_long": "the voice went on for longer than a turn may last",
+    "client": "the client said so",
+}
 
 
 def explain(timeline: Mapping[str, object]) -> list[str]:
     """Sentences about one turn. `timeline` is what `TurnTrace.as_json` gave, with or without its texts; gaps in it are passed over."""
     lines = [_headline(timeline)]
+    ended_by = timeline.get("ended_by")
+    if isinstance(ended_by, Mapping):
+        lines.append(_ending(ended_by))
     plan = timeline.get("plan")
     if isinstance(plan, Mapping):
         lines += _plan(plan)
@@ -52,6 +63,19 @@ def _headline(timeline: Mapping[str, object]) -> str:
     return (
         f"Turn {turn} was {verdict}: its first sound left {latency:.0f} ms after {origin}, the target was {target} ms."
     )
+
+
+def _ending(ended_by: Mapping[str, object]) -> str:
+    rule = str(ended_by.get("rule"))
+    waited, alone, completeness = (ended_by.get(key) for key in ("silence_ms", "silence_alone_ms", "completeness"))
+    after = f" after {waited:.0f} ms of silence" if isinstance(waited, int | float) else ""
+    line = f"The caller's turn was over{after}: {ENDINGS.get(rule, rule)}"
+    if isinstance(completeness, int | float):
+        subject = ", which" if rule == "complete" else "; the words"
+        line += f"{subject} were complete with a probability of {completeness:.2f}"
+    if rule != "silence" and isinstance(alone, int | float):
+        line += f". Silence alone would have waited {alone:.0f} ms"
+    return f"{line}."
 
 
 def _plan(plan: Mapping[str, object]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from voiceagent import endpoint
 from voiceagent.backends import INPUT_RATE_HZ, LOOK_BACK_S, Samples, VoiceDetectorStream
-from voiceagent.endpoint import Evidence
+from voiceagent.endpoint import EndedBy, Evidence
 from voiceagent.endpoint_words import PauseWords
 from voiceagent.session import TurnDetection
 from voiceagent.vad import PreRoll, Started, VadSettings, VoiceActivity, Windower
@@ -43,6 +43,7 @@ class Endpoint:
 
     end_sample: int
     speech_end: float
+    ended_by: EndedBy
 
 
 Heard: TypeAlias = Onset | Utter | Endpoint
@@ -93,7 +94,7 @@ class Listener:
             if decision is not None:
                 self._activity.end_utterance()
                 end = decision.speech_end_sample + self._skipped
-                yield Endpoint(end, self._spoken_at(end))
+                yield Endpoint(end, self._spoken_at(end), decision.ended_by)
 
     def hear_words(self, text: str) -> None:
         """What the recogniser makes of the utterance so far."""

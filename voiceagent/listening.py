@@ -24,6 +24,7 @@ from voiceagent.backends import (
 )
 from voiceagent.clock import Clock
 from voiceagent.costs import Cost, CostModel, Stage
+from voiceagent.endpoint import EndedBy
 from voiceagent.errors import BackendError, ProtocolError
 from voiceagent.events import (
     AudioCleared,
@@ -60,6 +61,7 @@ class CallerTurn:
 
     speech_end: float
     endpoint: float
+    ended_by: EndedBy
     asr_expected: Cost
     """What was expected at the endpoint: afterwards the outcome is part of what is known."""
     asr_final: float | None = None
@@ -230,9 +232,9 @@ class Listening:
                 case Utter(samples=piece):
                     if self._hearing is not None:
                         self._hearing.feed(piece)
-                case Endpoint(end_sample=end, speech_end=speech_end):
+                case Endpoint(end_sample=end, speech_end=speech_end, ended_by=ended_by):
                     self._uncommitted_samples = 0
-                    self._end_of_speech(end, speech_end)
+                    self._end_of_speech(end, speech_end, ended_by)
                 case _:
                     assert_never(heard)
 
@@ -287,7 +289,7 @@ class Listening:
         if self._state().caller is not turns.Caller.SPEAKING:
             self._happened(turns.SpeechBegan(interrupts=False))
         self._listener.restart()
-        self._end_of_speech(None, self._clock.now())
+        self._end_of_speech(None, self._clock.now(), EndedBy("client"))
 
     def _clear_now(self) -> None:
         self._listener.restart()
@@ -297,12 +299,12 @@ class Listening:
         self._happened(turns.SpeechDropped())
         self._emit(AudioCleared())
 
-    def _end_of_speech(self, end_sample: int | None, speech_end: float) -> None:
+    def _end_of_speech(self, end_sample: int | None, speech_end: float, ended_by: EndedBy) -> None:
         """`end_sample` is None when the client ended the turn, which needs no `SpeechStopped`."""
         hearing, self._hearing = self._hearing, None
         if hearing is None:
             return
-        self._turn = CallerTurn(speech_end, self._clock.now(), self._costs.predict(Stage.ASR))
+        self._turn = CallerTurn(speech_end, self._clock.now(), ended_by, self._costs.predict(Stage.ASR))
         if end_sample is not None:
             self._emit(SpeechStopped(hearing.item_id, end_sample / INPUT_RATE_HZ))
         item = Item(hearing.item_id, "user", None, spoken=True)

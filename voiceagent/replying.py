@@ -193,6 +193,7 @@ class Replying:
             await self.desk.settled()  # What an interrupted reply has set going is known before this one is written.
             if turn is not None:
                 reply.trace.transcript = turn.transcript
+                reply.trace.ended_by = turn.ended_by
                 reply.trace.mark("endpoint", turn.endpoint)
                 if turn.asr_final is not None:
                     reply.trace.mark("asr_final", turn.asr_final)

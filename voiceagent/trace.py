@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from voiceagent.backends import StepPlan
 from voiceagent.budget import Grant, Prediction, WhenLate
 from voiceagent.costs import Cost
+from voiceagent.endpoint import EndedBy
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,8 @@ class TurnTrace:
     plans: list[tuple[float, StepPlan, str]] = field(default_factory=list)
     tools: list[ToolRecord] = field(default_factory=list)
     prediction: Prediction | None = None
+    ended_by: EndedBy | None = None
+    """Why the caller's turn was over; None for one that was typed."""
     asr_expected: Cost | None = None
     """What recognition was expected to take when the turn ended; the prediction of the plan is made after it."""
     planned_on_time: bool | None = None
@@ -185,6 +188,7 @@ class TurnTrace:
             "reason": self.reason,
             "target_ms": round(self.target_s * 1000, 2),
             "origin": "speech_end" if self.is_spoken else "request",
+            "ended_by": None if self.ended_by is None else self.ended_by.as_json(),
             "marks": [{"name": name, "at_ms": self._ms(at)} for name, at in sorted(marks, key=lambda mark: mark[1])],
             "stages": self.stages(),
             "plan": None

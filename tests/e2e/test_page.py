@@ -368,6 +368,22 @@ TIMELINE = {
 }
 
 
+def test_the_page_tells_why_a_turn_was_over(quiet_page: OpenPage) -> None:
+    def told(**ended_by: object) -> str:
+        return str(in_page(quiet_page, "timeline.js", "return m.endingText(a)", {"ended_by": ended_by or None}))
+
+    words = told(rule="complete", silence_ms=224.0, silence_alone_ms=350.0, completeness=0.968)
+    assert words == (
+        "Your turn was ended by complete words after 224 ms of silence, the words complete with 97 % "
+        "(silence alone would have waited 350 ms)."
+    )
+    assert told(rule="silence", silence_ms=352.0, silence_alone_ms=350.0, completeness=None) == (
+        "Your turn was ended by silence alone after 352 ms of silence."
+    )
+    assert told(rule="client", silence_ms=None, silence_alone_ms=None, completeness=None).endswith("by this page.")
+    assert told() == ""
+
+
 def test_the_waterfall_places_what_happened_beside_what_was_predicted(quiet_page: OpenPage) -> None:
     layout = in_page(quiet_page, "timeline.js", "return m.layoutTimeline(a, 780)", json.loads(json.dumps(TIMELINE)))
     end = layout["endMs"]

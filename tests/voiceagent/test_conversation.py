@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -182,6 +182,9 @@ def test_the_timeline_holds_every_stage_with_its_prediction() -> None:
     assert set(stages) == {"endpoint", "asr", "prefill", "denoise_first", "tts", "transport"}
     assert stages["denoise_first"]["predicted_p95_ms"] > 0
     assert timeline["plan"]["on_time"] is True, "two steps of 15 ms at p95 still fit"  # type: ignore[index]
+    ended_by: Any = timeline["ended_by"]
+    assert ended_by["rule"] == "silence" and ended_by["silence_alone_ms"] == 350
+    assert ended_by["silence_ms"] == pytest.approx(marks["endpoint"], abs=33), "a window of audio may wait in its frame"
     assert timeline["plan"]["spent_ms"] == pytest.approx(marks["asr_final"], abs=1.0)  # type: ignore[index]
 
 
@@ -409,7 +412,8 @@ def test_commit_and_request_right_behind_it_wait_for_the_words() -> None:
     gate = asyncio.Event()
     line = talk(scenario, gate=gate, settings=SessionSettings(instructions="x", turn_detection=None))
     assert line.llm.drafts[0].request.turns[1].text == "a mocha please"
-    assert line.of(TurnTraced)[0].timeline["transcript"] == "a mocha please"
+    timeline: Any = line.of(TurnTraced)[0].timeline
+    assert timeline["transcript"] == "a mocha please" and timeline["ended_by"]["rule"] == "client"
     assert not line.of(SpeechStopped)
 
 

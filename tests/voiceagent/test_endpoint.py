@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from voiceagent.endpoint import (
+    EndedBy,
     EndpointDecision,
     EndpointSettings,
     Evidence,
@@ -32,7 +33,7 @@ def silence_before(evidence: Evidence | None, settings: EndpointSettings) -> tup
     """Seconds of silence that ended a turn, and why."""
     decision = first_decision([0.9] * 10 + [0.0] * 400, settings, evidence)
     assert decision is not None
-    return (decision.endpoint_sample - decision.speech_end_sample) / 16_000, decision.reason
+    return (decision.endpoint_sample - decision.speech_end_sample) / 16_000, decision.ended_by.rule
 
 
 def test_nobody_speaking_is_no_endpoint() -> None:
@@ -42,7 +43,7 @@ def test_nobody_speaking_is_no_endpoint() -> None:
 
 def test_silence_as_long_as_asked_for_ends_the_turn_where_the_voice_ended() -> None:
     decision = first_decision([0.9] * 10 + [0.0] * 100, EndpointSettings(silence_s=0.32))
-    assert decision == EndpointDecision(10 * W, 20 * W, "silence")
+    assert decision == EndpointDecision(10 * W, 20 * W, EndedBy("silence", 0.32, 0.32))
 
 
 def test_pause_shorter_than_the_silence_keeps_the_turn_open() -> None:
@@ -55,7 +56,7 @@ def test_a_word_that_begins_in_the_last_moment_of_the_silence_keeps_the_turn_ope
     pause = [0.9] * 10 + [0.0] * 9
     assert first_decision(pause + [0.9] * 2, settings) is None
     breath = first_decision([*pause, 0.9, 0.0], settings)
-    assert breath == EndpointDecision(10 * W, 21 * W, "silence")
+    assert breath == EndpointDecision(10 * W, 21 * W, EndedBy("silence", 11 * W / 16_000, 0.32))
 
 
 def test_silence_counts_from_the_last_voice_of_several() -> None:
@@ -66,7 +67,7 @@ def test_silence_counts_from_the_last_voice_of_several() -> None:
 
 def test_a_voice_that_never_stops_is_a_turn_by_force() -> None:
     decision = first_decision([0.9] * 100, EndpointSettings(max_utterance_s=1.0))
-    assert decision == EndpointDecision(32 * W, 32 * W, "too_long")
+    assert decision == EndpointDecision(32 * W, 32 * W, EndedBy("too_long"))
 
 
 # --- with the words ---------------------------------------------------------------------------------------------------
@@ -105,7 +106,24 @@ def test_words_that_have_just_changed_or_are_being_looked_at_end_nothing() -> No
 
 def test_dictation_waits_longer_however_complete_it_sounds() -> None:
     silence_s, reason = silence_before(Evidence(0.99, 9.0, is_dictation=True), WORDS)
-    assert 1.2 <= silence_s < 1.2 + WINDOW_S and reason == "complete"
+    assert 1.2 <= silence_s < 1.2 + WINDOW_S and reason == "dictation"
+
+
+def test_a_decision_tells_what_was_waited_for_and_what_silence_alone_would_have_waited() -> None:
+    decision = first_decision([0.9] * 10 + [0.0] * 400, WORDS, Evidence(0.98, stable_s=1.0))
+    assert decision is not None
+    assert decision.ended_by == EndedBy("complete", 7 * W / 16_000, 0.6, 0.98)
+    assert decision.ended_by.as_json() == {
+        "rule": "complete",
+        "silence_ms": 224.0,
+        "silence_alone_ms": 600.0,
+        "completeness": 0.98,
+    }
+
+
+def test_dictation_that_waits_no_longer_than_its_words_is_not_the_reason() -> None:
+    silence_s, reason = silence_before(Evidence(0.3, 9.0, is_dictation=True), WORDS)
+    assert silence_s > 1.2 and reason == "complete"
 
 
 def test_a_word_after_the_pause_keeps_the_turn_open_with_the_words_too() -> None:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from tests.voiceagent.test_trace import traced
-from voiceagent.explain import CAUSES, STAGES, explain
+from voiceagent.endpoint import EndedBy
+from voiceagent.explain import CAUSES, ENDINGS, STAGES, explain
 
 
 def told(**changes: float) -> str:
@@ -43,3 +44,28 @@ def test_gaps_are_passed_over(timeline: dict[str, object]) -> None:
 def test_there_are_words_for_every_stage_and_cause() -> None:
     assert set(STAGES) == {"endpoint", "asr", "tools", "prefill", "denoise_first", "tts", "transport"}
     assert set(CAUSES) == {"endpoint", "floor", "usual", "slow", "company", "stall", "tool"}
+
+
+@pytest.mark.parametrize(
+    ("ended_by", "words"),
+    [
+        (EndedBy("silence", 0.352, 0.35), "was over after 352 ms of silence: the caller was silent for as long"),
+        (
+            EndedBy("complete", 0.224, 0.35, 0.968),
+            "after 224 ms of silence: the words called for no longer silence, which were complete with a probability of 0.97. "
+            "Silence alone would have waited 350 ms.",
+        ),
+        (
+            EndedBy("dictation", 1.216, 0.35, 0.9),
+            "dictated, which waits longer, and the silence had lasted as long; the words",
+        ),
+        (EndedBy("ceiling", 2.016, 0.35, 0.01), "with a probability of 0.01. Silence alone would have waited 350 ms."),
+        (EndedBy("too_long"), "The caller's turn was over: the voice went on for longer than a turn may last."),
+        (EndedBy("client"), "The caller's turn was over: the client said so."),
+    ],
+)
+def test_why_the_turn_was_over_is_told(ended_by: EndedBy, words: str) -> None:
+    trace = traced()
+    trace.ended_by = ended_by
+    assert ended_by.rule in ENDINGS
+    assert words in explain(trace.as_json())[1]

@@ -18,6 +18,26 @@ export function originLabel(timeline) {
   return timeline.origin === "speech_end" ? "end of speech" : "request";
 }
 
+const ENDINGS = {
+  silence: "silence alone",
+  complete: "complete words",
+  dictation: "the end of dictation",
+  ceiling: "the longest silence there may be",
+  too_long: "the longest turn there may be",
+  client: "this page",
+};
+
+/** Why the caller's turn was over, as a sentence; empty for a typed turn. */
+export function endingText(timeline) {
+  const ending = timeline.ended_by;
+  if (!ending) return "";
+  const waited = typeof ending.silence_ms === "number" ? ` after ${formatMs(ending.silence_ms)} of silence` : "";
+  const sure = typeof ending.completeness === "number" ? `, the words complete with ${Math.round(ending.completeness * 100)} %` : "";
+  const weighed = ending.rule !== "silence" && typeof ending.silence_alone_ms === "number";
+  const alone = weighed ? ` (silence alone would have waited ${formatMs(ending.silence_alone_ms)})` : "";
+  return `Your turn was ended by ${ENDINGS[ending.rule] ?? ending.rule}${waited}${sure}${alone}.`;
+}
+
 /** The q-quantile (q in [0, 1]) with linear interpolation, as numpy does it; null for no values. */
 export function quantile(values, q) {
   if (values.length === 0) return null;

@@ -1,6 +1,6 @@
 /** The three instruments about time: the last turn's waterfall, the answer times of all turns, and the step plan. */
 import { el, setText, setVariable } from "./dom.js";
-import { answerTimes, formatMs, layoutTimeline, originLabel, STAGE_LABELS } from "./timeline.js";
+import { answerTimes, endingText, formatMs, layoutTimeline, originLabel, STAGE_LABELS } from "./timeline.js";
 
 const SHOWN_TURNS = 24;
 
@@ -59,6 +59,8 @@ function caption(timeline, layout) {
     const heard = layout.page === null ? "" : `, audible here after ${formatMs(layout.page.ms)}`;
     parts.push(`From the ${originLabel(timeline)}: first audio sent after ${formatMs(layout.server.ms)}${heard}.`);
   }
+  const ending = endingText(timeline);
+  if (ending !== "") parts.push(ending);
   if (timeline.missed_deadline) {
     const { stage, late_ms: lateMs } = timeline.missed_deadline;
     parts.push(`Missed the target by ${formatMs(lateMs)}, in “${STAGE_LABELS[stage] ?? stage}”.`);
