@@ -66,6 +66,13 @@ class Canvas:
     def is_decided(self, position: int) -> bool:
         return self.states[position] in (CellState.COMMITTED, CellState.PINNED)
 
+    def is_fact(self, position: int) -> bool:
+        """Whether a figure or the beginning of a name stands here (`TokenClasses.is_fact`)."""
+        table, token = self.table, self.tokens[position]
+        before = self.tokens[position - 1] if position else table.end
+        in_sentence = before not in table.sentence_end and not table.ends_reply(before)
+        return token in table.digit or (token in table.capital and in_sentence)
+
     def masked(self) -> list[int]:
         """Positions not decided yet, ascending."""
         return [position for position in range(self.width) if not self.is_decided(position)]
@@ -102,6 +109,11 @@ class Canvas:
     def remask(self, position: int) -> None:
         assert self.states[position] is not CellState.PINNED
         self.states[position] = CellState.PROVISIONAL
+
+    def clear(self, position: int) -> None:
+        """Know nothing of a position any more."""
+        self.tokens[position], self.confidence[position] = self.table.mask, 0.0
+        self.states[position] = CellState.MASKED
 
     def pin(self, start: int, tokens: Sequence[int]) -> None:
         for offset, token in enumerate(tokens):

@@ -158,6 +158,8 @@ class Draft:
 
     def gives_way(self, now: float) -> bool:
         """Whether it leaves the engine to drafts with less time."""
+        if self.plan.is_speculative:
+            return True
         until = self.plan.rest_yields_until
         return self.phase == "rest" and until is not None and now < until
 

@@ -46,6 +46,8 @@ class Plan:
     """Until then phase *rest* gives way: it takes no part in forwards while a draft is there that does not. None never gives way."""
     by_clause: bool = True
     """Two phases: the first clause, then the rest. False for text that nobody listens to while it is written."""
+    is_speculative: bool = False
+    """Nobody waits for it yet: it takes no part in forwards while a draft is there that somebody does."""
     fact_threshold: float = 0.0
     """As `threshold`, for figures and names, where it is above it: what is not that sure of itself waits until the floor asks for it."""
 
@@ -80,7 +82,12 @@ class DraftSpec:
     stop: tuple[tuple[int, ...], ...] = ()
     """Token sequences before which the reply is cut."""
     keep: tuple[int, ...] = ()
-    """An earlier draft of this reply: its tokens are kept where they still fit the prompt, and denoised anew elsewhere."""
+    """An earlier draft of this reply: its tokens are kept where they still fit the prompt, and denoised anew elsewhere; mask tokens in it
+    are nothing to keep."""
+    keep_pins: tuple[tuple[int, int], ...] = ()
+    """Where pins stood in it: (index into `pins`, position). They stay there as long as anything else is kept."""
+    keep_least: float = 0.0
+    """Share of the kept tokens that must still fit; with fewer all of it is forgotten, the places of pins included."""
     unpinned: int | None = None
     """A reply that begins with this token holds no pins: a call of a tool, whose arguments they would become."""
 
@@ -131,6 +138,18 @@ class Prefilled:
 
 
 @dataclass(frozen=True, slots=True)
+class Revised:
+    """Kept tokens were asked for under a new prompt."""
+
+    draft: Draft
+    kept: int
+    """Those that stay, of those that were asked for."""
+    asked: int
+    forwards: int
+    """Forwards that it took."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stepped:
     draft: Draft
     step: int
@@ -176,4 +195,4 @@ class Failed:
     error: Exception
 
 
-Event: TypeAlias = Prefilled | Stepped | Committed | Finished | Failed
+Event: TypeAlias = Prefilled | Revised | Stepped | Committed | Finished | Failed

@@ -32,6 +32,7 @@ from dllm.drafts import (
     FinishReason,
     Plan,
     Prefilled,
+    Revised,
     Stepped,
     Usage,
 )
@@ -41,9 +42,9 @@ from dllm.guard import History
 from dllm.masks import visible
 from dllm.models.family import LayerStore, Network
 from dllm.options import DecodeOptions
-from dllm.pins import keep_room
+from dllm.pins import has_room, keep_room
 from dllm.process import Processor, Vocabulary
-from dllm.revision import Rescore, Reviser, with_shadow
+from dllm.revision import Rescore, Reviser, forget_kept, with_shadow
 from dllm.sampling import Guesses, Picker
 from dllm.strategy import FullMask, choose_strategy
 from dllm.window import Window, Workspace
@@ -148,7 +149,7 @@ class Engine:
         for position, token in spec.given:
             canvas.pin(position if position >= 0 else spec.width + position, (token,))
         if spec.keep:
-            self._keep(draft, spec.keep)
+            self._keep(draft)
         self._drafts.append(draft)
         return draft
 
@@ -252,9 +253,10 @@ class Engine:
         picked: list[Draft] = []
         is_full = False
         pressed = self._drafts
-        if any(draft.plan.rest_yields_until is not None for draft in self._drafts):
+        if any(draft.plan.rest_yields_until is not None or draft.plan.is_speculative for draft in self._drafts):
             now = self._clock()
-            pressed = [draft for draft in self._drafts if not draft.gives_way(now)] or self._drafts
+            awaited = [draft for draft in self._drafts if not draft.plan.is_speculative] or self._drafts
+            pressed = [draft for draft in awaited if not draft.gives_way(now)] or awaited
         for draft in sorted(pressed, key=lambda draft: (draft.deadline, draft.number)):
             if len(picked) == self.max_batch:
                 break
@@ -293,6 +295,11 @@ class Engine:
                 )
         if spec.given and options.mode != "diffusion":
             raise ConfigError("given", len(spec.given), "none: left-to-right writing knows nothing of what follows")
+        for index, start in spec.keep_pins:
+            if not (0 <= index < len(spec.pins) and 0 <= start <= spec.width - len(spec.pins[index])):
+                raise ConfigError("keep_pins", (index, start), "an index into `pins` and a position that leaves room")
+        if not 0 <= spec.keep_least <= 1:
+            raise ConfigError("keep_least", spec.keep_least, "a share in [0, 1]")
         if spec.keep and not self._can_rate(spec):
             raise ConfigError("keep", len(spec.keep), "none: only a masked canvas can say what still fits")
         if any(not stop for stop in spec.stop):
@@ -433,7 +440,8 @@ class Engine:
                 rating = draft.rescore.next(draft, self.spec)
                 if rating is not None:
                     return rating
-                draft.rescore = None
+                done, draft.rescore = draft.rescore, None
+                events.append(Revised(draft, done.kept, done.asked, done.forwards))
             self._seed(draft)
             events += self._conclude(draft)
             work = draft.strategy.next(draft) if draft in self._drafts else None
@@ -674,13 +682,21 @@ class Engine:
         if options.guard and is_watched and draft.spec.constraint is None:
             draft.history = History.start(1, self._device)
 
-    def _keep(self, draft: Draft, tokens: Sequence[int]) -> None:
+    def _keep(self, draft: Draft) -> None:
         """Start from an earlier draft of the reply: its tokens stand until they are found unlikely."""
-        canvas = draft.canvas
-        for at, token in enumerate(tokens[: draft.spec.width]):
+        canvas, spec = draft.canvas, draft.spec
+        for index, start in spec.keep_pins:
+            pin = spec.pins[index]
+            if index in draft.unplaced and not any(canvas.is_decided(at) for at in range(start, start + len(pin))):
+                canvas.pin(start, pin)
+                draft.unplaced.remove(index)
+        for at, token in enumerate(spec.keep[: spec.width]):
             if not canvas.is_decided(at) and 0 <= token < self.spec.vocab_size and token != canvas.table.mask:
                 canvas.put(at, token, 1.0, is_decided=True)
         draft.rescore = Rescore.of(draft)
+        if not has_room(draft) or (draft.rescore is None and spec.keep_pins):
+            forget_kept(draft)
+            draft.rescore = None
 
     def _fail(self, draft: Draft, error: Exception, events: list[Event]) -> None:
         if draft in self._drafts:

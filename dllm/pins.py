@@ -124,6 +124,11 @@ def keep_room(draft: Draft, position: int) -> bool:
     return True
 
 
+def has_room(draft: Draft) -> bool:
+    """Whether the pins that have no place yet fit among the undecided positions."""
+    return not draft.unplaced or _leftmost(draft, draft.canvas.masked()) is not None
+
+
 def _fix(draft: Draft, start: int, index: int) -> None:
     """Write a pin. A token decided before, which would now continue its last word, is decided anew; nobody has heard what is right of a gap."""
     canvas, pin = draft.canvas, draft.spec.pins[index]

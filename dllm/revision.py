@@ -19,6 +19,7 @@ from dllm.correction import (
 )
 from dllm.draft import Draft, Live, Pass
 from dllm.drafts import CellState
+from dllm.keeping import pin_places
 from dllm.masks import visible
 from dllm.options import DecodeOptions
 from dllm.spec import ModelSpec
@@ -36,6 +37,8 @@ class Rescore:
 
     halves: list[list[int]]
     doubted: list[int] = field(default_factory=list)
+    asked: int = 0
+    forwards: int = 0
 
     @classmethod
     def of(cls, draft: Draft) -> Rescore | None:
@@ -43,9 +46,17 @@ class Rescore:
         kept = [at for at in range(draft.emitted, draft.canvas.width) if draft.canvas.states[at] is CellState.COMMITTED]
         return cls([half for half in (kept[::2], kept[1::2]) if half]) if kept else None
 
+    @property
+    def kept(self) -> int:
+        return self.asked - len(self.doubted)
+
     def next(self, draft: Draft, spec: ModelSpec) -> Pass | None:
         """The next forward; None when all is known, and the doubted tokens have been masked again."""
+        if self.asked and self.kept < draft.spec.keep_least * self.asked:
+            self._forget(draft)
+            return None
         if not self.halves:
+            self._doubt_ends(draft)
             for at in self.doubted:
                 draft.canvas.remask(at)
             return None
@@ -67,16 +78,47 @@ class Rescore:
             is_step=False,
         )
 
+    def _forget(self, draft: Draft) -> None:
+        """Too little fits: what is left of it would only be in the way."""
+        forget_kept(draft)
+        self.doubted = [at for half in self.halves for at in half] + self.doubted
+        self.asked += sum(map(len, self.halves))
+        self.halves.clear()
+
+    def _doubt_ends(self, draft: Draft) -> None:
+        """An end was decided for the words before it: where one of them goes, the reply's length is open again."""
+        canvas = draft.canvas
+        first = min(self.doubted, default=canvas.width)
+        ends = [at for at in range(first, canvas.width) if canvas.table.ends_reply(canvas.tokens[at])]
+        known = set(self.doubted)
+        self.doubted += [at for at in ends if at not in known and canvas.states[at] is CellState.COMMITTED]
+
     def _judge(self, draft: Draft, asked: list[int], logits: Tensor) -> int:
         del self.halves[0]
+        self.asked += len(asked)
+        self.forwards += 1
         tokens = staged([draft.canvas.tokens[at] for at in asked], logits.device)
         probabilities = torch.softmax(logits, dim=-1).gather(1, tokens.unsqueeze(1)).squeeze(1).tolist()
         for at, probability in zip(asked, probabilities, strict=True):
-            if probability < draft.spec.options.keep_above:
+            least = draft.spec.options.keep_above
+            if draft.canvas.is_fact(at):
+                least = max(least, draft.plan.fact_threshold)
+            if probability < least:
                 self.doubted.append(at)
             else:
                 draft.canvas.confidence[at] = probability
         return 0
+
+
+def forget_kept(draft: Draft) -> None:
+    """Empty the canvas: kept tokens and the places of pins; what was emitted or given stays."""
+    canvas, pins = draft.canvas, draft.spec.pins
+    given = {at % draft.spec.width for at, _ in draft.spec.given}
+    heard = {index for start, index in pin_places(canvas, pins).items() if start + len(pins[index]) <= draft.emitted}
+    for at in range(draft.emitted, canvas.width):
+        if canvas.is_decided(at) and at not in given:
+            canvas.clear(at)
+    draft.unplaced = [index for index in range(len(pins)) if index not in heard]
 
 
 class Reviser:

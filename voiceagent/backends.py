@@ -147,6 +147,8 @@ class StepPlan:
     rest_deadline: float | None = None
     fact_threshold: float | None = None
     """The same for figures and names, where it is higher; None is `threshold`."""
+    is_speculative: bool = False
+    """The caller may go on: the draft takes no part in forwards while there is one that a caller waits for."""
     yields_until: float | None = None
     """Until then the rest of the reply gives way to drafts whose first clause is still awaited; None never does."""
 
@@ -206,6 +208,17 @@ class DraftPrefilled:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftRevised:
+    """What was written before was asked for again: `kept_tokens` of `asked_tokens` stand. Comes before the first step, if at all."""
+
+    kept_tokens: int
+    asked_tokens: int
+    forwards: int
+    """Forwards that it took."""
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class DraftStepped:
     """One denoising step ran.
 
@@ -241,7 +254,7 @@ class DraftFailed:
     at: float
 
 
-DraftEvent: TypeAlias = DraftPrefilled | DraftStepped | DraftFinished | DraftFailed
+DraftEvent: TypeAlias = DraftPrefilled | DraftRevised | DraftStepped | DraftFinished | DraftFailed
 
 
 class Draft(Protocol):
@@ -271,9 +284,29 @@ class Drafter(Protocol):
     canvas_widths: tuple[int, ...]
     quality_curve: QualityCurve
     min_steps: int
+    can_revise: bool
+    """Whether `revise` keeps what still fits; otherwise it starts anew. Nothing is drafted early by a model that cannot, or that is remote."""
 
     def start(self, request: DraftRequest, on_event: Callable[[DraftEvent], None]) -> Draft:
         """Queue a draft. Events arrive in order, on the event loop; the last is `DraftFinished` or `DraftFailed`."""
+        ...
+
+    def revise(
+        self,
+        draft: Draft,
+        request: DraftRequest,
+        on_event: Callable[[DraftEvent], None],
+        *,
+        unheard: str | None = None,
+    ) -> Draft:
+        """Write a reply to another request, starting from a draft of this drafter's, finished or not.
+
+        That draft is over; nothing more is told of it. What still fits under the new request stays, pins that changed take the places of those
+        before. Events as of `start`.
+
+        Args:
+            unheard: The end of its text that nobody has heard, to start from; None where that is all of it.
+        """
         ...
 
     def warm(self, conversation_id: str, turns: Sequence[PromptTurn], tools: Sequence[ToolSpec] = ()) -> None:

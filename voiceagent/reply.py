@@ -25,6 +25,7 @@ from voiceagent.backends import (
     DraftFinished,
     DraftPrefilled,
     DraftRequest,
+    DraftRevised,
     DraftStepped,
     Samples,
     StepPlan,
@@ -146,6 +147,8 @@ class Reply:
                 match event:
                     case DraftPrefilled():
                         self._prefilled(event, before)
+                    case DraftRevised():
+                        pass
                     case DraftStepped():
                         self._stepped(event, before)
                         for clause in finder.push(event.committed_text[seen:], ends_word=True):

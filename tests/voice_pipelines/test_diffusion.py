@@ -10,8 +10,9 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -45,11 +46,13 @@ from voiceagent.agent import AgentProfile
 from voiceagent.backends import (
     BackendInfo,
     Backends,
+    Draft,
     DraftEvent,
     DraftFailed,
     DraftFinished,
     DraftPrefilled,
     DraftRequest,
+    DraftRevised,
     DraftStepped,
     PromptTurn,
     StepPlan,
@@ -62,6 +65,7 @@ from voiceagent.errors import BackendError
 from voiceagent.events import ConversationEvent
 from voiceagent.session import SessionSettings
 
+T = TypeVar("T")
 INFO = BackendInfo("llm", "tiny", "test")
 PLAN = StepPlan(canvas_width=16, steps_first=4, steps_rest=4, threshold=0.9)
 TURNS = (PromptTurn("system", "Be brief."), PromptTurn("user", "I'd like a large mocha, please."))
@@ -115,6 +119,113 @@ def test_a_draft_is_prefilled_stepped_and_finished_within_its_plan() -> None:
         assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(texts))
 
     with_drafter(scenario)
+
+
+async def ended(events: asyncio.Queue[DraftEvent]) -> list[DraftEvent]:
+    found: list[DraftEvent] = []
+    while not found or not isinstance(found[-1], DraftFinished | DraftFailed):
+        found.append(await asyncio.wait_for(events.get(), 10))
+    return found
+
+
+def of(kind: type[T], events: Sequence[DraftEvent]) -> list[T]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def test_a_finished_draft_can_still_be_revised_and_its_words_are_asked_for_again() -> None:
+    async def scenario(drafter: DiffusionDrafter) -> None:
+        assert drafter.can_revise
+        events: asyncio.Queue[DraftEvent] = asyncio.Queue()
+        draft = drafter.start(DraftRequest("call", TURNS, PLAN), events.put_nowait)
+        cold = (await ended(events))[-1]
+        again: asyncio.Queue[DraftEvent] = asyncio.Queue()
+        drafter.revise(draft, DraftRequest("call", (*TURNS, PromptTurn("note", "one mocha")), PLAN), again.put_nowait)
+        told = await ended(again)
+        (revised,) = of(DraftRevised, told)
+        assert revised.asked_tokens > 0 and revised.forwards in (1, 2)
+        assert isinstance(told[0], DraftPrefilled) and told[1] is revised
+        assert isinstance(cold, DraftFinished) and isinstance(told[-1], DraftFinished)
+        assert events.empty(), "nothing more is told of a draft that was revised"
+
+    with_drafter(scenario)
+
+
+def test_a_draft_that_is_being_written_is_revised_without_a_word_more_of_the_old_one() -> None:
+    async def scenario(drafter: DiffusionDrafter) -> None:
+        old: asyncio.Queue[DraftEvent] = asyncio.Queue()
+        draft = drafter.start(DraftRequest("call", TURNS, replace(PLAN, canvas_width=32)), old.put_nowait)
+        new: asyncio.Queue[DraftEvent] = asyncio.Queue()
+        drafter.revise(draft, DraftRequest("call", TURNS[:1], PLAN), new.put_nowait)
+        told = await ended(new)
+        assert isinstance(told[-1], DraftFinished)
+        assert all(len(event.canvas) == PLAN.canvas_width for event in of(DraftStepped, told))
+        assert not of(DraftFinished, [old.get_nowait() for _ in range(old.qsize())])
+
+    with_drafter(scenario)
+
+
+def test_a_revised_reply_says_what_must_be_said_now_and_not_what_had_to_be_said_before() -> None:
+    async def scenario(drafter: DiffusionDrafter) -> None:
+        for before, after in (
+            (("$4.50",), ("$12.75",)),
+            (("$4.50",), ()),
+            ((), ("$12.75",)),
+            (("a mocha",), ("$12.75", "a tea")),
+        ):
+            events: asyncio.Queue[DraftEvent] = asyncio.Queue()
+            wide = replace(PLAN, canvas_width=24)
+            draft = drafter.start(DraftRequest("call", TURNS, wide, must_say=before), events.put_nowait)
+            await ended(events)
+            again: asyncio.Queue[DraftEvent] = asyncio.Queue()
+            drafter.revise(draft, DraftRequest("call", TURNS, wide, must_say=after), again.put_nowait)
+            last = (await ended(again))[-1]
+            assert isinstance(last, DraftFinished), last
+            assert all(text in last.text for text in after) and not any(text in last.text for text in before)
+
+    with_drafter(scenario)
+
+
+def test_the_unheard_end_of_a_reply_is_asked_for_under_the_new_prompt() -> None:
+    async def scenario(drafter: DiffusionDrafter) -> None:
+        asked: dict[str, int] = {}
+        for part in ("end", "all", "other"):
+            events: asyncio.Queue[DraftEvent] = asyncio.Queue()
+            draft = drafter.start(DraftRequest("call", TURNS, PLAN), events.put_nowait)
+            whole = (await ended(events))[-1]
+            assert isinstance(whole, DraftFinished)
+            unheard = {"end": whole.text[-2:], "all": whole.text, "other": "something else"}[part]
+            again: asyncio.Queue[DraftEvent] = asyncio.Queue()
+            drafter.revise(draft, DraftRequest("call", TURNS, PLAN), again.put_nowait, unheard=unheard)
+            asked[part] = sum(event.asked_tokens for event in of(DraftRevised, await ended(again)))
+        assert 0 < asked["end"] < asked["all"]
+        assert asked["other"] == 0, "no end of the reply reads so"
+
+    with_drafter(scenario)
+
+
+def test_a_speculative_plan_stands_back_until_it_is_replaced() -> None:
+    async def scenario(drafter: DiffusionDrafter) -> None:
+        early: asyncio.Queue[DraftEvent] = asyncio.Queue()
+        draft = drafter.start(DraftRequest("a", TURNS, replace(PLAN, is_speculative=True)), early.put_nowait)
+        assert isinstance((await write(drafter, DraftRequest("b", TURNS, PLAN)))[-1], DraftFinished)
+        draft.replan(PLAN)
+        assert isinstance((await ended(early))[-1], DraftFinished)
+
+    with_drafter(scenario)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_published_families_revise_or_say_that_they_cannot(family: str, published: Callable[[str], Checkpoint]) -> None:
+    async def scenario(drafter: DiffusionDrafter) -> None:
+        assert drafter.can_revise is (family != "diffusion_gemma")
+        events: asyncio.Queue[DraftEvent] = asyncio.Queue()
+        draft = drafter.start(DraftRequest("call", TURNS, PLAN), events.put_nowait)
+        await ended(events)
+        again: asyncio.Queue[DraftEvent] = asyncio.Queue()
+        drafter.revise(draft, DraftRequest("call", TURNS[1:], PLAN), again.put_nowait)
+        assert isinstance((await ended(again))[-1], DraftFinished)
+
+    with_drafter(scenario, published(family))
 
 
 def test_what_must_be_said_is_in_the_reply_and_marked_as_pinned() -> None:
@@ -365,13 +476,28 @@ class Waited:
         self.inner = inner
         self.info, self.canvas_widths = inner.info, inner.canvas_widths
         self.quality_curve, self.min_steps = inner.quality_curve, inner.min_steps
+        self.can_revise = inner.can_revise
         self.warm, self.forget, self.aclose = inner.warm, inner.forget, inner.aclose
         self.is_idle = asyncio.Event()
         self.is_idle.set()
         self.drafts: list[DiffusionDraft] = []
         self.ends: list[DraftEvent] = []
 
-    def start(self, request: DraftRequest, on_event: Callable[[DraftEvent], None]) -> DiffusionDraft:
+    def start(self, request: DraftRequest, on_event: Callable[[DraftEvent], None]) -> Held:
+        return self._held(self.inner.start(request, self._watched(on_event)))
+
+    def revise(
+        self,
+        draft: Draft,
+        request: DraftRequest,
+        on_event: Callable[[DraftEvent], None],
+        *,
+        unheard: str | None = None,
+    ) -> Held:
+        assert isinstance(draft, Held)
+        return self._held(self.inner.revise(draft.draft, request, self._watched(on_event), unheard=unheard))
+
+    def _watched(self, on_event: Callable[[DraftEvent], None]) -> Callable[[DraftEvent], None]:
         self.is_idle.clear()
 
         def take(event: DraftEvent) -> None:
@@ -380,19 +506,26 @@ class Waited:
                 self.ends.append(event)
                 self.is_idle.set()
 
-        draft = self.inner.start(request, take)
-        cancel = draft.cancel
+        return take
+
+    def _held(self, draft: DiffusionDraft) -> Held:
         self.drafts.append(draft)
+        return Held(draft, self.is_idle)
 
-        class Cancelling:
-            replan = draft.replan
 
-            @staticmethod
-            def cancel() -> None:
-                cancel()
-                self.is_idle.set()
+@dataclass
+class Held:
+    """A draft that tells when it is cancelled."""
 
-        return Cancelling()  # type: ignore[return-value]
+    draft: DiffusionDraft
+    is_idle: asyncio.Event
+
+    def replan(self, plan: StepPlan) -> None:
+        self.draft.replan(plan)
+
+    def cancel(self) -> None:
+        self.draft.cancel()
+        self.is_idle.set()
 
 
 @pytest.mark.parametrize("family", ["sdar", "llada"])

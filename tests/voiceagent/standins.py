@@ -10,6 +10,7 @@ import numpy as np
 from voiceagent.backends import (
     BackendInfo,
     CanvasToken,
+    Draft,
     DraftEvent,
     DraftFailed,
     DraftFinished,
@@ -188,6 +189,7 @@ class ScriptedDrafter:
     canvas_widths: tuple[int, ...] = (16, 32)
     quality_curve = QualityCurve((), (), ())
     min_steps = 1
+    can_revise = True
 
     def __init__(self, clock: Clock, *texts: str | Exception | ToolCall, steps: int = 4, step_s: float = 0.01) -> None:
         self.clock = clock
@@ -196,6 +198,7 @@ class ScriptedDrafter:
         self._texts = list(texts) or ["Sure. What size would you like?"]
         self._written = 0
         self.drafts: list[ScriptedDraft] = []
+        self.revised: list[tuple[ScriptedDraft, str | None]] = []
         self.warmed: list[tuple[PromptTurn, ...]] = []
         self.forgotten: list[str] = []
 
@@ -208,6 +211,20 @@ class ScriptedDrafter:
         draft = ScriptedDraft(self, request, on_event)
         self.drafts.append(draft)
         return draft
+
+    def revise(
+        self,
+        draft: Draft,
+        request: DraftRequest,
+        on_event: Callable[[DraftEvent], None],
+        *,
+        unheard: str | None = None,
+    ) -> ScriptedDraft:
+        """Writes the next text, and says that it has kept all words of the one before."""
+        assert isinstance(draft, ScriptedDraft)
+        draft.cancel()
+        self.revised.append((draft, unheard))
+        return self.start(request, on_event)
 
     def warm(self, conversation_id: str, turns: Sequence[PromptTurn], tools: Sequence[ToolSpec] = ()) -> None:
         self.warmed.append(tuple(turns))

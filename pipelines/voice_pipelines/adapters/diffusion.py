@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from dllm import drafts
-from dllm.draft import Draft
+from dllm.canvas import Canvas
+from dllm.draft import Draft as EngineDraft
 from dllm.engine import Engine
 from dllm.errors import ConfigError, DllmError
 from dllm.habits import family_options
+from dllm.keeping import Kept, kept_canvas, kept_tail
 from dllm.loader import Checkpoint
 from dllm.models.family import DecodeDefaults
 from dllm.options import DecodeOptions
@@ -33,11 +35,13 @@ from voice_pipelines.adapters.remote_text import with_missing
 from voiceagent.backends import (
     BackendInfo,
     CanvasToken,
+    Draft,
     DraftEvent,
     DraftFailed,
     DraftFinished,
     DraftPrefilled,
     DraftRequest,
+    DraftRevised,
     DraftStepped,
     PromptTurn,
     QualityCurve,
@@ -70,6 +74,12 @@ FLOOR_QUALITY = 0.9
 """Share of the best quality that a reply must reach to be worth hearing."""
 
 
+KEEP_ABOVE = 0.5
+"""A word of an earlier draft stays where it is at least so probable under the new prompt, whatever stands beside it."""
+KEEP_LEAST = 0.5
+"""Less than this share that stays is in the way of a better reply."""
+
+
 @dataclass(slots=True)
 class DiffusionCounts:
     """What became of the drafts so far."""
@@ -89,6 +99,10 @@ class DiffusionDraft:
     loop: asyncio.AbstractEventLoop
     reader: ReplyReader
     """Of the committed tokens. The engine thread's."""
+    before: DiffusionDraft | None = None
+    """The draft that this one starts from. The engine thread's, which forgets it."""
+    unheard: str | None = None
+    """The end of that draft's text to start from; None for all of it."""
     handle: DraftHandle | None = None
     asked: tuple[str, ...] = ()
     """What must be said and is not pinned."""
@@ -155,6 +169,8 @@ class DiffusionDrafter:
         self.min_steps = floor_steps(self.quality_curve)
         self._spec, self._codec, self._defaults = checkpoint.spec, checkpoint.codec, checkpoint.defaults
         self.canvas_widths = canvas_widths(checkpoint.spec)
+        habits = decode_options(checkpoint.spec, checkpoint.defaults, max(self.canvas_widths))
+        self.can_revise = checkpoint.spec.corruption == "absorbing" and habits.mode == "diffusion"
         room = prompt_room(checkpoint.spec, max(self.canvas_widths))
         engine = _VoiceEngine(
             checkpoint.model,
@@ -169,8 +185,30 @@ class DiffusionDrafter:
         self._runner = EngineRunner(engine)
 
     def start(self, request: DraftRequest, on_event: Callable[[DraftEvent], None]) -> DiffusionDraft:
+        return self._start(request, on_event, None)
+
+    def revise(
+        self,
+        draft: Draft,
+        request: DraftRequest,
+        on_event: Callable[[DraftEvent], None],
+        *,
+        unheard: str | None = None,
+    ) -> DiffusionDraft:
+        assert isinstance(draft, DiffusionDraft) and draft.owner is self
+        # Obeyed in this order: nothing is written in between, and what there is can be read once it has stopped.
+        draft.cancel()
+        return self._start(request, on_event, draft, unheard)
+
+    def _start(
+        self,
+        request: DraftRequest,
+        on_event: Callable[[DraftEvent], None],
+        before: DiffusionDraft | None,
+        unheard: str | None = None,
+    ) -> DiffusionDraft:
         reader = reply_reader(self._codec, self.prompts.offered(request.tools))
-        draft = DiffusionDraft(self, request, on_event, asyncio.get_running_loop(), reader)
+        draft = DiffusionDraft(self, request, on_event, asyncio.get_running_loop(), reader, before, unheard)
         try:
             draft.handle = self._runner.start(
                 lambda: self._draft_spec(draft), lambda event: self._tell(draft, event), draft.fail
@@ -208,7 +246,7 @@ class DiffusionDrafter:
         pins, draft.asked = fitting_pins(must_say, self._codec.encode_pin, widest)
         while sum(map(len, pins)) + ROOM_AROUND_PINS > width and width < widest:
             width += self._spec.canvas_multiple
-        options = decode_options(self._spec, self._defaults, width)
+        options = replace(decode_options(self._spec, self._defaults, width), keep_above=KEEP_ABOVE)
         if must_say and self._spec.mask_kind == "full":
             # A pin may belong anywhere: the whole canvas is open from the first step.
             options = replace(options, block=0)
@@ -219,6 +257,7 @@ class DiffusionDrafter:
             options = replace(options, logit_bias=(*options.logit_bias, (sign, -math.inf)))
         # The built-in family is not asked in words.
         asked = draft.asked if self._spec.dialogue is None else ()
+        kept = self._kept(draft, pins, width) if self.can_revise and not must_call else Kept()
         return drafts.DraftSpec(
             prompt=tuple(self.prompts.write(request.conversation_id, request.turns, asked, request.tools)),
             conversation=request.conversation_id,
@@ -228,9 +267,32 @@ class DiffusionDrafter:
             options=replace(options, temperature=request.temperature or self._defaults.temperature, seed=request.seed),
             given=((0, sign),) if must_call and sign is not None else (),
             unpinned=sign if self._spec.dialogue is not None else None,
+            keep=kept.tokens,
+            keep_pins=kept.pins,
+            keep_least=KEEP_LEAST,
         )
 
-    def _replan(self, draft: Draft, plan: StepPlan) -> None:
+    def _kept(self, draft: DiffusionDraft, pins: Sequence[tuple[int, ...]], width: int) -> Kept:
+        """What the canvas begins with: what the draft before had, or the end of it that was not heard."""
+        before, draft.before = draft.before, None
+        held = None if before is None or before.handle is None else before.handle.draft
+        if held is None:
+            return Kept()
+        if draft.unheard is None:
+            return kept_canvas(held.canvas, held.spec.pins, pins, width)
+        start = self._start_of(draft.unheard, held.canvas)
+        return Kept() if start is None else kept_tail(held.canvas, held.spec.pins, pins, width, start)
+
+    def _start_of(self, text: str, canvas: Canvas) -> int | None:
+        """The position from which the canvas's reply reads so; None where it does not end so."""
+        wanted, end = " ".join(text.split()), canvas.reply_end()
+        for at in range(end - 1, -1, -1):
+            rest = " ".join(self._codec.decode(canvas.tokens[at:end]).split())
+            if len(rest) >= len(wanted):
+                return at if wanted and rest == wanted else None
+        return None
+
+    def _replan(self, draft: EngineDraft, plan: StepPlan) -> None:
         is_first = draft.phase == "first"
         done = draft.steps_first if is_first else draft.steps_rest
         self._runner.engine.replan(draft, self._plan(plan, done, is_first=is_first))
@@ -247,6 +309,7 @@ class DiffusionDrafter:
             rest_deadline=plan.rest_deadline,
             floor=max(self.min_steps - steps_done, 1),
             rest_yields_until=plan.yields_until,
+            is_speculative=plan.is_speculative,
         )
 
     def _tell(self, draft: DiffusionDraft, event: drafts.Event) -> None:
@@ -263,6 +326,8 @@ class DiffusionDrafter:
                 draft.reader.feed(tokens)
             case drafts.Prefilled():
                 draft.send(DraftPrefilled(event.cached_tokens, event.new_tokens, event.seconds, now))
+            case drafts.Revised():
+                draft.send(DraftRevised(event.kept, event.asked, event.forwards, now))
             case drafts.Stepped():
                 step = DraftStepped(
                     step=event.step,

@@ -33,6 +33,7 @@ from voice_pipelines.adapters.remote_wire import (
 )
 from voiceagent.backends import (
     BackendInfo,
+    Draft,
     DraftEvent,
     DraftFailed,
     DraftFinished,
@@ -331,6 +332,7 @@ class RemoteDrafter:
     quality_curve = QualityCurve((), (), ())
     """Nothing is known of a remote model's steps."""
     min_steps = 1
+    can_revise = False
 
     def __init__(self, endpoint: RemoteEndpoint, info: BackendInfo, clock: Clock | None = None) -> None:
         self.endpoint = endpoint
@@ -371,6 +373,18 @@ class RemoteDrafter:
         self._drafts.add(draft)
         draft.task.add_done_callback(lambda _: self._ended(draft))
         return draft
+
+    def revise(
+        self,
+        draft: Draft,
+        request: DraftRequest,
+        on_event: Callable[[DraftEvent], None],
+        *,
+        unheard: str | None = None,
+    ) -> RemoteDraft:
+        """Start anew: no endpoint takes a reply back to change it."""
+        draft.cancel()
+        return self.start(request, on_event)
 
     def warm(self, conversation_id: str, turns: Sequence[PromptTurn], tools: Sequence[ToolSpec] = ()) -> None:
         """Open a connection while the caller speaks: handshakes cost two or three round trips. The prompt itself is not sent."""
