@@ -20,7 +20,7 @@ from voiceagent.budget import BudgetSettings, WhenLate
 from voiceagent.config_values import Layer, Unparsed, convert, merge, nested, parse_free
 from voiceagent.errors import ConfigError
 from voiceagent.server_settings import ServerSettings
-from voiceagent.session import SessionSettings, TurnDetection
+from voiceagent.session import BARGE_IN_MODES, MAX_BACKCHANNELS, BargeInMode, SessionSettings, TurnDetection
 from voiceagent.tools import NAME, check_schema, parameters_schema
 
 ENVIRONMENT_PREFIX = "VOICEAGENT_"
@@ -190,6 +190,23 @@ class TurnConfig:
     )
     create_response: bool = _key(_TURN.create_response, "Whether the end of a turn starts a reply.", "true or false")
     interrupt_response: bool = _key(_TURN.interrupt_response, "Whether speech stops the agent.", "true or false")
+    barge_in: str = _key(
+        _TURN.barge_in,
+        "How: `two_stage` turns the agent down first and judges what was said, `immediate` stops it at once.",
+        "'two_stage' or 'immediate'",
+        lambda v: v in BARGE_IN_MODES,
+    )
+    backchannels: tuple[str, ...] = _key(
+        _TURN.backchannels,
+        "What callers say to show that they listen: it does not stop the agent.",
+        f"a list of at most {MAX_BACKCHANNELS} texts, each with a letter in it",
+    )
+    backchannel_s: float = _key(
+        _TURN.backchannel_s,
+        "Voice over the agent that lasts longer stops it, whatever its words.",
+        "seconds from 0.1 to 2",
+        _within(0.1, 2.0),
+    )
 
     def __post_init__(self) -> None:
         _checked("turn", self.detection)
@@ -206,6 +223,9 @@ class TurnConfig:
             min_silence_s=self.min_silence_s,
             max_silence_s=self.max_silence_s,
             dictation_silence_s=self.dictation_silence_s,
+            barge_in=typing.cast(BargeInMode, self.barge_in),
+            backchannels=self.backchannels,
+            backchannel_s=self.backchannel_s,
         )
 
 

@@ -183,8 +183,7 @@ class Conversation:
 
     def interrupt(self) -> None:
         """Stop an agent that can be heard, as speech would; the history keeps what was heard."""
-        is_audible = self._state.agent in (turns.Agent.SPEAKING, turns.Agent.PLAYING)
-        if is_audible and self._state.caller is not turns.Caller.SPEAKING:
+        if self._state.is_audible and self._state.caller is not turns.Caller.SPEAKING:
             self._happened(turns.SpeechBegan(interrupts=True))
             self._happened(turns.SpeechDropped())
 
@@ -226,6 +225,14 @@ class Conversation:
         """The client's own word on how much of a reply it has played."""
         self._replying.report_playout(item_id, played_s)
 
+    def hold_playout(self) -> None:
+        """The client plays nothing until `resume_playout`, and then goes on where it was."""
+        self._replying.hold()
+
+    def resume_playout(self) -> None:
+        """The client plays on."""
+        self._replying.resume()
+
     def update(self, settings: SessionSettings) -> None:
         self._require_free_names(settings.tools, "session.tools")
         self.settings = settings
@@ -243,6 +250,10 @@ class Conversation:
                 case turns.StopReply(reason=reason):
                     self._replying.stop(reason)
                     self._replying.cut_earlier()
+                case turns.DuckPlayout():
+                    self._replying.duck()
+                case turns.RestorePlayout():
+                    self._replying.restore()
                 case turns.StopPlayout():
                     self._replying.stop_playout()
                     self._replying.cut_earlier()

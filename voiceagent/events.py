@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from voiceagent.backends import CanvasToken, Samples, StepPlan
+from voiceagent.barge_in import Dismissed
 from voiceagent.tools import ToolCall
+
+DUCK_DB = 26.0
+"""How far a player turns the agent down in doubt: the goal is at least 20 dB, and the agent stays just audible."""
 
 Role: TypeAlias = Literal["system", "user", "agent"]
 ItemStatus: TypeAlias = Literal["in_progress", "completed", "incomplete"]
@@ -219,6 +223,21 @@ class ResponseAudio:
 
 
 @dataclass(frozen=True, slots=True)
+class PlaybackDucked:
+    """Somebody speaks over the agent: turn what plays down by `DUCK_DB` at once. Either `PlaybackRestored` or `SpeechStarted` follows."""
+
+    audio_start_s: float
+    """Media time of the voice's beginning."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlaybackRestored:
+    """Nothing was said: turn what plays up again."""
+
+    reason: Dismissed
+
+
+@dataclass(frozen=True, slots=True)
 class ResponseFinished:
     """The last event of a response. `item` is None when it never got content."""
 
@@ -260,6 +279,8 @@ ConversationEvent: TypeAlias = (
     | ResponseStepped
     | ResponseText
     | ResponseAudio
+    | PlaybackDucked
+    | PlaybackRestored
     | ResponseFinished
     | TurnTraced
 )

@@ -2,17 +2,20 @@
 
 Windows the stream, asks the detector, and lets the pure modules decide. The only state of its own is where media time lies on the clock.
 Whoever recognises the words tells of them (`hear_words`); whether they are a whole turn is asked of `judge`, where there is one.
+
+While the agent can be heard, voice is first a `Doubt`, which an `Onset` or a `Relief` ends (`voiceagent.barge_in`). An utterance has its audio from
+before its first sample also when it is noticed late.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, assert_never
 
-from voiceagent import endpoint
+from voiceagent import barge_in, endpoint
 from voiceagent.backends import INPUT_RATE_HZ, LOOK_BACK_S, Samples, VoiceDetectorStream
 from voiceagent.endpoint import EndedBy, Evidence
 from voiceagent.endpoint_words import PauseWords
@@ -46,7 +49,29 @@ class Endpoint:
     ended_by: EndedBy
 
 
-Heard: TypeAlias = Onset | Utter | Endpoint
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """There is voice over the agent's; `start_sample` is media time. Nothing is known to have been said."""
+
+    start_sample: int
+
+
+@dataclass(frozen=True, slots=True)
+class WordsWanted:
+    """The voice in doubt has ended; `samples` is all of it. Its words go to `Listener.hear_answer` with this number."""
+
+    number: int
+    samples: Samples
+
+
+@dataclass(frozen=True, slots=True)
+class Relief:
+    """Nothing was said: the doubt is over."""
+
+    reason: barge_in.Dismissed
+
+
+Heard: TypeAlias = Onset | Utter | Endpoint | Doubt | WordsWanted | Relief
 
 Judge: TypeAlias = Callable[[str, Callable[[float | None], None]], None]
 """Asks whether words are a whole turn, returns at once, and calls back later: with the probability, or with None where it failed."""
@@ -62,6 +87,7 @@ class Listener:
         self._windower = Windower(window_samples)
         self._window_samples = window_samples
         self._activity = VoiceActivity(window_samples=window_samples)
+        self._barge_in = barge_in.BargeIn()
         self._detection: TurnDetection | None = None
         self._kept = PreRoll(round(LOOK_BACK_S * INPUT_RATE_HZ))
         self._skipped = 0
@@ -79,22 +105,66 @@ class Listener:
         for window in self._windower.push(samples):
             self._kept.push(window)
             probability = await self._detector.probability(window)
-            changes = self._activity.update(probability, agent_is_speaking=agent_audible)
-            started = [change for change in changes if isinstance(change, Started)]
-            if started:
-                # `_kept` counts windows alone, as the activity does, so both speak of the same samples.
-                self._words.begin()
-                start = max(started[0].start_sample - round(detection.prefix_padding_s * INPUT_RATE_HZ), 0)
-                yield Onset(max(start, self._kept.start_sample) + self._skipped)
-                yield Utter(self._kept.since(start))
-            elif self._activity.is_speaking:
-                yield Utter(window)
+            if self._is_contested(detection, agent_audible):
+                for heard in self._judge_voice(probability, detection, agent_audible=agent_audible):
+                    yield heard
+            else:
+                changes = self._activity.update(probability, agent_is_speaking=agent_audible)
+                if started := [change for change in changes if isinstance(change, Started)]:
+                    for heard in self._began(started[0].start_sample, detection):
+                        yield heard
+                elif self._activity.is_speaking:
+                    yield Utter(window)
             evidence = self._evidence() if detection.weighs_words else None
             decision = endpoint.decide(self._activity.utterance, settings, evidence)
             if decision is not None:
                 self._activity.end_utterance()
                 end = decision.speech_end_sample + self._skipped
                 yield Endpoint(end, self._spoken_at(end), decision.ended_by)
+
+    def _is_contested(self, detection: TurnDetection, agent_audible: bool) -> bool:
+        """Whether voice now would be voice over the agent's, which is judged before it counts."""
+        if self._activity.is_speaking or not detection.interrupts_in_stages:
+            return False
+        return agent_audible or self._barge_in.is_watching
+
+    def _judge_voice(self, probability: float, detection: TurnDetection, *, agent_audible: bool) -> Iterator[Heard]:
+        start = self._activity.position_sample
+        self._activity.pass_over()
+        end = self._activity.position_sample
+        for action in self._barge_in.update(probability, start, end, agent_is_audible=agent_audible):
+            match action:
+                case barge_in.Duck(start_sample=began):
+                    yield Doubt(began + self._skipped)
+                case barge_in.Ask(number=number, start_sample=began):
+                    yield WordsWanted(number, self._kept.since(self._padded(began, detection)))
+                case barge_in.Restore(reason=reason):
+                    yield Relief(reason)
+                case barge_in.Stop(start_sample=began, voice_end_sample=voice_end):
+                    self._activity.open(began, voice_end)
+                    yield from self._began(began, detection)
+                case _:
+                    assert_never(action)
+
+    def _began(self, start_sample: int, detection: TurnDetection) -> Iterator[Heard]:
+        """An utterance with all of its audio so far."""
+        # `_kept` counts windows alone, as the activity does, so both speak of the same samples.
+        self._words.begin()
+        start = self._padded(start_sample, detection)
+        yield Onset(max(start, self._kept.start_sample) + self._skipped)
+        yield Utter(self._kept.since(start))
+
+    @staticmethod
+    def _padded(start_sample: int, detection: TurnDetection) -> int:
+        return max(start_sample - round(detection.prefix_padding_s * INPUT_RATE_HZ), 0)
+
+    def hear_answer(self, number: int, text: str) -> None:
+        """The words that were wanted of the voice with this number; "" where there are none. They count with the next window."""
+        self._barge_in.answer(number, text)
+
+    def dismiss(self) -> None:
+        """Forget the doubt, if there is one."""
+        self._barge_in.dismiss()
 
     def hear_words(self, text: str) -> None:
         """What the recogniser makes of the utterance so far."""
@@ -118,13 +188,14 @@ class Listener:
     def skip(self, samples: Samples, arrived: float) -> None:
         """Let audio pass without looking for speech in it."""
         self._receive(samples, arrived)
-        self._activity.end_utterance()
+        self.restart()
         self._windower.reset()
         self._skipped = self._received - self._activity.position_sample
 
     def restart(self) -> None:
-        """Whatever was being said is over; media time runs on."""
+        """Whatever was being said, or may have been, is over; media time runs on."""
         self._activity.end_utterance()
+        self._barge_in.dismiss()
 
     def recent(self, duration_s: float) -> Samples:
         """The last seconds heard, at most `LOOK_BACK_S`."""
@@ -139,6 +210,7 @@ class Listener:
         if detection != self._detection and not self._activity.is_speaking:
             self._detection = detection
             self._activity.settings = VadSettings(threshold=detection.threshold)
+            self._barge_in.settings = detection.barge_in_settings()
 
     def _spoken_at(self, sample: int) -> float:
         """The clock's reading when `sample` was spoken.

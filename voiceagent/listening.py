@@ -22,6 +22,7 @@ from voiceagent.backends import (
     Samples,
     TurnSoFar,
 )
+from voiceagent.barge_in import Dismissed
 from voiceagent.clock import Clock
 from voiceagent.costs import Cost, CostModel, Stage
 from voiceagent.endpoint import EndedBy
@@ -33,6 +34,8 @@ from voiceagent.events import (
     Item,
     ItemAdded,
     ItemDone,
+    PlaybackDucked,
+    PlaybackRestored,
     SpeechStarted,
     SpeechStopped,
     TranscriptFailed,
@@ -41,7 +44,7 @@ from voiceagent.events import (
 )
 from voiceagent.hearing import Hearing
 from voiceagent.history import History
-from voiceagent.listener import KEEP_S, Endpoint, Listener, Onset, Utter
+from voiceagent.listener import KEEP_S, Doubt, Endpoint, Listener, Onset, Relief, Utter, WordsWanted
 from voiceagent.session import ResponseOptions, SessionSettings
 from voiceagent.tasks import TaskGroup, new_id
 
@@ -53,6 +56,9 @@ MAX_BACKLOG_S = 300.0
 """Audio that may wait to be listened to. A client that sends faster than we listen is told instead of filling memory."""
 MANUAL_LIMIT_S = 120.0
 """The longest turn that a client may commit itself; older audio of a microphone left open is forgotten."""
+
+DOUBT_LIMIT_S = 1.5
+"""A voice over the agent's is judged in 1 s of audio at most; after so long the audio has stopped coming."""
 
 
 @dataclass(slots=True)
@@ -139,6 +145,7 @@ class Listening:
         self._hearing: Hearing | None = None
         self._recognising: set[asyncio.Task[None]] = set()
         self._turn: CallerTurn | None = None
+        self._doubts = 0
         self._is_closed = False
 
     async def run(self) -> None:
@@ -217,7 +224,7 @@ class Listening:
         if detection is None:
             self._listen_manually(samples, arrived)
             return
-        agent_audible = self._state().agent in (turns.Agent.SPEAKING, turns.Agent.PLAYING)
+        agent_audible = self._state().is_audible
         async for heard in self._listener.hear(samples, arrived, detection, agent_audible=agent_audible):
             if self._is_closed:
                 return  # Closed while the detector looked at it: nobody would end what begins here.
@@ -235,11 +242,53 @@ class Listening:
                 case Endpoint(end_sample=end, speech_end=speech_end, ended_by=ended_by):
                     self._uncommitted_samples = 0
                     self._end_of_speech(end, speech_end, ended_by)
+                case Doubt(start_sample=start):
+                    self._doubt(start)
+                case WordsWanted(number=number, samples=piece):
+                    self._tasks.spawn(self._find_words(number, piece))
+                case Relief(reason=reason):
+                    self._relieve(reason)
                 case _:
                     assert_never(heard)
 
+    # --- voice over the agent's ---------------------------------------------------------------------------------------
+
+    def _doubt(self, start_sample: int) -> None:
+        self._happened(turns.VoiceDoubted())
+        if self._state().is_ducked:
+            self._emit(PlaybackDucked(start_sample / INPUT_RATE_HZ))
+            self._doubts += 1
+            self._tasks.spawn(self._give_up(self._doubts))
+
+    def _relieve(self, reason: Dismissed) -> None:
+        if self._state().is_ducked:
+            self._happened(turns.VoiceDismissed())
+            self._emit(PlaybackRestored(reason))
+
+    async def _give_up(self, doubt: int) -> None:
+        """No doubt lasts: audio that does not come decides nothing, and an agent that stays ducked is not heard."""
+        await self._clock.sleep_until(self._clock.now() + DOUBT_LIMIT_S)
+        if doubt == self._doubts and self._state().is_ducked:
+            self._listener.dismiss()
+            self._relieve(Dismissed.GIVEN_UP)
+
+    async def _find_words(self, number: int, samples: Samples) -> None:
+        """What the voice in doubt said, for the listener alone: nothing of it is an utterance yet."""
+        hearing = Hearing(self._backends.asr, "", lambda partial: None)
+        try:
+            hearing.feed(samples)
+            transcript = await hearing.finish()
+        except BackendError as error:
+            log.warning("conversation %s: whether the caller said something cannot be told: %s", self._id, error)
+            self._listener.hear_answer(number, "")
+        else:
+            self._listener.hear_answer(number, transcript.text)
+        finally:
+            hearing.cancel()
+
     def _listen_manually(self, samples: Samples, arrived: float) -> None:
         """Without turn detection all audio since the last commit is one utterance, which the client ends."""
+        self._relieve(Dismissed.GIVEN_UP)
         self._listener.skip(samples, arrived)
         if self._hearing is not None and self._hearing.audio_s > MANUAL_LIMIT_S:
             self._hearing.cancel()
@@ -280,6 +329,7 @@ class Listening:
 
     def _commit_now(self, samples: int) -> None:
         """The client ended the turn: the same as an endpoint, at the newest sample."""
+        self._relieve(Dismissed.GIVEN_UP)
         if self._hearing is None:
             # Turn detection heard no speech in this audio; the client decides that it counts all the same.
             self._begin_hearing(new_id("item"))
@@ -292,6 +342,7 @@ class Listening:
         self._end_of_speech(None, self._clock.now(), EndedBy("client"))
 
     def _clear_now(self) -> None:
+        self._relieve(Dismissed.GIVEN_UP)
         self._listener.restart()
         if self._hearing is not None:
             self._hearing.cancel()

@@ -1,7 +1,8 @@
 """What the caller has heard so far: pure bookkeeping of the audio that left and of where each word lies in it.
 
 The client owns the loudspeaker. Until it reports a position, the estimate assumes that playing starts when audio arrives and pauses
-only when the queue is empty.
+only when the queue is empty. While somebody speaks over it a reply is ducked or held: what plays ducked counts as heard once it is
+restored, and not when it is stopped; what is held waits.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ class Playout:
     sent_s: float = 0.0
     _dry_at: float | None = None
     _reported_s: float | None = None
+    _ducked_s: float | None = None
+    """What had been played when it was ducked."""
+    _held_at: float | None = None
+    """Since when nothing is played; times after it move by the length of the hold when it ends."""
 
     def begin_clause(self, text: str) -> None:
         """Audio that follows speaks `text`."""
@@ -48,6 +53,7 @@ class Playout:
 
     def sent(self, duration_s: float, now: float) -> None:
         """Another piece of audio left for the caller."""
+        now = self._time(now)
         start = max(now, self.not_before if self._dry_at is None else self._dry_at)
         self._dry_at = start + duration_s
         self.sent_s += duration_s
@@ -57,21 +63,58 @@ class Playout:
 
     def report(self, played_s: float, now: float) -> None:
         """The client says how much it has played; later estimates start from there."""
+        now = self._time(now)
         played_s = min(max(played_s, 0.0), self.sent_s)
         self._reported_s = max(played_s, self._reported_s or 0.0)
         if self._dry_at is not None:
             self._dry_at = max(now + self.sent_s - played_s, now)
 
+    def duck(self, now: float) -> None:
+        """What plays from now on is turned down, because somebody may be speaking over it."""
+        if self._ducked_s is None:
+            self._ducked_s = self.played_s(now)
+
+    def restore(self) -> None:
+        """It is turned up again, and has been heard."""
+        self._ducked_s = None
+
+    def hold(self, now: float) -> None:
+        """The client plays nothing until `resume`, and so nothing ducked."""
+        if self._held_at is None:
+            self._held_at, self._ducked_s = now, None
+
+    def resume(self, now: float) -> None:
+        """The client plays on where it was held."""
+        if self._held_at is None:
+            return
+        held_s, self._held_at = max(now - self._held_at, 0.0), None
+        self.not_before += held_s
+        if self._dry_at is not None:
+            self._dry_at += held_s
+
+    @property
+    def is_held(self) -> bool:
+        return self._held_at is not None
+
+    def _time(self, now: float) -> float:
+        return now if self._held_at is None else self._held_at
+
     def dry_at(self) -> float | None:
-        """When the caller's queue runs empty if nothing more is sent; None before the first audio."""
+        """When the caller's queue runs empty if nothing more is sent; None before the first audio. Held, it is as if that ended now."""
         return self._dry_at
 
     def played_s(self, now: float) -> float:
-        """Seconds of the reply heard by `now`."""
+        """Seconds of the reply played by `now`."""
         if self._dry_at is None:
             return 0.0
+        now = self._time(now)
         estimate = self.sent_s - max(self._dry_at - now, 0.0)
         return min(max(estimate, self._reported_s or 0.0, 0.0), self.sent_s)
+
+    def heard_s(self, now: float) -> float:
+        """Seconds of the reply heard by `now`, should it be stopped now: what is ducked is not heard."""
+        played_s = self.played_s(now)
+        return played_s if self._ducked_s is None else min(self._ducked_s, played_s)
 
     def heard_text(self, played_s: float) -> str:
         """The words that were spoken to their end within the first `played_s` seconds.

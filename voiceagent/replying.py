@@ -91,6 +91,8 @@ class Replying:
     _still_playing: list[Reply] = field(default_factory=list)
     """Replies made before the current one, in case the caller still hears them."""
     _playouts: dict[str, Playout] = field(default_factory=dict)
+    _unheld: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the client plays on after a hold."""
 
     @property
     def active_response_id(self) -> str | None:
@@ -132,6 +134,31 @@ class Replying:
         playout = self._playouts.get(item_id)
         if playout is not None:
             playout.report(played_s, self.clock.now())
+
+    def duck(self) -> None:
+        """Somebody may be speaking: what plays is turned down."""
+        for playout in self._audible():
+            playout.duck(self.clock.now())
+
+    def restore(self) -> None:
+        """Nobody spoke: it is turned up again."""
+        for playout in self._audible():
+            playout.restore()
+
+    def hold(self) -> None:
+        """The client plays nothing until `resume`."""
+        for playout in self._audible():
+            playout.hold(self.clock.now())
+
+    def resume(self) -> None:
+        """The client plays on where it was held."""
+        for playout in self._audible():
+            playout.resume(self.clock.now())
+        self._unheld.set()
+
+    def _audible(self) -> list[Playout]:
+        current = [] if self._running is None else [self._running.reply]
+        return [reply.playout for reply in (*self._still_playing, *current)]
 
     # --- making -------------------------------------------------------------------------------------------------------
 
@@ -213,8 +240,7 @@ class Replying:
             self._finish(running, "completed", None)
         has_audio = reply.playout.dry_at() is not None
         self.happened(turns.ReplyMade(has_audio=has_audio))
-        while (dry_at := reply.playout.dry_at()) is not None and dry_at > self.clock.now():
-            await self.clock.sleep_until(dry_at)
+        await self._played_out(reply.playout)
         if has_audio:
             reply.trace.mark("playout_end", self.clock.now())
         if self._running is running:
@@ -222,6 +248,14 @@ class Replying:
         self._end_trace(running)
         if self._running is running:
             self.happened(turns.PlayoutEnded())
+
+    async def _played_out(self, playout: Playout) -> None:
+        while (dry_at := playout.dry_at()) is not None and (playout.is_held or dry_at > self.clock.now()):
+            if playout.is_held:
+                self._unheld.clear()
+                await self._unheld.wait()
+            else:
+                await self.clock.sleep_until(dry_at)
 
     def _tell(self, running: _Running, event: ConversationEvent) -> None:
         """Everything a reply emits passes here: a reply that has ended is silent, and the history follows what is said."""
@@ -279,7 +313,7 @@ class Replying:
     def _heard(self, reply: Reply) -> str:
         if reply.request.modality == "text":
             return reply.said
-        return reply.playout.heard_text(reply.playout.played_s(self.clock.now()))
+        return reply.playout.heard_text(reply.playout.heard_s(self.clock.now()))
 
     def stop(self, reason: str) -> None:
         """End the response being made; what was heard of it stays."""

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
+from voiceagent.barge_in import BACKCHANNELS, BargeInSettings
 from voiceagent.budget import WhenLate
 from voiceagent.endpoint import EndpointSettings
 from voiceagent.errors import ConfigError
 from voiceagent.events import Modality
 from voiceagent.tools import AUTO, ToolChoice, ToolSpec
+from voiceagent.transcript import normalise
 
 _ENDPOINT = EndpointSettings()
+_BARGE_IN = BargeInSettings()
+
+BargeInMode: TypeAlias = Literal["two_stage", "immediate"]
+BARGE_IN_MODES: tuple[BargeInMode, ...] = ("two_stage", "immediate")
+MAX_BACKCHANNELS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +32,9 @@ class TurnDetection:
 
     With `weighs_words` the words decide how long the silence must be, between `min_silence_s` and `max_silence_s`, and `silence_s` is what
     holds where nobody can say whether they are complete. `voiceagent.endpoint` says what the other numbers mean.
+
+    Voice over the agent's stops it where `interrupt_response` says so: in two stages, so that `backchannels` and what lasts less than `backchannel_s`
+    without words do not, or immediately. `voiceagent.barge_in` says how.
     """
 
     threshold: float = 0.5
@@ -37,6 +47,9 @@ class TurnDetection:
     min_silence_s: float = _ENDPOINT.min_silence_s
     max_silence_s: float = _ENDPOINT.max_silence_s
     dictation_silence_s: float = _ENDPOINT.dictation_silence_s
+    barge_in: BargeInMode = "two_stage"
+    backchannels: tuple[str, ...] = BACKCHANNELS
+    backchannel_s: float = _BARGE_IN.backchannel_s
 
     def __post_init__(self) -> None:
         if not 0.0 < self.threshold < 1.0:
@@ -54,6 +67,24 @@ class TurnDetection:
             raise ConfigError("turn_detection.min_silence_s", self.min_silence_s, expected)
         if not 0.0 <= self.prefix_padding_s <= 2.0:
             raise ConfigError("turn_detection.prefix_padding_s", self.prefix_padding_s, "0 to 2 seconds")
+        if self.barge_in not in BARGE_IN_MODES:
+            raise ConfigError("turn_detection.barge_in", self.barge_in, "'two_stage' or 'immediate'")
+        if not 0.1 <= self.backchannel_s <= 2.0:
+            raise ConfigError("turn_detection.backchannel_s", self.backchannel_s, "0.1 to 2 seconds")
+        if len(self.backchannels) > MAX_BACKCHANNELS or not all(normalise(each) for each in self.backchannels):
+            expected = f"at most {MAX_BACKCHANNELS} texts, each with a letter in it"
+            raise ConfigError("turn_detection.backchannels", list(self.backchannels), expected)
+
+    @property
+    def interrupts_in_stages(self) -> bool:
+        """Voice over the agent's first ducks it, and is judged before it stops it."""
+        return self.interrupt_response and self.barge_in == "two_stage"
+
+    def barge_in_settings(self) -> BargeInSettings:
+        """The same, as voice over the agent's is judged by it."""
+        return BargeInSettings(
+            threshold=self.threshold, backchannel_s=self.backchannel_s, backchannels=self.backchannels
+        )
 
     def endpoint(self) -> EndpointSettings:
         """The same, as the end of a turn is decided by it."""

@@ -21,9 +21,12 @@ from voiceagent.events import (
     ConversationEvent,
     ItemAdded,
     OutputItem,
+    PlaybackDucked,
+    PlaybackRestored,
     ResponseAudio,
     ResponseFinished,
     ResponseStarted,
+    SpeechStarted,
     TurnTraced,
 )
 from voiceagent.metrics import Counter, Gauge, Histogram, Metric, exposition
@@ -48,6 +51,16 @@ class Telemetry:
         self.refusals = Counter("voiceagent_refusals_total", "Clients that were not let in.", ["reason"])
         self.turns = Counter("voiceagent_turns_total", "Replies that ended, greetings included.", ["status"])
         self.interruptions = Counter("voiceagent_interruptions_total", "Replies that the caller spoke over.")
+        self.ducks = Counter(
+            "voiceagent_ducks_total", "Times the agent was turned down because there was voice over it."
+        )
+        self.duck_stops = Counter("voiceagent_duck_stops_total", "Ducks after which the agent was stopped.")
+        self.duck_restores = Counter(
+            "voiceagent_duck_restores_total", "Ducks after which the agent was brought back, and why.", ["reason"]
+        )
+        self.echo_windows = Counter(
+            "voiceagent_echo_windows_total", "Windows of 32 ms whose voice was the agent's own, come back."
+        )
         self.underruns = Counter("voiceagent_underruns_total", "Times the caller's queue ran dry inside a reply.")
         self.latency = Histogram(
             "voiceagent_turn_latency_seconds",
@@ -93,6 +106,10 @@ class Telemetry:
             self.refusals,
             self.turns,
             self.interruptions,
+            self.ducks,
+            self.duck_stops,
+            self.duck_restores,
+            self.echo_windows,
             self.underruns,
             self.latency,
             self.slack,
@@ -135,6 +152,7 @@ class Telemetry:
         for stage in timeline.children("stages"):
             self._count_stage(stage)
         self._count_steps(timeline)
+        self.echo_windows.add(amount=timeline.number("echo_windows") or 0.0)
         for tool in timeline.children("tools"):
             self.tools.add(tool.text("outcome") or "unknown")
 
@@ -179,6 +197,7 @@ class Session:
         self._clock = clock
         self._opened = clock.now()
         self._dry_at: float | None = None
+        self._is_ducked = False
         self._turns = 0
         self._interruptions = 0
         self._underruns = 0
@@ -216,6 +235,15 @@ class Session:
         match event:
             case ResponseStarted() | ResponseFinished() | ItemAdded(item=CallItem() | OutputItem()):
                 self._dry_at = None  # Between replies, and while a tool runs, silence is no underrun.
+            case PlaybackDucked():
+                self._telemetry.ducks.add()
+                self._is_ducked, self._dry_at = True, None  # What is held back in doubt is no underrun.
+            case PlaybackRestored(reason=reason):
+                self._telemetry.duck_restores.add(reason.value)
+                self._is_ducked = False
+            case SpeechStarted() if self._is_ducked:
+                self._telemetry.duck_stops.add()
+                self._is_ducked = False
             case ResponseAudio():
                 self._sent(event.samples.size / event.rate_hz)
             case TurnTraced(timeline=timeline):

@@ -40,16 +40,23 @@ class TurnState:
     agent: Agent = Agent.QUIET
     owes_reply: bool = False
     """A turn ended that deserves an answer, but the agent was still busy with the one before."""
+    is_ducked: bool = False
+    """There is voice over the agent's, and nobody knows yet whether anything was said: what plays is turned down and goes on."""
 
     @property
     def phase(self) -> Phase:
         if self.caller is Caller.SPEAKING:
             return Phase.LISTENING
-        if self.agent in (Agent.SPEAKING, Agent.PLAYING):
+        if self.is_audible:
             return Phase.SPEAKING
         if self.agent is Agent.THINKING or self.caller is Caller.RECOGNISING:
             return Phase.THINKING
         return Phase.IDLE
+
+    @property
+    def is_audible(self) -> bool:
+        """The caller hears the agent."""
+        return self.agent in (Agent.SPEAKING, Agent.PLAYING)
 
     @property
     def is_making_reply(self) -> bool:
@@ -64,6 +71,16 @@ class TurnState:
 class SpeechBegan:
     interrupts: bool
     """Whether speech stops a running reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceDoubted:
+    """There is voice over the agent's that may be nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceDismissed:
+    """It was nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +130,8 @@ class PlayoutEnded:
 
 TurnInput: TypeAlias = (
     SpeechBegan
+    | VoiceDoubted
+    | VoiceDismissed
     | SpeechEnded
     | SpeechDropped
     | TranscriptReady
@@ -154,11 +173,30 @@ class StopReply:
 
 
 @dataclass(frozen=True, slots=True)
+class DuckPlayout:
+    """Turn down what plays; the draft, the voice and the history go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestorePlayout:
+    """Turn it up again."""
+
+
+@dataclass(frozen=True, slots=True)
 class StopPlayout:
     """The reply was complete but not heard to its end: the history keeps what was heard."""
 
 
-TurnEffect: TypeAlias = OpenUtterance | FinishUtterance | DropUtterance | StartReply | StopReply | StopPlayout
+TurnEffect: TypeAlias = (
+    OpenUtterance
+    | FinishUtterance
+    | DropUtterance
+    | StartReply
+    | StopReply
+    | DuckPlayout
+    | RestorePlayout
+    | StopPlayout
+)
 
 
 def advance(state: TurnState, happened: TurnInput) -> tuple[TurnState, tuple[TurnEffect, ...]]:
@@ -168,12 +206,19 @@ def advance(state: TurnState, happened: TurnInput) -> tuple[TurnState, tuple[Tur
     nothing: they are races that the edge cannot avoid, and each is harmless.
     """
     match happened:
+        case VoiceDoubted():
+            if not state.is_audible or state.is_ducked or state.caller is Caller.SPEAKING:
+                return state, ()
+            return replace(state, is_ducked=True), (DuckPlayout(),)
+        case VoiceDismissed():
+            return (replace(state, is_ducked=False), (RestorePlayout(),)) if state.is_ducked else (state, ())
         case SpeechBegan(interrupts=interrupts):
             if state.caller is Caller.SPEAKING:
                 return state, ()
-            listening = replace(state, caller=Caller.SPEAKING)
+            listening = replace(state, caller=Caller.SPEAKING, is_ducked=False)
             if not interrupts or state.agent is Agent.QUIET:
-                return listening, (OpenUtterance(),)
+                # What was ducked has ended by itself; what comes next is to be heard.
+                return listening, (*((RestorePlayout(),) if state.is_ducked else ()), OpenUtterance())
             stop: TurnEffect = StopPlayout() if state.agent is Agent.PLAYING else StopReply("turn_detected")
             # Nobody heard an answer yet: should this turn out to be a cough, the earlier words still deserve one.
             owes = state.owes_reply or state.agent is Agent.THINKING

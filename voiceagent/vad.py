@@ -153,6 +153,17 @@ class VoiceActivity:
             return (Paused(start),)
         return self._try_to_open(probability, start, end, release, agent_is_speaking)
 
+    def pass_over(self) -> None:
+        """Let a window pass that is judged elsewhere: media time moves, and nothing opens."""
+        self._position += self._window_samples
+        self._run_windows = 0
+
+    def open(self, start_sample: int, voice_end_sample: int) -> None:
+        """An utterance began that was noticed elsewhere; both samples lie in what has been seen."""
+        self._utterance_start, self._voice_end = start_sample, voice_end_sample
+        self._is_paused = voice_end_sample < self._position
+        self._run_windows = 0
+
     def _try_to_open(
         self, probability: float, start: int, end: int, release: float, agent_is_speaking: bool
     ) -> tuple[VoiceChange, ...]:

@@ -289,7 +289,7 @@ def test_the_resampler_removes_what_the_lower_rate_cannot_hold(quiet_page: OpenP
 
 
 QUEUE = """
-const q = new m.PlaybackQueue({ startSamples: 60, restartSamples: 40, patienceSamples: 100, fadeSamples: 8 });
+const q = new m.PlaybackQueue({ startSamples: 60, restartSamples: 40, patienceSamples: 100, fadeSamples: 8, riseSamples: 20 });
 const log = [];
 const render = (n) => { const out = new Float32Array(n); for (const e of q.render(out)) log.push([e.type, e.itemId, e.playedSamples]); return Array.from(out); };
 const ones = (n) => new Float32Array(n).fill(1);
@@ -333,6 +333,29 @@ def test_a_flush_fades_to_silence_and_says_how_much_was_played(quiet_page: OpenP
     assert fade == sorted(fade, reverse=True) and 0 < fade[-1] < fade[0] < 1
     assert result["after"][8:] == [0] * 12
     assert [entry[0] for entry in result["log"]] == ["started", "audible"]
+
+
+def test_a_duck_turns_down_within_its_ramp_and_what_plays_so_is_not_heard_when_it_is_flushed(
+    quiet_page: OpenPage,
+) -> None:
+    body = (
+        QUEUE
+        + """
+q.push("a", ones(300)); render(70); q.duck(0.05); const ducked = render(40); q.push("b", ones(10));
+const dropped = q.flush(); const rest = render(20);
+q.push("c", ones(100)); const next = render(60);
+q.duck(0.05); render(10); q.restore(); const restored = render(25);
+return { ducked, dropped, rest, next, restored, heard: q.flush() };
+"""
+    )
+    result = in_page(quiet_page, "playback-queue.js", body)
+    assert result["ducked"][:8] == sorted(result["ducked"][:8], reverse=True)
+    assert result["ducked"][8:] == pytest.approx([0.05] * 32)
+    assert result["dropped"] == [{"itemId": "a", "playedSamples": 70}, {"itemId": "b", "playedSamples": 0}]
+    assert max(result["rest"]) < 0.05, "no burst at the end"
+    assert result["next"] == [1] * 60, "what comes next is not ducked"
+    assert result["restored"][:20] == sorted(result["restored"][:20]) and result["restored"][20:] == [1] * 5
+    assert result["heard"] == [{"itemId": "c", "playedSamples": 95}], "restored, it was heard"
 
 
 def test_playback_is_the_same_however_it_arrives_and_is_asked_for(quiet_page: OpenPage) -> None:

@@ -251,7 +251,7 @@ def test_barge_in_stops_the_voice_cancels_the_draft_and_keeps_only_heard_words()
         await line.speak_turn()
         await line.clock.advance(10.0)
 
-    line = talk(scenario, heard=("a mocha please", "no a latte"), step_s=0.4)
+    line = talk(scenario, heard=("a mocha please", "no a latte"), step_s=0.5)
     first, second = line.of(ResponseFinished)
     assert (first.status, first.reason) == ("cancelled", "turn_detected")
     assert first.item is not None and first.item.status == "incomplete"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -95,3 +96,37 @@ def test_more_playing_never_means_fewer_words(durations: list[float], a: float, 
         playout.sent(duration, now=0.0)
     early, late = sorted((a, b))
     assert playout.heard_text(late).startswith(playout.heard_text(early))
+
+
+def test_what_plays_ducked_counts_when_it_is_restored_and_not_when_it_is_stopped() -> None:
+    playout = spoken()
+    playout.duck(10.5)
+    playout.duck(10.7)
+    assert (playout.played_s(10.9), playout.heard_s(10.9)) == (pytest.approx(0.9), 0.5)
+    playout.restore()
+    assert playout.heard_s(10.9) == pytest.approx(0.9)
+
+
+def test_a_hold_moves_everything_behind_it() -> None:
+    playout, behind = spoken(), Playout(not_before=12.0)
+    for each in (playout, behind):
+        each.hold(10.5)
+        each.hold(10.6)
+    assert playout.heard_s(11.5) == 0.5
+    playout.sent(1.0, now=11.0)
+    for each in (playout, behind):
+        each.resume(11.5)
+        each.resume(11.6)
+    assert playout.dry_at() == 14.0
+    assert playout.played_s(12.0) == 1.0
+    behind.sent(1.0, now=11.7)
+    assert behind.dry_at() == 14.0
+
+
+def test_a_position_told_during_a_hold_is_where_it_goes_on() -> None:
+    playout = spoken()
+    playout.hold(10.5)
+    playout.report(0.4, now=10.9)
+    assert playout.heard_s(11.0) == pytest.approx(0.4)
+    playout.resume(11.5)
+    assert playout.dry_at() == pytest.approx(11.5 + 1.6)

@@ -228,7 +228,7 @@ def test_speech_over_a_reply_cancels_it() -> None:
             await client.send("conversation.item.create", item=text_item("a mocha"))
             await client.send("response.create")
             await pump(house, client.until("response.output_audio.delta"))
-            await speak(house, client, tone(0.4))
+            await speak(house, client, tone(0.6))
             done = await pump(house, client.until("response.done"))
             assert done["response"]["status_details"] == {"type": "cancelled", "reason": "turn_detected"}
             assert done["response"]["output"][0]["status"] == "incomplete"

@@ -232,9 +232,10 @@ def test_an_interruption_is_counted() -> None:
         async with connect(house.app) as client:
             await client.send("response.create")
             await pump(house, client.until("response.output_audio.delta"))
-            await speak(house, client, tone(0.4))
+            await speak(house, client, tone(0.6))
             await pump(house, client.until("response.done"))
             found = await samples(house)
+            assert (found["voiceagent_ducks_total"], found["voiceagent_duck_stops_total"]) == (1, 1)
             assert (found["voiceagent_interruptions_total"], found["voiceagent_turns_total|cancelled"]) == (1, 1)
 
     serve(scenario, written=("one two three. " * 30,))

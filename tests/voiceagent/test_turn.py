@@ -9,6 +9,7 @@ from voiceagent.turn import (
     Agent,
     AudioBegan,
     Caller,
+    DuckPlayout,
     FinishUtterance,
     OpenUtterance,
     Phase,
@@ -16,6 +17,7 @@ from voiceagent.turn import (
     ReplyCancelled,
     ReplyMade,
     ReplyRequested,
+    RestorePlayout,
     SpeechBegan,
     SpeechDropped,
     SpeechEnded,
@@ -26,6 +28,8 @@ from voiceagent.turn import (
     TurnEffect,
     TurnInput,
     TurnState,
+    VoiceDismissed,
+    VoiceDoubted,
     advance,
 )
 
@@ -43,6 +47,8 @@ INPUTS: tuple[TurnInput, ...] = (
     ReplyMade(has_audio=False),
     ReplyCancelled("client_cancelled"),
     PlayoutEnded(),
+    VoiceDoubted(),
+    VoiceDismissed(),
 )
 
 
@@ -129,8 +135,23 @@ def test_a_second_reply_never_starts_while_one_is_being_made(inputs: list[TurnIn
         assert not (state.owes_reply and state.agent is Agent.QUIET and state.caller is Caller.SILENT)
 
 
+def test_doubt_ducks_only_what_can_be_heard_and_ends_in_a_restore_or_a_stop() -> None:
+    playing, _ = run(ReplyRequested(), AudioBegan(), ReplyMade(True))
+    ducked, effects = advance(playing, VoiceDoubted())
+    assert effects == (DuckPlayout(),) and ducked.phase is Phase.SPEAKING
+    assert advance(ducked, VoiceDoubted())[1] == ()
+    assert advance(ducked, VoiceDismissed()) == (playing, (RestorePlayout(),))
+    stopped, effects = advance(ducked, SpeechBegan(True))
+    assert effects == (StopPlayout(), OpenUtterance()) and not stopped.is_ducked
+    ended, _ = advance(ducked, PlayoutEnded())
+    assert advance(ended, SpeechBegan(True))[1] == (RestorePlayout(), OpenUtterance())
+    for state in (TurnState(), run(ReplyRequested())[0]):
+        assert advance(state, VoiceDoubted()) == (state, ())
+        assert advance(state, VoiceDismissed()) == (state, ())
+
+
 def test_every_input_is_accepted_in_every_state() -> None:
-    for caller, agent, owes in itertools.product(Caller, Agent, (False, True)):
+    for caller, agent, owes, ducked in itertools.product(Caller, Agent, (False, True), (False, True)):
         for happened in INPUTS:
-            state, _ = advance(TurnState(caller, agent, owes), happened)
+            state, _ = advance(TurnState(caller, agent, owes, ducked), happened)
             assert isinstance(state.phase, Phase)

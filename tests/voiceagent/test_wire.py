@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.voiceagent.realtime import MODELS, Event, check_event, check_events
 from voiceagent.audio import PCM16_24K, PCMA_8K, PCMU_8K, AudioFormat
 from voiceagent.backends import CanvasToken, StepPlan, TokenState
+from voiceagent.barge_in import Dismissed
 from voiceagent.errors import ProtocolError
 from voiceagent.events import (
     AudioCleared,
@@ -28,6 +29,8 @@ from voiceagent.events import (
     ItemDone,
     ItemTruncated,
     OutputItem,
+    PlaybackDucked,
+    PlaybackRestored,
     ResponseAudio,
     ResponseCalled,
     ResponseFinished,
@@ -447,20 +450,28 @@ EXTENSIONS: tuple[ConversationEvent, ...] = (
     ResponsePlanned("resp_1", StepPlan(32, 4, 12, 0.9, 100.25, None), "turn"),
     ResponseStepped("resp_1", 1, "first", (CanvasToken("Sure", TokenState.COMMITTED, 0.97),), "Sure", 1, 0.0123, 2),
     TurnTraced("resp_1", {"turn": 1, "marks": []}),
+    PlaybackDucked(1.2344),
+    PlaybackRestored(Dismissed.BACKCHANNEL),
 )
 
 
 def test_extension_events_go_only_to_clients_that_ask() -> None:
     assert send(make_codec(), TranscriptPartial("item_u", "a", "b"), *EXTENSIONS) == []
     codec = make_codec(extensions=True)
-    partial, plan, step, timeline = send(codec, TranscriptPartial("item_u", "a", "b"), *EXTENSIONS, now=100.0)
+    partial, plan, step, timeline, ducked, restored = send(
+        codec, TranscriptPartial("item_u", "a", "b"), *EXTENSIONS, now=100.0
+    )
     assert (partial["stable"], partial["unstable"]) == ("a", "b")
     assert plan["plan"]["first_deadline_ms"] == 250.0 and plan["plan"]["rest_deadline_ms"] is None
     assert step["canvas"] == [{"text": "Sure", "state": "committed", "confidence": 0.97}]
     assert step["compute_ms"] == 12.3 and step["batch"] == 2
+    assert (ducked["type"], ducked["audio_start_ms"], ducked["gain_db"]) == ("voiceagent.playback.ducked", 1234, -26.0)
+    assert (restored["type"], restored["reason"]) == ("voiceagent.playback.restored", "backchannel")
     assert timeline["timeline"] == {"turn": 1, "marks": []}
     (created,) = codec.opened()
-    assert created["session"]["voiceagent"] == {"events": True, "target_ms": 500, "when_late": "fewer_steps"}  # type: ignore[index]
+    shown = created["session"]["voiceagent"]  # type: ignore[index]
+    assert (shown["events"], shown["target_ms"], shown["when_late"]) == (True, 500, "fewer_steps")
+    assert shown["barge_in"] == "two_stage" and "uh-huh" in shown["backchannels"]
 
 
 def test_errors_name_the_clients_event_and_a_failed_cancellation_begins_as_clients_expect() -> None:

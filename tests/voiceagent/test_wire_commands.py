@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.voiceagent.realtime import Event, check_event
 from tests.voiceagent.test_wire import make_codec, send
+from voiceagent.barge_in import BACKCHANNELS
 from voiceagent.errors import ProtocolError
 from voiceagent.events import CallItem, Item, ItemAdded, OutputItem, ResponseAudio, ResponseCalled, ResponseStarted
 from voiceagent.session import ResponseOptions, SessionSettings, TurnDetection
@@ -357,9 +358,26 @@ def test_extensions_can_be_asked_for_in_the_session() -> None:
     codec = make_codec()
     assert "voiceagent" not in update(codec, instructions="x")
     shown = update(codec, voiceagent={"events": True, "target_ms": 350, "when_late": "answer_later"})
-    assert shown["voiceagent"] == {"events": True, "target_ms": 350.0, "when_late": "answer_later"}
+    assert shown["voiceagent"] == {
+        "events": True,
+        "target_ms": 350.0,
+        "when_late": "answer_later",
+        "barge_in": "two_stage",
+        "backchannels": list(BACKCHANNELS),
+    }
     assert codec.session.settings.target_s == 0.35
     assert "voiceagent" not in update(codec, voiceagent={"events": False})
+
+
+def test_how_the_agent_is_interrupted_can_be_asked_for_and_outlives_other_turn_detection() -> None:
+    codec = make_codec()
+    update(codec, voiceagent={"events": True, "barge_in": "immediate", "backchannels": ["genau"]})
+    shown = update(codec, audio={"input": {"turn_detection": {"type": "server_vad", "threshold": 0.7}}})
+    assert (shown["voiceagent"]["barge_in"], shown["voiceagent"]["backchannels"]) == ("immediate", ["genau"])
+    detection = codec.session.settings.turn_detection
+    assert detection is not None and not detection.interrupts_in_stages and detection.threshold == 0.7
+    shown = update(codec, audio={"input": {"turn_detection": None}}, voiceagent={"barge_in": "two_stage"})
+    assert "barge_in" not in shown["voiceagent"], "a client that ends its turns itself is not interrupted for"
 
 
 def test_a_failed_update_changes_nothing_and_only_apply_does() -> None:
@@ -546,6 +564,9 @@ def test_each_mistake_is_named_with_its_code_and_place(message: Event, code: str
         ({"voiceagent": {"target_ms": 1}}, "voiceagent.target_ms"),
         ({"voiceagent": {"when_late": "never"}}, "voiceagent.when_late"),
         ({"voiceagent": {"events": "yes"}}, "voiceagent.events"),
+        ({"voiceagent": {"barge_in": "never"}}, "voiceagent.barge_in"),
+        ({"voiceagent": {"backchannels": ["mhm", "!"]}}, "voiceagent.backchannels"),
+        ({"voiceagent": {"backchannels": "mhm"}}, "voiceagent.backchannels"),
     ],
 )
 def test_each_bad_session_field_is_named(session: Event, param: str) -> None:

@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import hmac
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from starlette.websockets import WebSocket
 
@@ -18,11 +19,18 @@ from voiceagent.audio import PCMU_8K
 from voiceagent.clock import Clock
 from voiceagent.connection import ConversationPort
 from voiceagent.errors import OverloadedError, ProtocolError
-from voiceagent.events import ConversationEvent, ResponseAudio, ResponseFinished, SpeechStarted
+from voiceagent.events import (
+    ConversationEvent,
+    PlaybackDucked,
+    PlaybackRestored,
+    ResponseAudio,
+    ResponseFinished,
+    SpeechStarted,
+)
 from voiceagent.line import Close, Line, stop
 from voiceagent.server_settings import ServerSettings
 from voiceagent.telephony import twilio
-from voiceagent.telephony.marks import Marks
+from voiceagent.telephony.marks import Marks, Piece
 from voiceagent.wire.audio import InputAudio, OutputAudio
 
 START_TIMEOUT_S = 10.0
@@ -70,6 +78,8 @@ class PhoneCall:
         self._input = InputAudio("audio/pcmu")
         self._output: _Output | None = None
         self._marks = Marks()
+        self._held: list[Piece] | None = None
+        """What the caller has yet to hear, while it is held back because they may be speaking."""
         self._has_warned = False
         self._keys = ""
         self._keys_timer: asyncio.Task[None] | None = None
@@ -213,37 +223,80 @@ class PhoneCall:
             case ResponseAudio():
                 if self._output is None or self._output.item_id != event.item_id:
                     self._output = _Output(event.item_id, event.rate_hz)
-                self._play(self._output, self._output.push(event))
+                self._play(self._output.push(event))
             case ResponseFinished(status="cancelled"):
                 self._output = None
                 self._be_quiet()
             case ResponseFinished(item=item):
                 if self._output is not None and item is not None and item.id == self._output.item_id:
-                    self._play(self._output, self._output.finish())
+                    self._play(self._output.finish())
                     self._output = None
             case SpeechStarted() if self._interrupts:
                 # Told before the conversation stops its reply: what was heard is known when the history is cut.
                 self._be_quiet()
+            case PlaybackDucked():
+                self._hold()
+            case PlaybackRestored():
+                self._play_on()
             case _:
                 pass
 
-    def _play(self, output: _Output, pieces: list[tuple[bytes, float, float]]) -> None:
+    def _play(self, pieces: list[Piece]) -> None:
+        if self._held is not None:
+            self._held += pieces
+            return
         assert self._stream_sid is not None
         now = self._clock.now()
-        for audio, start_s, end_s in pieces:
-            self._line.put(twilio.media(self._stream_sid, audio))
-            self._line.put(twilio.mark(self._stream_sid, self._marks.sent(output.item_id, start_s, end_s, now)))
+        for piece in pieces:
+            self._line.put(twilio.media(self._stream_sid, piece.audio))
+            self._line.put(twilio.mark(self._stream_sid, self._marks.sent(piece, now)))
+
+    def _hold(self) -> None:
+        """A bridge has no volume: in doubt the caller hears silence, and what they have not heard is kept for later."""
+        assert self._conversation is not None and self._stream_sid is not None
+        now = self._clock.now()
+        unheard = self._marks.unheard(now)
+        if unheard is None or self._held is not None:
+            return  # Without marks nobody knows where to go on: the agent speaks until it is stopped.
+        for item_id, heard_s in (self._marks.heard(now) or {}).items():
+            self._conversation.report_playout(item_id, heard_s)
+        self._conversation.hold_playout()
+        self._held = unheard
+        if unheard:
+            self._marks.cleared()
+            self._line.put(twilio.clear(self._stream_sid))
+
+    def _play_on(self) -> None:
+        """The caller hears the agent again, from where it was."""
+        held, self._held = self._held, None
+        if held is not None:
+            assert self._conversation is not None
+            self._conversation.resume_playout()
+            self._play(held)
 
     def _be_quiet(self) -> None:
         """The caller hears nothing more of what was sent, and the conversation knows what they did hear."""
+        if self._held is not None:
+            self._drop_held(self._held)
+            return
         if not self._marks.is_playing or self._stream_sid is None:
             return
         assert self._conversation is not None
-        for item_id, heard_s in (self._marks.heard(self._clock.now()) or {}).items():
-            with contextlib.suppress(ProtocolError):  # An item that the history does not hold needs no cut.
-                self._conversation.truncate_item(item_id, heard_s)
+        self._cut(self._marks.heard(self._clock.now()) or {})
         self._marks.cleared()
         self._line.put(twilio.clear(self._stream_sid))
+
+    def _drop_held(self, held: list[Piece]) -> None:
+        self._held = None
+        assert self._conversation is not None
+        self._cut({piece.item_id: piece.start_s for piece in reversed(held)})
+        self._conversation.resume_playout()
+
+    def _cut(self, heard: Mapping[str, float]) -> None:
+        assert self._conversation is not None
+        for item_id, heard_s in heard.items():
+            with contextlib.suppress(ProtocolError):  # An item that the history does not hold needs no cut.
+                self._conversation.truncate_item(item_id, heard_s)
 
 
 class _Output:
@@ -255,24 +308,23 @@ class _Output:
         self._made_s = 0.0
         self._sent_s = 0.0
 
-    def push(self, event: ResponseAudio) -> list[tuple[bytes, float, float]]:
-        """Pieces of µ-law with where each begins and ends, in seconds."""
+    def push(self, event: ResponseAudio) -> list[Piece]:
+        """Its next pieces."""
         self._made_s += event.samples.size / event.rate_hz
         return self._placed(self._encoder.encode(event.samples))
 
-    def finish(self) -> list[tuple[bytes, float, float]]:
+    def finish(self) -> list[Piece]:
         """The rest. The last piece ends exactly where the reply does, whatever the resampler rounded."""
         rest = self._placed(self._encoder.finish())
         if rest:
-            audio, start_s, _ = rest[-1]
-            rest[-1] = (audio, start_s, max(self._made_s, start_s))
+            rest[-1] = replace(rest[-1], end_s=max(self._made_s, rest[-1].start_s))
         return rest
 
-    def _placed(self, chunks: Iterable[bytes]) -> list[tuple[bytes, float, float]]:
+    def _placed(self, chunks: Iterable[bytes]) -> list[Piece]:
         pieces = []
         for chunk in chunks:
             if chunk:
                 end_s = self._sent_s + PCMU_8K.duration_s(len(chunk))
-                pieces.append((chunk, self._sent_s, end_s))
+                pieces.append(Piece(self.item_id, self._sent_s, end_s, chunk))
                 self._sent_s = end_s
         return pieces

@@ -8,10 +8,12 @@ the position errs to the early side: a word counts as heard when it was.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+RATE_HZ = 8000
 MAX_PENDING = 4096
 """Marks remembered; a bridge that returns none lets them grow, and the oldest have long been played."""
 OVERDUE_S = 2.0
@@ -22,13 +24,24 @@ ROUND_TRIP_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    """A stretch of an item's audio, in seconds from the item's first sample, and when it was sent."""
+class Piece:
+    """A stretch of an item's audio: µ-law at 8 kHz, and where it lies in seconds from the item's first sample."""
 
     item_id: str
     start_s: float
     end_s: float
-    sent: float
+    audio: bytes = b""
+
+    def after(self, heard_s: float) -> Piece:
+        """The same without what was heard of it."""
+        at = min(max(math.floor((heard_s - self.start_s) * RATE_HZ), 0), len(self.audio))
+        return replace(self, start_s=self.start_s + at / RATE_HZ, audio=self.audio[at:])
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    piece: Piece
+    at: float
 
 
 class Marks:
@@ -37,7 +50,7 @@ class Marks:
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
         self._epoch = 1
-        self._pending: OrderedDict[str, _Piece] = OrderedDict()
+        self._pending: OrderedDict[str, _Sent] = OrderedDict()
         self._returned_at: float | None = None
         """When the newest mark came back; what is queued behind it has been playing since."""
         self._ever_returned = False
@@ -47,10 +60,10 @@ class Marks:
         """Whether anything has been sent that no mark has confirmed."""
         return bool(self._pending)
 
-    def sent(self, item_id: str, start_s: float, end_s: float, now: float) -> str:
+    def sent(self, piece: Piece, now: float) -> str:
         """Another piece left; the name of the mark that has to follow it."""
         name = f"{self._epoch}.{next(self._numbers)}"
-        self._pending[name] = _Piece(item_id, start_s, end_s, now)
+        self._pending[name] = _Sent(piece, now)
         if len(self._pending) > MAX_PENDING:
             self._pending.popitem(last=False)
         return name
@@ -66,8 +79,8 @@ class Marks:
         self._returned_at = now
         played: dict[str, float] = {}
         while True:  # A queue: what lies in front of this mark was played too.
-            first, piece = self._pending.popitem(last=False)
-            played[piece.item_id] = piece.end_s
+            first, sent = self._pending.popitem(last=False)
+            played[sent.piece.item_id] = sent.piece.end_s
             if first == name:
                 return played
 
@@ -76,14 +89,23 @@ class Marks:
         if not self._pending:
             return {}
         first = next(iter(self._pending.values()))
-        if not self._ever_returned and now > first.sent + (first.end_s - first.start_s) + OVERDUE_S:
+        piece = first.piece
+        if not self._ever_returned and now > first.at + (piece.end_s - piece.start_s) + OVERDUE_S:
             return None
-        heard = {piece.item_id: 0.0 for piece in reversed(self._pending.values())}
+        heard = {sent.piece.item_id: 0.0 for sent in reversed(self._pending.values())}
         played_s = 0.0
-        if self._returned_at is not None and first.sent + ROUND_TRIP_S <= self._returned_at:
-            played_s = min(max(now - self._returned_at, 0.0), first.end_s - first.start_s)
-        heard[first.item_id] = first.start_s + played_s
+        if self._returned_at is not None and first.at + ROUND_TRIP_S <= self._returned_at:
+            played_s = min(max(now - self._returned_at, 0.0), piece.end_s - piece.start_s)
+        heard[piece.item_id] = piece.start_s + played_s
         return heard
+
+    def unheard(self, now: float) -> list[Piece] | None:
+        """What was sent and not heard, in order, the first piece from where it was; None when this bridge does not tell."""
+        heard = self.heard(now)
+        if heard is None:
+            return None
+        pieces = [sent.piece for sent in self._pending.values()]
+        return [pieces[0].after(heard[pieces[0].item_id]), *pieces[1:]] if pieces else []
 
     def cleared(self) -> None:
         """The bridge was told to forget its queue; the marks that it returns for that reason no longer count."""

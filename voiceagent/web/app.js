@@ -323,8 +323,12 @@ const REACTIONS = {
   },
   "input_audio_buffer.speech_started": () => {
     if (model.session?.audio?.input?.turn_detection?.interrupt_response === false) return;
+    if (call.playingItem === null) audio.restore();
     interrupt();
   },
+  // Somebody may be speaking: turned down at once, until the server knows.
+  "voiceagent.playback.ducked": (event) => audio.duck(event.gain_db),
+  "voiceagent.playback.restored": () => audio.restore(),
   "response.created": () => canvasView.follow(),
   "response.output_audio.delta": (event) => {
     if (call.dropped.has(event.item_id)) return;

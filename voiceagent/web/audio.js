@@ -86,7 +86,16 @@ export class AudioIO extends EventTarget {
     this.#player?.port.postMessage({ type: "end", itemId });
   }
 
-  /** Silence within 5 ms. Resolves to [{itemId, playedMs}]: what had been handed to the loudspeaker of each dropped item. */
+  /** Turn down by so many decibels (negative) within 5 ms, until `restore` or `flush`. */
+  duck(gainDb) {
+    this.#player?.port.postMessage({ type: "duck", gain: 10 ** (gainDb / 20) });
+  }
+
+  restore() {
+    this.#player?.port.postMessage({ type: "restore" });
+  }
+
+  /** Silence within 5 ms. Resolves to [{itemId, playedMs}]: what had been handed to the loudspeaker, not ducked, of each dropped item. */
   flush() {
     if (this.#player === null) return Promise.resolve([]);
     const id = (this.#flushCount += 1);

@@ -13,12 +13,17 @@ export class PlaybackQueue {
    * startSamples: how much must be waiting before an item starts, so that jitter does not tear it.
    * restartSamples: the same after an underrun.
    * patienceSamples: an item starts at the latest this long after its first samples came.
-   * fadeSamples: length of the ramp that ends a flush, so that a barge-in does not click.
+   * fadeSamples: length of the ramp that ends a flush or ducks, so that a barge-in does not click.
+   * riseSamples: length of the ramp that restores.
    */
-  constructor({ startSamples, restartSamples, patienceSamples, fadeSamples }) {
-    this.limits = { startSamples, restartSamples, patienceSamples, fadeSamples };
+  constructor({ startSamples, restartSamples, patienceSamples, fadeSamples, riseSamples }) {
+    this.limits = { startSamples, restartSamples, patienceSamples, fadeSamples, riseSamples };
     this.items = []; // played in order; the first is the current one
     this.tail = new Float32Array(0);
+    this.gain = 1;
+    this.targetGain = 1;
+    this.gainStep = 0;
+    this.ducked = false;
   }
 
   get active() {
@@ -34,7 +39,7 @@ export class PlaybackQueue {
   push(itemId, samples) {
     let item = this.items.find((candidate) => candidate.itemId === itemId);
     if (item === undefined) {
-      item = { itemId, chunks: [], offset: 0, queued: 0, played: 0, waited: 0, ended: false, running: false, begun: false, audible: false };
+      item = { itemId, chunks: [], offset: 0, queued: 0, played: 0, waited: 0, ended: false, running: false, begun: false, audible: false, duckedAt: this.ducked ? 0 : null };
       this.items.push(item);
     }
     if (samples.length > 0) item.chunks.push(samples);
@@ -47,17 +52,33 @@ export class PlaybackQueue {
     if (item !== undefined) item.ended = true;
   }
 
-  /** Drop everything. Returns how far each dropped item had been played, the current one first. */
+  /** Turn down to `gain` while somebody may be speaking: what plays so does not count as heard, should it be flushed. */
+  duck(gain) {
+    for (const item of this.items) item.duckedAt ??= item.played;
+    this.ducked = true;
+    this.#ramp(gain, this.limits.fadeSamples);
+  }
+
+  /** Nothing was said: turn up again. */
+  restore() {
+    for (const item of this.items) item.duckedAt = null;
+    this.ducked = false;
+    this.#ramp(1, this.limits.riseSamples);
+  }
+
+  /** Drop everything. Returns how far each dropped item had been heard, the current one first. What comes next is not ducked. */
   flush() {
-    const dropped = this.items.map((item) => ({ itemId: item.itemId, playedSamples: item.played }));
+    const dropped = this.items.map((item) => ({ itemId: item.itemId, playedSamples: item.duckedAt ?? item.played }));
     const head = this.items[0];
     if (head !== undefined && head.running) {
       const ramp = new Float32Array(Math.min(this.limits.fadeSamples, head.queued));
       this.#take(head, ramp, 0);
-      for (let i = 0; i < ramp.length; i += 1) ramp[i] *= 1 - (i + 1) / (ramp.length + 1);
+      for (let i = 0; i < ramp.length; i += 1) ramp[i] *= this.gain * (1 - (i + 1) / (ramp.length + 1));
       this.tail = ramp;
     }
     this.items = [];
+    this.ducked = false;
+    this.gain = this.targetGain = 1;
     return dropped;
   }
 
@@ -95,6 +116,7 @@ export class PlaybackQueue {
         break;
       }
       const count = this.#take(item, out, filled);
+      this.#turn(out.subarray(filled, filled + count));
       if (!item.audible) {
         const at = out.subarray(filled, filled + count).findIndex((value) => Math.abs(value) > AUDIBLE_LEVEL);
         if (at >= 0) {
@@ -106,6 +128,23 @@ export class PlaybackQueue {
       filled += count;
     }
     return events;
+  }
+
+  #ramp(gain, samples) {
+    this.targetGain = gain;
+    this.gainStep = (gain - this.gain) / Math.max(samples, 1);
+  }
+
+  /** Apply the gain, moving it towards its target. */
+  #turn(samples) {
+    if (this.gain === 1 && this.targetGain === 1) return;
+    for (let i = 0; i < samples.length; i += 1) {
+      if (this.gain !== this.targetGain) {
+        this.gain += this.gainStep;
+        if ((this.gain - this.targetGain) * this.gainStep >= 0) this.gain = this.targetGain;
+      }
+      samples[i] *= this.gain;
+    }
   }
 
   #mayRun(item) {

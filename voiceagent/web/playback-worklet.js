@@ -1,7 +1,8 @@
 /**
  * AudioWorklet at the loudspeaker.
  *
- * In:  {type: "push", itemId, samples (Float32Array, 24 kHz)}, {type: "end", itemId}, {type: "flush", id}
+ * In:  {type: "push", itemId, samples (Float32Array, 24 kHz)}, {type: "end", itemId}, {type: "flush", id},
+ *      {type: "duck", gain}, {type: "restore"}
  * Out: {type: "started" | "audible" | "underrun" | "finished", itemId, time, playedMs}, time on the context's clock;
  *      {type: "progress", itemId, playedMs} about every 200 ms; {type: "flushed", id, items: [{itemId, playedMs}]}
  */
@@ -19,6 +20,7 @@ class PlaybackProcessor extends AudioWorkletProcessor {
       restartSamples: Math.round(0.06 * sampleRate),
       patienceSamples: Math.round(0.12 * sampleRate),
       fadeSamples: Math.round(0.005 * sampleRate),
+      riseSamples: Math.round(0.06 * sampleRate),
     });
     this.resamplers = new Map();
     this.reportedAt = 0;
@@ -32,6 +34,10 @@ class PlaybackProcessor extends AudioWorkletProcessor {
       if (this.resamplers.has(message.itemId)) this.queue.push(message.itemId, this.#resampler(message.itemId).finish());
       this.resamplers.delete(message.itemId);
       this.queue.end(message.itemId);
+    } else if (message.type === "duck") {
+      this.queue.duck(message.gain);
+    } else if (message.type === "restore") {
+      this.queue.restore();
     } else if (message.type === "flush") {
       this.resamplers.clear();
       const items = this.queue.flush().map(({ itemId, playedSamples }) => ({ itemId, playedMs: milliseconds(playedSamples) }));

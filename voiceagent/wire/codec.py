@@ -16,6 +16,7 @@ from typing import assert_never
 from voiceagent.backends import Samples
 from voiceagent.errors import ProtocolError
 from voiceagent.events import (
+    DUCK_DB,
     AnyItem,
     AudioCleared,
     AudioCommitted,
@@ -24,6 +25,8 @@ from voiceagent.events import (
     ItemDeleted,
     ItemDone,
     ItemTruncated,
+    PlaybackDucked,
+    PlaybackRestored,
     ResponseAudio,
     ResponseCalled,
     ResponseFinished,
@@ -183,7 +186,7 @@ class RealtimeCodec:
                 yield from self._started(event)
             case ResponseItemStarted() | ResponseCalled() | ResponseText() | ResponseAudio() | ResponseFinished():
                 yield from self._progressed(event)
-            case ResponsePlanned() | ResponseStepped() | TurnTraced():
+            case ResponsePlanned() | ResponseStepped() | TurnTraced() | PlaybackDucked() | PlaybackRestored():
                 if self.session.extensions:
                     yield self._extension(event, now)
             case _:
@@ -257,8 +260,15 @@ class RealtimeCodec:
             case _:
                 assert_never(event)
 
-    def _extension(self, event: ResponsePlanned | ResponseStepped | TurnTraced, now: float) -> Json:
+    def _extension(
+        self, event: ResponsePlanned | ResponseStepped | TurnTraced | PlaybackDucked | PlaybackRestored, now: float
+    ) -> Json:
         match event:
+            case PlaybackDucked():
+                audio_ms = _ms(event.audio_start_s)
+                return self._event("voiceagent.playback.ducked", audio_start_ms=audio_ms, gain_db=-DUCK_DB)
+            case PlaybackRestored():
+                return self._event("voiceagent.playback.restored", reason=event.reason.value)
             case ResponsePlanned():
                 plan = plan_json(event.plan, now)
                 return self._event(

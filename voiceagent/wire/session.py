@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias, cast
 
 from voiceagent.budget import WhenLate
 from voiceagent.errors import ConfigError, ProtocolError
-from voiceagent.session import SessionSettings, TurnDetection
+from voiceagent.session import BARGE_IN_MODES, BargeInMode, SessionSettings, TurnDetection
 from voiceagent.tools import ToolChoice, ToolSpec
 from voiceagent.wire.fields import Fields, Json, clean_json
 
@@ -123,6 +123,7 @@ def session_json(session: WireSession, *, session_id: str, model: str, expires_a
             "events": True,
             "target_ms": round(settings.target_s * 1000, 3),
             "when_late": settings.when_late.value,
+            **_barge_in_json(settings.turn_detection),
         }
     return answer
 
@@ -189,10 +190,16 @@ def _update_input(session: WireSession, update: Fields | None, defaults: Session
     if update.has("transcription"):
         session = _update_transcription(session, update.child("transcription"))
     if update.has("turn_detection"):
-        detection, eagerness = _read_turn_detection(update.child("turn_detection"), defaults)
+        detection, eagerness = _read_turn_detection(update.child("turn_detection"), _detection_base(session, defaults))
         settings = replace(session.settings, turn_detection=detection)
         session = replace(session, settings=settings, eagerness=eagerness)
     return session
+
+
+def _detection_base(session: WireSession, defaults: SessionSettings) -> TurnDetection:
+    """The agent's own turn detection, but for what the client has set beside it."""
+    base, now = defaults.turn_detection or TurnDetection(), session.settings.turn_detection
+    return base if now is None else replace(base, barge_in=now.barge_in, backchannels=now.backchannels)
 
 
 def _update_transcription(session: WireSession, chosen: Fields | None) -> WireSession:
@@ -280,17 +287,37 @@ def _update_extensions(session: WireSession, update: Fields | None) -> WireSessi
         session = replace(session, settings=replace(session.settings, target_s=target_ms / 1000))
     if (when_late := read_when_late(update)) is not None:
         session = replace(session, settings=replace(session.settings, when_late=when_late))
+    session = replace(session, settings=_read_barge_in(session.settings, update))
     wanted = update.boolean("events")
     return session if wanted is None else replace(session, extensions=wanted)
 
 
-def _read_turn_detection(
-    chosen: Fields | None, defaults: SessionSettings
-) -> tuple[TurnDetection | None, Eagerness | None]:
+def _read_barge_in(settings: SessionSettings, update: Fields) -> SessionSettings:
+    """How voice over the agent's stops it. Without turn detection nothing does, and the keys are only checked."""
+    mode = cast(BargeInMode | None, update.choice("barge_in", BARGE_IN_MODES))
+    backchannels = update.strings("backchannels")
+    detection = settings.turn_detection or TurnDetection()
+    try:
+        detection = replace(
+            detection,
+            barge_in=mode or detection.barge_in,
+            backchannels=detection.backchannels if backchannels is None else tuple(backchannels),
+        )
+    except ConfigError as error:
+        raise update.invalid("backchannels", error.expected) from error
+    return settings if settings.turn_detection is None else replace(settings, turn_detection=detection)
+
+
+def _barge_in_json(detection: TurnDetection | None) -> Json:
+    if detection is None:
+        return {}
+    return {"barge_in": detection.barge_in, "backchannels": list(detection.backchannels)}
+
+
+def _read_turn_detection(chosen: Fields | None, base: TurnDetection) -> tuple[TurnDetection | None, Eagerness | None]:
     """The detection a client asked for, from scratch: what it leaves out is the agent's own, not the previous value."""
     if chosen is None:
         return None, None
-    base = defaults.turn_detection or TurnDetection()
     chosen.required_string("type")
     kind = chosen.choice("type", ("server_vad", "semantic_vad"))
     create = chosen.boolean("create_response")

@@ -130,6 +130,51 @@ def test_speech_clears_the_queue_and_no_unheard_word_stays_in_the_history(latenc
     serve(scenario, written=(LONG,))
 
 
+@pytest.mark.parametrize("latency_s", [0.0, 0.05, 0.2])
+@pytest.mark.parametrize("step_s", [0.01, 3.0], ids=["reply made", "reply being made"])
+def test_a_backchannel_is_a_silence_after_which_every_word_is_heard(latency_s: float, step_s: float) -> None:
+    async def scenario(house: House) -> None:
+        house.runtime.llm.step_s = step_s
+        async with phone(house.app, house.clock, latency_s=latency_s) as caller:
+            await greeted(caller)
+            before_s = caller.heard_s
+            await caller.talk(np.concatenate([tone(0.8), silence(0.6)]))
+            while caller.heard_s == before_s:
+                await caller.wait(0.02)
+            await caller.wait(0.7)
+            await caller.talk(tone(0.3))
+            await caller.wait(max(latency_s - 0.1, 0.0))
+            assert len(caller.clears) == 1
+            at_s = caller.heard_s
+            await caller.wait(0.1)
+            assert caller.heard_s <= at_s + 0.001, "nothing plays in doubt"
+            await caller.wait(30.0)
+            spoken_s = sum(0.05 * len(text.strip()) for text in house.runtime.tts.spoken[1:])
+            twice_s = caller.heard_s - before_s - spoken_s
+            assert -0.02 <= twice_s <= 2 * latency_s + 0.25, "nothing is lost; what was on its way is heard twice"
+            assert said(house) == [GREETING, LONG.strip()]
+            assert said(house, "user") == ["a mocha please"]
+
+    serve(scenario, heard=("a mocha please", "uh-huh"), written=(LONG,))
+
+
+def test_a_word_over_the_agent_stops_it_where_it_was_held() -> None:
+    async def scenario(house: House) -> None:
+        async with phone(house.app, house.clock) as caller:
+            await greeted(caller)
+            before_s = caller.heard_s
+            await caller.talk(np.concatenate([tone(0.8), silence(0.6)]))
+            await caller.wait(2.0)
+            await caller.talk(np.concatenate([tone(0.3), silence(0.2)]))
+            assert len(caller.clears) == 1 and caller.queued_s == 0
+            playout = house.runtime.conversations[0]._replying._running.reply.playout  # type: ignore[union-attr]
+            truly = playout.heard_text(caller.heard_s - before_s)
+            assert said(house)[-1] and truly.startswith(said(house)[-1])
+            assert len(truly.split()) - len(said(house)[-1].split()) <= 2
+
+    serve(scenario, heard=("a mocha please", "stop"), written=(LONG,))
+
+
 def test_what_was_said_before_any_mark_came_back_counts_as_unheard() -> None:
     async def scenario(house: House) -> None:
         async with phone(house.app, house.clock, latency_s=0.5) as caller:
@@ -151,7 +196,7 @@ def test_a_network_without_marks_gets_the_estimate() -> None:
             await caller.wait(3.0)
             await caller.talk(np.concatenate([tone(0.8), silence(0.6)]))
             await caller.wait(3.0)
-            await caller.talk(tone(0.4))
+            await caller.talk(tone(0.6))
             assert len(caller.clears) == 2, "nobody knows whether the greeting was played, so it is cleared as well"
             assert said(house)[0] == GREETING, "and counts as heard"
             assert 20 < len(said(house)[-1]) < 100, "about 3 s of speech"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voiceagent.telephony.marks import MAX_PENDING, OVERDUE_S, Marks
+from voiceagent.telephony.marks import MAX_PENDING, OVERDUE_S, Marks, Piece
 
 
 def send(marks: Marks, *pieces: tuple[str, float, float], now: float = 0.0) -> list[str]:
-    return [marks.sent(item, start, end, now) for item, start, end in pieces]
+    return [marks.sent(Piece(item, start, end), now) for item, start, end in pieces]
 
 
 def test_nothing_is_heard_before_the_first_mark() -> None:
@@ -85,7 +85,7 @@ def test_positions_never_go_back_nor_past_what_was_sent(happened: list[int | str
         if what == "clear":
             marks.cleared()
         elif what == "send":
-            names.append(marks.sent("a", sent_s, sent_s + 0.2, now))
+            names.append(marks.sent(Piece("a", sent_s, sent_s + 0.2), now))
             sent_s += 0.2
         else:
             assert isinstance(what, int)

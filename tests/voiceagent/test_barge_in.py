@@ -1,0 +1,193 @@
+"""Voice over the agent's, judged window by window: all times are samples, nothing is heard."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from voiceagent.barge_in import (
+    Action,
+    Ask,
+    BargeIn,
+    BargeInSettings,
+    Dismissed,
+    Duck,
+    Restore,
+    Stop,
+    is_backchannel,
+)
+
+WINDOW = 512
+
+
+class Ear:
+    """Feeds windows to a `BargeIn`."""
+
+    def __init__(self, settings: BargeInSettings | None = None) -> None:
+        self.barge_in = BargeIn(settings)
+        self.windows = 0
+
+    def hear(self, seconds: float, probability: float, *, agent: bool = True) -> list[Action]:
+        new: list[Action] = []
+        for _ in range(round(seconds * 16_000 / WINDOW)):
+            start = self.windows * WINDOW
+            self.windows += 1
+            new += self.barge_in.update(probability, start, start + WINDOW, agent_is_audible=agent)
+        return new
+
+    def voice(self, seconds: float, *, agent: bool = True) -> list[Action]:
+        return self.hear(seconds, 0.95, agent=agent)
+
+    def quiet(self, seconds: float, *, agent: bool = True) -> list[Action]:
+        return self.hear(seconds, 0.02, agent=agent)
+
+
+def test_voice_ducks_within_two_windows_and_stops_the_agent_when_it_goes_on() -> None:
+    ear = Ear()
+    ear.quiet(0.32)
+    assert ear.voice(0.064) == [Duck(10 * WINDOW)]
+    assert ear.voice(0.416) == []
+    (stop,) = ear.voice(0.032)
+    assert isinstance(stop, Stop)
+    assert stop.start_sample == 10 * WINDOW
+    assert (stop.voice_end_sample - stop.start_sample) / 16_000 <= 0.53
+    assert not ear.barge_in.is_watching
+
+
+def test_one_window_of_noise_does_nothing() -> None:
+    ear = Ear()
+    for _ in range(10):
+        assert ear.voice(0.032) + ear.quiet(0.096) == []
+
+
+def test_voice_that_ends_soon_is_asked_about_and_its_words_decide() -> None:
+    for text, expected in (
+        ("uh-huh", Restore(Dismissed.BACKCHANNEL)),
+        ("Okay, right.", Restore(Dismissed.BACKCHANNEL)),
+        ("", Restore(Dismissed.NO_WORDS)),
+        ("stop", Stop(0, 10 * WINDOW)),
+        ("okay but I want", Stop(0, 10 * WINDOW)),
+    ):
+        ear = Ear()
+        assert ear.voice(0.32) == [Duck(0)]
+        (ask,) = ear.quiet(0.128)
+        assert isinstance(ask, Ask) and ask.start_sample == 0
+        ear.barge_in.answer(ask.number, text)
+        assert ear.quiet(0.032) == [expected]
+        assert ear.quiet(1.0) == []
+
+
+def test_words_that_do_not_come_bring_the_agent_back_and_may_stop_it_later() -> None:
+    ear = Ear()
+    ear.voice(0.32)
+    (ask,) = ear.quiet(0.128)
+    assert isinstance(ask, Ask)
+    assert ear.quiet(0.5) == [Restore(Dismissed.UNANSWERED)]
+    ear.barge_in.answer(ask.number, "wait")
+    assert ear.quiet(0.032) == [Stop(0, 10 * WINDOW)]
+
+
+def test_words_that_come_much_too_late_or_of_another_voice_change_nothing() -> None:
+    ear = Ear()
+    ear.voice(0.32)
+    (ask,) = ear.quiet(0.128)
+    assert isinstance(ask, Ask)
+    ear.quiet(3.0)
+    ear.barge_in.answer(ask.number, "wait")
+    assert ear.quiet(0.1) == []
+    assert ear.voice(0.32)[0] == Duck((ear.windows - 10) * WINDOW)
+    ear.barge_in.answer(ask.number, "wait")
+    assert ear.quiet(0.064) == []
+
+
+def test_words_of_a_voice_that_went_on_meanwhile_are_not_all_of_it() -> None:
+    ear = Ear()
+    ear.voice(0.16)
+    (ask,) = ear.quiet(0.096)
+    assert isinstance(ask, Ask)
+    ear.voice(0.096)
+    ear.barge_in.answer(ask.number, "okay")
+    assert ear.voice(0.032) == []
+    again = ear.quiet(0.128)
+    assert again == [ask], "the whole voice is asked about again"
+
+
+def test_two_short_voices_with_a_gap_between_count_together() -> None:
+    ear = Ear()
+    said = ear.voice(0.32) + ear.quiet(0.064) + ear.voice(0.192)
+    assert [type(action) for action in said] == [Duck, Stop]
+
+
+def test_once_the_agent_has_ended_nothing_is_a_backchannel() -> None:
+    ear = Ear()
+    ear.voice(0.16)
+    assert ear.voice(0.032, agent=False) == [Stop(0, 5 * WINDOW)], "what was in doubt is the caller's turn"
+    ear = Ear()
+    ear.voice(0.32)
+    (ask,) = ear.quiet(0.128)
+    assert isinstance(ask, Ask)
+    ear.barge_in.answer(ask.number, "yes")
+    assert ear.quiet(0.032) == [Restore(Dismissed.BACKCHANNEL)]
+    assert ear.quiet(0.096, agent=False) == [Stop(0, 10 * WINDOW)], "yes, to a question that had hardly been asked"
+    ear = Ear()
+    ear.voice(0.32)
+    ear.quiet(2.0)
+    assert ear.quiet(0.5, agent=False) == [], "that was long before"
+    assert not ear.barge_in.is_watching
+
+
+def test_a_click_at_the_agents_last_word_is_no_turn() -> None:
+    ear = Ear()
+    ear.voice(0.064)
+    assert ear.quiet(0.032, agent=False) == [Restore(Dismissed.NO_WORDS)]
+
+
+def test_a_stutter_of_noise_does_not_keep_the_agent_down() -> None:
+    ear = Ear()
+    said: list[Action] = []
+    for _ in range(60):
+        said += ear.voice(0.032) + ear.quiet(0.064)
+    restores = [action for action in said if isinstance(action, Restore)]
+    assert restores or not any(isinstance(action, Duck) for action in said)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.4, 0.6, 1.0]), st.booleans()), max_size=150), st.integers(0, 150))
+def test_every_duck_is_followed_by_a_stop_or_a_restore_within_a_second(
+    windows: list[tuple[float, bool]], answered: int
+) -> None:
+    barge_in, ducked_at, asked = BargeIn(), None, 0
+    for number, (probability, agent) in enumerate(windows):
+        if asked and number == answered:
+            barge_in.answer(asked, "okay")
+        for action in barge_in.update(probability, number * 512, number * 512 + 512, agent_is_audible=agent):
+            match action:
+                case Duck(start_sample=start):
+                    assert ducked_at is None and start <= number * 512
+                    ducked_at = number
+                case Ask(number=asked):
+                    assert ducked_at is not None
+                case Stop(start_sample=start, voice_end_sample=end):
+                    assert start < end <= number * 512 + 512
+                    ducked_at = None
+                case Restore():
+                    assert ducked_at is not None
+                    ducked_at = None
+        assert barge_in.is_doubted == (ducked_at is not None)
+        assert ducked_at is None or (number - ducked_at) * 0.032 < 1.5
+
+
+def test_backchannels_are_found_whatever_their_spelling_and_number() -> None:
+    for text in ("Uh-huh.", "uh huh", "mhm mhm", "I see, okay", "All right"):
+        assert is_backchannel(text)
+    for text in ("", "no", "okay no", "I saw", "right there"):
+        assert not is_backchannel(text)
+    assert is_backchannel("genau", ("genau",)) and not is_backchannel("okay", ("genau",))
+
+
+@pytest.mark.parametrize("change", [{"threshold": 1.0}, {"hysteresis": -0.1}, {"duck_s": -1.0}, {"wait_s": 6.0}])
+def test_settings_out_of_range_are_named(change: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        replace(BargeInSettings(), **change)

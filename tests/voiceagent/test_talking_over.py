@@ -1,0 +1,204 @@
+"""Talking over the agent in whole conversations on the manual clock: ducks, stops, restores, and what stays in the history."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.voiceagent.standins import ScriptedTranscriber, silence, tone
+from tests.voiceagent.test_conversation import Line, talk
+from voiceagent.barge_in import Dismissed
+from voiceagent.errors import BackendError
+from voiceagent.events import (
+    Item,
+    ItemAdded,
+    PlaybackDucked,
+    PlaybackRestored,
+    ResponseFinished,
+    SpeechStarted,
+    TranscriptPartial,
+)
+from voiceagent.session import SessionSettings, TurnDetection
+from voiceagent.turn import Phase
+
+LONG = "One two three four five six. " * 6
+
+
+def agents_words(line: Line) -> list[str]:
+    return [item.text or "" for item in line.conversation._history if isinstance(item, Item) and item.role == "agent"]
+
+
+async def answered(line: Line) -> None:
+    """A turn was spoken and its answer plays."""
+    await line.speak_turn()
+    await line.play(silence(1.0))
+    assert line.conversation.phase is Phase.SPEAKING
+
+
+def over(line: Line) -> list[str]:
+    kinds = (PlaybackDucked, PlaybackRestored, SpeechStarted)
+    return [type(event).__name__ for event in line.events if isinstance(event, kinds)][1:]
+
+
+def test_a_backchannel_ducks_and_restores_and_leaves_no_trace() -> None:
+    async def scenario(line: Line) -> None:
+        await answered(line)
+        before = len(line.of(ItemAdded)), len(line.of(TranscriptPartial))
+        await line.play(np.concatenate([tone(0.3), silence(0.8)]))
+        assert over(line) == ["PlaybackDucked", "PlaybackRestored"]
+        assert line.of(PlaybackRestored)[0].reason is Dismissed.BACKCHANNEL
+        assert (len(line.of(ItemAdded)), len(line.of(TranscriptPartial))) == before
+        assert line.conversation.phase is Phase.SPEAKING
+        await line.play(silence(12.0))
+        assert agents_words(line) == [LONG.strip()], "heard to its end"
+        assert len(line.llm.drafts) == 1
+
+    line = talk(scenario, heard=("a mocha please", "uh-huh"), written=(LONG,), step_s=0.0)
+    assert [event.status for event in line.of(ResponseFinished)] == ["completed"]
+
+
+def test_the_duck_comes_within_a_tenth_of_a_second_and_the_stop_within_six_tenths() -> None:
+    times: list[float] = []
+
+    async def scenario(line: Line) -> None:
+        await answered(line)
+        began = line.clock.now()
+        for kind in (PlaybackDucked, SpeechStarted):
+            count = len(line.of(kind))
+            while len(line.of(kind)) == count:
+                await line.play(tone(0.02))
+            times.append(line.clock.now() - began)
+
+    talk(scenario, written=(LONG,), step_s=0.0)
+    assert times[0] <= 0.1
+    assert times[1] <= 0.56
+
+
+def test_a_short_word_that_is_no_backchannel_becomes_a_turn_with_all_its_audio() -> None:
+    async def scenario(line: Line) -> None:
+        await answered(line)
+        await line.play(np.concatenate([tone(0.3), silence(0.8)]))
+        assert over(line) == ["PlaybackDucked", "SpeechStarted"]
+        await line.play(silence(1.0))
+
+    line = talk(scenario, heard=("a mocha please", "stop", "stop"), written=(LONG, "Yes?"), step_s=0.0)
+    asked, turn = line.asr.utterances[1:]
+    assert asked.fed / 16_000 == pytest.approx(0.3 + 0.3 + 0.1, abs=0.07), "padding, voice and the gap"
+    assert turn.fed > asked.fed
+    first, second = agents_words(line)
+    assert LONG.startswith(first) and first != LONG.strip() and second == "Yes?"
+    assert [turn.text for turn in line.llm.drafts[1].request.turns if turn.role == "user"] == ["a mocha please", "stop"]
+
+
+def test_what_plays_ducked_is_not_heard_when_it_is_stopped() -> None:
+    lengths: list[int] = []
+    for mode in ("two_stage", "immediate"):
+
+        async def scenario(line: Line) -> None:
+            await answered(line)
+            await line.play(tone(0.8))
+            lengths.append(len(agents_words(line)[0].split()))
+
+        detection = TurnDetection(barge_in=mode)  # type: ignore[arg-type]
+        settings = SessionSettings(turn_detection=detection)
+        talk(scenario, written=(LONG,), step_s=0.0, settings=settings)
+    assert lengths[0] <= lengths[1], "the stop came later, but not a word later"
+
+
+def test_immediate_and_no_interruption_never_duck() -> None:
+    for detection in (TurnDetection(barge_in="immediate"), TurnDetection(interrupt_response=False)):
+
+        async def scenario(line: Line) -> None:
+            await answered(line)
+            await line.play(np.concatenate([tone(0.3), silence(0.2)]))
+            assert over(line) == ["SpeechStarted"]
+
+        talk(scenario, written=(LONG,), step_s=0.0, settings=SessionSettings(turn_detection=detection))
+
+
+def test_a_recogniser_that_fails_on_a_short_voice_brings_the_agent_back() -> None:
+    async def scenario(line: Line) -> None:
+        await answered(line)
+        await line.play(np.concatenate([tone(0.3), silence(0.8)]))
+        assert over(line) == ["PlaybackDucked", "PlaybackRestored"]
+        assert line.of(PlaybackRestored)[0].reason is Dismissed.NO_WORDS
+
+    talk(scenario, heard=("a mocha please", BackendError("asr", "gone")), written=(LONG,), step_s=0.0)
+
+
+def test_words_that_come_late_stop_an_agent_that_is_back_already() -> None:
+    gate = asyncio.Event()
+
+    async def scenario(line: Line) -> None:
+        gate.set()
+        await answered(line)
+        gate.clear()
+        await line.play(np.concatenate([tone(0.3), silence(0.7)]))
+        assert over(line) == ["PlaybackDucked", "PlaybackRestored"]
+        assert line.of(PlaybackRestored)[0].reason is Dismissed.UNANSWERED
+        gate.set()
+        await line.play(silence(0.1))
+        assert over(line)[2:] == ["SpeechStarted"]
+
+    talk(scenario, heard=("a mocha please", "wait"), written=(LONG,), step_s=0.0, gate=gate)
+
+
+def test_audio_that_stops_coming_does_not_leave_the_agent_ducked() -> None:
+    async def scenario(line: Line) -> None:
+        await answered(line)
+        await line.play(tone(0.2))
+        assert over(line) == ["PlaybackDucked"]
+        await line.clock.advance(1.6)
+        assert over(line) == ["PlaybackDucked", "PlaybackRestored"]
+        await line.play(tone(0.7))
+        assert over(line)[2:] == ["PlaybackDucked", "SpeechStarted"], "the next voice is judged as ever"
+
+    talk(scenario, written=(LONG,), step_s=0.0)
+
+
+def test_a_short_yes_at_the_end_of_a_question_is_its_answer() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        while (dry_at := line.conversation._replying._running.reply.playout.dry_at()) is None:  # type: ignore[union-attr]
+            await line.play(silence(0.02))
+        await line.play(silence(dry_at - line.clock.now() - 0.5))
+        await line.play(np.concatenate([tone(0.2), silence(1.0)]))
+
+    line = talk(scenario, heard=("a mocha please", "yes"), written=("Is a large one fine?", "Good."), step_s=0.0)
+    assert over(line)[0] == "PlaybackDucked" and over(line)[-1] == "SpeechStarted"
+    assert agents_words(line) == ["Is a large one fine?", "Good."]
+
+
+@pytest.mark.parametrize("act", ["cancel", "clear", "manual"])
+def test_cancelling_or_clearing_in_doubt_leaves_nothing_ducked(act: str) -> None:
+    async def scenario(line: Line) -> None:
+        await answered(line)
+        await line.play(tone(0.2))
+        match act:
+            case "cancel":
+                line.conversation.interrupt()
+            case "clear":
+                line.conversation.clear_audio()
+            case _:
+                line.conversation.update(replace(line.conversation.settings, turn_detection=None))
+        await line.play(silence(0.6))
+        assert not line.conversation._state.is_ducked
+        if act != "cancel":
+            assert over(line) == ["PlaybackDucked", "PlaybackRestored"]
+
+    talk(scenario, heard=("a mocha please", ""), written=(LONG,), step_s=0.0)
+
+
+def test_two_doubts_need_two_decoders_at_most_one_at_a_time() -> None:
+    async def scenario(line: Line) -> None:
+        await answered(line)
+        for _ in range(3):
+            await line.play(np.concatenate([tone(0.3), silence(0.7)]))
+        assert over(line) == ["PlaybackDucked", "PlaybackRestored"] * 3
+        assert isinstance(line.asr, ScriptedTranscriber)
+        assert all(utterance.is_cancelled for utterance in line.asr.utterances[1:]), "each was freed"
+
+    talk(scenario, heard=("a mocha please", "mhm"), written=(LONG * 2,), step_s=0.0)

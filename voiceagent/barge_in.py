@@ -1,0 +1,283 @@
+"""Whether a voice over the agent's own is an interruption: duck at once, then stop the agent or bring it back. Pure.
+
+Time is a sample index at 16 kHz. One window of speech probability goes in at a time, while the agent can be heard:
+
+    for action in barge_in.update(probability, start, end, agent_is_audible=True): ...
+
+Two windows of voice are a doubt: the agent ducks. Voice that goes on was said to the agent, and stops it. Voice that ends sooner may be
+"uh-huh", a cough or "stop": its words tell, so they are asked for, and only words that are no backchannel stop the agent.
+
+    barge_in.answer(number, "uh huh")             # whenever the words are there; they count with the next window
+
+Once the agent is no longer audible nothing is a backchannel: what was in doubt then, or was said just before, is the caller's turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias
+
+from voiceagent.backends import INPUT_RATE_HZ
+from voiceagent.transcript import normalise
+
+BACKCHANNELS = (
+    "uh-huh",
+    "mhm",
+    "mm-hmm",
+    "hmm",
+    "mm",
+    "uh",
+    "um",
+    "ah",
+    "oh",
+    "aha",
+    "right",
+    "all right",
+    "okay",
+    "ok",
+    "yeah",
+    "yes",
+    "yep",
+    "sure",
+    "i see",
+    "got it",
+)
+"""What people say to show that they listen, as recognisers write it."""
+
+
+@dataclass(frozen=True, slots=True)
+class BargeInSettings:
+    """When voice over the agent ducks it and when it stops it. Lengths are counted in whole windows, rounded up.
+
+    Raises:
+        ValueError: If a value is outside the range stated beside it.
+    """
+
+    threshold: float = 0.5
+    """In (0, 1). Speech probability that counts as voice."""
+    hysteresis: float = 0.15
+    """In [0, 1). Voice goes on above threshold minus this (Silero's own value)."""
+    duck_s: float = 0.064
+    """Voice that ducks the agent; one unvoiced window may lie in it. The goal is 0.2 s from the first syllable to the loudspeaker."""
+    backchannel_s: float = 0.5
+    """Voice that lasts longer than this was said to the agent, whatever its words. The goal is silence 0.6 s after the first syllable."""
+    gap_s: float = 0.096
+    """Silence after which the voice has ended and its words are asked for; a closed "p" or "t" lasts 0.05 to 0.08 s."""
+    wait_s: float = 0.4
+    """How long words are waited for once the voice has ended. What comes later can still stop the agent, which is then back already."""
+    late_s: float = 2.0
+    """Words that come later than this after their voice tell nothing any more."""
+    answer_s: float = 0.5
+    """A backchannel that ended so shortly before the agent did is an answer."""
+    answer_voice_s: float = 0.096
+    """Voice that may be an answer; what is shorter is a click."""
+    backchannels: tuple[str, ...] = BACKCHANNELS
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold = {self.threshold}: expected more than 0 and less than 1")
+        if not 0 <= self.hysteresis < 1:
+            raise ValueError(f"hysteresis = {self.hysteresis}: expected at least 0 and less than 1")
+        for name in ("duck_s", "backchannel_s", "gap_s", "wait_s", "late_s", "answer_s", "answer_voice_s"):
+            value = getattr(self, name)
+            if not 0 <= value <= 5:
+                raise ValueError(f"{name} = {value}: expected 0 to 5 seconds")
+
+
+class Dismissed(StrEnum):
+    """Why the agent is brought back."""
+
+    BACKCHANNEL = "backchannel"
+    NO_WORDS = "no_words"
+    """A cough, a click, somebody else: voice that ended without a word."""
+    UNANSWERED = "unanswered"
+    """The recogniser has not said in time what it was."""
+    GIVEN_UP = "given_up"
+    """No more audio came, or the client ends its turns itself now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Duck:
+    """There is voice; `start_sample` is where it began."""
+
+    start_sample: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """The voice has ended: what are its words? The answer goes to `BargeIn.answer` with this number."""
+
+    number: int
+    start_sample: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Something was said: the agent stops, and the caller's utterance began at `start_sample`. `voice_end_sample` is the end of its voice so far."""
+
+    start_sample: int
+    voice_end_sample: int
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """It was nothing: the agent goes on."""
+
+    reason: Dismissed
+
+
+Action: TypeAlias = Duck | Ask | Stop | Restore
+
+
+@dataclass(slots=True)
+class _Voice:
+    """A stretch of voice that is judged, or was."""
+
+    number: int
+    start: int
+    end: int
+    """One past its last voiced sample."""
+    voiced: int
+    """Samples of its voiced windows."""
+    is_asked: bool = False
+
+
+class BargeIn:
+    """Judges one caller's voice while their agent speaks."""
+
+    def __init__(self, settings: BargeInSettings | None = None) -> None:
+        self.settings = settings or BargeInSettings()
+        self._voice: _Voice | None = None
+        """What is judged now; before it has ducked the agent only a beginning."""
+        self._is_doubted = False
+        self._last: _Voice | None = None
+        """What was dismissed last: late words, or the agent's end, may still make it a turn."""
+        self._numbers = 0
+        self._answer: tuple[int, str] | None = None
+
+    @property
+    def is_doubted(self) -> bool:
+        """The agent is ducked, and neither stopped nor brought back."""
+        return self._is_doubted
+
+    @property
+    def is_watching(self) -> bool:
+        """There is something that the end of the agent's speech may make a turn."""
+        return self._voice is not None or self._last is not None
+
+    def update(self, probability: float, start: int, end: int, *, agent_is_audible: bool) -> tuple[Action, ...]:
+        """Take the next window, samples `start` to `end`; say what has to be done.
+
+        Args:
+            probability: That it holds speech of the caller: 0 where the agent's own echo explains it.
+        """
+        if not agent_is_audible:
+            return self._agent_ended(end)
+        answered = self._take_answer(end)
+        if answered:
+            return answered
+        settings = self.settings
+        is_voiced = probability >= settings.threshold - (settings.hysteresis if self._voice is not None else 0.0)
+        if self._voice is None:
+            if not is_voiced:
+                return ()
+            self._numbers += 1
+            self._voice = _Voice(self._numbers, start, end, 0)
+        if is_voiced:
+            return self._voiced(self._voice, end - start, end)
+        return self._unvoiced(self._voice, end - start, end)
+
+    def answer(self, number: int, text: str) -> None:
+        """The words that `Ask` of this number wanted, or "" where there are none or recognition failed."""
+        self._answer = number, text
+
+    def dismiss(self) -> None:
+        """Forget what is judged: the conversation has gone on without it."""
+        self._voice = self._last = None
+        self._is_doubted = False
+
+    def _voiced(self, voice: _Voice, size: int, end: int) -> tuple[Action, ...]:
+        voice.voiced += size
+        voice.end = end
+        if not self._is_doubted:
+            if voice.voiced < _samples(self.settings.duck_s):
+                return ()
+            self._is_doubted = True
+            self._last = None
+            return (Duck(voice.start),)
+        if voice.voiced > _samples(self.settings.backchannel_s):
+            return self._stop(voice)
+        return ()
+
+    def _unvoiced(self, voice: _Voice, size: int, end: int) -> tuple[Action, ...]:
+        silence = end - voice.end
+        if not self._is_doubted:
+            if silence > size:
+                self._voice = None
+            return ()
+        settings = self.settings
+        if end - voice.start >= _samples(settings.backchannel_s + settings.gap_s + settings.wait_s):
+            return self._restore(voice, Dismissed.UNANSWERED)
+        if silence < _samples(settings.gap_s):
+            return ()
+        if not voice.is_asked:
+            voice.is_asked = True
+            return (Ask(voice.number, voice.start),)
+        if silence >= _samples(settings.gap_s + settings.wait_s):
+            return self._restore(voice, Dismissed.UNANSWERED)
+        return ()
+
+    def _take_answer(self, end: int) -> tuple[Action, ...]:
+        answer, self._answer = self._answer, None
+        if answer is None:
+            return ()
+        number, text = answer
+        says_something = bool(text.strip()) and not is_backchannel(text, self.settings.backchannels)
+        if self._is_doubted and self._voice is not None and self._voice.number == number:
+            if says_something:
+                return self._stop(self._voice)
+            if self._voice.end + _samples(self.settings.gap_s) > end:
+                self._voice.is_asked = False
+                return ()  # The caller went on meanwhile: these are not all of their words.
+            return self._restore(self._voice, Dismissed.BACKCHANNEL if text.strip() else Dismissed.NO_WORDS)
+        late = self._last
+        if late is None or late.number != number or not says_something:
+            return ()
+        return self._stop(late) if end - late.end <= _samples(self.settings.late_s) else ()
+
+    def _agent_ended(self, end: int) -> tuple[Action, ...]:
+        voice, last, was_doubted = self._voice, self._last, self._is_doubted
+        self.dismiss()
+        least = _samples(self.settings.answer_voice_s)
+        if voice is not None and was_doubted and voice.voiced >= least:
+            return (Stop(voice.start, voice.end),)
+        if last is not None and last.voiced >= least and end - last.end <= _samples(self.settings.answer_s):
+            return (Stop(last.start, last.end),)
+        return (Restore(Dismissed.NO_WORDS),) if was_doubted else ()
+
+    def _stop(self, voice: _Voice) -> tuple[Action, ...]:
+        self.dismiss()
+        return (Stop(voice.start, voice.end),)
+
+    def _restore(self, voice: _Voice, reason: Dismissed) -> tuple[Action, ...]:
+        self.dismiss()
+        self._last = voice
+        return (Restore(reason),)
+
+
+def is_backchannel(text: str, backchannels: Iterable[str] = BACKCHANNELS) -> bool:
+    """Whether `text` consists of nothing but `backchannels`, one or several; spelling and punctuation do not matter. No words are none."""
+    words = normalise(text).split()
+    phrases = [phrase for each in backchannels if (phrase := tuple(normalise(each).split()))]
+    reached = {0}
+    for at in range(len(words)):
+        if at in reached:
+            reached |= {at + len(phrase) for phrase in phrases if tuple(words[at : at + len(phrase)]) == phrase}
+    return bool(words) and len(words) in reached
+
+
+def _samples(seconds: float) -> float:
+    # A hair's breadth of tolerance: 0.096 s are three windows although 3 * 0.032 is a little more in binary.
+    return seconds * INPUT_RATE_HZ - 1e-6
