@@ -20,13 +20,17 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_websocket
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import Frame, Opcode
 
 from tests.conftest import run_async
 from tests.voiceagent.realtime import Event, StandinRuntime, check_event, check_events
 from tests.voiceagent.standins import ScriptedDrafter
+from voiceagent import serving as serving_module
 from voiceagent.clock import MonotonicClock
 from voiceagent.conversation import Conversation
 from voiceagent.errors import ConfigError
@@ -174,6 +178,61 @@ def test_a_message_over_the_limit_closes_with_1009_and_one_below_it_is_heard() -
             assert caught.value.rcvd is not None and caught.value.rcvd.code == 1009
 
     scene(scenario, settings)
+
+
+class Pipe(asyncio.Transport):
+    """A transport that knows only whether it is read from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pauses = self.resumes = 0
+
+    def pause_reading(self) -> None:
+        self.pauses += 1
+
+    def resume_reading(self) -> None:
+        self.resumes += 1
+
+
+def protocol(pipe: Pipe) -> serving_module._RealtimeProtocol:
+    config = uvicorn.Config(app=lambda scope: None, ws="none", lifespan="off", log_config=None)
+    made = serving_module._RealtimeProtocol(config, ServerState(), {})
+    made.transport = pipe
+    return made
+
+
+def test_a_client_that_is_not_ahead_is_read_from_all_the_time() -> None:
+    async def main() -> None:
+        pipe = Pipe()
+        connection = protocol(pipe)
+        for number in range(100):
+            connection.handle_text(Frame(Opcode.TEXT, b"%d" % number))
+            assert (await connection.receive()) == {"type": "websocket.receive", "text": str(number)}
+        assert (pipe.pauses, pipe.resumes) == (0, 0)
+
+    run_async(main())
+
+
+@pytest.mark.parametrize(
+    ("size", "fits"), [(10, serving_module.MESSAGES_AHEAD), (serving_module.LARGE_MESSAGE_BYTES + 1, 0)]
+)
+def test_a_client_that_is_ahead_has_to_wait_until_what_it_sent_was_taken(size: int, fits: int) -> None:
+    async def main() -> None:
+        pipe = Pipe()
+        connection = protocol(pipe)
+        for _ in range(fits):
+            connection.handle_text(Frame(Opcode.TEXT, b"x" * size))
+        assert pipe.pauses == 0
+        connection.handle_text(Frame(Opcode.TEXT, b"x" * size))
+        connection.handle_text(Frame(Opcode.TEXT, b"x" * size))
+        assert (pipe.pauses, pipe.resumes) == (1, 0)
+        for _ in range(fits + 1):
+            await connection.receive()
+        assert pipe.resumes == 0
+        await connection.receive()
+        assert pipe.resumes == 1
+
+    run_async(main())
 
 
 def test_invalid_utf_8_closes_with_1007() -> None:

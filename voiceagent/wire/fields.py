@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeAlias
 
 from voiceagent.errors import ProtocolError
@@ -28,7 +29,7 @@ def parse_object(text: str) -> Json:
         ProtocolError: If it is not JSON (NaN and infinities are not), nests too deeply, or is not an object.
     """
     try:
-        value: object = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float)
+        value: object = _decoder().decode(text)
     except (ValueError, RecursionError) as error:
         reason = "it nests too deeply" if isinstance(error, RecursionError) else str(error)
         raise ProtocolError(INVALID_JSON, f"The message is not valid JSON: {reason[:200]}.") from error
@@ -189,6 +190,12 @@ def clean_json(value: object, depth: int = 0) -> object:
             return {clean_text(key): clean_json(entry, depth + 1) for key, entry in value.items()}
         case _:
             return value
+
+
+@cache
+def _decoder() -> json.JSONDecoder:
+    """Made once: `json.loads` with options of its own makes one for every message, which takes as long as the message."""
+    return json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite_float)
 
 
 def _refuse_constant(name: str) -> float:
