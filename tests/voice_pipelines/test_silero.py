@@ -16,7 +16,8 @@ import pytest
 import soundfile
 
 from tests.conftest import DATA, run_async
-from voice_pipelines.adapters.silero import SileroDetector, find_model
+from voice_pipelines.adapters import silero
+from voice_pipelines.adapters.silero import GATHER_LIMIT_S, SileroDetector, find_model, gather_s
 from voiceagent.backends import Samples, VoiceDetector
 from voiceagent.endpoint import EndpointSettings, decide
 from voiceagent.errors import BackendError
@@ -96,6 +97,58 @@ def test_windows_of_all_waiting_callers_share_one_call(monkeypatch: pytest.Monke
     assert sum(sizes) == 400
     assert 1 < max(sizes) <= 64
     assert len(sizes) < 200
+
+
+@pytest.mark.parametrize("callers", [0, 1, 4, 7])
+def test_few_callers_do_not_wait_for_each_other(callers: int) -> None:
+    assert gather_s(callers) == 0.0
+
+
+def test_many_callers_wait_until_a_batch_is_worth_it_and_never_longer_than_the_limit() -> None:
+    waits = [gather_s(callers) for callers in range(8, 1000)]
+    assert max(waits) == GATHER_LIMIT_S == waits[0]
+    assert waits == sorted(waits, reverse=True), "the more callers, the sooner there are enough"
+    for callers in (64, 80, 200):
+        assert gather_s(callers) * callers / 0.032 == pytest.approx(16.0), "windows that come meanwhile"
+
+
+def test_windows_that_come_at_different_moments_share_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait of the first window ends when the test says so: by then the others have come."""
+    sizes: list[int] = []
+    infer = SileroDetector._infer
+    waits: list[float] = []
+    may_go_on = threading.Event()
+
+    def counting(self: SileroDetector, batch: list[Any]) -> list[float]:
+        sizes.append(len(batch))
+        return infer(self, batch)
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        assert may_go_on.wait(60.0)
+
+    monkeypatch.setattr(SileroDetector, "_infer", counting)
+    monkeypatch.setattr(silero.time, "sleep", wait)
+    heard = windows(clips("order")[0])[60]
+
+    async def main() -> list[float]:
+        detector = SileroDetector()
+        streams = [detector.open() for _ in range(16)]
+        asked = []
+        for stream in streams:
+            asked.append(asyncio.ensure_future(stream.probability(heard)))
+            await asyncio.sleep(0)
+        may_go_on.set()
+        together = await asyncio.gather(*asked)
+        streams = streams[:1]  # The others have hung up.
+        alone = await detector.open().probability(heard)
+        await detector.aclose()
+        return [*together, alone]
+
+    results = run_async(main())
+    assert sizes == [16, 1]
+    assert waits == [gather_s(16)], "two callers are too few to wait"
+    assert len(set(results)) == 1
 
 
 def test_windows_of_one_caller_are_answered_in_order_even_when_they_pile_up() -> None:

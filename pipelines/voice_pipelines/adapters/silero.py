@@ -9,6 +9,8 @@ import asyncio
 import importlib.util
 import queue
 import threading
+import time
+import weakref
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +31,13 @@ _CONTEXT_SAMPLES = 64
 _STATE_SIZE = 128
 _MAX_BATCH = 64
 """64 windows take 4 ms on one core of a server CPU, 0.06 ms each; a window alone takes 0.2 ms."""
+
+GATHER_LIMIT_S = 0.008
+"""The longest that a window waits for those of other callers, beside the batch that is being looked at."""
+_GATHER_WINDOWS = 16
+"""Windows that make a batch cheap: 16 cost a third of what they cost one by one, and 64 hardly less."""
+_GATHER_FROM = 8
+"""Callers from which on windows wait for each other: two a batch. Fewer would wait in vain."""
 
 
 def find_model() -> Path:
@@ -62,8 +71,20 @@ class _Request:
     answer: asyncio.Future[float]
 
 
+def gather_s(callers: int) -> float:
+    """How long the first window of a batch waits for others: until there are about 16, but no longer than `GATHER_LIMIT_S`.
+
+    Each caller brings a window every 32 ms, at a moment of its own. Without waiting nearly every window is looked at alone.
+    """
+    if callers < _GATHER_FROM:
+        return 0.0
+    return min(GATHER_LIMIT_S, _GATHER_WINDOWS * _WINDOW_SAMPLES / INPUT_RATE_HZ / callers)
+
+
 class SileroDetector:
     """A `VoiceDetector`. What a caller gets does not depend on who else is in the batch.
+
+    With `_GATHER_FROM` callers and more, windows wait for each other, at most `GATHER_LIMIT_S`.
 
     Raises:
         BackendError: If the model cannot be found or loaded.
@@ -75,12 +96,16 @@ class SileroDetector:
         self.info = BackendInfo("vad", "silero", "Silero VAD (ONNX) inside the installed package silero-vad")
         self._session = _load(model or find_model())
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._streams: weakref.WeakSet[SileroStream] = weakref.WeakSet()
+        """Who may send windows; whoever has gone is no longer counted."""
         self._is_closed = False
         self._worker = threading.Thread(target=self._work, name="silero-vad", daemon=True)
         self._worker.start()
 
     def open(self) -> SileroStream:
-        return SileroStream(self)
+        stream = SileroStream(self)
+        self._streams.add(stream)
+        return stream
 
     async def aclose(self) -> None:
         """Stop the worker. Windows that wait are answered with a `BackendError`."""
@@ -116,17 +141,22 @@ class SileroDetector:
                 _deliver(batch, probabilities)
 
     def _collect(self, waiting: list[_Request]) -> bool:
-        """Move everything that is queued into `waiting`, blocking only when that is empty; True when it is time to stop."""
-        is_blocking = not waiting
+        """Move everything that is queued into `waiting`, and wait for some only when that is empty; True when it is time to stop."""
+        if not waiting:
+            request = self._requests.get()
+            if request is None:
+                return True
+            waiting.append(request)
+            if (wait_s := gather_s(len(self._streams))) > 0:
+                time.sleep(wait_s)
         while True:
             try:
-                request = self._requests.get(block=is_blocking)
+                request = self._requests.get_nowait()
             except queue.Empty:
                 return False
             if request is None:
                 return True
             waiting.append(request)
-            is_blocking = False
 
     def _infer(self, batch: list[_Request]) -> list[float]:
         """Probabilities in the order of `batch`; advances the memories."""
