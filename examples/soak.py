@@ -22,30 +22,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from footprint import footprint
 from machine import describe
 from realtime_caller import Caller, Recording, load_recordings
 from server_process import server
-
-
-def footprint(pid: int) -> dict[str, int]:
-    """Resident kilobytes, threads, open files and number of processes of a server and its workers (Linux)."""
-    family = _family(pid)
-    total = {"rss_kb": 0, "threads": 0, "files": 0, "processes": len(family)}
-    for member in family:
-        status = Path(f"/proc/{member}/status").read_text(encoding="utf-8")
-        values = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-        total["rss_kb"] += int(values["VmRSS"].split()[0])
-        total["threads"] += int(values["Threads"])
-        total["files"] += len(list(Path(f"/proc/{member}/fd").iterdir()))
-    return total
-
-
-def _family(pid: int) -> list[int]:
-    found = [pid]
-    for parent in found:
-        for task in Path(f"/proc/{parent}/task").iterdir():
-            found += [int(child) for child in (task / "children").read_text().split()]
-    return found
 
 
 async def soak(

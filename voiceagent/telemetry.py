@@ -39,6 +39,8 @@ REMEMBERED_LATENCIES = 100
 """Spoken turns of a caller that the quantiles of `/sessions` are taken over."""
 
 LATENCIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+ANSWERS = (0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0, 5.0)
+"""Fine where there are stand-ins for the models and the rest is the runtime's own."""
 QUALITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 STEPS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 128.0)
 
@@ -67,6 +69,11 @@ class Telemetry:
             "End of speech (or a typed request) to the first audio handed to the socket; not voice-to-voice.",
             LATENCIES,
             ["origin"],
+        )
+        self.answer = Histogram(
+            "voiceagent_turn_answer_seconds",
+            "The decision that a caller's turn is over to the first audio handed to the socket.",
+            ANSWERS,
         )
         self.slack = Histogram(
             "voiceagent_turn_slack_seconds", "What was left of the target, of turns that met it.", LATENCIES
@@ -112,6 +119,7 @@ class Telemetry:
             self.echo_windows,
             self.underruns,
             self.latency,
+            self.answer,
             self.slack,
             self.late,
             self.misses,
@@ -151,6 +159,12 @@ class Telemetry:
                 self.misses.add(missed.text("stage") or "unknown", missed.text("cause") or "unknown")
         for stage in timeline.children("stages"):
             self._count_stage(stage)
+            if (
+                latency is not None
+                and stage.text("name") == "endpoint"
+                and (decided := stage.seconds("end_ms")) is not None
+            ):
+                self.answer.observe(max(latency - decided, 0.0))
         self._count_steps(timeline)
         self.echo_windows.add(amount=timeline.number("echo_windows") or 0.0)
         for tool in timeline.children("tools"):

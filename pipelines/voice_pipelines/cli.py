@@ -9,12 +9,17 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from voice_pipelines import settings
 from voice_pipelines.download import Progress
 from voiceagent.backends import BackendInfo
 from voiceagent.config import Config
 from voiceagent.errors import VoiceAgentError
+
+if TYPE_CHECKING:
+    from voice_pipelines.local import LocalRuntime
+    from voiceagent.server_settings import ServerSettings
 
 PARTS = {"vad": "VAD", "asr": "ASR", "llm": "LLM", "tts": "TTS", "endpoint": "ENDPOINT"}
 
@@ -118,14 +123,17 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-async def _serve(config: Config, server_settings: object) -> None:
+async def _serve(config: Config, server_settings: ServerSettings) -> None:
     from voice_pipelines.local import build
+
+    await serve_runtime(await build(config, report=print_info, remembers=True), server_settings)
+
+
+async def serve_runtime(runtime: LocalRuntime, server_settings: ServerSettings) -> None:
+    """Serve it until the process is told to stop, and close it."""
     from voiceagent.server import create_app
-    from voiceagent.server_settings import ServerSettings
     from voiceagent.serving import serve
 
-    assert isinstance(server_settings, ServerSettings)
-    runtime = await build(config, report=print_info, remembers=True)
     try:
         app = create_app(runtime, server_settings)
         # What is loaded by now stays. With it in view a full collection looks through 315,000 objects and holds the event loop

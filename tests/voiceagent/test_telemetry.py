@@ -54,6 +54,7 @@ def test_a_turn_that_met_its_target_has_slack_and_its_stages_are_counted() -> No
     meters.count_turn(Timeline(TIMELINE))
     assert meters.turns.value("completed") == 1
     assert meters.latency.sum("speech_end") == pytest.approx(0.45)
+    assert (meters.answer.count(), meters.answer.sum()) == (1, pytest.approx(0.09))
     assert (meters.slack.count(), meters.slack.sum()) == (1, pytest.approx(0.05))
     assert meters.late.count() == 0
     assert meters.stages.sum("endpoint") == pytest.approx(0.36) and meters.stages.sum("asr") == pytest.approx(0.02)
