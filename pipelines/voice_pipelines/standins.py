@@ -28,6 +28,7 @@ from voiceagent.backends import (
     BackendInfo,
     Backends,
     CanvasToken,
+    Draft,
     DraftEvent,
     DraftFinished,
     DraftPrefilled,
@@ -154,6 +155,7 @@ class StandInDrafter:
     canvas_widths: tuple[int, ...] = (32,)
     quality_curve = QualityCurve((), (), ())
     min_steps = 1
+    can_revise = False
 
     def __init__(self, clock: Clock, delays: Delays, text: str = REPLY) -> None:
         self.clock = clock
@@ -165,6 +167,18 @@ class StandInDrafter:
 
     def start(self, request: DraftRequest, on_event: Callable[[DraftEvent], None]) -> _Draft:
         return _Draft(self, request, on_event)
+
+    def revise(
+        self,
+        draft: Draft,
+        request: DraftRequest,
+        on_event: Callable[[DraftEvent], None],
+        *,
+        unheard: str | None = None,
+    ) -> _Draft:
+        """Starts anew: nothing is drafted early for a model that keeps nothing."""
+        draft.cancel()
+        return self.start(request, on_event)
 
     def warm(self, conversation_id: str, turns: Sequence[PromptTurn], tools: Sequence[ToolSpec] = ()) -> None:
         """It has no cache."""

@@ -107,6 +107,21 @@ def test_a_cancelled_draft_says_nothing_more() -> None:
     assert run_async(main()) == []
 
 
+def test_a_revised_draft_is_another_one_and_the_first_says_nothing_more() -> None:
+    async def main() -> tuple[list[DraftEvent], list[DraftEvent]]:
+        clock, before, after = ManualClock(), list[DraftEvent](), list[DraftEvent]()
+        drafter = StandInDrafter(clock, Delays(step_s=1.0))
+        draft = drafter.start(REQUEST, before.append)
+        await clock.advance(0.5)
+        drafter.revise(draft, REQUEST, after.append)
+        await clock.advance(10.0)
+        return before, after
+
+    before, after = run_async(main())
+    assert [type(event) for event in before] == [DraftPrefilled]
+    assert isinstance(after[-1], DraftFinished)
+
+
 def test_words_are_heard_as_they_come_and_all_of_them_at_the_end() -> None:
     async def main() -> tuple[list[Partial], str, float]:
         clock, partials = ManualClock(), list[Partial]()
