@@ -197,7 +197,7 @@ class Controlled(Policy):
             controller.stepped(now, compute_s, compute_s, width, batch=batch, company=batch)
             again = controller.replan_rest(draft.plan, now=now, steps_done=draft.steps_rest, active_drafts=company)
         else:
-            controller.stepped(now, compute_s, now - draft.last_at, width, batch=batch, company=company)
+            controller.stepped(now, compute_s, now - draft.last_at, width, batch=batch, company=max(company, batch))
             again = controller.replan_first(
                 draft.plan, now=now, step=draft.steps_first, active_drafts=company, may_grow=draft.may_grow
             )
@@ -318,9 +318,12 @@ class Replay:
         self._at(end, lambda at: self._round_done(at, picked, compute_s))
 
     def _pick(self, now: float) -> list[Draft]:
-        """As `dllm.engine` does: the nearest deadlines, and none that gives way beside one that does not."""
-        pressed = [draft for draft in self._drafts if not draft.gives_way(now)] or self._drafts
-        return sorted(pressed, key=lambda draft: draft.deadline)[: self.machine.max_batch]
+        """As `dllm.engine` does: the nearest deadlines, and beside one that does not give way as many of those that do as it lets in."""
+        pressed = [draft for draft in self._drafts if not draft.gives_way(now)]
+        waiting = [draft for draft in self._drafts if draft.gives_way(now)]
+        guests = min((0 if one.is_rest else one.plan.first_guests for one in pressed), default=len(waiting))
+        nearest = [*_by_deadline(pressed), *_by_deadline(waiting)[:guests]]
+        return nearest[: self.machine.max_batch]
 
     def _round_done(self, now: float, picked: Sequence[Draft], compute_s: float) -> None:
         self._is_busy = False
@@ -404,3 +407,7 @@ class Replay:
         if not noise.stall or self._rng.random() >= noise.stall:
             return 0.0
         return noise.stall_s * math.exp(self._rng.gauss(0.0, 0.5))
+
+
+def _by_deadline(drafts: Sequence[Draft]) -> list[Draft]:
+    return sorted(drafts, key=lambda draft: draft.deadline)

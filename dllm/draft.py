@@ -164,6 +164,11 @@ class Draft:
         return self.phase == "rest" and until is not None and now < until
 
     @property
+    def guests(self) -> int:
+        """Drafts that may share its forwards although they give way."""
+        return self.plan.first_guests if self.phase == "first" else 0
+
+    @property
     def steps(self) -> int:
         return self.steps_first + self.steps_rest
 

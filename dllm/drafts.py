@@ -44,6 +44,8 @@ class Plan:
     """Steps that a phase gets even when its deadline is over: committing everything at once is no reply worth hearing."""
     rest_yields_until: float | None = None
     """Until then phase *rest* gives way: it takes no part in forwards while a draft is there that does not. None never gives way."""
+    first_guests: int = 0
+    """So many drafts take part in its forwards although they give way: its first clause has its steps all the same."""
     by_clause: bool = True
     """Two phases: the first clause, then the rest. False for text that nobody listens to while it is written."""
     is_speculative: bool = False
@@ -55,6 +57,8 @@ class Plan:
         for name in ("floor", "steps_first", "steps_rest"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, getattr(self, name), "at least 1")
+        if self.first_guests < 0:
+            raise ConfigError("first_guests", self.first_guests, "at least 0")
         if not 0 < self.threshold <= 1:
             raise ConfigError("threshold", self.threshold, "a probability in (0, 1]")
         if not 0 <= self.fact_threshold <= 1:

@@ -246,20 +246,26 @@ class Engine:
         return events
 
     def _pick(self, events: list[Event]) -> list[Draft]:
-        """The drafts with the nearest deadlines that have room in the cache, at most `max_batch`; none that gives way beside one that does not.
+        """The drafts with the nearest deadlines that have room in the cache, at most `max_batch`; beside one that does not give way, only
+        as many of those that do as its plan lets in.
 
         One that waits for room holds up nobody who has it, or it would wait for ever; and nobody who has not begun overtakes it.
         """
         picked: list[Draft] = []
         is_full = False
-        pressed = self._drafts
-        if any(draft.plan.rest_yields_until is not None or draft.plan.is_speculative for draft in self._drafts):
-            now = self._clock()
-            awaited = [draft for draft in self._drafts if not draft.plan.is_speculative] or self._drafts
-            pressed = [draft for draft in awaited if not draft.gives_way(now)] or awaited
-        for draft in sorted(pressed, key=lambda draft: (draft.deadline, draft.number)):
+        awaited = [draft for draft in self._drafts if not draft.plan.is_speculative] or self._drafts
+        now = self._clock() if any(draft.plan.rest_yields_until is not None for draft in awaited) else 0.0
+        waits = {draft.number for draft in awaited if draft.gives_way(now)}
+        guests = len(awaited)
+        if len(waits) < len(awaited):
+            guests = min(draft.guests for draft in awaited if draft.number not in waits)
+        for draft in sorted(awaited, key=lambda draft: (draft.number in waits, draft.deadline, draft.number)):
             if len(picked) == self.max_batch:
                 break
+            if draft.number in waits:
+                if guests == 0:
+                    break
+                guests -= 1
             if draft.text is not None or (not is_full and self._open(draft, events)):
                 picked.append(draft)
             else:

@@ -151,6 +151,8 @@ class StepPlan:
     """The caller may go on: the draft takes no part in forwards while there is one that a caller waits for."""
     yields_until: float | None = None
     """Until then the rest of the reply gives way to drafts whose first clause is still awaited; None never does."""
+    first_guests: int = 0
+    """Drafts that need not give way to this one's first clause: it has its steps beside so many of them, too."""
 
 
 @dataclass(frozen=True, slots=True)

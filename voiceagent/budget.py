@@ -197,6 +197,13 @@ class BudgetController:
         only_first = is_first and self.gives_way(canvas_width)
         return max(self.first_drafts if only_first else self.running_drafts, 1)
 
+    def _guests(self, canvas_width: int, company: int, steps: int, room_s: float) -> int:
+        """1 where a first clause has its steps in `room_s` beside one more draft, which then need not wait for it; else 0."""
+        if not self.gives_way(canvas_width):
+            return 0  # Nobody waits here anyway.
+        step = self.costs.predict(Stage.STEP, canvas_width, company + 1)
+        return int(_fitting(room_s, step.p95) >= steps)
+
     # --- the first clause ---------------------------------------------------------------------------------------------
 
     def predict(self, request: TurnRequest) -> Prediction:
@@ -307,6 +314,9 @@ class BudgetController:
             rest_deadline=None,
             fact_threshold=self.settings.fact_threshold,
             yields_until=deadline + UNHEARD_YIELD_S if self.gives_way(request.canvas_width) else None,
+            first_guests=self._guests(
+                request.canvas_width, request.active_drafts, steps, deadline - request.now - expected.prefill.p95
+            ),
         )
         quality = quality_at(self.curve, self.clause_width, steps)
         return Grant(plan, reason, expected, is_on_time, quality, late, acknowledgement)
@@ -353,9 +363,10 @@ class BudgetController:
             steps = min(steps, max(self.affordable_steps(self.clause_width, now), plan.steps_first))
         elif steps > plan.steps_first:
             steps = plan.steps_first
-        if steps == plan.steps_first and dry_at is None:
+        guests = self._guests(plan.canvas_width, active_drafts, steps - step, plan.first_deadline - now)
+        if steps == plan.steps_first and guests == plan.first_guests and dry_at is None:
             return None
-        return replace(plan, steps_first=steps)
+        return replace(plan, steps_first=steps, first_guests=guests)
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 

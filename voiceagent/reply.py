@@ -277,7 +277,7 @@ class Reply:
             self._learn_step(event, event.compute_s, event.batch)
         else:
             self._first_steps += 1
-            self._learn_step(event, wall_s, company)
+            self._learn_step(event, wall_s, max(company, event.batch))
         written = sum(1 for token in event.canvas if token.text)
         self.usage = replace(self.usage, output_tokens=before.output_tokens + written)
         self.trace.steps.append(
@@ -333,6 +333,9 @@ class Reply:
             load = self.budget.load.share(now)
             busy = f", with the engine {load:.0%} busy" if self.budget.load.room(now) < 1.0 else ""
             self._draft.replan(again)
+            if (again.steps_first, again.steps_rest) == (self._plan.steps_first, self._plan.steps_rest):
+                self._plan = again  # Who may share its forwards is nobody's news.
+                return
             self._adopt(again, f"after step {event.step}{others}{busy}: {reason}")
 
     def _replan_rest(self) -> None:

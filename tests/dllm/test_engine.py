@@ -270,6 +270,20 @@ def test_the_rest_of_a_reply_gives_way_to_first_clauses_until_its_time_comes(
     assert [event.draft for event in shared.run_round() if isinstance(event, Stepped)] == [playing], "nobody is left"
 
 
+def test_a_first_clause_lets_in_as_many_as_its_plan_says_the_nearest_deadline_first() -> None:
+    shared = engine(clock=ManualClock())
+    playing = []
+    for number, deadline in enumerate((3.0, 2.0, 4.0)):
+        plan = Plan(8, 8, 1.0, rest_deadline=deadline, rest_yields_until=1.5)
+        playing.append(shared.submit(spec(conversation=f"playing {number}", plan=plan)))
+        playing[-1].phase = "rest"
+    one = shared.submit(spec(conversation="waits", plan=Plan(8, 8, 1.0, first_deadline=9.0, first_guests=2)))
+    assert {event.draft for event in shared.run_round() if isinstance(event, Stepped)} == {one, playing[1], playing[0]}
+    hurried = shared.submit(spec(conversation="hurried", plan=Plan(8, 8, 1.0, first_deadline=1.0)))
+    stepped = {event.draft for event in shared.run_round() if isinstance(event, Stepped)}
+    assert stepped == {one, hurried}, "nobody is let in beside one that needs the engine"
+
+
 def test_a_draft_that_fails_leaves_the_others_writing() -> None:
     class Fragile(Transformer):
         """Refuses one token, as a broken prompt would break a forward."""

@@ -244,6 +244,23 @@ def test_where_company_is_dear_the_rest_gives_way_until_its_floor_needs_the_engi
     assert cheap.plan_rest(StepPlan(32, 6, 10, 0.9), now=0.0, dry_at=2.03).yields_until is None
 
 
+def test_a_first_clause_with_room_lets_the_rest_of_another_reply_share_its_forwards() -> None:
+    planner = controller(max_steps=10)
+    for _ in range(10):
+        planner.costs.observe(Stage.STEP, 0.01, 32, company=1)
+        planner.costs.observe(Stage.STEP, 0.016, 32, company=2)
+    roomy = planner.plan_turn(request(target_s=2.0)).plan
+    assert (roomy.steps_first, roomy.first_guests) == (10, 1)
+    late = planner.replan_first(roomy, now=roomy.first_deadline - 0.1, step=2)
+    assert late is not None and (late.steps_first, late.first_guests) == (10, 0), (
+        "eight steps fit alone, not beside another"
+    )
+    again = planner.replan_first(late, now=roomy.first_deadline - 0.1, step=6)
+    assert again is not None and again.first_guests == 1, "four fit either way"
+    cheap = controller(max_steps=10).plan_turn(request(target_s=2.0)).plan
+    assert cheap.first_guests == 0, "where company is cheap nobody gives way"
+
+
 def test_under_load_steps_shrink_to_the_floor_and_come_back() -> None:
     planner = controller(min_steps=4, max_steps=20)
     steps = []

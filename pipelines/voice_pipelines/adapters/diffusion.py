@@ -310,6 +310,7 @@ class DiffusionDrafter:
             floor=max(self.min_steps - steps_done, 1),
             rest_yields_until=plan.yields_until,
             is_speculative=plan.is_speculative,
+            first_guests=plan.first_guests,
         )
 
     def _tell(self, draft: DiffusionDraft, event: drafts.Event) -> None:
