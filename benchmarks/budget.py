@@ -46,7 +46,7 @@ ROOT = Path(__file__).parents[1]
 CURVE = ROOT / "dllm" / "builtin" / "quality_curve.json"
 RECORDED = ROOT / "benchmarks" / "results" / "budget-stages.json"
 NOMINAL_SHARE = 0.7
-FLOOR_QUALITY = 0.9
+FLOOR_QUALITY = 0.65
 """As `voice_pipelines` chooses a model's floor: the fewest steps that reach it on the narrowest canvas."""
 WARM_UP_S = 30.0
 TURN_S = 10.5

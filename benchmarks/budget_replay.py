@@ -150,6 +150,9 @@ class Policy:
     def heard(self, stage: Stage, seconds: float, size: float = 1.0) -> None:
         pass
 
+    def answered(self, draft: Draft, *, late: bool) -> None:
+        pass
+
 
 class Autoregressive(Policy):
     """A token for each forward: as many forwards as there are tokens, whatever the time."""
@@ -214,6 +217,10 @@ class Controlled(Policy):
 
     def heard(self, stage: Stage, seconds: float, size: float = 1.0) -> None:
         self.controller.costs.observe(stage, seconds, size)
+
+    def answered(self, draft: Draft, *, late: bool) -> None:
+        if draft.may_grow:
+            self.controller.margin.answered(late=late)
 
     def _company(self, *, is_first: bool) -> int:
         return self.controller.company(self.machine.width, is_first=is_first)
@@ -356,6 +363,7 @@ class Replay:
     def _clause_plays(self, draft: Draft, now: float, tts_s: float, transport_s: float) -> None:
         self.policy.heard(Stage.TTS, tts_s, draft.clause_chars)
         self.policy.heard(Stage.TRANSPORT, transport_s)
+        self.policy.answered(draft, late=now > draft.speech_end + self.machine.target_s)
         if draft in self._drafts:
             self.policy.speaks(draft, now)
             if draft.steps_rest >= draft.plan.steps_rest:

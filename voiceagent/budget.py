@@ -16,6 +16,7 @@ from enum import StrEnum
 from voiceagent.backends import QualityCurve, StepPlan
 from voiceagent.budget_curve import quality_at, steps_for, useful_steps
 from voiceagent.budget_load import Admission, EngineLoad
+from voiceagent.budget_margin import Margin
 from voiceagent.costs import Cost, CostModel, Stage
 from voiceagent.playout import SECONDS_PER_CHAR
 
@@ -141,6 +142,7 @@ class BudgetController:
     """Those of them whose first clause is not written yet."""
     admission: Admission = field(default_factory=Admission)
     load: EngineLoad = field(default_factory=EngineLoad)
+    margin: Margin = field(default_factory=Margin)
 
     # --- what happened ------------------------------------------------------------------------------------------------
 
@@ -229,8 +231,12 @@ class BudgetController:
         target_at = request.speech_end + request.target_s
         behind = expected.tts.p95 + expected.transport.p95
         begin = request.now + expected.prefill.p95
-        fits = _fitting(target_at - behind - begin, expected.step.p95)
         wanted = self.wanted_steps(request.when_late)
+        fits = _fitting(target_at - behind - begin, expected.step.p95)
+        # The margin takes none of the steps that are wanted: without them the answer counts as late, with a smaller margin it may not be.
+        kept_s = min(self.margin.seconds, max(target_at - behind - begin - wanted * expected.step.p95, 0.0))
+        behind += kept_s
+        fits = max(_fitting(target_at - behind - begin, expected.step.p95), min(fits, wanted))
         useful = max(self.affordable_steps(self.clause_width, request.now), wanted)
         self._count(request, expected)
         if fits >= wanted:

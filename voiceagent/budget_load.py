@@ -20,7 +20,7 @@ ADMIT_SHARE = 0.1
 
 MEMORY_S = 5.0
 """Over which the engine's load is averaged: some turns of a few callers, and short beside a minute of many."""
-LOAD_LOW = 0.6
+LOAD_LOW = 0.5
 """Load up to which everybody gets all the steps that help."""
 LOAD_HIGH = 0.85
 """Load from which nobody gets more than the floor: above it the wait for one's turn grows faster than any plan can shrink."""

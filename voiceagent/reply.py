@@ -436,6 +436,8 @@ class Reply:
         self.budget.costs.observe(Stage.TRANSPORT, max(now - made, 0.0))
         if is_first:
             self.trace.mark("first_audio", now)
+            if self._grant is not None and self._grant.is_on_time and not self.trace.tools:
+                self.budget.margin.answered(late=now > self.trace.origin + self.request.target_s)
             self.on_audio()
 
 

@@ -5,12 +5,13 @@ import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voiceagent.backends import QualityCurve, StepPlan
 from voiceagent.budget import YIELD_MARGIN_S, BudgetController, BudgetSettings, TurnRequest, WhenLate
 from voiceagent.budget_load import Admission
+from voiceagent.budget_margin import MAY_MISS, MOST_S, Margin
 from voiceagent.costs import Cost, CostModel, Stage
 
 EXACT = {
@@ -259,6 +260,45 @@ def test_a_first_clause_with_room_lets_the_rest_of_another_reply_share_its_forwa
     assert again is not None and again.first_guests == 1, "four fit either way"
     cheap = controller(max_steps=10).plan_turn(request(target_s=2.0)).plan
     assert cheap.first_guests == 0, "where company is cheap nobody gives way"
+
+
+def test_the_margin_takes_steps_but_none_of_those_that_are_wanted() -> None:
+    planner = controller(min_steps=4, max_steps=50)
+    free = planner.plan_turn(request(now=0.2))
+    planner.margin.seconds = 0.05
+    careful = planner.plan_turn(request(now=0.2))
+    assert free.plan.first_deadline is not None and careful.plan.first_deadline is not None
+    assert careful.plan.first_deadline == pytest.approx(free.plan.first_deadline - 0.05)
+    assert 4 < careful.plan.steps_first < free.plan.steps_first and careful.is_on_time
+    costs = planner.predict(request())
+    tight = 0.4 + costs.prefill.p95 + costs.tts.p95 + costs.transport.p95 + 4.5 * costs.step.p95
+    floor = planner.plan_turn(request(target_s=tight))
+    assert floor.plan.steps_first == 4 and floor.is_on_time, (
+        "what fits without a margin is not called late because of it"
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.0, 0.02), st.floats(0.005, 0.05))
+def test_the_margin_grows_until_few_promises_are_broken(seed: int, shift_s: float, scale_s: float) -> None:
+    rng, margin = random.Random(seed), Margin()
+    late = []
+    for _ in range(6000):
+        is_late = rng.gauss(shift_s - 0.02, scale_s / 2) > margin.seconds
+        margin.answered(late=is_late)
+        late.append(is_late)
+    assert 0.0 <= margin.seconds <= MOST_S
+    assert sum(late[1000:]) / 5000 < 2 * MAY_MISS
+
+
+def test_the_margin_of_a_machine_that_is_always_late_is_bounded_and_goes_again() -> None:
+    margin = Margin()
+    for _ in range(100):
+        margin.answered(late=True)
+    assert margin.seconds == MOST_S
+    for _ in range(1200):
+        margin.answered(late=False)
+    assert margin.seconds == 0.0
 
 
 def test_under_load_steps_shrink_to_the_floor_and_come_back() -> None:

@@ -70,7 +70,7 @@ ROOM_AROUND_PINS = 16
 """Canvas positions for the model's own words beside what must be said; a wider canvas is taken when there are fewer."""
 FLOOR_STEPS = 4
 """Steps for the first clause when the checkpoint brings no quality curve."""
-FLOOR_QUALITY = 0.9
+FLOOR_QUALITY = 0.65
 """Share of the best quality that a reply must reach to be worth hearing."""
 
 
