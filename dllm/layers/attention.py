@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dllm.layers.norm import RMSNorm
-from dllm.layers.rotary import Turn, rotate
+from dllm.layers.rotary import Turn
 from dllm.models.family import LayerStore
 from dllm.spec import ModelSpec
+from dllm_kernels import HeadNorms, Target, rotate_and_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +100,13 @@ class Attention(nn.Module):
         """
         rows, length, _ = x.shape
         qkv = self.qkv_proj(x).view(rows, length, self.heads + 2 * self.kv_heads, self.head_dim)
-        q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
+        norms = None
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q.transpose(1, 2), turn), rotate(k.transpose(1, 2), turn)
-        if q_scale is not None:
-            q = q * q_scale.to(q.dtype)
-        if store is None:
-            v = v.transpose(1, 2)
-        else:
-            k, v = slots.write(store, k.transpose(1, 2), v)
+            norms = HeadNorms(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
+        target = None if store is None else Target(store.keys, store.values, slots.first, slots.columns)
+        q, k, v = rotate_and_store(qkv, turn.cos, turn.signed_sin, (self.heads, self.kv_heads), norms, q_scale, target)
+        if store is not None:
+            k, v = k[:, :, : slots.read], v[:, :, : slots.read]
         q = q.reshape(rows, self.kv_heads, self.heads // self.kv_heads * length, self.head_dim)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         out = out.reshape(rows, self.heads, length, self.head_dim)

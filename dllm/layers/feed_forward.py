@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dllm.spec import Activation
+from dllm_kernels import swiglu
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
@@ -22,6 +23,5 @@ class FeedForward(nn.Module):
         self.activation: Activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        down: Tensor = self.down_proj(activate(gate, self.activation) * up)
+        down: Tensor = self.down_proj(swiglu(self.gate_up_proj(x), self.activation))
         return down

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dllm_kernels import add_rms_norm, rms_norm
 
 
 class RMSNorm(nn.Module):
-    """Divide by the root mean square over the last dimension, then scale.
-
-    In half precision the division is done in float32 and rounded before the weight multiplies, as all families here were trained
-    (LLaDA, Qwen, Ministral). Root mean square normalisation: arXiv:1910.07467.
-    """
+    """Divide by the root mean square over the last dimension, then scale; see `dllm_kernels.rms_norm`."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -20,6 +17,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype in (torch.float16, torch.bfloat16):
-            return F.rms_norm(x.float(), (x.shape[-1],), None, self.eps).to(x.dtype) * self.weight
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
+
+    def after(self, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The stream `x` [..., E] with what the last layer added to it, and that normalised."""
+        return (x, self(x)) if delta is None else add_rms_norm(x, delta, self.weight, self.eps)

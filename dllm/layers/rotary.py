@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dllm.spec import RopeSpec
+from dllm_kernels.rotary import reference
 
 
 class Turn(NamedTuple):
@@ -74,12 +75,7 @@ def turn_at(cos: Tensor, sin: Tensor, positions: Tensor, dtype: torch.dtype) -> 
 
 def rotate(x: Tensor, turn: Turn) -> Tensor:
     """Turn the first R dimensions of heads [B, heads, T, D]; the dtype stays."""
-    size = turn.cos.shape[-1]
-    if size < x.shape[-1]:
-        return torch.cat((rotate(x[..., :size], turn), x[..., size:]), dim=-1)
-    first, second = x.chunk(2, dim=-1)
-    swapped = torch.cat((second, first), dim=-1)
-    return torch.addcmul(x * turn.cos, swapped, turn.signed_sin).to(x.dtype)
+    return reference.rotate(x, turn.cos, turn.signed_sin)
 
 
 def query_scale(rope: RopeSpec, positions: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from dllm.layers.norm import RMSNorm
 from dllm.layers.rotary import Turn, query_scale, rotary_table, turn_at
 from dllm.models.family import LayerStore
 from dllm.spec import ModelSpec
+from dllm_kernels import embed
 
 
 class Shared(NamedTuple):
@@ -42,13 +43,16 @@ class Layer(nn.Module):
         self.mlp = _feed_forward(spec, index)
         self._has_experts = spec.moe is not None and index >= spec.moe.first_dense
 
-    def forward(self, x: Tensor, shared: Shared, store: LayerStore | None) -> Tensor:
-        """[B, T, E] to [B, T, E]; the new tokens' keys and values go into `store`."""
-        normed = self.input_layernorm(x)
-        x = x + self.self_attn(normed, shared.turn, shared.mask, store, shared.slots, shared.q_scale)
-        normed = self.post_attention_layernorm(x)
+    def forward(
+        self, x: Tensor, delta: Tensor | None, shared: Shared, store: LayerStore | None
+    ) -> tuple[Tensor, Tensor]:
+        """The stream and what is still to be added to it, both [B, T, E], to the same behind this layer: the next norm adds them up in one
+        pass. The new tokens' keys and values go into `store`."""
+        x, normed = self.input_layernorm.after(x, delta)
+        attended = self.self_attn(normed, shared.turn, shared.mask, store, shared.slots, shared.q_scale)
+        x, normed = self.post_attention_layernorm.after(x, attended)
         fed: Tensor = self.mlp(normed, shared.blocks) if self._has_experts else self.mlp(normed)
-        return x + fed
+        return x, fed
 
 
 def _feed_forward(spec: ModelSpec, index: int) -> nn.Module:
@@ -141,9 +145,9 @@ class Transformer(nn.Module):
         if extra:
             raise TypeError(f"{self.spec.family} takes no {', '.join(sorted(extra))}")
         spec = self.spec
-        x: Tensor = self.embed_tokens(ids)
-        if self.soft_proj is not None and soft is not None:
-            x = x + self.soft_proj(soft.to(x.dtype))
+        table = self.embed_tokens.weight
+        guess = None if self.soft_proj is None or soft is None else self.soft_proj(soft.to(table.dtype)).flatten(0, 1)
+        x = embed(ids.flatten(), table, guess).view(*ids.shape, -1)
         shared = Shared(
             turn_at(self.rotary_cos, self.rotary_sin, positions, x.dtype),
             fold_mask(mask, spec.num_attention_heads // spec.num_key_value_heads, x.dtype),
@@ -151,10 +155,10 @@ class Transformer(nn.Module):
             query_scale(spec.rope, positions) if spec.rope.query_scale_beta else None,
             positions // spec.block if spec.moe is not None and spec.moe.per_block else None,
         )
+        delta: Tensor | None = None
         for index, layer in enumerate(self.layers):
-            x = layer(x, shared, None if stores is None else stores[index])
-        normed: Tensor = self.norm(x)
-        return normed
+            x, delta = layer(x, delta, shared, None if stores is None else stores[index])
+        return self.norm.after(x, delta)[1]
 
     def soft_embedding(self, logits: Tensor) -> Tensor:
         """The expected embedding under the last step's logits, [B, T, V] to [B, T, E]: `forward`'s `soft`."""

@@ -5,21 +5,11 @@ Dimensions: N rows (live positions), V vocabulary.
 
 from __future__ import annotations
 
-import functools
-from typing import Protocol
-
-import torch
 from torch import Tensor
 
-from dllm_kernels.commit_from_logits import reference
+from dllm_kernels.choose import choose
 from dllm_kernels.commit_from_logits.contract import CommitStats as CommitStats
 from dllm_kernels.commit_from_logits.contract import check_arguments, empty_stats
-
-
-class _Implementation(Protocol):
-    def __call__(
-        self, logits: Tensor, temperature: float, seed: int | Tensor, forbidden: Tensor | None, out: CommitStats
-    ) -> None: ...
 
 
 def commit_from_logits(
@@ -58,17 +48,5 @@ def commit_from_logits(
     check_arguments(logits, temperature, seed, forbidden, out)
     stats = empty_stats(logits) if out is None else out
     if len(logits):
-        _implementation(logits.device.type)(logits, temperature, seed, forbidden, stats)
+        choose("commit_from_logits", logits).commit_from_logits(logits, temperature, seed, forbidden, stats)
     return stats
-
-
-@functools.cache
-def _implementation(device_type: str) -> _Implementation:
-    """Triton on CUDA where it is installed (it exists for Linux only), the reference everywhere else."""
-    if device_type == "cuda" and torch.cuda.is_available():
-        try:
-            from dllm_kernels.commit_from_logits import triton
-        except ImportError:
-            return reference.commit_from_logits
-        return triton.commit_from_logits
-    return reference.commit_from_logits

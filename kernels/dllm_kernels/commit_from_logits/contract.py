@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dllm_kernels.checks import check_tensor
+
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MIN_TEMPERATURE = 1e-3
 """Below it, float32 scores of neighbouring logits run together, and the best token is what is meant anyway."""
@@ -47,17 +49,11 @@ def check_arguments(
     if temperature != 0.0 and not MIN_TEMPERATURE <= temperature < math.inf:
         raise ValueError(f"temperature: expected 0, or at least {MIN_TEMPERATURE} and finite, got {temperature}")
     if isinstance(seed, Tensor):
-        _check_tensor("seed", seed, (rows,), torch.int64, logits.device)
+        check_tensor("seed", seed, (rows,), torch.int64, logits.device)
     elif not 0 <= seed < 2**63:
         raise ValueError(f"seed: expected an integer in [0, 2^63), got {seed}")
     if forbidden is not None:
-        _check_tensor("forbidden", forbidden, (vocabulary,), torch.bool, logits.device)
+        check_tensor("forbidden", forbidden, (vocabulary,), torch.bool, logits.device)
     if out is not None:
         for name, tensor in out._asdict().items():
-            _check_tensor(name, tensor, (rows,), torch.int64 if name == "token" else torch.float32, logits.device)
-
-
-def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-    if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != device or not tensor.is_contiguous():
-        got = f"{list(tensor.shape)} {tensor.dtype} on {tensor.device}"
-        raise ValueError(f"{name}: expected contiguous {list(shape)} {dtype} on {device}, got {got}")
+            check_tensor(name, tensor, (rows,), torch.int64 if name == "token" else torch.float32, logits.device)

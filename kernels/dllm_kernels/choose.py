@@ -1,0 +1,75 @@
+"""Which implementation runs. The one place that decides: Triton on a GPU it supports, the PyTorch reference everywhere else.
+
+Triton's kernels have no backward pass and know three float types, so gradients and float64 go to the reference on any device.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import logging
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+Kind: TypeAlias = Literal["auto", "reference", "triton"]
+
+OLDEST_CAPABILITY = (8, 0)
+"""Compute capability from which bfloat16 products run in hardware."""
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_LOG = logging.getLogger(__name__)
+_forced: Kind = "auto"
+
+
+def use(kind: Kind) -> None:
+    """Force one implementation from now on, for comparisons; "auto" lets the device decide again.
+
+    With "triton" and no GPU, kernels run where Triton's interpreter is on (TRITON_INTERPRET=1) and fail elsewhere. What Triton cannot do
+    (gradients, float64) stays with the reference.
+    """
+    global _forced
+    _forced = kind
+
+
+def choose(op: str, *tensors: Tensor | None) -> Any:
+    """The module that implements an op of this package (its folder's name) for these inputs, the first of which says the device."""
+    first = tensors[0]
+    assert first is not None
+    kind = _forced
+    if kind == "auto":
+        kind = _kind_on(first.device)
+    return _module(op, "reference" if kind == "reference" or _needs_reference(tensors) else "triton")
+
+
+def _needs_reference(tensors: tuple[Tensor | None, ...]) -> bool:
+    present = [tensor for tensor in tensors if tensor is not None]
+    if any(tensor.is_floating_point() and tensor.dtype not in KERNEL_DTYPES for tensor in present):
+        return True
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in present)
+
+
+@functools.cache
+def _kind_on(device: torch.device) -> Kind:
+    if device.type != "cuda":
+        return "reference"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST_CAPABILITY:
+        _LOG.warning(
+            "kernels run as plain PyTorch: %s has capability %d.%d, Triton's kernels need %d.%d",
+            torch.cuda.get_device_name(device),
+            *capability,
+            *OLDEST_CAPABILITY,
+        )
+        return "reference"
+    if importlib.util.find_spec("triton") is None:
+        _LOG.warning("kernels run as plain PyTorch on %s: triton is not installed", device)
+        return "reference"
+    return "triton"
+
+
+@functools.cache
+def _module(op: str, name: str) -> Any:
+    return importlib.import_module(f"dllm_kernels.{op}.{name}")

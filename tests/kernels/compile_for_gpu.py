@@ -1,0 +1,126 @@
+"""Compile every kernel for an H200 (sm_90) on a machine without a GPU: Triton brings the assembler.
+
+    python -m tests.kernels.compile_for_gpu          # one JSON object per kernel and argument types
+
+Ops are called on CPU tensors with a launch that compiles and runs nothing, so what is compiled is what the op would launch: block
+sizes, warps, divisibility and all. Says nothing of speed or of answers.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+import dllm_kernels
+from dllm_kernels import HeadNorms, Target
+
+CAPABILITY = 90
+SHARED_LIMIT = 227 * 1024
+"""Bytes of shared memory that one thread block of an H200 may have."""
+_NAMES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.bool: "i1",
+    torch.float8_e4m3fn: "fp8e4nv",
+}
+
+
+def compile_launch(kernel: Any, arguments: dict[str, Any], options: dict[str, int]) -> dict[str, Any]:
+    """Compile one launch; its figures as the assembler tells them."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int], Any] = {}
+    attributes: dict[tuple[int], Any] = {}
+    for place, (name, value) in enumerate(arguments.items()):
+        if isinstance(value, torch.Tensor):
+            signature[name] = f"*{_NAMES[value.dtype]}"
+            if value.data_ptr() % 16 == 0:
+                attributes[(place,)] = [["tt.divisibility", 16]]
+        elif value is None or kernel.params[place].is_constexpr or (value == 1 and isinstance(value, int)):
+            signature[name] = "constexpr"
+            constants[(place,)] = value
+        elif isinstance(value, int):
+            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[(place,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp32"
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options=options)
+    return {
+        "kernel": kernel.__name__,
+        "types": " ".join(kind for kind in signature.values() if kind != "constexpr"),
+        "shared": compiled.metadata.shared,
+        "warps": compiled.metadata.num_warps,
+        "local_loads": compiled.asm["ptx"].count("ld.local"),
+    }
+
+
+def compiling(call: Callable[[], object]) -> Iterator[dict[str, Any]]:
+    """What the launches of a call compile to."""
+    from triton.runtime.jit import JITFunction
+
+    found: list[dict[str, Any]] = []
+
+    def run(self: Any, *given: Any, grid: Any, warmup: bool, **named: Any) -> None:
+        names = [parameter.name for parameter in self.params]
+        values = dict(zip(names, given, strict=False)) | {name: named.pop(name) for name in names if name in named}
+        found.append(compile_launch(self, {name: values[name] for name in names}, named))
+
+    own = JITFunction.run
+    JITFunction.run = run
+    dllm_kernels.use("triton")
+    try:
+        call()
+    finally:
+        JITFunction.run = own
+        dllm_kernels.use("auto")
+    yield from found
+
+
+def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
+    """Each op as an 8B geometry calls it at a canvas of 32."""
+
+    def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    def whole(*shape: int) -> torch.Tensor:
+        return empty(*shape, dtype=torch.int64)
+
+    hidden, weight, logits = empty(32, 4096), empty(4096), empty(32, 151_936)
+    turn = empty(1, 1, 32, 128, dtype=torch.float32)
+    norms = HeadNorms(empty(128), empty(128), 1e-6)
+    store = empty(2, 8, 1024, 128)
+    target = Target(store, store, 0, whole(2, 32))
+    return [
+        lambda: dllm_kernels.commit_from_logits(logits),
+        lambda: dllm_kernels.commit_from_logits(logits, temperature=1.0, seed=whole(32)),
+        lambda: dllm_kernels.rms_norm(hidden, weight, 1e-6),
+        lambda: dllm_kernels.add_rms_norm(hidden, hidden, weight, 1e-6),
+        lambda: dllm_kernels.swiglu(empty(32, 2 * 12_288)),
+        lambda: dllm_kernels.embed(whole(32), empty(1000, 4096), hidden, empty(32, dtype=torch.float32)),
+        lambda: dllm_kernels.rotate_and_store(empty(2, 32, 48, 128), turn, turn, (32, 8), norms, target=target),
+    ]
+
+
+def main() -> None:
+    for dtype in (torch.bfloat16, torch.float32):
+        for call in calls(dtype):
+            for figures in compiling(call):
+                print(json.dumps(figures), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Triton's interpreter, where it does otherwise than a GPU.
+
+It cuts float32 off on the way to bfloat16 where a GPU rounds to the nearest, ties to even; it multiplies bfloat16 matrices by their bit
+patterns; and a comparison of single numbers becomes a float when it is spread over a tile. So in 3.6 and in 3.7.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+
+def mend() -> None:
+    """Make conversions and products of the interpreter, where it is on, those of a GPU. Twice is the same as once."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return
+    import triton.language as tl
+    from triton.runtime import interpreter
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    own = getattr(interpreter, "_own_convert_float", interpreter._convert_float)
+    interpreter._own_convert_float = own
+
+    def convert(data: Any, source: Any, target: Any, rounding: Any) -> Any:
+        if (source, target) == (tl.float32, tl.bfloat16):
+            return narrow(data)
+        if (source, target) == (tl.bfloat16, tl.float32):
+            return widen(data).view(np.uint32)
+        return own(data, source, target, rounding)
+
+    def dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
+        left, right = (widen(one.data) if one.dtype.scalar == tl.bfloat16 else one.data for one in (a, b))
+        # Half-precision products are exact in float32, and added there.
+        total = np.matmul(left.astype(d.data.dtype), right.astype(d.data.dtype)) + d.data
+        return TensorHandle(total, d.dtype.scalar)
+
+    def splat(self: Any, shape: Any, arg: Any) -> Any:
+        shape = getattr(shape, "shape", shape)
+        return TensorHandle(np.full(shape, arg.data.ravel()[0], dtype=arg.data.dtype), arg.dtype.scalar)
+
+    interpreter._convert_float = convert
+    InterpreterBuilder.create_splat = splat
+    InterpreterBuilder.create_dot = dot
+
+
+def narrow(data: Any) -> Any:
+    """float32 to the bit patterns of bfloat16, rounded to nearest even; NaN stays NaN."""
+    bits = np.ascontiguousarray(data, dtype=np.float32).view(np.uint32)
+    rounded = ((bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(data), np.uint16(0x7FC0), rounded)
+
+
+def widen(data: Any) -> Any:
+    """Bit patterns of bfloat16 to float32."""
+    return (np.ascontiguousarray(data).astype(np.uint32) << 16).view(np.float32)
