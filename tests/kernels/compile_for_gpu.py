@@ -17,6 +17,7 @@ import torch
 
 import dllm_kernels
 from dllm_kernels import HeadNorms, Target
+from dllm_kernels.select import RULES, CanvasColumns, RuleColumns, ScoreColumns, select
 
 CAPABILITY = 90
 SHARED_LIMIT = 227 * 1024
@@ -104,6 +105,10 @@ def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
     norms = HeadNorms(empty(128), empty(128), 1e-6)
     store = empty(2, 8, 1024, 128)
     target = Target(store, store, 0, whole(2, 32))
+    single = empty(4, 64, dtype=torch.float32)
+    scores, flags = ScoreColumns(whole(4, 64), single, single, single), empty(4, 64, dtype=torch.bool)
+    rules = RuleColumns(whole(4), empty(4, dtype=torch.float32), whole(4), whole(4), whole(4))
+    canvas = CanvasColumns(whole(4, 64), flags, single, whole(4), whole(4), whole(4))
     return [
         lambda: dllm_kernels.commit_from_logits(logits),
         lambda: dllm_kernels.commit_from_logits(logits, temperature=1.0, seed=whole(32)),
@@ -111,6 +116,8 @@ def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
         lambda: dllm_kernels.add_rms_norm(hidden, hidden, weight, 1e-6),
         lambda: dllm_kernels.swiglu(empty(32, 2 * 12_288)),
         lambda: dllm_kernels.embed(whole(32), empty(1000, 4096), hidden, empty(32, dtype=torch.float32)),
+        lambda: select(scores, flags, flags, rules, occurring=frozenset(RULES), stable=flags, canvas=canvas),
+        lambda: select(scores, flags, flags, rules, whole(4), occurring={"count"}, doubtful=flags),
         lambda: dllm_kernels.rotate_and_store(empty(2, 32, 48, 128), turn, turn, (32, 8), norms, target=target),
     ]
 
