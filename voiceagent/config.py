@@ -21,6 +21,7 @@ from voiceagent.config_values import Layer, Unparsed, convert, merge, nested, pa
 from voiceagent.errors import ConfigError
 from voiceagent.server_settings import ServerSettings
 from voiceagent.session import BARGE_IN_MODES, MAX_BACKCHANNELS, BargeInMode, SessionSettings, TurnDetection
+from voiceagent.silences import SilenceSettings
 from voiceagent.tools import NAME, check_schema, parameters_schema
 
 ENVIRONMENT_PREFIX = "VOICEAGENT_"
@@ -33,6 +34,7 @@ _SERVER = ServerSettings()
 _TURN = TurnDetection()
 _BUDGET = BudgetSettings()
 _SESSION = SessionSettings()
+_SILENCE = SilenceSettings()
 
 
 def _key(default: Any, about: str, expected: str, check: Callable[[Any], bool] = lambda value: True) -> Any:
@@ -227,6 +229,35 @@ class TurnConfig:
             backchannels=self.backchannels,
             backchannel_s=self.backchannel_s,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class SilenceConfig:
+    """What is said when nobody says anything."""
+
+    prompt_after_s: float | None = _key(
+        _SILENCE.prompt_after_s,
+        "Silence of the caller, after the agent was heard, that is answered with a prompt, the next one, and at last the goodbye; none waits for ever.",
+        "seconds from 1 to 600, or 'none'",
+        _optional_within(1.0, 600.0),
+    )
+    prompts: tuple[str, ...] = _key(
+        _SILENCE.prompts,
+        "Said one after the other, each after another such silence.",
+        "a list of texts that are not empty",
+        lambda v: all(text.strip() for text in v),
+    )
+    goodbye: str = _key(
+        _SILENCE.goodbye, "Said last; once it has been heard the conversation ends. Empty ends nothing.", "text"
+    )
+    for_clients: bool = _key(
+        _SILENCE.for_clients,
+        "Whether Realtime clients and the page begin with it as phone calls do; they can ask for it in any case.",
+        "true or false",
+    )
+
+    def settings(self) -> SilenceSettings:
+        return SilenceSettings(self.prompt_after_s, self.prompts, self.goodbye, self.for_clients)
 
 
 @dataclass(frozen=True, slots=True)
@@ -498,6 +529,7 @@ class Config:
     server: ServerConfig = field(default_factory=ServerConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     turn: TurnConfig = field(default_factory=TurnConfig)
+    silence: SilenceConfig = field(default_factory=SilenceConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     reply: ReplyConfig = field(default_factory=ReplyConfig)
     models: ModelsConfig = field(default_factory=ModelsConfig)
@@ -518,6 +550,7 @@ class Config:
             acknowledgements=self.budget.acknowledgements,
             max_output_tokens=self.reply.max_output_tokens,
             temperature=self.reply.temperature,
+            silence=self.silence.settings(),
         )
 
 

@@ -14,7 +14,7 @@ from starlette.websockets import WebSocket
 from voiceagent.backends import Samples
 from voiceagent.clock import Clock
 from voiceagent.errors import ProtocolError
-from voiceagent.events import AnyItem, ConversationEvent, Item
+from voiceagent.events import AnyItem, ConversationEnded, ConversationEvent, Item
 from voiceagent.line import Close, Line
 from voiceagent.server_settings import ServerSettings
 from voiceagent.session import ResponseOptions, SessionSettings
@@ -93,6 +93,8 @@ class Connection:
         assert self._codec is not None
         try:
             self._put(self._codec.send(event, self._clock.now()))
+            if isinstance(event, ConversationEnded):
+                self._line.end(Close(1000, event.message))
         except Exception:
             _log.exception("a conversation event could not be sent")
             self._line.end(Close(1011, "internal error"))

@@ -20,11 +20,13 @@ from voiceagent.backends import Backends, Samples
 from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock
 from voiceagent.errors import ProtocolError
-from voiceagent.events import AnyItem, ConversationEvent, Item, ItemAdded, ItemDeleted, ItemDone
+from voiceagent.events import AnyItem, ConversationEnded, ConversationEvent, Item, ItemAdded, ItemDeleted, ItemDone
 from voiceagent.history import History
 from voiceagent.listening import Listening
 from voiceagent.replying import Asked, Replying
 from voiceagent.session import ResponseOptions, SessionSettings
+from voiceagent.silence_watch import SilenceWatch
+from voiceagent.silences import NEVER, SilenceSettings
 from voiceagent.tasks import TaskGroup, new_id
 from voiceagent.tool_runner import ToolDesk
 from voiceagent.tools import ToolSpec
@@ -87,6 +89,15 @@ class Conversation:
             emit=emit,
             happened=self._happened,
             words_known=self._listening.words_known,
+        )
+        self._silence = SilenceWatch(
+            clock=clock,
+            tasks=self._tasks,
+            settings=self._silence_settings,
+            is_waiting=lambda: self._desk.is_busy or self._history.awaits_output(),
+            say=self._say,
+            is_heard=self._replying.is_heard,
+            end=self._end,
         )
         self._asked: Asked | None = None
         """A response that was asked for and starts when the state machine says so."""
@@ -167,6 +178,7 @@ class Conversation:
     def create_response(self, options: ResponseOptions | None = None) -> str:
         """Start a reply to the conversation as it stands; returns the response's id."""
         self._require_no_response()
+        self._silence.answered()
         options = options or ResponseOptions()
         self._require_free_names(options.tools or (), "response.tools")
         self._asked = Asked(new_id("resp"), options)
@@ -178,8 +190,7 @@ class Conversation:
         """Speak the agent's greeting; nothing happens when it has none, or once the conversation has begun."""
         if not self._agent.greeting or self._state.is_making_reply or len(self._history):
             return
-        self._asked = Asked(new_id("resp"), ResponseOptions(), self._agent.greeting)
-        self._happened(turns.ReplyRequested())
+        self._say(self._agent.greeting)
 
     def interrupt(self) -> None:
         """Stop an agent that can be heard, as speech would; the history keeps what was heard."""
@@ -200,11 +211,13 @@ class Conversation:
             raise ProtocolError(
                 "response_cancel_not_active", "Cancellation failed: no active response found", param="response_id"
             )
+        self._silence.answered()
         self._happened(turns.ReplyCancelled("client_cancelled"))
 
     def add_item(self, item: AnyItem, previous_item_id: str | None = None) -> None:
         """Insert an item; a user's text also reaches the note taker."""
         previous = self._history.add_from_client(item, previous_item_id)
+        self._silence.answered()
         if isinstance(item, Item) and item.role == "user" and item.text:
             self._take_note(item.id, item.text)
         self._emit(ItemAdded(item, previous))
@@ -236,6 +249,7 @@ class Conversation:
     def update(self, settings: SessionSettings) -> None:
         self._require_free_names(settings.tools, "session.tools")
         self.settings = settings
+        self._silence.observe(self._state)
 
     # --- whose turn it is ---------------------------------------------------------------------------------------------
 
@@ -263,6 +277,23 @@ class Conversation:
             self._quiet.set()
         else:
             self._quiet.clear()
+        if isinstance(happened, turns.TranscriptReady) and not happened.is_empty:
+            self._silence.answered()
+        self._silence.observe(self._state)
+
+    def _say(self, text: str) -> None:
+        """Speak a text as a reply of its own; nobody is speaking now."""
+        self._asked = Asked(new_id("resp"), ResponseOptions(), text)
+        self._happened(turns.ReplyRequested())
+
+    def _silence_settings(self) -> SilenceSettings:
+        # A text is read when the reader likes, and where the client ends the turns we do not know who is speaking.
+        is_spoken = self.settings.modality == "audio" and self.settings.turn_detection is not None
+        return self.settings.silence if is_spoken else NEVER
+
+    def _end(self) -> None:
+        self._listening.close()
+        self._emit(ConversationEnded("silence", "nobody spoke any more"))
 
     def _start_reply(self) -> None:
         asked, self._asked = self._asked, None

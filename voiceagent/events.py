@@ -260,6 +260,14 @@ class TurnTraced:
     timeline: Mapping[str, object]
 
 
+@dataclass(frozen=True, slots=True)
+class ConversationEnded:
+    """The agent has said goodbye and been heard; whoever owns the conversation closes it, which is no failure."""
+
+    reason: Literal["silence"]
+    message: str
+
+
 ConversationEvent: TypeAlias = (
     SpeechStarted
     | SpeechStopped
@@ -283,4 +291,5 @@ ConversationEvent: TypeAlias = (
     | PlaybackRestored
     | ResponseFinished
     | TurnTraced
+    | ConversationEnded
 )

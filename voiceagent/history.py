@@ -56,6 +56,11 @@ class History:
     def output(self, call_id: str) -> OutputItem | None:
         return next((item for item in self._items if isinstance(item, OutputItem) and item.call_id == call_id), None)
 
+    def awaits_output(self) -> bool:
+        """Whether the conversation has come to a call and what came of it is not known."""
+        last = self._items[-1] if self._items else None
+        return isinstance(last, CallItem) and self.output(last.call_id) is None
+
     def previous_id(self, item_id: str) -> str | None:
         index = self._index(item_id, "item_retrieve_invalid_item_id")
         return self._items[index - 1].id if index else None

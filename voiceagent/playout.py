@@ -25,6 +25,10 @@ SECONDS_PER_CHAR = 0.06
 """Length of speech by its letters, for a clause whose audio is not complete: 170 words a minute, six letters each."""
 
 
+CONFIRMED_S = 0.02
+"""Clients report whole samples of another rate, or milliseconds: so little may be missing."""
+
+
 @dataclass(slots=True)
 class Playout:
     """One reply's audio. Mutable, owned by one conversation; every time is passed in.
@@ -98,6 +102,11 @@ class Playout:
 
     def _time(self, now: float) -> float:
         return now if self._held_at is None else self._held_at
+
+    @property
+    def is_confirmed(self) -> bool | None:
+        """Whether the client says that all of it was played; None where it has said nothing."""
+        return None if self._reported_s is None else self._reported_s >= self.sent_s - CONFIRMED_S
 
     def dry_at(self) -> float | None:
         """When the caller's queue runs empty if nothing more is sent; None before the first audio. Held, it is as if that ended now."""

@@ -160,6 +160,10 @@ class Replying:
         current = [] if self._running is None else [self._running.reply]
         return [reply.playout for reply in (*self._still_playing, *current)]
 
+    def is_heard(self) -> bool | None:
+        """Whether the client has reported the newest reply as played to its end; None where it has reported nothing."""
+        return None if self._running is None else self._running.reply.playout.is_confirmed
+
     # --- making -------------------------------------------------------------------------------------------------------
 
     def start(self, settings: SessionSettings, turn: CallerTurn | None, asked: Asked | None) -> None:

@@ -147,7 +147,7 @@ class RealtimeServer:
                 self._nobody.set()
 
     async def _converse(self, websocket: WebSocket, connection: Connection) -> None:
-        defaults = self._runtime.default_settings
+        defaults = self._runtime.default_settings.for_client()
         conversation = self._open(connection, "realtime", websocket, connection.emit)
         try:
             codec = RealtimeCodec(
@@ -173,7 +173,10 @@ class RealtimeServer:
     ) -> ConversationPort:
         """The conversation of this connection, with everything it says counted on its way out."""
         session = Session(self.telemetry, door, websocket.client.host if websocket.client else "", self._clock)
-        conversation = self._runtime.open_conversation(session.watch(emit), self._runtime.default_settings)
+        settings = self._runtime.default_settings
+        if door != "twilio":
+            settings = settings.for_client()
+        conversation = self._runtime.open_conversation(session.watch(emit), settings)
         self._connections[connection] = _Caller(session, conversation)
         self.telemetry.conversations.add(door)
         return conversation

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from voiceagent.barge_in import BACKCHANNELS, BargeInSettings
@@ -11,6 +11,7 @@ from voiceagent.budget import WhenLate
 from voiceagent.endpoint import EndpointSettings
 from voiceagent.errors import ConfigError
 from voiceagent.events import Modality
+from voiceagent.silences import SilenceSettings
 from voiceagent.tools import AUTO, ToolChoice, ToolSpec
 from voiceagent.transcript import normalise
 
@@ -119,6 +120,8 @@ class SessionSettings:
     tools: tuple[ToolSpec, ...] = ()
     """The client's own: it runs them and answers with their output."""
     tool_choice: ToolChoice = AUTO
+    silence: SilenceSettings = field(default_factory=SilenceSettings)
+    """What is said when nobody says anything; nothing in text, and where the client ends the turns."""
 
     def __post_init__(self) -> None:
         if not 0.05 <= self.target_s <= 30.0:
@@ -127,6 +130,10 @@ class SessionSettings:
             raise ConfigError("temperature", self.temperature, "0 to 2")
         if self.max_output_tokens is not None and not 1 <= self.max_output_tokens <= 4096:
             raise ConfigError("max_output_tokens", self.max_output_tokens, "1 to 4096, or none")
+
+    def for_client(self) -> SessionSettings:
+        """What a client that is no telephone begins with."""
+        return replace(self, silence=self.silence.for_client())
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,11 @@ class ToolDesk:
         """Those among them that no caller has heard of: the next reply is the first that can tell them."""
         self._is_new_turn = False
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a tool is running."""
+        return bool(self._running)
+
     def turn_began(self) -> None:
         """The caller said something new: in the reply to it the same call may be meant again, but not in one that is still being made."""
         self._is_new_turn = True

@@ -93,7 +93,7 @@ class LocalRuntime:
         return Conversation(
             backends=self.backends,
             agent=self.agent,
-            settings=settings or self.default_settings,
+            settings=settings or self.default_settings.for_client(),
             clock=self.clock,
             emit=emit if self.memory is None else self._remembering(emit, self.memory),
             budget=self.budget,

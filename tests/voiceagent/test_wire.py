@@ -472,6 +472,7 @@ def test_extension_events_go_only_to_clients_that_ask() -> None:
     shown = created["session"]["voiceagent"]  # type: ignore[index]
     assert (shown["events"], shown["target_ms"], shown["when_late"]) == (True, 500, "fewer_steps")
     assert shown["barge_in"] == "two_stage" and "uh-huh" in shown["backchannels"]
+    assert shown["silence"] is None
 
 
 def test_errors_name_the_clients_event_and_a_failed_cancellation_begins_as_clients_expect() -> None:

@@ -17,6 +17,7 @@ from voiceagent.barge_in import BACKCHANNELS
 from voiceagent.errors import ProtocolError
 from voiceagent.events import CallItem, Item, ItemAdded, OutputItem, ResponseAudio, ResponseCalled, ResponseStarted
 from voiceagent.session import ResponseOptions, SessionSettings, TurnDetection
+from voiceagent.silences import GOODBYE
 from voiceagent.tools import ToolCall, ToolChoice, ToolSpec
 from voiceagent.wire import (
     AppendAudio,
@@ -364,6 +365,7 @@ def test_extensions_can_be_asked_for_in_the_session() -> None:
         "when_late": "answer_later",
         "barge_in": "two_stage",
         "backchannels": list(BACKCHANNELS),
+        "silence": None,
     }
     assert codec.session.settings.target_s == 0.35
     assert "voiceagent" not in update(codec, voiceagent={"events": False})
@@ -378,6 +380,22 @@ def test_how_the_agent_is_interrupted_can_be_asked_for_and_outlives_other_turn_d
     assert detection is not None and not detection.interrupts_in_stages and detection.threshold == 0.7
     shown = update(codec, audio={"input": {"turn_detection": None}}, voiceagent={"barge_in": "two_stage"})
     assert "barge_in" not in shown["voiceagent"], "a client that ends its turns itself is not interrupted for"
+
+
+def test_silences_are_changed_key_by_key_and_null_ends_them() -> None:
+    codec = make_codec()
+
+    def shown(silence: object) -> object:
+        extension: Any = update(codec, voiceagent={"events": True, "silence": silence})["voiceagent"]
+        return extension["silence"]
+
+    first = shown({"prompt_after_ms": 5000, "prompts": ["Hello?"]})
+    assert first == {"prompt_after_ms": 5000.0, "prompts": ["Hello?"], "goodbye": GOODBYE}
+    assert shown({"goodbye": ""}) == {"prompt_after_ms": 5000.0, "prompts": ["Hello?"], "goodbye": ""}
+    assert codec.session.settings.silence.prompt_after_s == 5.0
+    assert shown(None) is None
+    assert shown({"prompt_after_ms": None}) is None
+    assert shown({"prompt_after_ms": 9000}) == {"prompt_after_ms": 9000.0, "prompts": ["Hello?"], "goodbye": ""}
 
 
 def test_a_failed_update_changes_nothing_and_only_apply_does() -> None:
@@ -567,6 +585,11 @@ def test_each_mistake_is_named_with_its_code_and_place(message: Event, code: str
         ({"voiceagent": {"barge_in": "never"}}, "voiceagent.barge_in"),
         ({"voiceagent": {"backchannels": ["mhm", "!"]}}, "voiceagent.backchannels"),
         ({"voiceagent": {"backchannels": "mhm"}}, "voiceagent.backchannels"),
+        ({"voiceagent": {"silence": 5}}, "voiceagent.silence"),
+        ({"voiceagent": {"silence": {"prompt_after_ms": 10}}}, "voiceagent.silence.prompt_after_ms"),
+        ({"voiceagent": {"silence": {"prompts": [" "]}}}, "voiceagent.silence.prompts"),
+        ({"voiceagent": {"silence": {"prompts": "Hello?"}}}, "voiceagent.silence.prompts"),
+        ({"voiceagent": {"silence": {"goodbye": 1}}}, "voiceagent.silence.goodbye"),
     ],
 )
 def test_each_bad_session_field_is_named(session: Event, param: str) -> None:

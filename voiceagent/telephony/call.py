@@ -20,6 +20,7 @@ from voiceagent.clock import Clock
 from voiceagent.connection import ConversationPort
 from voiceagent.errors import OverloadedError, ProtocolError
 from voiceagent.events import (
+    ConversationEnded,
     ConversationEvent,
     PlaybackDucked,
     PlaybackRestored,
@@ -238,6 +239,8 @@ class PhoneCall:
                 self._hold()
             case PlaybackRestored():
                 self._play_on()
+            case ConversationEnded(message=message):
+                self._line.end(Close(1000, message))
             case _:
                 pass
 

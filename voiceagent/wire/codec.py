@@ -20,6 +20,7 @@ from voiceagent.events import (
     AnyItem,
     AudioCleared,
     AudioCommitted,
+    ConversationEnded,
     ConversationEvent,
     ItemAdded,
     ItemDeleted,
@@ -189,6 +190,9 @@ class RealtimeCodec:
             case ResponsePlanned() | ResponseStepped() | TurnTraced() | PlaybackDucked() | PlaybackRestored():
                 if self.session.extensions:
                     yield self._extension(event, now)
+            case ConversationEnded(reason=reason, message=message):
+                if self.session.extensions:
+                    yield self._event("voiceagent.session.ended", reason=reason, message=message)
             case _:
                 assert_never(event)
 

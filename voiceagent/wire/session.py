@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias, cast
 from voiceagent.budget import WhenLate
 from voiceagent.errors import ConfigError, ProtocolError
 from voiceagent.session import BARGE_IN_MODES, BargeInMode, SessionSettings, TurnDetection
+from voiceagent.silences import SilenceSettings
 from voiceagent.tools import ToolChoice, ToolSpec
 from voiceagent.wire.fields import Fields, Json, clean_json
 
@@ -26,6 +27,7 @@ PCM_RATE_HZ = 24_000
 DEFAULT_VOICE = "default"
 MAX_MS = 600_000
 MAX_TOOLS = 128
+MAX_PROMPTS = 16
 MAX_NAME_CHARS = 64
 
 _SILENCE_SCALE: Mapping[str, float] = {"low": 2.0, "medium": 1.0, "auto": 1.0, "high": 0.7}
@@ -124,6 +126,7 @@ def session_json(session: WireSession, *, session_id: str, model: str, expires_a
             "target_ms": round(settings.target_s * 1000, 3),
             "when_late": settings.when_late.value,
             **_barge_in_json(settings.turn_detection),
+            "silence": _silence_json(settings.silence),
         }
     return answer
 
@@ -288,6 +291,9 @@ def _update_extensions(session: WireSession, update: Fields | None) -> WireSessi
     if (when_late := read_when_late(update)) is not None:
         session = replace(session, settings=replace(session.settings, when_late=when_late))
     session = replace(session, settings=_read_barge_in(session.settings, update))
+    if update.has("silence"):
+        silence = _read_silence(update, session.settings.silence)
+        session = replace(session, settings=replace(session.settings, silence=silence))
     wanted = update.boolean("events")
     return session if wanted is None else replace(session, extensions=wanted)
 
@@ -312,6 +318,29 @@ def _barge_in_json(detection: TurnDetection | None) -> Json:
     if detection is None:
         return {}
     return {"barge_in": detection.barge_in, "backchannels": list(detection.backchannels)}
+
+
+def _read_silence(extension: Fields, current: SilenceSettings) -> SilenceSettings:
+    """What is said into silences; null says nothing, and what is left out stays as it is."""
+    chosen = extension.child("silence")
+    if chosen is None:
+        return replace(current, prompt_after_s=None)
+    if chosen.has("prompt_after_ms"):
+        after_ms = chosen.number("prompt_after_ms", 1000, MAX_MS)
+        current = replace(current, prompt_after_s=None if after_ms is None else after_ms / 1000)
+    if (prompts := chosen.strings("prompts")) is not None:
+        if len(prompts) > MAX_PROMPTS or not all(text.strip() for text in prompts):
+            raise chosen.invalid("prompts", f"at most {MAX_PROMPTS} texts that are not empty")
+        current = replace(current, prompts=tuple(prompts))
+    goodbye = chosen.string("goodbye")
+    return current if goodbye is None else replace(current, goodbye=goodbye)
+
+
+def _silence_json(silence: SilenceSettings) -> Json | None:
+    if silence.prompt_after_s is None:
+        return None
+    after_ms = round(silence.prompt_after_s * 1000, 3)
+    return {"prompt_after_ms": after_ms, "prompts": list(silence.prompts), "goodbye": silence.goodbye}
 
 
 def _read_turn_detection(chosen: Fields | None, base: TurnDetection) -> tuple[TurnDetection | None, Eagerness | None]:
