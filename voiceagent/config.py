@@ -22,7 +22,7 @@ from voiceagent.errors import ConfigError
 from voiceagent.server_settings import ServerSettings
 from voiceagent.session import BARGE_IN_MODES, MAX_BACKCHANNELS, BargeInMode, SessionSettings, TurnDetection
 from voiceagent.silences import SilenceSettings
-from voiceagent.tools import NAME, check_schema, parameters_schema
+from voiceagent.tools import ACKNOWLEDGE_AFTER_S, NAME, check_schema, parameters_schema
 
 ENVIRONMENT_PREFIX = "VOICEAGENT_"
 ENVIRONMENT_RESERVED = frozenset({"VOICEAGENT_CONFIG", "VOICEAGENT_MODELS"})
@@ -353,6 +353,12 @@ class ReplyConfig:
         "an integer from 1 to 4096, or 'none'",
         _optional_within(1, 4096),
     )
+    tool_acknowledgements: tuple[str, ...] = _key(
+        ("One moment, please.", "Let me check that for you.", "Just a second."),
+        "Said in turn when a tool takes long and has no words of its own, or only one text; an empty list leaves the silence.",
+        "a list of texts that are not empty",
+        lambda v: all(text.strip() for text in v),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -509,7 +515,18 @@ class ToolConfig:
     result: Mapping[str, object] = _key(
         {}, "JSON schema of the result; another result is a failure. Empty takes any.", "a JSON schema"
     )
-    say_while_running: str = _key("", "Said when the result is not there after 0.7 s.", "text, such as 'One moment.'")
+    say_while_running: tuple[str, ...] = _key(
+        (),
+        "One of these is said when the result takes long, another each time; those of `reply.tool_acknowledgements` when there are fewer than two.",
+        "a text or a list of texts that are not empty",
+        lambda v: all(text.strip() for text in v),
+    )
+    acknowledge_after_s: float | None = _key(
+        ACKNOWLEDGE_AFTER_S,
+        "So long is long, from the start of the call; none never says anything.",
+        "seconds from 0.05 to 60, or 'none'",
+        _optional_within(0.05, 60.0),
+    )
 
     def __post_init__(self) -> None:
         if bool(self.function) == bool(self.url):
@@ -649,10 +666,20 @@ def load_config(layers: Sequence[Layer] = ()) -> Config:
 
 def _tool(name: str, value: object) -> ToolConfig:
     path = f"tools.{name}"
+    if isinstance(value, Mapping):
+        value = _with_texts(value, "say_while_running")
     if not NAME.fullmatch(name):
         raise ConfigError(path, "", "a name of letters, digits and underscores, a letter first, at most 64")
     tool: ToolConfig = _section(path, ToolConfig, _table(path, value))
     return tool
+
+
+def _with_texts(table: Layer, key: str) -> Layer:
+    """The table, in which a single text has become a list of one, whatever commas it has."""
+    text = table.get(key)
+    if not isinstance(text, str) or (isinstance(text, Unparsed) and text.startswith("[")):
+        return table
+    return {**table, key: [str(text)] if text.strip() else []}
 
 
 def _section(name: str, kind: type[Any], table: Layer) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import assert_never
 
@@ -131,7 +131,9 @@ class Reply:
             await self._put(clauses, self.request.text or "")
         while draft is not None:
             call = await self._write_draft(draft, clauses)
-            draft = None if call is None else await self.tools.take(call, draft, lambda text: self._fill(clauses, text))
+            draft = (
+                None if call is None else await self.tools.take(call, draft, lambda texts: self._cover(clauses, texts))
+            )
         await clauses.put(None)
 
     async def _write_draft(self, draft: DraftRequest, clauses: asyncio.Queue[str | None]) -> ToolCall | None:
@@ -140,7 +142,7 @@ class Reply:
         call: ToolCall | None = None
         grant = self._plan_draft(draft)
         if grant.acknowledgement is not None:
-            self.trace.mark("acknowledged", self.clock.now())
+            self.trace.acknowledged(grant.acknowledgement, self.clock.now())
             await self._fill(clauses, grant.acknowledgement)
         async with contextlib.aclosing(self._draft_events(draft, grant)) as events:
             async for event in events:
@@ -186,6 +188,13 @@ class Reply:
             self._has_words = True
             self.trace.mark("first_clause", self.clock.now())
             await self._put(clauses, text)
+
+    async def _cover(self, clauses: asyncio.Queue[str | None], texts: Sequence[str]) -> None:
+        """A tool takes long: say one of the texts, unless the reply has begun."""
+        if not self._has_words:
+            text = self.tools.desk.acknowledgements.choose(texts)
+            self.trace.acknowledged(text, self.clock.now())
+            await self._fill(clauses, text)
 
     def _plan_draft(self, draft: DraftRequest) -> Grant:
         width = draft.plan.canvas_width

@@ -207,6 +207,7 @@ class Replying:
                 emit=lambda event: self._tell(running, event),
                 client_tools={s.name: s for s in (settings.tools if options.tools is None else options.tools)},
                 keeps_history=options.in_conversation,
+                is_spoken=modality == "audio",
             ),
         )
         if self._running is not None:

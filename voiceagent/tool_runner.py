@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from voiceagent.acknowledging import Acknowledgements
 from voiceagent.clock import Clock
 from voiceagent.errors import ToolError
 from voiceagent.events import CallItem, ConversationEvent, ItemAdded, ItemDone, OutputItem
@@ -70,6 +71,7 @@ class ToolDesk:
         self._untold: dict[str, ToolResult] = {}
         """Those among them that no caller has heard of: the next reply is the first that can tell them."""
         self._is_new_turn = False
+        self.acknowledgements = Acknowledgements()
 
     @property
     def is_busy(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from voiceagent.backends import DraftRequest, PromptTurn
@@ -15,8 +15,6 @@ from voiceagent.tool_runner import Job, ToolDesk
 from voiceagent.tools import MAX_CALLS, ToolCall, ToolChoice, ToolResult, ToolSpec, mismatch
 from voiceagent.trace import ToolRecord, TurnTrace
 
-ACKNOWLEDGE_AFTER_S = 0.7
-"""A tool that takes longer is covered by its `say_while_running`: with the draft before it, silence would pass a second and a half."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """What every endpoint takes as the name of a call when it is told of one."""
 
@@ -28,6 +26,7 @@ class ToolTurn:
     Args:
         emit: The reply's own way to tell of `ResponseCalled`.
         client_tools: Tools that the client runs.
+        is_spoken: Whether silence has to be covered; a reader needs no words for it.
         keeps_history: False for a response outside the conversation, whose calls nobody else sees.
     """
 
@@ -37,17 +36,21 @@ class ToolTurn:
     emit: Callable[[ConversationEvent], None]
     client_tools: Mapping[str, ToolSpec] = field(default_factory=dict)
     keeps_history: bool = True
+    is_spoken: bool = True
     _calls: int = 0
     _has_acknowledged: bool = False
 
     async def take(
-        self, call: ToolCall, request: DraftRequest, acknowledge: Callable[[str], Awaitable[None]]
+        self,
+        call: ToolCall,
+        request: DraftRequest,
+        acknowledge: Callable[[Sequence[str]], Awaitable[None]],
     ) -> DraftRequest | None:
         """Carry out what a finished draft calls for.
 
         Args:
             request: What that draft was asked for.
-            acknowledge: Speaks a text while the tool runs.
+            acknowledge: Speaks one of the texts while the tool runs, unless the reply has begun.
 
         Returns:
             The request of the next draft, or None when the client has the word.
@@ -96,23 +99,24 @@ class ToolTurn:
             return f"there is no such tool, only {names}"
         return mismatch(call.arguments, spec.parameters)
 
-    async def _result(self, job: Job, acknowledge: Callable[[str], Awaitable[None]]) -> ToolResult:
+    async def _result(self, job: Job, acknowledge: Callable[[Sequence[str]], Awaitable[None]]) -> ToolResult:
         """Wait for a job, which is interrupted when this reply is."""
         try:
             if job.task is not None:
-                text = "" if self._has_acknowledged else job.tool.say_while_running
-                if text and not await self._is_quick(job.task):
+                texts, after_s = job.tool.say_while_running, job.tool.acknowledge_after_s
+                may_say = self.is_spoken and not self._has_acknowledged and bool(texts)
+                if may_say and after_s is not None and not await self._is_quick(job.task, after_s):
                     self._has_acknowledged = True
-                    await acknowledge(text)
+                    await acknowledge(texts)
                 await asyncio.wait((job.task,))
         finally:
             self.desk.interrupt(job)
         assert job.result is not None, "a tool that ended has a result"
         return job.result
 
-    async def _is_quick(self, task: asyncio.Task[None]) -> bool:
+    async def _is_quick(self, task: asyncio.Task[None], within_s: float) -> bool:
         clock = self.desk.clock
-        limit = asyncio.ensure_future(clock.sleep_until(clock.now() + ACKNOWLEDGE_AFTER_S))
+        limit = asyncio.ensure_future(clock.sleep_until(clock.now() + within_s))
         try:
             await asyncio.wait((task, limit), return_when=asyncio.FIRST_COMPLETED)
             return task.done()

@@ -87,6 +87,10 @@ class ToolChoice:
 AUTO = ToolChoice()
 
 
+ACKNOWLEDGE_AFTER_S = 0.7
+"""With the draft before the call and the one behind it, silence would pass a second and a half."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServerTool:
     """A tool that the server runs.
@@ -97,7 +101,8 @@ class ServerTool:
         timeout_s: From the start of the call; then it is cancelled.
         side_effect: Whether a call changes anything. If so it is never repeated within a turn, and goes on when the caller interrupts.
         result: Schema of what `run` gives, `must_say` and `note` left out.
-        say_while_running: Said once when the tool takes long.
+        say_while_running: Of these one is said when the tool takes long, another each time.
+        acknowledge_after_s: So long is long; None never says anything.
     """
 
     spec: ToolSpec
@@ -105,7 +110,8 @@ class ServerTool:
     timeout_s: float = 5.0
     side_effect: bool = True
     result: Schema | None = None
-    say_while_running: str = ""
+    say_while_running: tuple[str, ...] = ()
+    acknowledge_after_s: float | None = ACKNOWLEDGE_AFTER_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,11 @@ class TurnTrace:
         """A draft has got its plan; that of the last draft counts."""
         self.prediction, self.planned_on_time = grant.prediction, grant.is_on_time
         self.quality, self.late = grant.quality, grant.late
-        self.acknowledgement = grant.acknowledgement or self.acknowledgement
+
+    def acknowledged(self, text: str, at: float) -> None:
+        """Something is said before the answer, which could not be there in time."""
+        self.acknowledgement = text
+        self.mark("acknowledged", at)
 
     def mark(self, name: str, at: float) -> None:
         """Remember the first time something happened."""
@@ -98,7 +102,7 @@ class TurnTrace:
         path = (
             ("endpoint", "origin", "endpoint"),
             ("asr", "endpoint", "asr_final"),
-            ("tools", "tools_start", "tools_done"),
+            ("tools", "tools_start", "tools_covered" if self.acknowledgement else "tools_done"),
             # What was said first was no draft's.
             *(
                 ()
@@ -111,6 +115,8 @@ class TurnTrace:
         known = {"origin": self.origin, **self.marks}
         if self.tools:
             known["tools_start"] = self.tools[0].start
+            if (covered := self.marks.get("acknowledged")) is not None and covered >= self.tools[0].start:
+                known["tools_covered"] = covered  # What was said first did not wait for the result.
         found: list[dict[str, object]] = []
         for name, start, end in path:
             if start in known and end in known:

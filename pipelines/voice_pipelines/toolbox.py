@@ -14,11 +14,11 @@ import json
 import re
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from voiceagent.config import Config, ToolConfig
+from voiceagent.config import Config, ReplyConfig, ToolConfig
 from voiceagent.errors import ConfigError, ToolError
 from voiceagent.tools import Schema, ServerTool, ToolSpec, parameters_schema
 
@@ -49,7 +49,13 @@ class Toolbox:
     @classmethod
     def open(cls, config: Config, environ: Mapping[str, str]) -> Toolbox:
         client = HttpClient()
-        return cls([_tool(name, tool, client, environ) for name, tool in config.tools.items()], client)
+        return cls(
+            [
+                replace(_tool(name, tool, client, environ), say_while_running=fillers(tool, config.reply))
+                for name, tool in config.tools.items()
+            ],
+            client,
+        )
 
     async def aclose(self) -> None:
         await self._client.aclose()
@@ -70,8 +76,14 @@ def _tool(name: str, config: ToolConfig, client: HttpClient, environ: Mapping[st
         timeout_s=config.timeout_s,
         side_effect=config.side_effect,
         result=config.result or None,
-        say_while_running=config.say_while_running,
+        acknowledge_after_s=config.acknowledge_after_s,
     )
+
+
+def fillers(tool: ToolConfig, reply: ReplyConfig) -> tuple[str, ...]:
+    """What may be said while a tool runs: its own texts first, and the agent's where they are too few to differ each time."""
+    own = tool.say_while_running
+    return own if len(own) > 1 else tuple(dict.fromkeys((*own, *reply.tool_acknowledgements)))
 
 
 # --- Python functions -------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from voice_pipelines import settings
 from voice_pipelines.doctor import _tools_error
 from voice_pipelines.toolbox import ANSWER_BYTES, SAID_CHARS, HttpClient, HttpTool, Toolbox, in_thread, python_tool
 from voiceagent.clock import ManualClock
-from voiceagent.config import Config, load_config
+from voiceagent.config import Config, assignment_layer, load_config
 from voiceagent.errors import ConfigError, ToolError
 from voiceagent.tool_runner import run_tool
 
@@ -82,6 +82,40 @@ def test_a_function_that_hangs_is_given_up_and_holds_nobody() -> None:
 # --- what is declared -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        (None, ("Wait.", "Hm.")),
+        ("One moment, please.", ("One moment, please.", "Wait.", "Hm.")),
+        (["Wait."], ("Wait.", "Hm.")),
+        (["One.", "Two."], ("One.", "Two.")),
+        ("", ("Wait.", "Hm.")),
+    ],
+)
+def test_the_agents_words_stand_in_where_a_tools_own_are_too_few(own: object, said: tuple[str, ...]) -> None:
+    table = {"function": f"{HERE}:book", "parameters": {"people": "integer", "day": "string?"}}
+    if own is not None:
+        table["say_while_running"] = own
+    config = load_config([{"tools": {"book": table}, "reply": {"tool_acknowledgements": ["Wait.", "Hm."]}}])
+    (tool,) = Toolbox.open(config, {}).tools
+    assert tool.say_while_running == said
+
+
+def test_a_list_of_texts_can_be_given_on_the_command_line() -> None:
+    pairs = [f"tools.book.function={HERE}:book", 'tools.book.say_while_running=["One, two.", "Three."]']
+    assert load_config([assignment_layer(pairs)]).tools["book"].say_while_running == ("One, two.", "Three.")
+    one = assignment_layer([pairs[0], "tools.book.say_while_running=One moment, please."])
+    assert load_config([one]).tools["book"].say_while_running == ("One moment, please.",)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("say_while_running", [" "]), ("say_while_running", 5), ("acknowledge_after_s", 0.0)]
+)
+def test_what_cannot_be_said_is_named(key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"tools\.book\.{key}"):
+        configure(function=f"{HERE}:book", **{key: value})
+
+
 def test_a_declared_tool_has_its_schema_and_its_rules() -> None:
     config = configure(
         description="books",
@@ -94,7 +128,8 @@ def test_a_declared_tool_has_its_schema_and_its_rules() -> None:
     )
     (tool,) = Toolbox.open(config, {}).tools
     assert tool.spec.name == "book" and tool.spec.parameters["required"] == ["people"]
-    assert (tool.side_effect, tool.timeout_s, tool.say_while_running) == (False, 2.0, "One moment.")
+    assert (tool.side_effect, tool.timeout_s, tool.acknowledge_after_s) == (False, 2.0, 0.7)
+    assert tool.say_while_running[0] == "One moment." and len(tool.say_while_running) > 2
     assert tool.result == {"type": "object"}
 
 
