@@ -1,0 +1,163 @@
+"""What `benchmarks/endpoint.py` counts: cut-offs, delays, curves, halves; from values, without recordings or a model."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import math
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from voiceagent.endpoint import EndpointSettings
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+WINDOW_S = 512 / 16_000
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("endpoint")
+
+
+def case(
+    bench: ModuleType,
+    pause_s: float,
+    *,
+    middle: float = 0.05,
+    whole: float = 0.95,
+    name: str = "a",
+    tail_s: float = 2.6,
+) -> Any:
+    """Words, a pause, the rest of the words, silence; how complete the model finds them at either place."""
+    end_s = 2.0 + pause_s
+    moments = (*bench._pause(1.0, pause_s, middle, False), *bench._pause(end_s, tail_s, whole, False))
+    return bench.Case(name, "order", name, end_s, moments, end_s + tail_s)
+
+
+def test_an_endpoint_in_the_pause_is_a_cut_off_and_has_no_delay(bench: ModuleType) -> None:
+    settings = EndpointSettings(silence_s=0.5)
+    point = bench.measure([case(bench, 0.7), case(bench, 0.3)], settings, with_words=False)
+    assert (point.cases, point.cut_off, point.unanswered, point.share) == (2, 1, 0, 0.5)
+    assert point.mean_s == pytest.approx(0.5, abs=WINDOW_S), "of the one that was not cut off"
+
+
+def test_words_that_are_unfinished_are_waited_for_and_complete_ones_are_answered_sooner(bench: ModuleType) -> None:
+    cases = [case(bench, 0.7, middle=0.02, whole=0.98)]
+    alone = bench.measure(cases, EndpointSettings(silence_s=0.8), with_words=False)
+    words = bench.measure(cases, EndpointSettings(cut_off_cost_s=6.0), with_words=True)
+    assert alone.cut_off == words.cut_off == 0
+    assert words.mean_s < alone.mean_s / 2
+
+
+def test_the_words_are_known_a_little_after_the_silence_began(bench: ModuleType) -> None:
+    moments = bench._pause(1.0, 0.3, 0.9, True)
+    assert len(moments) == int(0.3 / WINDOW_S)
+    known = [evidence.completeness for _, evidence in moments]
+    assert known[:3] == [None] * 3 and set(known[3:]) == {0.9}
+    assert [utterance.silence_s for utterance, _ in moments] == pytest.approx(
+        [WINDOW_S * count for count in range(1, len(moments) + 1)]
+    )
+    assert all(evidence.is_dictation for _, evidence in moments)
+
+
+def test_a_decision_just_before_the_end_is_no_cut_off(bench: ModuleType) -> None:
+    found = case(bench, 0.5)
+    late = bench.Case(found.name, found.kind, found.speaker, found.end_s - 0.9, found.moments, found.last_s)
+    settings = EndpointSettings(silence_s=0.45)
+    assert bench.measure([found], settings, with_words=False).cut_off == 1
+    assert bench.measure([late], settings, with_words=False).cut_off == 0
+
+
+def test_a_turn_that_nothing_ended_counts_as_ended_with_its_recording(bench: ModuleType) -> None:
+    point = bench.measure([case(bench, 0.3, tail_s=0.4)], EndpointSettings(silence_s=0.8), with_words=False)
+    assert (point.unanswered, point.cut_off) == (1, 0) and point.mean_s == pytest.approx(0.4)
+
+
+def test_where_everybody_is_cut_off_there_is_no_delay(bench: ModuleType) -> None:
+    point = bench.measure([case(bench, 1.5)], EndpointSettings(silence_s=0.3), with_words=False)
+    assert point.share == 1.0 and point.mean_s == math.inf
+    shown = bench.as_json(point)
+    assert shown["mean_s"] is None and json.dumps(shown, allow_nan=False)
+
+
+def test_a_curve_of_silences_trades_cut_offs_for_delay(bench: ModuleType) -> None:
+    cases = [case(bench, 0.2 + 0.1 * number, name=str(number)) for number in range(12)]
+    curve = bench.silence_curve(cases)
+    assert [point.setting["silence_s"] for point in curve] == sorted(bench.SILENCES)
+    shares = [point.share for point in curve]
+    assert shares == sorted(shares, reverse=True) and shares[0] == 1.0 and shares[-1] == 0.0
+
+
+def test_the_best_is_the_fastest_within_the_goal_and_may_not_exist(bench: ModuleType) -> None:
+    def point(cut_off: int, mean_s: float) -> Any:
+        return bench.Point({}, 100, cut_off, 0, mean_s, 0.0, 0.0, 0.0)
+
+    slow, fast, hasty = point(0, 1.0), point(5, 0.6), point(6, 0.2)
+    assert bench.best([slow, fast, hasty]) is fast
+    assert bench.best([hasty]) is None
+
+
+def test_settings_are_chosen_within_the_goal_and_beat_silence_where_the_words_are_right(bench: ModuleType) -> None:
+    cases = [case(bench, 0.25 + 0.05 * number, name=str(number)) for number in range(20)]
+    chosen = bench.choose(cases)
+    point = bench.measure(cases, chosen, with_words=True)
+    alone = bench.best(bench.silence_curve(cases))
+    assert point.share <= bench.GOAL and point.mean_s < alone.mean_s
+
+
+def test_no_speaker_is_in_both_halves_and_nobody_is_lost(bench: ModuleType) -> None:
+    cases = [case(bench, 0.3, name=f"speaker {number % 30}") for number in range(90)]
+    tuned, reported = bench.halves(cases)
+    assert len(tuned) + len(reported) == 90 and tuned and reported
+    assert not {case.speaker for case in tuned} & {case.speaker for case in reported}
+    assert bench.halves(cases) == (tuned, reported)
+
+
+def test_what_is_compared_is_told_with_its_numbers(bench: ModuleType) -> None:
+    cases = [case(bench, 0.25 + 0.05 * (number % 20), name=f"speaker {number}") for number in range(40)]
+    result = bench.compare("made cases", cases, EndpointSettings())
+    text = bench.report(result)
+    assert "## made cases" in text and "Best within the goal: the words are" in text
+    assert f"reported on {result['cases']['reported on']} others" in text
+    assert json.dumps(result, default=bench.as_json)
+    assert bench.told("nothing", None).startswith("| nothing | –")
+
+
+def test_a_turn_of_a_dialogue_has_at_most_four_turns_before_it_and_words_as_they_are_spoken(bench: ModuleType) -> None:
+    turns = [{"role": role, "text": text} for role, text in (("agent", "Hi. What can I do?"), ("user", "Tea."))]
+    long = [{"role": "agent" if number % 2 else "user", "text": "yes"} for number in range(8)]
+    wanted = {"id": "d", "turns": [*turns, *long, {"role": "user", "text": "Two teas for $5, please!"}]}
+    ((name, before, text),) = bench._turns(wanted)
+    assert name == "d#10" and len(before) == 4
+    assert text == "two teas for five dollars please"
+    assert list(bench._turns({"id": "e", "turns": turns})) == [], "a single word has no boundary"
+
+
+def test_a_tape_is_replayed_with_the_text_that_was_there_and_an_answer_one_window_later(bench: ModuleType) -> None:
+    class Scores:
+        asked: list[str]
+
+        def __init__(self) -> None:
+            self.asked = []
+
+        async def ask(self, before: object, words: str) -> Any:
+            self.asked.append(words)
+            return bench.TurnEnd(0.9, 1.0)
+
+    scores = Scores()
+    tapes = importlib.import_module("tapes")
+    heard = (tapes.Heard(0.4, "a"), tapes.Heard(0.75, "a tea"))
+    voice = (*[0.9] * 20, *[0.0] * 30)
+    tape = bench.Tape("a.flac", "order", "a tea", 20 * WINDOW_S, None, 0.0, "", voice, heard)
+    found = asyncio.run(bench.case_of(tape, "someone", (), scores))
+    assert found.speaker == "someone" and found.end_s == 20 * WINDOW_S
+    assert scores.asked == ["a", "a tea"], "each text is asked about once, and only in the pause"
+    answers = [evidence.completeness for utterance, evidence in found.moments if utterance.is_paused and evidence]
+    assert answers[-1] == 0.9 and None in answers
+    point = bench.measure([found], EndpointSettings(cut_off_cost_s=6.0), with_words=True)
+    assert point.cut_off == 0 and point.mean_s < 0.5
