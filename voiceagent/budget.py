@@ -124,6 +124,8 @@ class TurnRequest:
     canvas_width: int
     active_drafts: int = 1
     """Drafts that will share the engine, this one included."""
+    recognition_wait_s: float = 0.0
+    """Part of the time that has passed: what recognition took longer because of other callers, as `recognised` says."""
     needs_audio: bool = True
     when_late: WhenLate = WhenLate.FEWER_STEPS
     acknowledgements: Sequence[str] = ()
@@ -140,11 +142,24 @@ class BudgetController:
     """Drafts being denoised now, kept up to date by the replies."""
     first_drafts: int = 0
     """Those of them whose first clause is not written yet."""
+    open_utterances: int = 0
+    """Utterances being recognised now, kept up to date by those who hear them."""
     admission: Admission = field(default_factory=Admission)
     load: EngineLoad = field(default_factory=EngineLoad)
     margin: Margin = field(default_factory=Margin)
 
     # --- what happened ------------------------------------------------------------------------------------------------
+
+    def recognised(self, seconds: float, company: int) -> float:
+        """The words of an utterance were known so long after its end, beside those of `company - 1` others.
+
+        Returns:
+            What of it was waiting for the others: all beyond what it takes alone; 0 where nobody knows how long that is.
+        """
+        self.costs.observe(Stage.ASR, seconds, company=company)
+        if company <= 1:
+            return 0.0
+        return max(seconds - self.costs.predict(Stage.ASR).p50, 0.0)
 
     def prefilled(self, now: float, compute_s: float, wall_s: float, tokens: float, company: int = 1) -> None:
         """A prompt was prefilled: `compute_s` of the engine's time, `wall_s` of its draft's."""
@@ -328,7 +343,8 @@ class BudgetController:
         return Grant(plan, reason, expected, is_on_time, quality, late, acknowledgement)
 
     def _count(self, request: TurnRequest, expected: Prediction) -> None:
-        """Tell admission whether company alone keeps the floor from fitting: a slow recogniser is no reason to refuse callers.
+        """Tell admission whether company alone keeps the floor from fitting, in the engine or in the recogniser before it. A recogniser that is
+        slow for everybody is no reason to refuse callers.
 
         By medians: p95 of every stage at once is rarer than any promise, and would close the door while nearly everybody is on time.
         """
@@ -337,7 +353,7 @@ class BudgetController:
         room_s = request.speech_end + request.target_s - behind - request.now
         floor = self.settings.min_steps
         fits = _fitting(room_s - expected.prefill.p50, expected.step.p50)
-        fits_alone = _fitting(room_s - alone.prefill.p50, alone.step.p50)
+        fits_alone = _fitting(room_s + request.recognition_wait_s - alone.prefill.p50, alone.step.p50)
         self.admission.count(request.now, is_crowded=fits < floor <= fits_alone)
 
     def replan_first(

@@ -65,7 +65,7 @@ class Conversation:
             self.id,
             backends=backends,
             clock=clock,
-            costs=budget.costs,
+            budget=budget,
             history=self._history,
             asking=self._asking,
             tasks=self._tasks,

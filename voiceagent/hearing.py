@@ -8,17 +8,22 @@ from collections.abc import Callable
 import numpy as np
 
 from voiceagent.backends import INPUT_RATE_HZ, Partial, Samples, Transcriber, Transcript, Utterance
+from voiceagent.budget import BudgetController
 
 
 class Hearing:
     """Feeds an utterance whose decoder may still be opening; audio that comes before it is ready waits, none is lost."""
 
-    def __init__(self, asr: Transcriber, item_id: str, on_partial: Callable[[Partial], None]) -> None:
+    def __init__(
+        self, asr: Transcriber, item_id: str, on_partial: Callable[[Partial], None], budget: BudgetController
+    ) -> None:
         self.item_id = item_id
         self.fed_samples = 0
         self._waiting: list[Samples] = []
         self._utterance: Utterance | None = None
         self._is_cancelled = False
+        self._budget = budget
+        budget.open_utterances += 1
         self._opening = asyncio.ensure_future(asr.open(on_partial))
         self._opening.add_done_callback(self._opened)
 
@@ -43,6 +48,9 @@ class Hearing:
         return await utterance.finish()
 
     def cancel(self) -> None:
+        """Nothing more of it is wanted, also when its transcript is there: its decoder is free. Safe at any time, also twice."""
+        if not self._is_cancelled:
+            self._budget.open_utterances -= 1
         self._is_cancelled = True
         self._waiting.clear()
         if self._utterance is not None:

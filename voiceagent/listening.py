@@ -23,8 +23,9 @@ from voiceagent.backends import (
     TurnSoFar,
 )
 from voiceagent.barge_in import Dismissed
+from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock
-from voiceagent.costs import Cost, CostModel, Stage
+from voiceagent.costs import Cost, Stage
 from voiceagent.endpoint import EndedBy
 from voiceagent.errors import BackendError, ProtocolError
 from voiceagent.events import (
@@ -70,7 +71,11 @@ class CallerTurn:
     ended_by: EndedBy
     asr_expected: Cost
     """What was expected at the endpoint: afterwards the outcome is part of what is known."""
+    asr_company: int
+    """Utterances that were being recognised then, this one included."""
     asr_final: float | None = None
+    asr_waited_s: float = 0.0
+    """What recognition took longer because of the others."""
     transcript: str = ""
 
 
@@ -112,7 +117,7 @@ class Listening:
         *,
         backends: Backends,
         clock: Clock,
-        costs: CostModel,
+        budget: BudgetController,
         history: History,
         asking: Asking,
         tasks: TaskGroup,
@@ -126,7 +131,7 @@ class Listening:
         self._id = conversation_id
         self._backends = backends
         self._clock = clock
-        self._costs = costs
+        self._budget = budget
         self._history = history
         self._asking = asking
         self._tasks = tasks
@@ -274,7 +279,7 @@ class Listening:
 
     async def _find_words(self, number: int, samples: Samples) -> None:
         """What the voice in doubt said, for the listener alone: nothing of it is an utterance yet."""
-        hearing = Hearing(self._backends.asr, "", lambda partial: None)
+        hearing = Hearing(self._backends.asr, "", lambda partial: None, self._budget)
         try:
             hearing.feed(samples)
             transcript = await hearing.finish()
@@ -308,7 +313,7 @@ class Listening:
                     self._listener.hear_words(partial.text)
                 self._emit(TranscriptPartial(item_id, partial.stable, partial.unstable))
 
-        self._hearing = Hearing(self._backends.asr, item_id, on_partial)
+        self._hearing = Hearing(self._backends.asr, item_id, on_partial, self._budget)
 
     def _judge(self, words: str, answer: Callable[[float | None], None]) -> None:
         self._tasks.spawn(self._ask_scorer(words, answer))
@@ -355,7 +360,9 @@ class Listening:
         hearing, self._hearing = self._hearing, None
         if hearing is None:
             return
-        self._turn = CallerTurn(speech_end, self._clock.now(), ended_by, self._costs.predict(Stage.ASR))
+        company = self._budget.open_utterances
+        expected = self._budget.costs.predict(Stage.ASR, company=company)
+        self._turn = CallerTurn(speech_end, self._clock.now(), ended_by, expected, company)
         if end_sample is not None:
             self._emit(SpeechStopped(hearing.item_id, end_sample / INPUT_RATE_HZ))
         item = Item(hearing.item_id, "user", None, spoken=True)
@@ -366,7 +373,8 @@ class Listening:
         self._happened(turns.SpeechEnded())
         detection = self._settings().turn_detection
         wants_reply = end_sample is not None and detection is not None and detection.create_response
-        self._tasks.spawn(self._recognise(hearing, self._turn, wants_reply), self._recognising)
+        task = self._tasks.spawn(self._recognise(hearing, self._turn, wants_reply), self._recognising)
+        task.add_done_callback(lambda _: hearing.cancel())  # Also when it was cancelled before it had begun.
 
     async def _recognise(self, hearing: Hearing, turn: CallerTurn, wants_reply: bool) -> None:
         try:
@@ -382,7 +390,7 @@ class Listening:
             hearing.cancel()
         turn.asr_final = self._clock.now()
         turn.transcript = transcript.text.strip()
-        self._costs.observe(Stage.ASR, max(turn.asr_final - turn.endpoint, 0.0))
+        turn.asr_waited_s = self._budget.recognised(max(turn.asr_final - turn.endpoint, 0.0), turn.asr_company)
         if hearing.item_id in self._history:  # The client may have deleted it meanwhile.
             self._history.put(replace(self._history.said(hearing.item_id), text=turn.transcript))
             if turn.transcript:

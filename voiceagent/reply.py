@@ -214,6 +214,7 @@ class Reply:
                 prompt_tokens=self.request.prompt_tokens,
                 canvas_width=width,
                 active_drafts=company,
+                recognition_wait_s=0.0 if self.trace.tools else self.trace.asr_waited_s,
                 needs_audio=self.request.modality == "audio",
                 when_late=self.request.when_late,
                 acknowledgements=() if self._has_words else self.request.acknowledgements,

@@ -229,6 +229,7 @@ class Replying:
                 reply.trace.mark("endpoint", turn.endpoint)
                 if turn.asr_final is not None:
                     reply.trace.mark("asr_final", turn.asr_final)
+                    reply.trace.asr_waited_s = turn.asr_waited_s
             running.is_waiting = False
             if reply.request.text is None:
                 reply.request = replace(

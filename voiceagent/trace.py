@@ -55,6 +55,8 @@ class TurnTrace:
     """Why the caller's turn was over; None for one that was typed."""
     asr_expected: Cost | None = None
     """What recognition was expected to take when the turn ended; the prediction of the plan is made after it."""
+    asr_waited_s: float = 0.0
+    """What it took longer because of other callers."""
     planned_on_time: bool | None = None
     """Whether the first plan fitted its deadline at p95; None before there was one."""
     quality: float | None = None
@@ -167,6 +169,8 @@ class TurnTrace:
         first = [record for record in self.steps if record.phase == "first"]
         if stage == "tools":
             return "tool"
+        if stage == "asr" and self.asr_waited_s * 1000 > excess_ms / 2:
+            return "company"
         if stage == "denoise_first" and first:
             waited_ms = sum(max(record.wall_s - record.compute_s, 0.0) for record in first) * 1000
             if waited_ms > excess_ms / 2 or max(record.batch for record in first) > 2 * self._expected_company():

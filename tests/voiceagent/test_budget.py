@@ -333,6 +333,26 @@ def test_a_slow_recogniser_is_no_reason_to_refuse_callers() -> None:
     assert planner.admission.refusal(3.0) is None
 
 
+def test_waiting_for_a_recogniser_that_others_keep_busy_is_company_too() -> None:
+    planner = controller(min_steps=4)
+    for _ in range(10):
+        assert planner.recognised(0.02, company=1) == 0.0
+    waits = [planner.recognised(0.9, company=6) for _ in range(10)]
+    assert waits == [pytest.approx(0.88)] * 10, "alone it would have taken 20 ms"
+    for _ in range(10):
+        planner.plan_turn(request(now=1.2, recognition_wait_s=waits[-1]))
+    reason = planner.admission.refusal(1.2)
+    assert reason is not None and "10 of the last 10" in reason
+
+
+def test_a_recogniser_that_is_slow_alone_is_nobody_elses_fault() -> None:
+    planner = controller(min_steps=4)
+    for _ in range(10):
+        planner.recognised(0.9, company=1)
+    assert planner.recognised(1.0, company=6) == pytest.approx(0.1)
+    assert controller().recognised(0.9, company=6) == 0.0, "nobody knows what it takes alone"
+
+
 def test_the_door_does_not_flap() -> None:
     admission = Admission()
     for at in range(8):

@@ -232,6 +232,38 @@ def test_the_drafts_being_written_are_counted_until_they_end() -> None:
     assert (1, 1) in counts and counts[-1] == (0, 0)
 
 
+def test_utterances_are_counted_while_they_are_recognised_and_not_when_they_are_over_or_dropped() -> None:
+    gate = asyncio.Event()
+    counts: list[int] = []
+
+    async def scenario(line: Line) -> None:
+        budget = line.conversation._replying.budget
+
+        async def count() -> None:
+            await line.clock.settle()
+            counts.append(budget.open_utterances)
+
+        await count()
+        await line.play(tone(0.8))
+        await count()
+        await line.play(silence(0.5))
+        await count()
+        gate.set()
+        await count()
+        await line.clock.advance(5.0)
+        await line.play(tone(0.8))
+        await count()
+        line.conversation.clear_audio()
+        await count()
+        gate.clear()
+        await line.speak_turn()
+        await line.conversation.aclose()
+        await count()
+
+    talk(scenario, gate=gate)
+    assert counts == [0, 1, 1, 0, 1, 0, 0]
+
+
 def test_a_turn_whose_transcript_is_empty_says_nothing() -> None:
     async def scenario(line: Line) -> None:
         await line.speak_turn()

@@ -91,6 +91,13 @@ def test_recognition_is_held_against_what_was_expected_before_it() -> None:
     assert missed is not None and (missed["stage"], missed["cause"]) == ("asr", "slow")
 
 
+def test_recognition_that_waited_for_other_callers_says_so() -> None:
+    trace = traced(asr_s=1.0)
+    trace.asr_expected, trace.asr_waited_s = Cost(0.02, 0.06), 0.9
+    missed = trace.missed_deadline()
+    assert missed is not None and (missed["stage"], missed["cause"]) == ("asr", "company")
+
+
 def test_what_is_said_first_is_no_draft_and_its_way_has_no_denoising() -> None:
     trace = traced()
     trace.acknowledgement = "One moment."
