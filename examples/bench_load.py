@@ -44,7 +44,7 @@ Open: TypeAlias = Callable[[], AbstractContextManager[Server]]
 
 async def measure(server: Server, callers: int, speeches: Sequence[Speech], args: argparse.Namespace) -> Round:
     """One round: everybody calls, and after `--warm` seconds counts for `--seconds`."""
-    manners = Manners(cuts_in=args.cuts_in, falls_silent=args.falls_silent)
+    manners = Manners(cuts_in=args.cuts_in, falls_silent=args.falls_silent, spread_s=args.spread)
     opens = time.monotonic() + 0.5
     begins = opens + max(args.warm, manners.spread_s)
     ends = begins + args.seconds
@@ -90,7 +90,7 @@ def measure_server(open_server: Open, speeches: Sequence[Speech], args: argparse
 
 
 def _entry(done: Round, idle_mb: float) -> dict[str, Any]:
-    return {**done.as_json(), "memory_per_caller_mb": round((done.memory_mb - idle_mb) / done.callers, 3)}
+    return {**done.as_json(), "memory_per_caller_mb": round((done.memory_mb - idle_mb) / max(done.served, 1), 3)}
 
 
 def show(name: str, done: Round, idle_mb: float) -> None:
@@ -105,11 +105,11 @@ def show(name: str, done: Round, idle_mb: float) -> None:
         print(f"  spoken over, silent after  p50 {stop['p50_ms']:.0f}  p95 {stop['p95_ms']:.0f} ms")
     print(
         f"  lost {done.lost}, cut off {done.cut_off}, underruns {done.underruns} ({done.underrun_s:.2f} s), "
-        f"not stopped {done.not_stopped} of {done.cut_ins}, errors {len(done.errors)}"
+        f"not stopped {done.not_stopped} of {done.cut_ins}, refused {done.refused}, errors {len(done.errors)}"
     )
     print(
         f"  processor {done.cpu_share:.1%} of a core, {done.cpu_per_caller:.2%} per caller; "
-        f"memory {done.memory_mb:.0f} MB, {(done.memory_mb - idle_mb) / done.callers:.2f} MB per caller"
+        f"memory {done.memory_mb:.0f} MB, {(done.memory_mb - idle_mb) / max(done.served, 1):.2f} MB per caller"
     )
     for key, value in done.server.items():
         if value not in (None, {}, 0.0):
@@ -163,6 +163,7 @@ def main() -> int:
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 2, 4, 8], help="callers at once, one round each")
     parser.add_argument("--seconds", type=float, default=25.0, help="measured time of a round")
     parser.add_argument("--warm", type=float, default=8.0, help="time before that")
+    parser.add_argument("--spread", type=float, default=Manners().spread_s, help="callers begin within so many seconds")
     parser.add_argument("--all", action="store_true", help="make all rounds, also behind one that does not hold")
     parser.add_argument("--hangover", type=float, default=0.5, help="silence that ends a turn, with stand-ins")
     for name in ("asr", "llm", "tts"):

@@ -20,6 +20,8 @@ from .phone import MESSAGE_S, HeardTurn, Phone, Speech
 from .schedule import Manners, begins_at_s, turns_of
 
 OPEN_TIMEOUT_S = 20.0
+TRY_AGAIN_LATER = 1013
+"""Close code of a server that is full (IANA's registry of websocket close codes)."""
 
 
 @dataclass(slots=True)
@@ -31,10 +33,12 @@ class Call:
     late_s: list[float] = field(default_factory=list)
     """How late each message left: the generator's own delay, which the server is not to blame for."""
     error: str | None = None
+    refused: str | None = None
+    """Why the server would not serve one more; that is its right, and no error."""
 
 
 async def call(url: str, caller: int, phone: Phone, begins: float, ends: float) -> Call:
-    """Call from `begins` to `ends`, readings of the monotonic clock. A refused or lost call says so in `error`."""
+    """Call from `begins` to `ends`, readings of the monotonic clock. A lost call says so in `error`, one that was turned away in `refused`."""
     result = Call(caller, phone.turns)
     await asyncio.sleep(max(begins - time.monotonic(), 0.0))
     try:
@@ -44,8 +48,15 @@ async def call(url: str, caller: int, phone: Phone, begins: float, ends: float) 
             await _converse(socket, result, phone, ends)
     except InvalidStatus as refused:
         body = (refused.response.body or b"").decode("utf-8", "replace")
-        result.error = f"refused with HTTP {refused.response.status_code}: {body[:200]}"
-    except (ConnectionClosed, OSError, TimeoutError) as error:
+        told = f"HTTP {refused.response.status_code}: {body[:200]}"
+        if refused.response.status_code == 503:
+            result.refused = told
+        else:
+            result.error = told
+    except ConnectionClosed as closed:
+        frame = closed.rcvd
+        _ended_by_server(result, None if frame is None else frame.code, str(closed) if frame is None else frame.reason)
+    except (OSError, TimeoutError) as error:
         result.error = f"{type(error).__name__}: {error}"
     return result
 
@@ -86,7 +97,14 @@ async def _converse(socket: ClientConnection, result: Call, phone: Phone, ends: 
         reader.cancel()
         ended = await asyncio.gather(reader, return_exceptions=True)
     if time.monotonic() < ends:
-        result.error = f"the server ended the call: {socket.close_code} {socket.close_reason} {ended[0] or ''}".strip()
+        _ended_by_server(result, socket.close_code, f"{socket.close_reason} {ended[0] or ''}".strip())
+
+
+def _ended_by_server(result: Call, code: int | None, reason: str) -> None:
+    if code == TRY_AGAIN_LATER:
+        result.refused = reason
+    else:
+        result.error = f"the server ended the call: {code} {reason}"
 
 
 async def _listen(socket: ClientConnection, phone: Phone) -> None:

@@ -40,6 +40,8 @@ class Round:
     """Of turns that were not cut off."""
     stop: Percentiles | None
     """From the first message of words said over the agent until it was silent."""
+    refused: int
+    """Callers that the server would not take."""
     errors: tuple[str, ...]
     cpu_share: float
     """Processor time of the server and its workers over the measured time: 1 is a whole core."""
@@ -50,12 +52,17 @@ class Round:
     """What the server says of itself over the same time, where it says anything."""
 
     @property
+    def served(self) -> int:
+        """Callers that were not turned away."""
+        return self.callers - self.refused
+
+    @property
     def cpu_per_caller(self) -> float:
-        return self.cpu_share / self.callers
+        return self.cpu_share / max(self.served, 1)
 
     @property
     def holds(self) -> bool:
-        """Whether this many callers were served: p95 within a second, no gap, nobody lost and nobody turned away."""
+        """Whether those who were let in were served: p95 within a second, no gap, nobody lost."""
         in_time = self.voice_to_voice is not None and self.voice_to_voice.p95 <= P95_LIMIT_S
         return in_time and self.underruns == 0 and self.lost == 0 and not self.errors
 
@@ -100,6 +107,7 @@ def sum_up(
         not_stopped=sum(turn.cuts_in and turn.stopped_s is None for turn in turns),
         voice_to_voice=percentiles(heard) if heard else None,
         stop=percentiles(stops) if stops else None,
+        refused=sum(call.refused is not None for call in calls),
         errors=tuple(f"caller {call.caller}: {call.error}" for call in calls if call.error),
         cpu_share=cpu_s / (ends - begins),
         memory_mb=memory_mb,
@@ -114,12 +122,12 @@ def _is_within(turn: HeardTurn, begins: float, ends: float) -> bool:
 
 
 def capacity(rounds: Sequence[Round]) -> int:
-    """The most callers that were served when all smaller rounds were, too; 0 when not even the smallest was."""
+    """The most callers that were let in and served when all smaller rounds were, too; 0 when not even the smallest was."""
     found = 0
     for each in sorted(rounds, key=lambda one: one.callers):
         if not each.holds:
             break
-        found = each.callers
+        found = max(found, each.served)
     return found
 
 

@@ -9,13 +9,16 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from websockets.asyncio.server import ServerConnection
+from websockets.asyncio.server import serve as websocket_server
 
 from examples.load.line import Call, call_all
 from examples.load.phone import (
@@ -36,6 +39,7 @@ from voice_pipelines import settings, standins
 from voiceagent.audio import PCMU_8K
 from voiceagent.server import create_app
 from voiceagent.serving import serve
+from voiceagent.telephony import twilio
 
 LOUD = PCMU_8K.encode(np.full(160, 0.3, np.float32))
 WORDS = Speech("words", tuple(base64.b64encode(LOUD).decode() for _ in range(50)), 0.9)
@@ -304,6 +308,14 @@ def test_a_round_holds_within_a_second_without_gaps_losses_and_errors(done: Roun
     assert done.holds is holds
 
 
+def test_callers_that_were_turned_away_are_no_failure_and_do_not_count_as_served() -> None:
+    calls = [Call(0, [heard(11.0, 0.5)]), Call(1, refused="full"), Call(2, refused="full")]
+    done = sum_up(calls, begins=10.0, ends=20.0, cpu_s=0.2, memory_mb=1.0, before={}, after={})
+    assert (done.callers, done.refused, done.served) == (3, 2, 1)
+    assert done.holds and done.cpu_per_caller == pytest.approx(0.02)
+    assert capacity([done]) == 1
+
+
 def test_late_messages_of_the_generator_itself_are_told() -> None:
     assert summed(heard(11.0, 0.5), late_s=0.03).generator_late_share == pytest.approx(0.5)
 
@@ -352,6 +364,55 @@ def test_the_servers_own_account_is_what_grew_between_two_looks() -> None:
 
 
 # --- against a server -------------------------------------------------------------------------------------------------
+
+
+def call_once(answer: Callable[[ServerConnection], Awaitable[None]]) -> Call:
+    """A call of a fraction of a second to a server that does what it is told."""
+
+    async def main() -> Call:
+        async with websocket_server(answer, "127.0.0.1", 0, compression=None) as server:
+            url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
+            now = time.monotonic()
+            (call,) = await call_all(
+                url, 1, [WORDS], seed=1, manners=Manners(), begins=now, ends=now + 0.3, reply_s=REPLY_S
+            )
+            return call
+
+    return run_async(main(), timeout_s=60.0)
+
+
+def test_a_call_speaks_the_dialect_from_start_to_stop_and_returns_marks() -> None:
+    received: list[dict[str, Any]] = []
+
+    async def bridge(socket: ServerConnection) -> None:
+        async for text in socket:
+            received.append(json.loads(text))
+            if received[-1]["event"] == "start":
+                sid = received[-1]["streamSid"]
+                payload = base64.b64encode(LOUD).decode()
+                await socket.send(json.dumps({"event": "media", "streamSid": sid, "media": {"payload": payload}}))
+                await socket.send(json.dumps({"event": "mark", "streamSid": sid, "mark": {"name": "m"}}))
+
+    call = call_once(bridge)
+    assert call.error is None and call.refused is None
+    kinds = [message["event"] for message in received]
+    assert kinds[:2] == ["connected", "start"] and kinds[-1] == "stop"
+    (mark,) = [message["mark"] for message in received if message["event"] == "mark"]
+    assert mark == {"name": "m"}
+    media = [twilio.parse(json.dumps(message), received[1]["streamSid"]) for message in received[2:-1]]
+    assert twilio.Media(base64.b64decode(SILENCE)) in media
+    assert isinstance(twilio.parse(json.dumps(received[1]), None), twilio.Start)
+
+
+def test_a_server_that_is_full_or_hangs_up_is_told_apart() -> None:
+    async def full(socket: ServerConnection) -> None:
+        await socket.close(1013, "no room")
+
+    async def broken(socket: ServerConnection) -> None:
+        await socket.close(1011, "internal error")
+
+    assert (call_once(full).refused, call_once(full).error) == ("no room", None)
+    assert call_once(broken).refused is None and "1011 internal error" in (call_once(broken).error or "")
 
 
 def test_a_few_callers_are_all_answered_without_a_gap() -> None:
