@@ -1,4 +1,4 @@
-"""The name of what is computed on, for records and tables."""
+"""What is computed on: its name, for records and tables, and whether it multiplies in bfloat16."""
 
 from __future__ import annotations
 
@@ -11,6 +11,16 @@ import torch
 def device_name(device: torch.device) -> str:
     """Of the GPU, else of the processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+
+
+def has_bfloat16_units() -> bool:
+    """Whether this processor multiplies in bfloat16 (AVX512-BF16, AMX): twice as fast as in float32 there, five times slower elsewhere."""
+    asked = getattr(torch.cpu, "get_capabilities", None)  # since PyTorch 2.12
+    if asked is not None:
+        found = asked()
+        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    older = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(older is not None and older())
 
 
 def processor_name() -> str:

@@ -382,6 +382,13 @@ class ModelsConfig:
         "a path, or empty",
     )
     device: str = _key("auto", "Where the diffusion model runs: `cpu`, `cuda`, `mps`.", "`auto` or a device", bool)
+    dtype: str = _key(
+        "auto",
+        "Numbers that the diffusion model computes in; `auto` on a CPU is bfloat16 where it has units for it, else float32, and on a GPU "
+        "that of the files. `int8` is eight-bit weights.",
+        "'auto', 'float32', 'bfloat16', 'float16' or 'int8'",
+        lambda v: v in ("auto", "float32", "bfloat16", "float16", "int8"),
+    )
     threads: int = _key(
         0,
         "CPU threads of the diffusion model; 0 leaves one core to the rest.",

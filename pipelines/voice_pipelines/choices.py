@@ -31,6 +31,8 @@ from voiceagent.config import Config
 from voiceagent.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
+    import torch
+
     from voice_pipelines.adapters.diffusion import DiffusionDrafter
     from voice_pipelines.adapters.remote_wire import RemoteEndpoint
 
@@ -197,6 +199,7 @@ def _load_llm(config: Config, source: Path | str | None, reason: str) -> Diffusi
 
     from dllm import loader
     from dllm.errors import DllmError
+    from dllm.quantize import Quantisation
     from voice_pipelines.adapters.diffusion import DiffusionDrafter
 
     device = device_of(config)
@@ -207,15 +210,35 @@ def _load_llm(config: Config, source: Path | str | None, reason: str) -> Diffusi
         torch.set_num_threads(max(available_cores() - 1, 1))
     try:
         # Nobody hears what a model thinks to itself: templates that offer it are told to do without.
-        checkpoint = loader.load(source, device, template_options={"enable_thinking": False})
+        checkpoint = loader.load(
+            source,
+            device,
+            _dtype(config.models.dtype, device),
+            quantize=Quantisation("int8") if config.models.dtype == "int8" else None,
+            template_options={"enable_thinking": False},
+        )
     except (DllmError, RuntimeError) as error:  # RuntimeError: torch has no such device, or no memory on it
         raise BackendError("llm", f"could not load {config.models.llm!r} on {device}: {error}") from error
     size = sum(parameter.numel() for parameter in checkpoint.model.parameters()) / 1e6
     name = (
         "built-in diffusion model" if source is None else checkpoint.path.name if isinstance(source, Path) else source
     )
-    info = BackendInfo("llm", f"{name}, {size:.1f} M parameters on {device}", reason)
+    stored = next(checkpoint.model.parameters()).dtype
+    numbers = "int8" if config.models.dtype == "int8" else str(stored).removeprefix("torch.")
+    info = BackendInfo("llm", f"{name}, {size:.1f} M parameters on {device} ({numbers})", reason)
     return DiffusionDrafter(checkpoint, info, max_batch=CPU_BATCH if device == "cpu" else DEVICE_BATCH)
+
+
+def _dtype(wanted: str, device: str) -> torch.dtype | None:
+    """What weights are loaded as; None leaves it to the loader."""
+    import torch
+
+    from dllm import machine
+
+    if wanted in ("auto", "int8"):
+        return torch.bfloat16 if device == "cpu" and machine.has_bfloat16_units() else None
+    found: torch.dtype = getattr(torch, wanted)
+    return found
 
 
 def find_smart_turn(config: Config) -> Path | None:

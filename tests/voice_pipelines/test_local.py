@@ -23,7 +23,16 @@ from voice_pipelines import settings
 from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, device_of
 from voice_pipelines.local import LocalRuntime, build, calibrate, choose_scorer
 from voiceagent.agent import AgentProfile
-from voiceagent.backends import BackendInfo, Backends
+from voiceagent.backends import (
+    BackendInfo,
+    Backends,
+    DraftEvent,
+    DraftFailed,
+    DraftFinished,
+    DraftRequest,
+    PromptTurn,
+    StepPlan,
+)
 from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock, ManualClock, MonotonicClock
 from voiceagent.config import Config, TurnConfig
@@ -82,6 +91,42 @@ def test_a_folder_without_a_checkpoint_is_a_readable_error(tmp_path: Path) -> No
     load = choose_llm(configure(tmp_path, f"models.llm={tmp_path}", "models.device=cpu"))
     with pytest.raises(BackendError, match=r"llm: could not load .*config\.json: no such file"):
         load()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "has_units", "numbers"),
+    [
+        ("auto", True, "bfloat16"),
+        ("auto", False, "float32"),
+        ("float32", True, "float32"),
+        ("bfloat16", False, "bfloat16"),
+        ("int8", False, "int8"),
+    ],
+)
+def test_the_diffusion_model_computes_in_what_the_machine_is_good_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, has_units: bool, numbers: str
+) -> None:
+    monkeypatch.setattr("dllm.machine.has_bfloat16_units", lambda: has_units)
+    drafter = choose_llm(configure(tmp_path, f"models.dtype={wanted}", "models.device=cpu"))()
+    assert f"on cpu ({numbers})" in drafter.info.name, "what was chosen is told"
+    finished: list[DraftFinished] = []
+
+    async def write() -> None:
+        events: asyncio.Queue[DraftEvent] = asyncio.Queue()
+        turns = (PromptTurn("system", "Be brief."), PromptTurn("user", "hello"))
+        drafter.start(DraftRequest("a", turns, StepPlan(16, 4, 4, 0.9)), events.put_nowait)
+        while not isinstance(event := await events.get(), DraftFinished):
+            assert not isinstance(event, DraftFailed), event
+        finished.append(event)
+        await drafter.aclose()
+
+    run_async(write())
+    assert finished[0].text.strip()
+
+
+def test_numbers_that_nobody_computes_in_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected 'auto', 'float32', 'bfloat16', 'float16' or 'int8'"):
+        configure(tmp_path, "models.dtype=float8")
 
 
 def test_auto_takes_the_voice_that_was_fetched(tmp_path: Path) -> None:
