@@ -12,6 +12,7 @@ call is a note: `book_table: table: 12; code: K72`, or `book_table failed: no ta
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -265,7 +266,9 @@ def _size(text: str) -> int | float | None:
     if words[-1] in ("cents", "cent"):
         return _dollars_and_cents(words[:-1])
     if all(word.isdecimal() for word in words):
-        return int("".join(words))
+        # "20 5" may be 25 as well as 205: nobody knows, so it is no number.
+        is_sum = any(one.endswith("0") and len(two) < len(one) for one, two in itertools.pairwise(words))
+        return None if is_sum else int("".join(words))
     return _whole(words)
 
 

@@ -249,7 +249,7 @@ def call_of_json(body: Mapping[str, Any]) -> Call:
     function = body.get("function")
     try:
         arguments = json.loads(function["arguments"] or "{}") if isinstance(function, Mapping) else None
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         arguments = None
     if not isinstance(function, Mapping) or not isinstance(arguments, Mapping):
         raise ConfigError(

@@ -199,7 +199,8 @@ class HttpTool:
         if self.method in ("GET", "DELETE"):
             # Merged by hand: a client's `params` would replace the query that the URL has.
             query = {key: _query_text(value) for key, value in arguments.items()}
-            body = {"params": {**httpx2.QueryParams(urlsplit(self.url).query), **query}}
+            own = httpx2.QueryParams(urlsplit(self.url).query).multi_items()
+            body = {"params": [*((key, value) for key, value in own if key not in query), *query.items()]}
         try:
             async with self.client.get().stream(self.method, self.url, headers=dict(self.headers), **body) as answer:
                 said = b""

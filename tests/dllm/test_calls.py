@@ -95,6 +95,9 @@ def test_tools_are_declared_in_one_line() -> None:
         ("-5", -5),
         ("minus twenty", -20),
         ("12345678901234567891", 12345678901234567891),
+        ("5 5 5 0 1 3 4", 5550134),
+        ("555 0134", 5550134),
+        ("10 000", 10000),
     ],
 )
 def test_whole_numbers_are_understood_as_they_are_said(said: str, number: int) -> None:
@@ -107,6 +110,8 @@ def test_whole_numbers_are_understood_as_they_are_said(said: str, number: int) -
         "soon",
         "four or five",
         "twenty twenty",
+        "20 5",
+        "100 20 5",
         "five twenty",
         "two point five",
         "-",

@@ -99,6 +99,9 @@ def test_a_chat_is_the_prompt_of_its_turns() -> None:
     assert codec.encode_chat(chat[1:2], [tool])[0] == special.system, "tools need a system turn, whoever begins"
     with pytest.raises(ConfigError, match="tool_calls"):
         codec.encode_chat([Message("assistant", "", tool_calls=({"function": {"name": "price", "arguments": "[]"}},))])
+    deep = '{"a":' * 20_000 + "1" + "}" * 20_000
+    with pytest.raises(ConfigError, match="a JSON object as a string"):
+        codec.encode_chat([Message("assistant", "", tool_calls=({"function": {"name": "price", "arguments": deep}},))])
     with pytest.raises(ConfigError, match="at least one message"):
         codec.encode_chat([])
 
