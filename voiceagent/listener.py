@@ -89,6 +89,9 @@ class Listener:
         self._activity = VoiceActivity(window_samples=window_samples)
         self._barge_in = barge_in.BargeIn()
         self._detection: TurnDetection | None = None
+        self._asked: TurnDetection | None = None
+        self._endpoint = endpoint.EndpointSettings()
+        """Those of the detection that was asked for last: made when it changes, not for every message."""
         self._kept = PreRoll(round(LOOK_BACK_S * INPUT_RATE_HZ))
         self._skipped = 0
         """Media time that passed without the activity's knowledge, while the client ended its turns itself."""
@@ -100,8 +103,9 @@ class Listener:
     ) -> AsyncGenerator[Heard, None]:
         """Take the next audio, which arrived at clock reading `arrived`."""
         self._receive(samples, arrived)
+        if detection is not self._asked:
+            self._asked, self._endpoint = detection, detection.endpoint()
         self._follow(detection)
-        settings = detection.endpoint()
         for window in self._windower.push(samples):
             self._kept.push(window)
             probability = await self._detector.probability(window)
@@ -116,7 +120,7 @@ class Listener:
                 elif self._activity.is_speaking:
                     yield Utter(window)
             evidence = self._evidence() if detection.weighs_words else None
-            decision = endpoint.decide(self._activity.utterance, settings, evidence)
+            decision = endpoint.decide(self._activity.utterance, self._endpoint, evidence)
             if decision is not None:
                 self._activity.end_utterance()
                 end = decision.speech_end_sample + self._skipped
@@ -207,7 +211,9 @@ class Listener:
 
     def _follow(self, detection: TurnDetection) -> None:
         """Adopt changed settings between two utterances: an utterance ends by the rules it began with."""
-        if detection != self._detection and not self._activity.is_speaking:
+        if detection is self._detection or self._activity.is_speaking:
+            return
+        if detection != self._detection:
             self._detection = detection
             self._activity.settings = VadSettings(threshold=detection.threshold)
             self._barge_in.settings = detection.barge_in_settings()

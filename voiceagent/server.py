@@ -29,7 +29,7 @@ from voiceagent.clock import Clock, MonotonicClock
 from voiceagent.connection import Connection, ConversationPort
 from voiceagent.errors import OverloadedError
 from voiceagent.events import ConversationEvent
-from voiceagent.lag import watch_lag
+from voiceagent.lag import LoopLoad, watch_lag
 from voiceagent.security import AccessPolicy, extract_key, select_subprotocol
 from voiceagent.server_settings import ServerSettings
 from voiceagent.session import SessionSettings
@@ -96,6 +96,7 @@ class RealtimeServer:
         self._connections: dict[Connection | PhoneCall, _Caller | None] = {}
         """Who is connected, and their conversation once they have one."""
         self.telemetry = Telemetry(self._callers_by_door, settings.max_sessions)
+        self._loop_load = LoopLoad()
         self._nobody = asyncio.Event()
         self._nobody.set()
         self.is_draining = False
@@ -253,7 +254,7 @@ class RealtimeServer:
             return "The models are still loading."
         if self._callers >= self._settings.max_sessions:
             return str(OverloadedError(self._callers, self._settings.max_sessions))
-        return None
+        return self._loop_load.refusal(self._callers)
 
     async def healthz(self, request: Request) -> Response:
         """The process answers."""
@@ -307,7 +308,12 @@ class RealtimeServer:
 
     async def watch_loop(self) -> None:
         """Measure how late the event loop is, until cancelled."""
-        await watch_lag(self._clock, self.telemetry.lag.observe)
+
+        def tell(lag_s: float) -> None:
+            self.telemetry.lag.observe(lag_s)
+            self._loop_load.observe(lag_s)
+
+        await watch_lag(self._clock, tell)
 
     async def drain(self) -> None:
         """Let nobody in any more, let everybody's current reply finish, and close with 1001. Bounded by `drain_s` and a little."""

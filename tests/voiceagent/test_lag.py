@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import time
 from collections.abc import AsyncGenerator, Coroutine, Iterator
@@ -16,9 +17,9 @@ from tests.conftest import run_async
 from tests.voiceagent.realtime import StandinRuntime, connect
 from tests.voiceagent.standins import ScriptedDrafter, ToneSynthesizer, silence, tone
 from tests.voiceagent.telephony.phone import phone
-from tests.voiceagent.test_server import House, pump, serve, speak, text_item
+from tests.voiceagent.test_server import House, pump, refusal, serve, speak, text_item
 from voiceagent.backends import Samples
-from voiceagent.lag import watch_lag
+from voiceagent.lag import COMPANY, WATCHED, LoopLoad, watch_lag
 from voiceagent.server import create_app
 from voiceagent.server_settings import ServerSettings
 
@@ -74,6 +75,55 @@ def test_the_servers_meter_is_fed_while_it_watches() -> None:
         assert (lag.count(), lag.sum()) == (1, pytest.approx(0.04))
 
     run_async(main())
+
+
+# --- room for one more ------------------------------------------------------------------------------------------------
+
+
+def loaded(*lags_s: float) -> LoopLoad:
+    load = LoopLoad()
+    for lag_s in lags_s:
+        load.observe(lag_s)
+    return load
+
+
+def test_a_loop_that_stays_behind_with_its_callers_takes_no_more() -> None:
+    reason = loaded(*[0.15] * WATCHED).refusal(callers=20)
+    assert reason is not None and "150 ms behind with 20 callers" in reason
+
+
+def test_one_hold_and_a_slow_machine_turn_nobody_away() -> None:
+    assert loaded(*[0.001] * WATCHED, 5.0, 3.0).refusal(callers=20) is None
+    assert loaded(*[0.15] * WATCHED).refusal(callers=COMPANY - 1) is None
+    assert loaded(*[0.15] * (WATCHED - 1)).refusal(callers=20) is None, "too little has been seen"
+
+
+def test_the_door_opens_again_once_the_loop_is_calm() -> None:
+    load = loaded(*[0.15] * WATCHED)
+    assert load.refusal(20) is not None
+    for _ in range(WATCHED):
+        load.observe(0.05)
+    assert load.refusal(20) is not None, "this would not have closed it, and does not open it"
+    for _ in range(WATCHED):
+        load.observe(0.01)
+    assert load.refusal(20) is None
+    for _ in range(WATCHED):
+        load.observe(0.05)
+    assert load.refusal(20) is None
+
+
+def test_a_full_loop_refuses_clients_with_the_reason() -> None:
+    async def scenario(house: House) -> None:
+        realtime = house.app.state.realtime
+        for _ in range(WATCHED):
+            realtime._loop_load.observe(0.2)
+        async with contextlib.AsyncExitStack() as callers:
+            for _ in range(COMPANY):
+                await callers.enter_async_context(connect(house.app))
+            refused = await refusal(house)
+            assert refused.status == 503 and "200 ms behind" in refused.body["error"]["message"]
+
+    serve(scenario)
 
 
 # --- nobody holds the loop --------------------------------------------------------------------------------------------
