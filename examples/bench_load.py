@@ -3,7 +3,7 @@
     python examples/bench_load.py --models --callers 1 2 4 8               # with the models of this machine, on all cores
     python examples/bench_load.py --standins --callers 1 16 48 80          # the runtime alone, on one core, Silero real
     python examples/bench_load.py --standins level --callers 80            # the same, with a stand-in for Silero as well
-    python examples/bench_load.py --standins --pipecat --callers 8 16 24   # Pipecat with the same stand-ins and callers beside it
+    python examples/bench_load.py --standins --pipecat --callers 8 16 24   # Pipecat with the same stand-ins and callers, in the same run
 
 Every caller is on a line of its own and speaks Twilio's dialect: recorded words in messages of 20 ms, each sent when it was spoken, marks
 returned when their audio was played. Callers begin at different moments, speak over some answers and fall silent now and then, all of it
@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -73,11 +74,13 @@ async def _watch(server: Server, begins: float, ends: float) -> tuple[float, flo
     return used_s, footprint(server.process.pid)["rss_kb"] / 1024, before, after
 
 
-def measure_server(open_server: Open, speeches: Sequence[Speech], args: argparse.Namespace) -> dict[str, Any]:
+def measure_server(
+    open_server: Open, callers_each: Sequence[int], speeches: Sequence[Speech], args: argparse.Namespace
+) -> dict[str, Any]:
     """Rounds with more and more callers, each on a fresh server, until one does not hold or all have been made."""
     rounds: list[Round] = []
     name, idle_mb = "", 0.0
-    for callers in sorted(args.callers):
+    for callers in sorted(callers_each):
         with open_server() as server:
             name, idle_mb = server.name, footprint(server.process.pid)["rss_kb"] / 1024
             done = run(measure(server, callers, speeches, args))
@@ -161,6 +164,9 @@ def main() -> int:
     )
     parser.add_argument("--pipecat", action="store_true", help="Pipecat with the same stand-ins, installed by pip")
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 2, 4, 8], help="callers at once, one round each")
+    parser.add_argument(
+        "--pipecat-callers", type=int, nargs="+", help="the same for Pipecat, where its rounds are to be others"
+    )
     parser.add_argument("--seconds", type=float, default=25.0, help="measured time of a round")
     parser.add_argument("--warm", type=float, default=8.0, help="time before that")
     parser.add_argument("--spread", type=float, default=Manners().spread_s, help="callers begin within so many seconds")
@@ -201,15 +207,15 @@ def measure_all(args: argparse.Namespace) -> int:
     server_cores, own_cores = share_cores(args)
     times = StandInTimes(args.asr_s, args.llm_s, args.tts_s)
     speeches = load_speeches(args.data, args.kinds)
-    servers: list[Open] = []
+    servers: list[tuple[Open, Sequence[int]]] = []
     if args.standins:
-        servers.append(
-            lambda: standins(args.standins, times, args.hangover, server_cores, keys=args.set, profile=args.profile)
-        )
+        ours = partial(standins, args.standins, times, args.hangover, server_cores, keys=args.set, profile=args.profile)
+        servers.append((ours, args.callers))
     if args.pipecat:
-        servers.append(lambda: pipecat(times, args.hangover, server_cores, args.pipecat_env))
+        theirs = partial(pipecat, times, args.hangover, server_cores, args.pipecat_env)
+        servers.append((theirs, args.pipecat_callers or args.callers))
     if args.models:
-        servers.append(lambda: models(args.preset, args.set, server_cores))
+        servers.append((partial(models, args.preset, args.set, server_cores), args.callers))
     report: dict[str, Any] = {
         "benchmark": "load",
         "date": time.strftime("%Y-%m-%d"),
@@ -220,10 +226,10 @@ def measure_all(args: argparse.Namespace) -> int:
         "recordings": {"kinds": args.kinds, "count": len(speeches)},
         "servers": [],
     }
-    for open_server in servers:
+    for open_server, callers in servers:
         try:
             with on_cores(own_cores):
-                report["servers"].append(measure_server(open_server, speeches, args))
+                report["servers"].append(measure_server(open_server, callers, speeches, args))
         except NotThere as error:
             print(f"\nleft out: {error}")
             report["servers"].append({"left_out": str(error)})

@@ -99,7 +99,8 @@ def standins(
         "--tts-s",
         str(times.tts_s),
     ]
-    keys = (f"server.max_sessions={MAX_SESSIONS}", "turn.endpoint=silence", f"turn.silence_s={hangover_s}", *keys)
+    turn = (f"budget.target_s={hangover_s + 0.5}", "turn.endpoint=silence", f"turn.silence_s={hangover_s}")
+    keys = (f"server.max_sessions={MAX_SESSIONS}", *turn, *keys)
     command = [sys.executable, *program, "-m", "voice_pipelines.standins", "--vad", vad, *delays, *_set(keys)]
     with launched(command, cores) as (address, process, lines):
         yield Server(f"stand-ins, {vad} VAD", address, process, lines, reply_s(), True)
