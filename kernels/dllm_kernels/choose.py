@@ -71,5 +71,11 @@ def _kind_on(device: torch.device) -> Kind:
 
 
 @functools.cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU: how many programs should at least run. A few where kernels are interpreted."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+@functools.cache
 def _module(op: str, name: str) -> Any:
     return importlib.import_module(f"dllm_kernels.{op}.{name}")

@@ -31,16 +31,16 @@ def on(kind: Kind, call: Callable[..., Any], *arguments: Any, **options: Any) ->
     Memory that the op allocates is full of NaN first (largest integers): what it forgets to write shows.
     """
     device = "cuda" if kind == "triton" and torch.cuda.is_available() else "cpu"
-    were_deterministic = torch.are_deterministic_algorithms_enabled()
+    mode_before = torch.get_deterministic_debug_mode()
     dllm_kernels.use(kind)
     # PyTorch fills uninitialised memory with NaN in this mode.
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")
     try:
         moved = {name: to(value, device) for name, value in options.items()}
         return to(call(*(to(argument, device) for argument in arguments), **moved), "cpu")
     finally:
         dllm_kernels.use("auto")
-        torch.use_deterministic_algorithms(were_deterministic)
+        torch.set_deterministic_debug_mode(mode_before)
 
 
 def to(value: Any, device: str) -> Any:

@@ -1,6 +1,6 @@
 """Compile every kernel for an H200 (sm_90) on a machine without a GPU: Triton brings the assembler.
 
-    python -m tests.kernels.compile_for_gpu          # one JSON object per kernel and argument types
+    python -m tests.kernels.compile_for_gpu bfloat16 float32      # one JSON object per kernel and argument types
 
 Ops are called on CPU tensors with a launch that compiles and runs nothing, so what is compiled is what the op would launch: block
 sizes, warps, divisibility and all. Says nothing of speed or of answers.
@@ -9,17 +9,22 @@ sizes, warps, divisibility and all. Says nothing of speed or of answers.
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import dllm_kernels
-from dllm_kernels import HeadNorms, Target
+from dllm_kernels import Cache, Canvas, HeadNorms, Target, choose
 from dllm_kernels.select import RULES, CanvasColumns, RuleColumns, ScoreColumns, select
 
 CAPABILITY = 90
+PROCESSORS = 132
 SHARED_LIMIT = 227 * 1024
 """Bytes of shared memory that one thread block of an H200 may have."""
 _NAMES = {
@@ -63,10 +68,28 @@ def compile_launch(kernel: Any, arguments: dict[str, Any], options: dict[str, in
     return {
         "kernel": kernel.__name__,
         "types": " ".join(kind for kind in signature.values() if kind != "constexpr"),
-        "shared": compiled.metadata.shared,
         "warps": compiled.metadata.num_warps,
-        "local_loads": compiled.asm["ptx"].count("ld.local"),
+        "shared": compiled.metadata.shared,
+        "products": next((name for name in ("wgmma", "mma.sync") if name in compiled.asm["ptx"]), ""),
+        **assembled(compiled.asm["ptx"]),
     }
+
+
+def assembled(ptx: str) -> dict[str, int]:
+    """Registers of a thread, and bytes that it spills to memory."""
+    from triton.backends import nvidia
+
+    assembler = Path(nvidia.__file__).parent / "bin" / "ptxas"
+    done = subprocess.run(
+        [assembler, "-v", f"--gpu-name=sm_{CAPABILITY}a", "-o", os.devnull, "-"],
+        input=ptx, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    registers = re.search(r"Used (\d+) registers", done.stderr)
+    spilled = re.search(r"(\d+) bytes spill stores", done.stderr)
+    assert registers is not None and spilled is not None, done.stderr
+    return {"registers": int(registers[1]), "spilled": int(spilled[1])}
 
 
 def compiling(call: Callable[[], object]) -> Iterator[dict[str, Any]]:
@@ -105,6 +128,10 @@ def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
     norms = HeadNorms(empty(128), empty(128), 1e-6)
     store = empty(2, 8, 1024, 128)
     target = Target(store, store, 0, whole(2, 32))
+    head = empty(2000, 4096)
+    query, new, pages = empty(2, 32, 32, 128), empty(2, 8, 32, 128), empty(70, 8, 16, 128)
+    prefix = empty(2, dtype=torch.int32)
+    table, visible = empty(2, 35, dtype=torch.int32), empty(2, 32, dtype=torch.int32)
     single = empty(4, 64, dtype=torch.float32)
     scores, flags = ScoreColumns(whole(4, 64), single, single, single), empty(4, 64, dtype=torch.bool)
     rules = RuleColumns(whole(4), empty(4, dtype=torch.float32), whole(4), whole(4), whole(4))
@@ -118,16 +145,30 @@ def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
         lambda: dllm_kernels.embed(whole(32), empty(1000, 4096), hidden, empty(32, dtype=torch.float32)),
         lambda: select(scores, flags, flags, rules, occurring=frozenset(RULES), stable=flags, canvas=canvas),
         lambda: select(scores, flags, flags, rules, whole(4), occurring={"count"}, doubtful=flags),
+        lambda: dllm_kernels.head_commit(hidden, head),
+        lambda: dllm_kernels.head_commit(hidden, head, temperature=1.0, seed=whole(32)),
+        lambda: dllm_kernels.head_commit(hidden, empty(9, 4096, dtype=torch.int8), scale=empty(9, dtype=torch.float32)),
+        lambda: dllm_kernels.canvas_attention(query, Cache(pages, pages, table), visible, Canvas(new, new, prefix)),
+        lambda: dllm_kernels.canvas_attention(query, Cache(store, store), visible),
+        lambda: dllm_kernels.skinny_linear(hidden, empty(4096, 4096), residual=hidden),
+        lambda: dllm_kernels.skinny_linear(hidden, empty(24_576, 4096), gate="silu"),
+        lambda: dllm_kernels.skinny_linear(
+            empty(128, 4096),
+            empty(6144, 4096, dtype=torch.int8),
+            scale=empty(6144, dtype=torch.float32),
+            bias=empty(6144),
+        ),
         lambda: dllm_kernels.rotate_and_store(empty(2, 32, 48, 128), turn, turn, (32, 8), norms, target=target),
     ]
 
 
 def main() -> None:
-    for dtype in (torch.bfloat16, torch.float32):
-        for call in calls(dtype):
+    choose.processors = lambda device: PROCESSORS  # before any kernel's module is imported
+    for name in sys.argv[1:] or ["bfloat16"]:
+        for call in calls(getattr(torch, name)):
             for figures in compiling(call):
                 print(json.dumps(figures), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

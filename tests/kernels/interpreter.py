@@ -1,7 +1,7 @@
 """Triton's interpreter, where it does otherwise than a GPU.
 
-It cuts float32 off on the way to bfloat16 where a GPU rounds to the nearest, ties to even; it multiplies bfloat16 matrices by their bit
-patterns; and a comparison of single numbers becomes a float when it is spread over a tile. So in 3.6 and in 3.7.
+It cuts float32 off on the way to bfloat16 where a GPU rounds to the nearest, ties to even; it takes integers for the bits of bfloat16 when it
+converts them, and multiplies bfloat16 matrices by their bits; and a comparison of single numbers becomes a float when it is spread over a tile. So in 3.6 and in 3.7.
 """
 
 from __future__ import annotations
@@ -40,6 +40,14 @@ def mend() -> None:
         shape = getattr(shape, "shape", shape)
         return TensorHandle(np.full(shape, arg.data.ravel()[0], dtype=arg.data.dtype), arg.dtype.scalar)
 
+    cast = InterpreterBuilder.cast_impl
+
+    def from_integer(self: Any, source: Any, kind: Any) -> Any:
+        if kind.scalar == tl.bfloat16:
+            return TensorHandle(narrow(source.data.astype(np.float32)), kind.scalar)
+        return cast(self, source, kind)
+
+    InterpreterBuilder.create_si_to_fp = from_integer
     interpreter._convert_float = convert
     InterpreterBuilder.create_splat = splat
     InterpreterBuilder.create_dot = dot

@@ -41,19 +41,31 @@ def check_arguments(
     """Raise `ValueError` for what no implementation takes. Looks at shapes only: nothing waits for the device."""
     if logits.dim() != 2 or logits.shape[1] == 0:
         raise ValueError(f"logits: expected [N, V] with V above 0, got {list(logits.shape)}")
-    rows, vocabulary = logits.shape
     if logits.dtype not in LOGIT_DTYPES:
         raise ValueError(f"logits: expected float32, bfloat16 or float16, got {logits.dtype}")
+    check_commit((logits.shape[0], logits.shape[1]), logits.device, temperature, seed, forbidden, out)
+
+
+def check_commit(
+    shape: tuple[int, int],
+    device: torch.device,
+    temperature: float,
+    seed: int | Tensor,
+    forbidden: Tensor | None,
+    out: CommitStats | None,
+) -> None:
+    """Raise `ValueError` for what cannot be done with logits of that shape, wherever they are."""
+    rows, vocabulary = shape
     if vocabulary >= 2**31:
         raise ValueError(f"logits: expected a vocabulary below 2^31, got {vocabulary}")
     if temperature != 0.0 and not MIN_TEMPERATURE <= temperature < math.inf:
         raise ValueError(f"temperature: expected 0, or at least {MIN_TEMPERATURE} and finite, got {temperature}")
     if isinstance(seed, Tensor):
-        check_tensor("seed", seed, (rows,), torch.int64, logits.device)
+        check_tensor("seed", seed, (rows,), torch.int64, device)
     elif not 0 <= seed < 2**63:
         raise ValueError(f"seed: expected an integer in [0, 2^63), got {seed}")
     if forbidden is not None:
-        check_tensor("forbidden", forbidden, (vocabulary,), torch.bool, logits.device)
+        check_tensor("forbidden", forbidden, (vocabulary,), torch.bool, device)
     if out is not None:
         for name, tensor in out._asdict().items():
-            check_tensor(name, tensor, (rows,), torch.int64 if name == "token" else torch.float32, logits.device)
+            check_tensor(name, tensor, (rows,), torch.int64 if name == "token" else torch.float32, device)

@@ -18,11 +18,8 @@ _BYTE = torch.uint8
 
 
 @triton.jit
-def _gumbel(seed, row, group, BLOCK_V: tl.constexpr):
-    """Noise of columns 4 * group … 4 * group + 3, in order. [BLOCK_V / 4] -> [BLOCK_V]; see `philox.gumbel_noise`."""
-    zero = group * 0
-    w0, w1, w2, w3 = tl.philox(seed, group, zero + row, zero, zero)
-    word = tl.join(tl.join(w0, w2), tl.join(w1, w3)).reshape(BLOCK_V)  # [BLOCK_V / 4, 2, 2]: w0, w1, w2, w3
+def gumbel_of(word):
+    """Noise of the uniform that each 32-bit word names; see `philox.gumbel_noise`."""
     is_low = word < 0x80000000
     distance = (tl.where(is_low, word, 0xFFFFFFFF - word).to(tl.float32) + 0.5) * 2.3283064365386963e-10  # 2^-32
     uniform = tl.where(is_low, 1.0 - distance, distance)
@@ -30,6 +27,46 @@ def _gumbel(seed, row, group, BLOCK_V: tl.constexpr):
     is_one = uniform == 1.0
     kahan = tl.where(is_one, -distance, log_uniform * (-distance / tl.where(is_one, 1.0, uniform - 1.0)))
     return -tl.log(-tl.where(is_low, kahan, log_uniform))
+
+
+@triton.jit
+def _gumbel(seed, row, group, BLOCK_V: tl.constexpr):
+    """Noise of columns 4 * group … 4 * group + 3, in order. [BLOCK_V / 4] -> [BLOCK_V]."""
+    zero = group * 0
+    w0, w1, w2, w3 = tl.philox(seed, group, zero + row, zero, zero)
+    # [BLOCK_V / 4, 2, 2]: w0, w1, w2, w3
+    return gumbel_of(tl.join(tl.join(w0, w2), tl.join(w1, w3)).reshape(BLOCK_V))
+
+
+@triton.jit
+def finish(
+    row,
+    best,
+    second,
+    total,
+    weighted,
+    picked_index,
+    picked_logit,
+    token_ptr,
+    probability_ptr,
+    margin_ptr,
+    entropy_ptr,
+):
+    """Store a row's statistics, once all of it has been seen. Single numbers."""
+    is_empty = best == -float("inf")
+    top = tl.where(is_empty, 0.0, best)
+    total = tl.where(is_empty, 1.0, total)
+    # exp(second - top) <= 1, and near a tie their difference is exact; expm1's extra digits matter below 1e-7 only.
+    gap = second - top
+    small = gap * (1.0 + gap * (0.5 + gap * 0.16666667))
+    minus_expm1 = -tl.where(gap > -0.01, small, tl.exp(tl.maximum(gap, -1e4)) - 1.0)
+    entropy = tl.maximum(tl.log(total) - weighted / total, 0.0)
+    probability = tl.exp(tl.maximum(picked_logit - top, -1e4)) / total
+
+    tl.store(token_ptr + row, tl.where(is_empty, -1, picked_index).to(tl.int64))
+    tl.store(probability_ptr + row, tl.where(is_empty, 0.0, probability))
+    tl.store(margin_ptr + row, tl.where(is_empty, 0.0, minus_expm1 / total))
+    tl.store(entropy_ptr + row, tl.where(is_empty, 0.0, entropy))
 
 
 @triton.jit
@@ -121,20 +158,19 @@ def _commit_kernel(
         picked_index = best_index
         picked_logit = best
 
-    is_empty = best == -infinity
-    top = tl.where(is_empty, 0.0, best)
-    total = tl.where(is_empty, 1.0, total)
-    # exp(second - top) <= 1, and near a tie their difference is exact; expm1's extra digits matter below 1e-7 only.
-    gap = second - top
-    small = gap * (1.0 + gap * (0.5 + gap * 0.16666667))
-    minus_expm1 = -tl.where(gap > -0.01, small, tl.exp(tl.maximum(gap, -1e4)) - 1.0)
-    entropy = tl.maximum(tl.log(total) - weighted / total, 0.0)
-    probability = tl.exp(tl.maximum(picked_logit - top, -1e4)) / total
-
-    tl.store(token_ptr + row, tl.where(is_empty, -1, picked_index).to(tl.int64))
-    tl.store(probability_ptr + row, tl.where(is_empty, 0.0, probability))
-    tl.store(margin_ptr + row, tl.where(is_empty, 0.0, minus_expm1 / total))
-    tl.store(entropy_ptr + row, tl.where(is_empty, 0.0, entropy))
+    finish(
+        row,
+        best,
+        second,
+        total,
+        weighted,
+        picked_index,
+        picked_logit,
+        token_ptr,
+        probability_ptr,
+        margin_ptr,
+        entropy_ptr,
+    )
 
 
 def commit_from_logits(

@@ -1,0 +1,258 @@
+"""The fast way: each program holds the rows and walks through a part of the vocabulary; a second launch merges the parts.
+
+What is written between the two are eight numbers per row and part. N rows, V vocabulary, E hidden size, S parts.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dllm_kernels.choose import processors
+from dllm_kernels.commit_from_logits.contract import CommitStats
+from dllm_kernels.commit_from_logits.triton import finish, gumbel_of
+
+BLOCK_V = 128
+SAMPLING_BLOCK_V = 64
+"""Noise takes registers: at 128 they spill, as the assembler tells."""
+BLOCK_E = 64
+MAX_BLOCK_N = 64
+_BYTE = torch.uint8
+
+
+@triton.jit
+def _head_kernel(
+    hidden_ptr,
+    weight_ptr,
+    scale_ptr,
+    forbidden_ptr,
+    seed_ptr,
+    seed,
+    temperature,
+    numbers_ptr,  # [6, S, N] float32: best, second, total, weighted, picked score, picked logit
+    indices_ptr,  # [2, S, N] int32: best, picked
+    N,
+    V,
+    E,
+    HAS_SCALE: tl.constexpr,
+    HAS_FORBIDDEN: tl.constexpr,
+    HAS_ROW_SEEDS: tl.constexpr,
+    IS_SAMPLING: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    part, parts = tl.program_id(0), tl.num_programs(0)
+    row = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    in_rows = row < N
+    row_start = row.to(tl.int64) * E
+    tiles = tl.cdiv(V, BLOCK_V)
+    infinity = float("inf")
+
+    best = tl.full((BLOCK_N,), -infinity, tl.float32)
+    second = best
+    total = tl.zeros((BLOCK_N,), tl.float32)
+    weighted = total
+    picked_score = best
+    picked_logit = best
+    best_index = tl.full((BLOCK_N,), -1, tl.int32)
+    picked_index = best_index
+
+    # A run of neighbouring tiles: the lower part has the lower indices, which is how ties are broken.
+    for tile in range(tiles * part // parts, tiles * (part + 1) // parts):
+        column = tile * BLOCK_V + tl.arange(0, BLOCK_V)
+        in_vocabulary = column < V
+        # 64-bit addresses: a head of 262,144 tokens by 8,192 has 2^31 weights.
+        column_start = column.to(tl.int64) * E
+        # The vocabulary is the product's rows: Hopper's unit takes 64 of them at least, and of columns as few as there are.
+        z = tl.zeros((BLOCK_V, BLOCK_N), tl.float32)
+        for start in range(0, E, BLOCK_E):
+            inner = start + tl.arange(0, BLOCK_E)
+            in_row = inner < E
+            # [BLOCK_N, BLOCK_E]
+            x = tl.load(
+                hidden_ptr + row_start[:, None] + inner[None, :], mask=in_rows[:, None] & in_row[None, :], other=0.0
+            )
+            # [BLOCK_V, BLOCK_E]
+            w = tl.load(
+                weight_ptr + column_start[:, None] + inner[None, :],
+                mask=in_vocabulary[:, None] & in_row[None, :],
+                other=0,
+            )
+            z = tl.dot(w.to(x.dtype), tl.trans(x), z, input_precision="ieee")
+        z = tl.trans(z)
+        if HAS_SCALE:
+            # [BLOCK_V]
+            z = z * tl.load(scale_ptr + column, mask=in_vocabulary, other=0.0)[None, :]
+        allowed = in_vocabulary
+        if HAS_FORBIDDEN:
+            # [BLOCK_V]
+            allowed = allowed & (tl.load(forbidden_ptr + column, mask=in_vocabulary, other=1) == 0)
+        z = tl.where(allowed[None, :] & (z == z), z, -infinity)
+        z = tl.minimum(z, 3.4028234663852886e38)
+
+        # As in commit_from_logits, a vector of rows at a time.
+        tile_best = tl.max(z, axis=1)
+        tile_index = tl.min(tl.where(z == tile_best[:, None], column[None, :], 0x7FFFFFFF), axis=1)
+        tile_second = tl.max(tl.where(column[None, :] == tile_index[:, None], -infinity, z), axis=1)
+        is_better = tile_best > best
+        second = tl.maximum(tl.minimum(best, tile_best), tl.maximum(second, tile_second))
+        best_index = tl.where(is_better, tile_index, best_index)
+        new_best = tl.maximum(best, tile_best)
+        top = tl.where(new_best == -infinity, 0.0, new_best)
+        shift = tl.maximum(best - top, -1e4)
+        exponent = tl.maximum(z - top[:, None], -1e4)
+        weight = tl.exp(exponent)
+        grown = tl.exp(shift)
+        weighted = (weighted + total * shift) * grown + tl.sum(weight * exponent, axis=1)
+        total = total * grown + tl.sum(weight, axis=1)
+        best = new_best
+
+        if IS_SAMPLING:
+            group = tile * (BLOCK_V // 4) + tl.arange(0, BLOCK_V // 4)
+            counter = tl.zeros((BLOCK_N, BLOCK_V // 4), tl.int32) + group[None, :]
+            if HAS_ROW_SEEDS:
+                key = tl.load(seed_ptr + row, mask=in_rows, other=0)[:, None] + tl.zeros_like(counter).to(tl.int64)
+                w0, w1, w2, w3 = tl.philox(key, counter, counter * 0, counter * 0, counter * 0)
+            else:
+                w0, w1, w2, w3 = tl.philox(seed, counter, counter * 0 + row[:, None], counter * 0, counter * 0)
+            word = tl.join(tl.join(w0, w2), tl.join(w1, w3)).reshape(BLOCK_N, BLOCK_V)
+            score = tl.math.div_rn(z, tl.full((BLOCK_N, BLOCK_V), 0.0, tl.float32) + temperature)
+            score = tl.minimum(tl.maximum(score, -3.4028234663852886e38), 3.4028234663852886e38)
+            score = tl.where(z == -infinity, -infinity, score) + gumbel_of(word)
+            tile_score = tl.max(score, axis=1)
+            tile_picked = tl.min(tl.where(score == tile_score[:, None], column[None, :], 0x7FFFFFFF), axis=1)
+            tile_logit = tl.max(tl.where(column[None, :] == tile_picked[:, None], z, -infinity), axis=1)
+            is_better = tile_score > picked_score
+            picked_score = tl.maximum(picked_score, tile_score)
+            picked_index = tl.where(is_better, tile_picked, picked_index)
+            picked_logit = tl.where(is_better, tile_logit, picked_logit)
+
+    place = part * N + row
+    step = parts * N
+    tl.store(numbers_ptr + place, best, mask=in_rows)
+    tl.store(numbers_ptr + step + place, second, mask=in_rows)
+    tl.store(numbers_ptr + 2 * step + place, total, mask=in_rows)
+    tl.store(numbers_ptr + 3 * step + place, weighted, mask=in_rows)
+    tl.store(indices_ptr + place, best_index, mask=in_rows)
+    if IS_SAMPLING:
+        tl.store(numbers_ptr + 4 * step + place, picked_score, mask=in_rows)
+        tl.store(numbers_ptr + 5 * step + place, picked_logit, mask=in_rows)
+        tl.store(indices_ptr + step + place, picked_index, mask=in_rows)
+
+
+@triton.jit
+def _merge_kernel(
+    numbers_ptr,
+    indices_ptr,
+    token_ptr,
+    probability_ptr,
+    margin_ptr,
+    entropy_ptr,
+    N,
+    S,
+    IS_SAMPLING: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    row = tl.program_id(0)
+    part = tl.arange(0, BLOCK_S)
+    in_parts = part < S
+    place = part * N + row
+    step = S * N
+    infinity = float("inf")
+    # [BLOCK_S] each
+    bests = tl.load(numbers_ptr + place, mask=in_parts, other=-infinity)
+    seconds = tl.load(numbers_ptr + step + place, mask=in_parts, other=-infinity)
+    totals = tl.load(numbers_ptr + 2 * step + place, mask=in_parts, other=0.0)
+    weighteds = tl.load(numbers_ptr + 3 * step + place, mask=in_parts, other=0.0)
+    best_indices = tl.load(indices_ptr + place, mask=in_parts, other=-1)
+
+    best = tl.max(bests, axis=0)
+    winner = tl.min(tl.where((bests == best) & in_parts, part, BLOCK_S), axis=0)
+    best_index = tl.max(tl.where(part == winner, best_indices, -1), axis=0)
+    second = tl.max(tl.where(part == winner, seconds, bests), axis=0)
+    top = tl.where(best == -infinity, 0.0, best)
+    shift = tl.maximum(bests - top, -1e4)
+    grown = tl.exp(shift)
+    total = tl.sum(totals * grown, axis=0)
+    weighted = tl.sum((weighteds + totals * shift) * grown, axis=0)
+    picked_index = best_index
+    picked_logit = best
+    if IS_SAMPLING:
+        # [BLOCK_S] each
+        scores = tl.load(numbers_ptr + 4 * step + place, mask=in_parts, other=-infinity)
+        logits = tl.load(numbers_ptr + 5 * step + place, mask=in_parts, other=-infinity)
+        indices = tl.load(indices_ptr + step + place, mask=in_parts, other=-1)
+        picked = tl.min(tl.where((scores == tl.max(scores, axis=0)) & in_parts, part, BLOCK_S), axis=0)
+        picked_index = tl.max(tl.where(part == picked, indices, -1), axis=0)
+        picked_logit = tl.max(tl.where(part == picked, logits, -infinity), axis=0)
+    finish(
+        row.to(tl.int64),
+        best,
+        second,
+        total,
+        weighted,
+        picked_index,
+        picked_logit,
+        token_ptr,
+        probability_ptr,
+        margin_ptr,
+        entropy_ptr,
+    )
+
+
+def head_commit(
+    hidden: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    temperature: float,
+    seed: int | Tensor,
+    forbidden: Tensor | None,
+    out: CommitStats,
+) -> None:
+    rows, size = hidden.shape
+    vocabulary = weight.shape[0]
+    block_n = min(max(triton.next_power_of_2(rows), 16), MAX_BLOCK_N)
+    row_tiles = triton.cdiv(rows, block_n)
+    # Two programs to a processor, so that one computes while the other waits for weights.
+    is_sampling = temperature != 0.0
+    block_v = SAMPLING_BLOCK_V if is_sampling else BLOCK_V
+    parts = max(1, min(triton.cdiv(vocabulary, block_v), 2 * processors(hidden.device) // row_tiles))
+    numbers = torch.empty(6, parts, rows, dtype=torch.float32, device=hidden.device)
+    indices = torch.empty(2, parts, rows, dtype=torch.int32, device=hidden.device)
+    has_row_seeds = isinstance(seed, Tensor)
+    _head_kernel[(parts, row_tiles)](
+        hidden,
+        weight,
+        scale,
+        None if forbidden is None else forbidden.view(dtype=_BYTE),
+        seed if has_row_seeds else None,
+        0 if has_row_seeds else seed,
+        float(temperature),
+        numbers,
+        indices,
+        rows,
+        vocabulary,
+        size,
+        HAS_SCALE=scale is not None,
+        HAS_FORBIDDEN=forbidden is not None,
+        HAS_ROW_SEEDS=has_row_seeds,
+        IS_SAMPLING=is_sampling,
+        BLOCK_N=block_n,
+        BLOCK_V=block_v,
+        BLOCK_E=BLOCK_E if hidden.element_size() == 2 else BLOCK_E // 2,
+        num_warps=8 if is_sampling else 4,
+        num_stages=4,
+    )
+    _merge_kernel[(rows,)](
+        numbers,
+        indices,
+        *out,
+        rows,
+        parts,
+        IS_SAMPLING=is_sampling,
+        BLOCK_S=triton.next_power_of_2(parts),
+        num_warps=4,
+    )

@@ -1,0 +1,116 @@
+"""Skinny products: against float64, whatever follows them and however their inputs are divided."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dllm_kernels import skinny_linear
+from dllm_kernels.choose import Kind
+from tests.kernels.both import ATOL, DTYPES, KINDS, RTOL, on, randn
+
+both = pytest.mark.parametrize("kind", KINDS)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+SHAPES = [(1, 2, 1), (3, 10, 7), (16, 64, 128), (33, 66, 600), (2, 8, 2100), (130, 6, 40)]
+"""(rows, outputs, inputs); the long ones are divided over their inputs, 130 rows are two tiles."""
+
+
+def plain(
+    x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, residual: Tensor | None, gate: str | None
+) -> Tensor:
+    out = x.double() @ weight.double().T
+    out = out if scale is None else out * scale
+    out = out if bias is None else out + bias
+    if gate is not None:
+        first, second = out.chunk(2, dim=1)
+        out = (F.silu(first) if gate == "silu" else F.gelu(first, approximate="tanh")) * second
+    return out if residual is None else out + residual
+
+
+def assert_close(got: Tensor, expected: Tensor) -> None:
+    """One rounding to the result's dtype, and float32 sums of unit size before it; a gate multiplies two of them."""
+    rtol, atol = RTOL[got.dtype], ATOL[got.dtype] + 2e-5
+    torch.testing.assert_close(got.double(), expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # NumPy's, in Triton's interpreter
+@both
+@each_dtype
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products_and_what_follows_them(kind: Kind, dtype: torch.dtype, shape: tuple[int, int, int]) -> None:
+    rows, outputs, inputs = shape
+    x, weight = randn(rows, inputs, dtype=dtype), (randn(outputs, inputs) / inputs**0.5).to(dtype)
+    bias = randn(outputs, dtype=dtype)
+    for gate in (None, "silu"):
+        residual = randn(rows, outputs if gate is None else outputs // 2, dtype=dtype)
+        for options in ({}, {"bias": bias, "residual": residual}):
+            got = on(kind, skinny_linear, x, weight, gate=gate, **options)
+            assert got.dtype == dtype
+            assert_close(got, plain(x, weight, None, options.get("bias"), options.get("residual"), gate))
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@both
+@each_dtype
+def test_weights_in_eight_bits_have_a_scale_per_output(kind: Kind, dtype: torch.dtype) -> None:
+    rows, outputs, inputs = 5, 24, 1100
+    x = randn(rows, inputs, dtype=dtype)
+    weight = torch.randint(-127, 128, (outputs, inputs), generator=torch.Generator().manual_seed(1)).to(torch.int8)
+    scale = (randn(outputs).abs() + 0.1) / (70 * inputs**0.5)
+    bias, residual = randn(outputs, dtype=dtype), randn(rows, outputs, dtype=dtype)
+    for gate in (None, "gelu_tanh"):
+        kept = None if gate else residual
+        got = on(kind, skinny_linear, x, weight, scale=scale, bias=bias, residual=kept, gate=gate)
+        assert_close(got, plain(x, weight, scale, bias, kept, gate))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@both
+def test_no_rows_are_none_and_a_wrong_number_stays_in_its_row(kind: Kind) -> None:
+    x, weight = randn(3, 20), randn(4, 20)
+    assert on(kind, skinny_linear, x[:0], weight).shape == (0, 4)
+    x[1, 3] = torch.inf
+    got = on(kind, skinny_linear, x, weight)
+    assert got.isfinite().all(dim=1).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(2, 4, dtype=torch.float64)}, "x"),
+        ({"x": torch.zeros(4, 2).T}, "x"),
+        ({"weight": torch.zeros(6, 5)}, "weight"),
+        ({"weight": torch.zeros(6, 4, dtype=torch.int8)}, "weight"),
+        ({"scale": torch.zeros(6)}, "weight"),
+        ({"bias": torch.zeros(5)}, "bias"),
+        ({"residual": torch.zeros(2, 3)}, "residual"),
+        ({"gate": "silu", "residual": torch.zeros(2, 6)}, "residual"),
+        ({"gate": "relu"}, "gate"),
+        ({"gate": "silu", "weight": torch.zeros(5, 4)}, "gate"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_refused_by_name(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        skinny_linear(**({"x": torch.zeros(2, 4), "weight": torch.zeros(6, 4)} | change))  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+@each_dtype
+@pytest.mark.parametrize("rows", [16, 32, 64, 256])
+@pytest.mark.parametrize("shape", [(4096, 4096), (24_576, 4096), (4096, 12_288)], ids=str)
+def test_on_the_gpu_at_a_published_size(dtype: torch.dtype, rows: int, shape: tuple[int, int]) -> None:
+    outputs, inputs = shape
+    x, weight = randn(rows, inputs, dtype=dtype), (randn(outputs, inputs) / inputs**0.5).to(dtype)
+    x, weight = x.cuda(), weight.cuda()
+    for gate in (None, "silu"):
+        assert_close(skinny_linear(x, weight, gate=gate), plain(x, weight, None, None, None, gate))  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+def test_on_the_gpu_addresses_pass_two_to_the_31() -> None:
+    weight = torch.zeros(2**18 + 64, 8192, dtype=torch.bfloat16, device="cuda")
+    weight[-1] = 1.0
+    got = skinny_linear(torch.ones(2, 8192, dtype=torch.bfloat16, device="cuda"), weight)
+    assert got[:, -1].tolist() == [8192.0, 8192.0] and got[:, :-1].abs().max().item() == 0.0
