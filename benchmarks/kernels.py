@@ -1,162 +1,221 @@
-"""Time of commit-from-logits against plain PyTorch and against the machine's own copy speed.
+"""Time of every kernel against plain PyTorch, `torch.compile`, a library where there is one, and the machine's own limits.
 
-    python benchmarks/kernels.py                      # every shape; on a GPU where there is one
-    python benchmarks/kernels.py --save results.json
+    python benchmarks/kernels.py                                  # every case; on a GPU where there is one
+    python benchmarks/kernels.py --op skinny_linear --runs 100
+    python benchmarks/kernels.py --save DIR                       # kernels.json, kernels.csv and kernels.png in that folder
 
-On a GPU: the Triton kernel. Without one: the reference on CPU, which says nothing about the kernel. The ratio columns divide the
-other's median by ours, measured in turns in the same run.
+On a GPU: the Triton kernels, each call replayed from a CUDA graph as the engine replays its steps, with the last-level cache emptied before it.
+Without one: the references on the CPU, at small sizes, to see that it runs; that says nothing about the kernels. Ratios divide
+the other's median by ours, measured in turns in the same run: above 1 is faster than it.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
-from measuring import about, percentile
-from torch import Tensor
+from kernel_cases import Case, cases
+from measuring import about, copy_bytes_per_s, flops_per_s, percentile
 
-from dllm_kernels import commit_from_logits
-
-# (rows, vocabulary): the built-in model's canvas and vocabulary, then LLaDA's, Qwen3's and a wide one.
-SHAPES = ((32, 4096), (64, 4096), (16, 126_464), (32, 151_936), (64, 151_936), (256, 151_936))
-CPU_SHAPES = SHAPES[:4]
+FLUSHED = 512 * 2**20
+"""Bytes written before each call on a GPU: several times its cache, and long enough that the host is ahead when the call begins."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    rows: int
-    vocabulary: int
+    op: str
+    size: str
     dtype: str
-    temperature: float
     p50_us: float
     p95_us: float
-    megabytes: float
-    """Bytes of logits read once; outputs are 20 bytes a row."""
-    share_of_copy: float
-    """Bandwidth over that of a copy of the same size, read and write counted."""
+    moved_mb: float
+    """Least bytes read and written."""
+    of_copy: float
+    """Bytes per second over those of a large copy, read and write counted."""
+    of_products: float | None
+    """Operations per second over those of a large square product; None where there are none."""
     eager_ratio: float
     compiled_ratio: float | None
-    """None where torch.compile does not work on this machine."""
+    """None where torch.compile does not work here, or its time is spent."""
+    library_ratio: float | None
+    library: str
 
 
-def eager(logits: Tensor, temperature: float) -> tuple[Tensor, ...]:
-    """What one writes without thinking of memory: softmax, top two, entropy, a draw."""
-    p = logits.float().softmax(dim=-1)
-    best = p.topk(2, dim=-1)
-    token = best.indices[:, 0] if temperature == 0.0 else torch.multinomial(p ** (1 / temperature), 1)[:, 0]
-    probability = p.gather(1, token[:, None])[:, 0]
-    return token, probability, best.values[:, 0] - best.values[:, 1], torch.special.entr(p).sum(dim=-1)
+class Timer:
+    """Times calls one by one, the device's work included."""
 
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._flush = torch.empty(FLUSHED, dtype=torch.int8, device=device) if device.type == "cuda" else None
 
-def clock_of(device: torch.device) -> Callable[[Callable[[], object]], float]:
-    """A function that times one call in microseconds, including the device's work."""
-    if device.type == "cpu":
+    def prepare(self, call: Callable[[], object]) -> Callable[[], object]:
+        """The call as it will be timed: on a GPU recorded, if it can be."""
+        for _ in range(3):
+            call()
+        if self._flush is None:
+            return call
+        try:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                call()
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                call()
+        except RuntimeError as error:
+            print(f"not recorded, timed as it is: {str(error).splitlines()[0]}", file=sys.stderr)
+            torch.cuda.synchronize()
+            return call
+        return graph.replay
 
-        def time_on_cpu(call: Callable[[], object]) -> float:
+    def microseconds(self, call: Callable[[], object]) -> float:
+        if self._flush is None:
             start = time.perf_counter()
             call()
             return (time.perf_counter() - start) * 1e6
-
-        return time_on_cpu
-
-    # Larger than the last-level cache: a step's logits come from memory, not from the call before.
-    flush = torch.empty(256 * 2**20, dtype=torch.int8, device=device)
-
-    def time_on_gpu(call: Callable[[], object]) -> float:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        flush.zero_()
+        self._flush.zero_()
         begin.record()
         call()
         end.record()
         torch.cuda.synchronize()
         return float(begin.elapsed_time(end)) * 1e3
 
-    return time_on_gpu
 
-
-def compiled_or_none(logits: Tensor, temperature: float) -> Callable[[Tensor, float], object] | None:
-    torch.compiler.reset()  # each shape is its own program; a few dozen in one process would hit the recompile limit
-    compiled = torch.compile(eager, dynamic=False)
+def compiled_or_none(case: Case) -> Callable[[], object] | None:
+    torch.compiler.reset()  # each case is its own program; a few dozen in one process would hit the recompile limit
+    compiled = torch.compile(case.eager, dynamic=False)
     try:
-        compiled(logits, temperature)
+        compiled(*case.arguments)
     except Exception as error:  # Inductor's failures have no common type; the reason is shown and the column left out.
-        print(
-            f"torch.compile does not work here: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr
-        )
+        first = (str(error).splitlines() or [""])[0]
+        print(f"torch.compile does not work here: {type(error).__name__}: {first}", file=sys.stderr)
         return None
-    return compiled
+    return lambda: compiled(*case.arguments)
 
 
-def measure(
-    rows: int, vocabulary: int, dtype: torch.dtype, temperature: float, device: torch.device, runs: int
-) -> Result:
-    logits = (torch.randn(rows, vocabulary, device=device) * 4).to(dtype)
-    target = torch.empty_like(logits)
-    compiled = compiled_or_none(logits, temperature)
-    calls: dict[str, Callable[[], object]] = {
-        "ours": lambda: commit_from_logits(logits, temperature=temperature, seed=1),
-        "copy": lambda: target.copy_(logits),
-        "eager": lambda: eager(logits, temperature),
-    }
-    if compiled is not None:
-        calls["compiled"] = lambda: compiled(logits, temperature)
-    time_one = clock_of(device)
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for run in range(runs + 3):
-        for name, call in calls.items():
-            taken = time_one(call)
-            if run >= 3:
-                times[name].append(taken)
+def measure(case: Case, timer: Timer, runs: int, copy: float, products: float, *, compiles: bool) -> Result:
+    calls: dict[str, Callable[[], object]] = {"ours": case.ours, "eager": lambda: case.eager(*case.arguments)}
+    if compiles and (compiled := compiled_or_none(case)) is not None:
+        calls["compiled"] = compiled
+    if case.library is not None:
+        calls["library"] = case.library
+    ready = {name: timer.prepare(call) for name, call in calls.items()}
+    times: dict[str, list[float]] = {name: [] for name in ready}
+    for _ in range(runs):
+        for name, call in ready.items():
+            times[name].append(timer.microseconds(call))
     median = {name: statistics.median(values) for name, values in times.items()}
-    size = logits.numel() * logits.element_size()
+    seconds = median["ours"] / 1e6
+
+    def ratio(name: str) -> float | None:
+        return round(median[name] / median["ours"], 2) if name in median else None
+
+    eager = ratio("eager")
+    assert eager is not None
     return Result(
-        rows,
-        vocabulary,
-        str(dtype).removeprefix("torch."),
-        temperature,
+        case.op,
+        case.size,
+        str(case.dtype).removeprefix("torch."),
         round(median["ours"], 1),
         round(percentile(times["ours"], 0.95), 1),
-        round(size / 1e6, 2),
-        round((size / median["ours"]) / (2 * size / median["copy"]), 3),
-        round(median["eager"] / median["ours"], 2),
-        round(median["compiled"] / median["ours"], 2) if compiled is not None else None,
+        round(case.moved / 1e6, 3),
+        round(case.moved / seconds / copy, 3),
+        round(case.flops / seconds / products, 3) if case.flops else None,
+        eager,
+        ratio("compiled"),
+        ratio("library"),
+        case.library_name,
     )
+
+
+def shown(value: float | None, width: int, digits: int = 2) -> str:
+    return f"{'-':>{width}}" if value is None else f"{value:{width}.{digits}f}"
+
+
+def save(folder: Path, head: dict[str, Any], results: list[Result]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [asdict(result) for result in results]
+    (folder / "kernels.json").write_text(json.dumps({**head, "results": rows}, indent=1) + "\n")
+    with (folder / "kernels.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Result)])
+        writer.writeheader()
+        writer.writerows(rows)
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        print("no plot: matplotlib is not installed", file=sys.stderr)
+        return
+    figure, axes = plt.subplots(figsize=(9, 1 + 0.22 * len(results)), layout="constrained")
+    shares = [max(result.of_copy, result.of_products or 0.0) for result in results]
+    axes.barh([f"{result.op}: {result.size}" for result in results], shares)
+    axes.invert_yaxis()
+    axes.set_xlabel("share of the nearer limit: large copy or large product")
+    axes.set_title(f"{head['device']}, {head['implementation']}", fontsize=9)
+    axes.tick_params(axis="y", labelsize=6)
+    figure.savefig(folder / "kernels.png", dpi=120)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=50, help="timed calls per shape (default 50)")
-    parser.add_argument("--save", type=Path, help="also write the results as JSON")
+    parser.add_argument("--runs", type=int, default=30, help="timed calls per case (default 30)")
+    parser.add_argument("--op", help="only cases of this kernel")
+    parser.add_argument("--budget", type=float, default=1e9, help="seconds after which no further case begins")
+    parser.add_argument(
+        "--compile-budget", type=float, default=60.0, help="seconds for torch.compile in all (default 60)"
+    )
+    parser.add_argument(
+        "--save", type=Path, metavar="DIR", help="write kernels.json, kernels.csv and kernels.png there"
+    )
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    head = about(device)
-    head["implementation"] = (
-        "triton" if device.type == "cuda" else "reference (no GPU: the kernel itself is not measured)"
+    copy, products = (
+        copy_bytes_per_s(device),
+        flops_per_s(device, torch.bfloat16 if device.type == "cuda" else torch.float32),
     )
+    head: dict[str, Any] = about(device)
+    head["implementation"] = "triton" if device.type == "cuda" else "reference (no GPU: the kernels are not measured)"
+    head["copy_gb_per_s"], head["product_tflops"] = round(copy / 1e9, 1), round(products / 1e12, 2)
     print(*(f"{key}: {value}" for key, value in head.items()), sep="\n")
-    print("\n   rows     vocab      dtype  temp    p50 µs    p95 µs      MB  of copy  eager/ours  compiled/ours")
-    results = []
-    for rows, vocabulary in SHAPES if device.type == "cuda" else CPU_SHAPES:
-        for dtype in (torch.float32, torch.bfloat16):
-            for temperature in (0.0, 1.0):
-                result = measure(rows, vocabulary, dtype, temperature, device, options.runs)
-                results.append(result)
-                compiled = "-" if result.compiled_ratio is None else f"{result.compiled_ratio:.2f}"
-                print(
-                    f"{rows:7d} {vocabulary:9d} {result.dtype:>10} {temperature:5.1f} {result.p50_us:9.1f} {result.p95_us:9.1f} "
-                    f"{result.megabytes:7.2f} {result.share_of_copy:8.3f} {result.eager_ratio:11.2f} {compiled:>14}"
-                )
-    if options.save:
-        options.save.write_text(
-            json.dumps({**head, "results": [asdict(result) for result in results]}, indent=1) + "\n"
+    print(
+        f"\n{'op':<20} {'size':<46} {'dtype':>9} {'p50 µs':>9} {'p95 µs':>9} {'MB':>9} "
+        f"{'of copy':>8} {'of prod.':>8} {'eager/':>8} {'compiled/':>9} {'library/':>8}"
+    )
+    results, began, compiling, left_out = [], time.monotonic(), 0.0, 0
+    timer = Timer(device)
+    for case in cases(device):
+        if options.op not in (None, case.op):
+            continue
+        if time.monotonic() - began > options.budget:
+            left_out += 1
+            continue
+        before = time.monotonic()
+        result = measure(case, timer, options.runs, copy, products, compiles=compiling < options.compile_budget)
+        compiling += time.monotonic() - before
+        results.append(result)
+        print(
+            f"{result.op:<20} {result.size:<46} {result.dtype:>9} {result.p50_us:9.1f} {result.p95_us:9.1f} "
+            f"{result.moved_mb:9.3f} {result.of_copy:8.3f} {shown(result.of_products, 8, 3)} {result.eager_ratio:8.2f} "
+            f"{shown(result.compiled_ratio, 9)} {shown(result.library_ratio, 8)}",
+            flush=True,
         )
+    if left_out:
+        print(f"{left_out} cases left out: the budget of {options.budget:.0f} s was spent")
+    if options.save:
+        save(options.save, head, results)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Which implementation runs. The one place that decides: Triton on a GPU it supports, the PyTorch reference everywhere else.
 
-Triton's kernels have no backward pass and know three float types, so gradients and float64 go to the reference on any device.
+Triton's kernels have no backward pass and know three float types, so gradients and float64 go to the reference on any device. Counts that change
+from step to step (tokens, slots, parts) are not specialised in them: a conversation must not wait for a compiler because it has grown to a
+multiple of 16.
 """
 
 from __future__ import annotations

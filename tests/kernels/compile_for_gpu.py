@@ -50,16 +50,17 @@ def compile_launch(kernel: Any, arguments: dict[str, Any], options: dict[str, in
     constants: dict[tuple[int], Any] = {}
     attributes: dict[tuple[int], Any] = {}
     for place, (name, value) in enumerate(arguments.items()):
+        parameter = kernel.params[place]
         if isinstance(value, torch.Tensor):
             signature[name] = f"*{_NAMES[value.dtype]}"
             if value.data_ptr() % 16 == 0:
                 attributes[(place,)] = [["tt.divisibility", 16]]
-        elif value is None or kernel.params[place].is_constexpr or (value == 1 and isinstance(value, int)):
+        elif value is None or parameter.is_constexpr or (value == 1 and not parameter.do_not_specialize):
             signature[name] = "constexpr"
             constants[(place,)] = value
         elif isinstance(value, int):
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
+            if value % 16 == 0 and not parameter.do_not_specialize:
                 attributes[(place,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "fp32"

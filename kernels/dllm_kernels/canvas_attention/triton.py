@@ -56,7 +56,7 @@ def _rows_of(
     return found
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "M", "total_queries"])
 def _attention_kernel(
     q_ptr,
     keys_ptr,
@@ -153,7 +153,7 @@ def _attention_kernel(
         tl.store(out_ptr + query_place[:, None] + dim[None, :], out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_queries", "X"])
 def _merge_parts_kernel(
     parts_ptr, log_sum_ptr, out_ptr, total_queries, X, D: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_D: tl.constexpr
 ):

@@ -22,7 +22,7 @@ MAX_BLOCK_N = 64
 _BYTE = torch.uint8
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "N"])
 def _head_kernel(
     hidden_ptr,
     weight_ptr,
@@ -143,7 +143,7 @@ def _head_kernel(
         tl.store(indices_ptr + step + place, picked_index, mask=in_rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "S"])
 def _merge_kernel(
     numbers_ptr,
     indices_ptr,

@@ -16,7 +16,7 @@ BLOCK_HEADS = 8
 """Heads a program handles: with one each, launch and addresses would cost more than the 256 bytes of a head."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "T"])
 def _rotate_kernel(
     qkv_ptr,
     cos_ptr,

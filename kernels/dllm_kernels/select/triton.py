@@ -35,7 +35,7 @@ def _confidence(rule, probability, margin, entropy, at):
     return tl.where(rule == _LEFT, -at.to(tl.float32), confidence)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["W"])
 def _select_kernel(
     token_ptr,
     probability_ptr,

@@ -61,7 +61,7 @@ def _epilogue(
     return product
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _linear_kernel(
     x_ptr,
     weight_ptr,
@@ -91,7 +91,7 @@ def _linear_kernel(
     # 64-bit addresses: 262,144 outputs of 8,192 inputs pass 2^31.
     x_start = row.to(tl.int64)[:, None] * K
     weight_start = column.to(tl.int64)[:, None] * K
-    up_start = weight_start + R.to(tl.int64) * K
+    up_start = (column.to(tl.int64) + R)[:, None] * K
     # Outputs are the product's rows: Hopper's unit takes 64 of them at least, and of columns as few as there are.
     product = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     up = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
@@ -132,7 +132,7 @@ def _linear_kernel(
         tl.store(out_ptr + place, result.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "X"])
 def _finish_kernel(
     parts_ptr,
     scale_ptr,
