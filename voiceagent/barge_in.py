@@ -61,6 +61,12 @@ class BargeInSettings:
     """In [0, 1). Voice goes on above threshold minus this (Silero's own value)."""
     duck_s: float = 0.064
     """Voice that ducks the agent; one unvoiced window may lie in it. The goal is 0.2 s from the first syllable to the loudspeaker."""
+    unsure_duck_s: float = 0.192
+    """The same while the agent's own voice comes back to the microphone, or it is not known yet whether it does: what does not explain a window or two."""
+    echo_s: float = 2.0
+    """How long after a window of echo that counts as coming back."""
+    word_s: float = 0.128
+    """Voice that is shorter than this when it ends is no word; the shortest "no" lasts about 0.15 s."""
     backchannel_s: float = 0.5
     """Voice that lasts longer than this was said to the agent, whatever its words. The goal is silence 0.6 s after the first syllable."""
     gap_s: float = 0.096
@@ -80,10 +86,24 @@ class BargeInSettings:
             raise ValueError(f"threshold = {self.threshold}: expected more than 0 and less than 1")
         if not 0 <= self.hysteresis < 1:
             raise ValueError(f"hysteresis = {self.hysteresis}: expected at least 0 and less than 1")
-        for name in ("duck_s", "backchannel_s", "gap_s", "wait_s", "late_s", "answer_s", "answer_voice_s"):
+        for name in _LENGTHS:
             value = getattr(self, name)
             if not 0 <= value <= 5:
                 raise ValueError(f"{name} = {value}: expected 0 to 5 seconds")
+
+
+_LENGTHS = (
+    "duck_s",
+    "unsure_duck_s",
+    "echo_s",
+    "word_s",
+    "backchannel_s",
+    "gap_s",
+    "wait_s",
+    "late_s",
+    "answer_s",
+    "answer_voice_s",
+)
 
 
 class Dismissed(StrEnum):
@@ -92,6 +112,8 @@ class Dismissed(StrEnum):
     BACKCHANNEL = "backchannel"
     NO_WORDS = "no_words"
     """A cough, a click, somebody else: voice that ended without a word."""
+    ECHO = "echo"
+    """The agent's own voice, as is known now."""
     UNANSWERED = "unanswered"
     """The recogniser has not said in time what it was."""
     GIVEN_UP = "given_up"
@@ -141,6 +163,10 @@ class _Voice:
     """One past its last voiced sample."""
     voiced: int
     """Samples of its voiced windows."""
+    is_suspect: bool = False
+    """It began before it was known whether the agent's own voice comes back."""
+    duck_s: float = 0.0
+    """Voice that ducks the agent."""
     is_asked: bool = False
 
 
@@ -156,6 +182,8 @@ class BargeIn:
         """What was dismissed last: late words, or the agent's end, may still make it a turn."""
         self._numbers = 0
         self._answer: tuple[int, str] | None = None
+        self._echo_end: int | None = None
+        """One past the last sample that was echo."""
 
     @property
     def is_doubted(self) -> bool:
@@ -167,11 +195,24 @@ class BargeIn:
         """There is something that the end of the agent's speech may make a turn."""
         return self._voice is not None or self._last is not None
 
-    def update(self, probability: float, start: int, end: int, *, agent_is_audible: bool) -> tuple[Action, ...]:
+    def update(
+        self,
+        probability: float,
+        start: int,
+        end: int,
+        *,
+        agent_is_audible: bool,
+        is_echo: bool = False,
+        is_unsure: bool = False,
+        comes_back: bool = False,
+    ) -> tuple[Action, ...]:
         """Take the next window, samples `start` to `end`; say what has to be done.
 
         Args:
-            probability: That it holds speech of the caller: 0 where the agent's own echo explains it.
+            probability: That it holds speech.
+            is_echo: The agent's own voice explains it: it is no speech of the caller.
+            is_unsure: The agent's voice has hardly been heard so far: it may explain this without our knowing.
+            comes_back: It is known by now that the agent's voice comes back to the microphone.
         """
         if not agent_is_audible:
             return self._agent_ended(end)
@@ -179,15 +220,19 @@ class BargeIn:
         if answered:
             return answered
         settings = self.settings
-        is_voiced = probability >= settings.threshold - (settings.hysteresis if self._voice is not None else 0.0)
+        if is_echo:
+            self._echo_end = end
+        is_voiced = not is_echo and probability >= settings.threshold - (
+            settings.hysteresis if self._voice is not None else 0.0
+        )
         if self._voice is None:
             if not is_voiced:
                 return ()
             self._numbers += 1
-            self._voice = _Voice(self._numbers, start, end, 0)
+            self._voice = _Voice(self._numbers, start, end, 0, is_unsure, self._duck_s(start, is_unsure=is_unsure))
         if is_voiced:
             return self._voiced(self._voice, end - start, end)
-        return self._unvoiced(self._voice, end - start, end)
+        return self._unvoiced(self._voice, end - start, end, comes_back=comes_back)
 
     def answer(self, number: int, text: str) -> None:
         """The words that `Ask` of this number wanted, or "" where there are none or recognition failed."""
@@ -198,11 +243,16 @@ class BargeIn:
         self._voice = self._last = None
         self._is_doubted = False
 
+    def _duck_s(self, start: int, *, is_unsure: bool) -> float:
+        settings = self.settings
+        echoes = self._echo_end is not None and start - self._echo_end < _samples(settings.echo_s)
+        return settings.unsure_duck_s if is_unsure or echoes else settings.duck_s
+
     def _voiced(self, voice: _Voice, size: int, end: int) -> tuple[Action, ...]:
         voice.voiced += size
         voice.end = end
         if not self._is_doubted:
-            if voice.voiced < _samples(self.settings.duck_s):
+            if voice.voiced < _samples(voice.duck_s):
                 return ()
             self._is_doubted = True
             self._last = None
@@ -211,7 +261,7 @@ class BargeIn:
             return self._stop(voice)
         return ()
 
-    def _unvoiced(self, voice: _Voice, size: int, end: int) -> tuple[Action, ...]:
+    def _unvoiced(self, voice: _Voice, size: int, end: int, *, comes_back: bool) -> tuple[Action, ...]:
         silence = end - voice.end
         if not self._is_doubted:
             if silence > size:
@@ -222,6 +272,10 @@ class BargeIn:
             return self._restore(voice, Dismissed.UNANSWERED)
         if silence < _samples(settings.gap_s):
             return ()
+        if comes_back and voice.is_suspect:
+            return self._restore(voice, Dismissed.ECHO)
+        if voice.voiced < _samples(settings.word_s):
+            return self._restore(voice, Dismissed.NO_WORDS)
         if not voice.is_asked:
             voice.is_asked = True
             return (Ask(voice.number, voice.start),)
@@ -263,7 +317,7 @@ class BargeIn:
 
     def _restore(self, voice: _Voice, reason: Dismissed) -> tuple[Action, ...]:
         self.dismiss()
-        self._last = voice
+        self._last = None if reason is Dismissed.ECHO else voice
         return (Restore(reason),)
 
 

@@ -209,6 +209,11 @@ class TurnConfig:
         "seconds from 0.1 to 2",
         _within(0.1, 2.0),
     )
+    echo_gate: bool = _key(
+        _TURN.echo_gate,
+        "Whether the agent's own voice, come back from a loudspeaker, is told from the caller's.",
+        "true or false",
+    )
 
     def __post_init__(self) -> None:
         _checked("turn", self.detection)
@@ -228,6 +233,7 @@ class TurnConfig:
             barge_in=typing.cast(BargeInMode, self.barge_in),
             backchannels=self.backchannels,
             backchannel_s=self.backchannel_s,
+            echo_gate=self.echo_gate,
         )
 
 

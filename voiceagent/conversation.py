@@ -19,6 +19,7 @@ from voiceagent.asking import Asking
 from voiceagent.backends import Backends, Samples
 from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock
+from voiceagent.echo import EchoGate
 from voiceagent.errors import ProtocolError
 from voiceagent.events import AnyItem, ConversationEnded, ConversationEvent, Item, ItemAdded, ItemDeleted, ItemDone
 from voiceagent.history import History
@@ -61,6 +62,7 @@ class Conversation:
         self._asking = Asking(self.id, self._history, backends.llm, budget.settings.threshold, server_tools)
         self._desk = ToolDesk(agent.tools, clock=clock, history=self._history, emit=emit, spawn=self._tasks.spawn)
         self._state = turns.TurnState()
+        echo = EchoGate()
         self._listening = Listening(
             self.id,
             backends=backends,
@@ -75,6 +77,7 @@ class Conversation:
             happened=self._happened,
             take_note=self._take_note,
             is_answered=lambda: self._replying.will_answer(),
+            echo=echo,
         )
         self._replying = Replying(
             self.id,
@@ -89,6 +92,7 @@ class Conversation:
             emit=emit,
             happened=self._happened,
             words_known=self._listening.words_known,
+            echo=echo,
         )
         self._silence = SilenceWatch(
             clock=clock,

@@ -17,6 +17,7 @@ from typing import TypeAlias, assert_never
 
 from voiceagent import barge_in, endpoint
 from voiceagent.backends import INPUT_RATE_HZ, LOOK_BACK_S, Samples, VoiceDetectorStream
+from voiceagent.echo import EchoGate
 from voiceagent.endpoint import EndedBy, Evidence
 from voiceagent.endpoint_words import PauseWords
 from voiceagent.session import TurnDetection
@@ -24,6 +25,11 @@ from voiceagent.vad import PreRoll, Started, VadSettings, VoiceActivity, Windowe
 
 KEEP_S = 3.0
 """Audio kept for pre-roll; more than the largest prefix padding and the time to notice speech together."""
+
+STALL_S = 0.5
+"""Audio that comes so much later than before was not sent for a while: media time stood still."""
+DRIFT_S = 5e-6
+"""By which a message may come later than all before it: 250 ppm of 20 ms, for clocks that run apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +86,15 @@ Judge: TypeAlias = Callable[[str, Callable[[float | None], None]], None]
 class Listener:
     """One caller's ear."""
 
-    def __init__(self, detector: VoiceDetectorStream, window_samples: int, judge: Judge | None = None) -> None:
+    def __init__(
+        self,
+        detector: VoiceDetectorStream,
+        window_samples: int,
+        judge: Judge | None = None,
+        echo: EchoGate | None = None,
+    ) -> None:
         self._detector = detector
+        self._echo = echo or EchoGate()
         self._judge = judge
         self._words = PauseWords()
         self._windower = Windower(window_samples)
@@ -97,6 +110,8 @@ class Listener:
         """Media time that passed without the activity's knowledge, while the client ended its turns itself."""
         self._received = 0
         self._arrivals: deque[tuple[int, float]] = deque(maxlen=1024)
+        self._media_zero: float | None = None
+        """The clock's reading at media time 0, by the messages that came soonest."""
 
     async def hear(
         self, samples: Samples, arrived: float, detection: TurnDetection, *, agent_audible: bool
@@ -109,10 +124,13 @@ class Listener:
         for window in self._windower.push(samples):
             self._kept.push(window)
             probability = await self._detector.probability(window)
+            is_echo = self._is_echo(window, probability, detection)
             if self._is_contested(detection, agent_audible):
-                for heard in self._judge_voice(probability, detection, agent_audible=agent_audible):
+                heard_now = self._judge_voice(probability, detection, agent_audible=agent_audible, is_echo=is_echo)
+                for heard in heard_now:
                     yield heard
             else:
+                probability = 0.0 if is_echo else probability
                 changes = self._activity.update(probability, agent_is_speaking=agent_audible)
                 if started := [change for change in changes if isinstance(change, Started)]:
                     for heard in self._began(started[0].start_sample, detection):
@@ -132,11 +150,30 @@ class Listener:
             return False
         return agent_audible or self._barge_in.is_watching
 
-    def _judge_voice(self, probability: float, detection: TurnDetection, *, agent_audible: bool) -> Iterator[Heard]:
+    def _is_echo(self, window: Samples, probability: float, detection: TurnDetection) -> bool:
+        """Whether the agent's own voice explains this window; of an utterance nothing is taken away."""
+        if not detection.echo_gate or self._activity.is_speaking or self._media_zero is None:
+            return False
+        end = self._activity.position_sample + self._window_samples + self._skipped
+        is_voiced = probability >= self._barge_in.settings.threshold - self._barge_in.settings.hysteresis
+        return self._echo.explains(window, self._media_zero + end / INPUT_RATE_HZ, is_voiced=is_voiced)
+
+    def _judge_voice(
+        self, probability: float, detection: TurnDetection, *, agent_audible: bool, is_echo: bool
+    ) -> Iterator[Heard]:
         start = self._activity.position_sample
         self._activity.pass_over()
         end = self._activity.position_sample
-        for action in self._barge_in.update(probability, start, end, agent_is_audible=agent_audible):
+        has_gate = detection.echo_gate
+        for action in self._barge_in.update(
+            probability,
+            start,
+            end,
+            agent_is_audible=agent_audible,
+            is_echo=is_echo,
+            is_unsure=has_gate and not self._echo.is_learned,
+            comes_back=has_gate and self._echo.comes_back,
+        ):
             match action:
                 case barge_in.Duck(start_sample=began):
                     yield Doubt(began + self._skipped)
@@ -208,6 +245,11 @@ class Listener:
     def _receive(self, samples: Samples, arrived: float) -> None:
         self._received += samples.size
         self._arrivals.append((self._received, arrived))
+        zero, before = arrived - self._received / INPUT_RATE_HZ, self._media_zero
+        if before is None or zero > before + STALL_S:
+            self._media_zero = zero
+        else:
+            self._media_zero = min(zero, before + DRIFT_S)
 
     def _follow(self, detection: TurnDetection) -> None:
         """Adopt changed settings between two utterances: an utterance ends by the rules it began with."""

@@ -26,6 +26,7 @@ from voiceagent.barge_in import Dismissed
 from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock
 from voiceagent.costs import Cost, Stage
+from voiceagent.echo import EchoGate
 from voiceagent.endpoint import EndedBy
 from voiceagent.errors import BackendError, ProtocolError
 from voiceagent.events import (
@@ -109,6 +110,7 @@ class Listening:
         happened: Told when speech begins and ends and when its words are known.
         take_note: Given each utterance's item and words.
         is_answered: Whether a reply that waits for these words is open already.
+        echo: Tells the agent's own voice from the caller's.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class Listening:
         happened: Callable[[turns.TurnInput], None],
         take_note: Callable[[str, str], None],
         is_answered: Callable[[], bool],
+        echo: EchoGate,
     ) -> None:
         self._id = conversation_id
         self._backends = backends
@@ -142,7 +145,10 @@ class Listening:
         self._take_note = take_note
         self._is_answered = is_answered
         self._listener = Listener(
-            backends.vad.open(), backends.vad.window_samples, self._judge if backends.scorer is not None else None
+            backends.vad.open(),
+            backends.vad.window_samples,
+            self._judge if backends.scorer is not None else None,
+            echo,
         )
         self._inbox: asyncio.Queue[_Inbound] = asyncio.Queue()
         self._backlog_samples = 0

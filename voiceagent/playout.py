@@ -55,8 +55,8 @@ class Playout:
         if self.clauses:
             self.clauses[-1] = replace(self.clauses[-1], is_complete=True)
 
-    def sent(self, duration_s: float, now: float) -> None:
-        """Another piece of audio left for the caller."""
+    def sent(self, duration_s: float, now: float) -> float:
+        """Another piece of audio left for the caller; when it will have been played."""
         now = self._time(now)
         start = max(now, self.not_before if self._dry_at is None else self._dry_at)
         self._dry_at = start + duration_s
@@ -64,6 +64,7 @@ class Playout:
         if self.clauses:
             last = self.clauses[-1]
             self.clauses[-1] = replace(last, end_s=self.sent_s)
+        return self._dry_at
 
     def report(self, played_s: float, now: float) -> None:
         """The client says how much it has played; later estimates start from there."""

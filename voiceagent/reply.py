@@ -87,6 +87,8 @@ class Reply:
     trace: TurnTrace
     on_audio: Callable[[], None]
     """Called once, when the first audio has left."""
+    plays: Callable[[Samples, int, float], None]
+    """Told of all audio with its rate, and when the caller's queue plays it."""
     tools: ToolTurn
     playout: Playout = field(default_factory=Playout)
     usage: Usage = field(default_factory=Usage)
@@ -442,7 +444,9 @@ class Reply:
         self.emit(ResponseAudio(self.request.response_id, self.request.item_id, samples, self.tts.rate_hz))
         now = self.clock.now()
         is_first = self.playout.dry_at() is None
-        self.playout.sent(samples.size / self.tts.rate_hz, now)
+        duration_s = samples.size / self.tts.rate_hz
+        dry_at = self.playout.sent(duration_s, now)
+        self.plays(samples, self.tts.rate_hz, dry_at - duration_s)
         self.budget.costs.observe(Stage.TRANSPORT, max(now - made, 0.0))
         if is_first:
             self.trace.mark("first_audio", now)

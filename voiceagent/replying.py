@@ -15,6 +15,7 @@ from voiceagent.asking import Asking
 from voiceagent.backends import Drafter, Synthesizer
 from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock
+from voiceagent.echo import EchoGate
 from voiceagent.errors import ProtocolError
 from voiceagent.events import (
     ConversationEvent,
@@ -72,6 +73,7 @@ class Replying:
     Args:
         happened: Told what a response comes to: its first audio, its end, the end of its playout.
         words_known: Waits until nothing is being recognised any more.
+        echo: Told what the caller's loudspeaker plays, and when.
     """
 
     conversation_id: str
@@ -86,6 +88,7 @@ class Replying:
     emit: Callable[[ConversationEvent], None]
     happened: Callable[[turns.TurnInput], None]
     words_known: Callable[[], Awaitable[None]]
+    echo: EchoGate
     _turns: int = 0
     _running: _Running | None = None
     _still_playing: list[Reply] = field(default_factory=list)
@@ -149,11 +152,13 @@ class Replying:
         """The client plays nothing until `resume`."""
         for playout in self._audible():
             playout.hold(self.clock.now())
+        self.echo.hold(self.clock.now())
 
     def resume(self) -> None:
         """The client plays on where it was held."""
         for playout in self._audible():
             playout.resume(self.clock.now())
+        self.echo.resume(self.clock.now())
         self._unheld.set()
 
     def _audible(self) -> list[Playout]:
@@ -200,6 +205,7 @@ class Replying:
             emit=lambda event: self._tell(running, event),
             trace=trace,
             on_audio=lambda: self.happened(turns.AudioBegan()),
+            plays=self.echo.played,
             tools=ToolTurn(
                 self.desk,
                 trace,
@@ -323,6 +329,7 @@ class Replying:
 
     def stop(self, reason: str) -> None:
         """End the response being made; what was heard of it stays."""
+        self.echo.cut(self.clock.now())
         running = self._running
         if running is None or running.is_finished:
             return
@@ -355,6 +362,7 @@ class Replying:
 
     def stop_playout(self) -> None:
         """The reply was made but the caller spoke over it: keep what they heard."""
+        self.echo.cut(self.clock.now())
         running = self._running
         if running is None:
             return
@@ -367,4 +375,5 @@ class Replying:
     def _end_trace(self, running: _Running) -> None:
         if not running.is_traced:
             running.is_traced = True
+            running.reply.trace.echo_windows = self.echo.take_explained()
             self.emit(TurnTraced(running.reply.request.response_id, running.reply.trace.as_json()))

@@ -35,7 +35,8 @@ class TurnDetection:
     holds where nobody can say whether they are complete. `voiceagent.endpoint` says what the other numbers mean.
 
     Voice over the agent's stops it where `interrupt_response` says so: in two stages, so that `backchannels` and what lasts less than `backchannel_s`
-    without words do not, or immediately. `voiceagent.barge_in` says how.
+    without words do not, or immediately. `voiceagent.barge_in` says how. With `echo_gate` the agent's own voice that comes back from a loudspeaker is no
+    speech (`voiceagent.echo`).
     """
 
     threshold: float = 0.5
@@ -51,6 +52,7 @@ class TurnDetection:
     barge_in: BargeInMode = "two_stage"
     backchannels: tuple[str, ...] = BACKCHANNELS
     backchannel_s: float = _BARGE_IN.backchannel_s
+    echo_gate: bool = True
 
     def __post_init__(self) -> None:
         if not 0.0 < self.threshold < 1.0:

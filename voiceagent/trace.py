@@ -64,6 +64,8 @@ class TurnTrace:
     late: WhenLate | None = None
     """What was done because the steps that are wanted did not fit."""
     acknowledgement: str | None = None
+    echo_windows: int = 0
+    """Windows of the microphone whose voice was the agent's own."""
 
     def planned(self, grant: Grant) -> None:
         """A draft has got its plan; that of the last draft counts."""
@@ -201,6 +203,7 @@ class TurnTrace:
             "ended_by": None if self.ended_by is None else self.ended_by.as_json(),
             "marks": [{"name": name, "at_ms": self._ms(at)} for name, at in sorted(marks, key=lambda mark: mark[1])],
             "stages": self.stages(),
+            "echo_windows": self.echo_windows,
             "plan": None
             if plan is None
             else {

@@ -39,6 +39,14 @@ def tone(duration_s: float, level: float = 0.3, rate_hz: int = RATE_HZ) -> Sampl
     return (level * np.sin(2 * np.pi * 220.0 * t)).astype(np.float32)
 
 
+def voice(duration_s: float, seed: int = 0, rate_hz: int = RATE_HZ) -> Samples:
+    """Loud audio with sound in all bands that gets louder and softer, as a caller's voice does."""
+    generator = np.random.default_rng(seed)
+    size = round(duration_s * rate_hz)
+    levels = np.repeat(10 ** (generator.uniform(-10.0, 0.0, size // 800 + 1) / 20), 800)[:size]
+    return (0.2 * levels * generator.standard_normal(size)).astype(np.float32)
+
+
 def silence(duration_s: float, rate_hz: int = RATE_HZ) -> Samples:
     return np.zeros(round(duration_s * rate_hz), dtype=np.float32)
 
@@ -237,7 +245,7 @@ class ScriptedDrafter:
 
 
 class ToneSynthesizer:
-    """Speaks a tone of `second_per_char` for each character, in chunks of 100 ms, at once."""
+    """Speaks a wavering tone of `second_per_char` for each character, in chunks of 100 ms, at once."""
 
     info = BackendInfo("tts", "tone", "stand-in")
     rate_hz = 16_000
@@ -253,6 +261,9 @@ class ToneSynthesizer:
             raise BackendError("tts", f"cannot say {clause!r}")
         self.spoken.append(clause)
         audio = tone(len(clause.strip()) * self._second_per_char)
+        # Louder and softer as a voice is: a steady tone over a steady tone could as well be its echo.
+        levels = np.random.default_rng(len(clause)).uniform(-20.0, 0.0, audio.size // 800 + 1)
+        audio *= np.repeat(10 ** (levels / 20), 800)[: audio.size].astype(np.float32)
         try:
             for start in range(0, audio.size, 1600):
                 await asyncio.sleep(0)

@@ -30,12 +30,12 @@ class Ear:
         self.barge_in = BargeIn(settings)
         self.windows = 0
 
-    def hear(self, seconds: float, probability: float, *, agent: bool = True) -> list[Action]:
+    def hear(self, seconds: float, probability: float, *, agent: bool = True, **echo: bool) -> list[Action]:
         new: list[Action] = []
         for _ in range(round(seconds * 16_000 / WINDOW)):
             start = self.windows * WINDOW
             self.windows += 1
-            new += self.barge_in.update(probability, start, start + WINDOW, agent_is_audible=agent)
+            new += self.barge_in.update(probability, start, start + WINDOW, agent_is_audible=agent, **echo)
         return new
 
     def voice(self, seconds: float, *, agent: bool = True) -> list[Action]:
@@ -177,6 +177,35 @@ def test_every_duck_is_followed_by_a_stop_or_a_restore_within_a_second(
                     ducked_at = None
         assert barge_in.is_doubted == (ducked_at is not None)
         assert ducked_at is None or (number - ducked_at) * 0.032 < 1.5
+
+
+def test_voice_that_echo_explains_is_nobodys() -> None:
+    ear = Ear()
+    assert ear.hear(2.0, 0.95, is_echo=True, comes_back=True) == []
+    assert ear.voice(0.16) == [], "where there is echo, what it does not explain for a moment is no caller"
+    assert ear.voice(0.032) == [Duck(62 * WINDOW)]
+    assert isinstance(ear.voice(0.32)[0], Stop)
+
+
+def test_a_doubt_from_before_the_echo_was_known_ends_when_it_is() -> None:
+    ear = Ear()
+    assert ear.hear(0.16, 0.95, is_unsure=True) == []
+    assert ear.hear(0.064, 0.95, is_unsure=True) == [Duck(0)]
+    assert ear.hear(0.096, 0.95, is_echo=True, comes_back=True) == [Restore(Dismissed.ECHO)]
+    assert ear.quiet(0.064, agent=False) == [], "and is no answer to anything"
+
+
+def test_a_word_over_echo_is_asked_about() -> None:
+    ear = Ear()
+    ear.hear(1.0, 0.95, is_echo=True, comes_back=True)
+    assert isinstance(ear.voice(0.256)[0], Duck)
+    assert isinstance(ear.hear(0.128, 0.95, is_echo=True, comes_back=True)[0], Ask)
+
+
+def test_voice_too_short_for_a_word_is_not_asked_about() -> None:
+    ear = Ear()
+    assert isinstance(ear.voice(0.096)[0], Duck)
+    assert ear.quiet(0.128) == [Restore(Dismissed.NO_WORDS)]
 
 
 def test_backchannels_are_found_whatever_their_spelling_and_number() -> None:

@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 
 from tests.conftest import run_async
 from tests.voiceagent.realtime import AsgiClient, Refused, StandinRuntime, check_events, connect
-from tests.voiceagent.standins import ScriptedDrafter, ScriptedTranscriber, silence, tone
+from tests.voiceagent.standins import ScriptedDrafter, ScriptedTranscriber, silence, tone, voice
 from voiceagent.audio import PCM16_24K, StreamingResampler
 from voiceagent.clock import ManualClock
 from voiceagent.conversation import Conversation
@@ -228,7 +228,7 @@ def test_speech_over_a_reply_cancels_it() -> None:
             await client.send("conversation.item.create", item=text_item("a mocha"))
             await client.send("response.create")
             await pump(house, client.until("response.output_audio.delta"))
-            await speak(house, client, tone(0.6))
+            await speak(house, client, voice(0.6))
             done = await pump(house, client.until("response.done"))
             assert done["response"]["status_details"] == {"type": "cancelled", "reason": "turn_detected"}
             assert done["response"]["output"][0]["status"] == "incomplete"

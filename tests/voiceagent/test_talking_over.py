@@ -34,7 +34,7 @@ def agents_words(line: Line) -> list[str]:
 async def answered(line: Line) -> None:
     """A turn was spoken and its answer plays."""
     await line.speak_turn()
-    await line.play(silence(1.0))
+    await line.play(silence(1.3))
     assert line.conversation.phase is Phase.SPEAKING
 
 
