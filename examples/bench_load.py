@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from examples.footprint import cpu_s, footprint
 from examples.load.line import Call, call_all
 from examples.load.phone import Speech, load_speeches
-from examples.load.report import Metrics, Round, capacity, sum_up
+from examples.load.report import Metrics, Round, capacity, sum_up, table
 from examples.load.schedule import Manners
 from examples.load.servers import NotThere, Server, StandInTimes, models, pipecat, standins
 from examples.machine import describe
@@ -76,8 +76,12 @@ async def _watch(server: Server, begins: float, ends: float) -> tuple[float, flo
 
 def measure_server(
     open_server: Open, callers_each: Sequence[int], speeches: Sequence[Speech], args: argparse.Namespace
-) -> dict[str, Any]:
-    """Rounds with more and more callers, each on a fresh server, until one does not hold or all have been made."""
+) -> tuple[dict[str, Any], list[tuple[str, Round]]]:
+    """Rounds with more and more callers, each on a fresh server, until one does not hold or all have been made.
+
+    Returns:
+        The entry of the report, and the rounds with the server's name.
+    """
     rounds: list[Round] = []
     name, idle_mb = "", 0.0
     for callers in sorted(callers_each):
@@ -89,7 +93,8 @@ def measure_server(
         if not done.holds and not args.all:
             break
     print(f"{name}: holds {capacity(rounds)} callers of the numbers tried")
-    return {"server": name, "capacity": capacity(rounds), "rounds": [_entry(done, idle_mb) for done in rounds]}
+    entry = {"server": name, "capacity": capacity(rounds), "rounds": [_entry(done, idle_mb) for done in rounds]}
+    return entry, [(name, done) for done in rounds]
 
 
 def _entry(done: Round, idle_mb: float) -> dict[str, Any]:
@@ -226,16 +231,19 @@ def measure_all(args: argparse.Namespace) -> int:
         "recordings": {"kinds": args.kinds, "count": len(speeches)},
         "servers": [],
     }
+    rounds: list[tuple[str, Round]] = []
     for open_server, callers in servers:
         try:
             with on_cores(own_cores):
-                report["servers"].append(measure_server(open_server, callers, speeches, args))
+                entry, made = measure_server(open_server, callers, speeches, args)
+            report["servers"].append(entry)
+            rounds += made
         except NotThere as error:
             print(f"\nleft out: {error}")
             report["servers"].append({"left_out": str(error)})
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(f"\nwritten: {args.out}")
+    print(f"\n{table(rounds)}\n\nwritten: {args.out}")
     return 0 if all(entry.get("capacity") for entry in report["servers"]) else 1
 
 

@@ -131,6 +131,55 @@ def capacity(rounds: Sequence[Round]) -> int:
     return found
 
 
+def table(rounds: Sequence[tuple[str, Round]]) -> str:
+    """The rounds as Markdown, each with its server's name; what a server does not tell is a dash."""
+    head = (
+        "server",
+        "callers",
+        "turns",
+        "voice to voice p50 / p95 / p99, ms",
+        "silent after p95, ms",
+        "lost",
+        "cut off",
+        "underruns",
+        "refused",
+        "on time",
+        "steps, first clause",
+        "own share p50, ms",
+        "of a core per caller",
+        "holds",
+    )
+    lines = [_row(head), _row(["---"] * len(head))]
+    for name, each in rounds:
+        steps, own = (each.server.get("steps_granted") or {}).get("first"), each.server.get("own_share_ms")
+        met, heard, stop = each.server.get("deadlines_met"), each.voice_to_voice, each.stop
+        lines.append(
+            _row(
+                (
+                    name,
+                    str(each.callers),
+                    str(each.turns),
+                    "–" if heard is None else " / ".join(f"{q * 1000:.0f}" for q in (heard.p50, heard.p95, heard.p99)),
+                    "–" if stop is None else f"{stop.p95 * 1000:.0f}",
+                    str(each.lost),
+                    str(each.cut_off),
+                    str(each.underruns),
+                    str(each.refused),
+                    "–" if met is None else f"{met:.1%}",
+                    "–" if steps is None else f"{steps:.1f}",
+                    "–" if own is None else f"≤ {own['p50']:g}",
+                    f"{each.cpu_per_caller:.2%}",
+                    "yes" if each.holds else "no",
+                )
+            )
+        )
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
 # --- the server's own account -----------------------------------------------------------------------------------------
 
 

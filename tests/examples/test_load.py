@@ -31,7 +31,7 @@ from examples.load.phone import (
     load_speeches,
     speech,
 )
-from examples.load.report import Round, capacity, parse_metrics, quantiles_ms, server_view, sum_up
+from examples.load.report import Round, capacity, parse_metrics, quantiles_ms, server_view, sum_up, table
 from examples.load.schedule import Manners, PlannedTurn, begins_at_s, turns_of
 from examples.load.servers import reply_s
 from tests.conftest import run_async
@@ -361,6 +361,14 @@ def test_the_servers_own_account_is_what_grew_between_two_looks() -> None:
     assert view["steps_granted"] == {"first": 4.0, "rest": None}
     assert view["own_share_ms"] == {"p50": 1.0, "p95": 2.0, "p99": 2.0, "mean": 1.5}
     assert quantiles_ms({}, {}, "voiceagent_turn_answer_seconds") is None
+
+
+def test_the_table_has_a_row_for_each_round_and_dashes_for_what_nobody_tells() -> None:
+    told = replace(summed(heard(11.0, 0.5)), server=server_view(parse_metrics(BEFORE), parse_metrics(AFTER)))
+    lines = table([("ours", told), ("theirs", summed(heard(11.0, None)))]).splitlines()
+    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
+    assert lines[2].startswith("| ours | 2 | 1 | 500 / 500 / 500 |") and "75.0%" in lines[2] and "≤ 1 |" in lines[2]
+    assert lines[3].startswith("| theirs | 2 | 1 | – |") and lines[3].endswith("| no |")
 
 
 # --- against a server -------------------------------------------------------------------------------------------------
