@@ -9,7 +9,7 @@ caller's queue runs dry. Both plans are made again after every step.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -131,6 +131,14 @@ class TurnRequest:
     acknowledgements: Sequence[str] = ()
 
 
+OVERDUE_S = 1.0
+"""Words that are not known so long after their end are overdue, whatever the recogniser."""
+OVERDUE = 3.0
+"""The same, in what it takes one caller alone at p95: a slow recogniser may be slow."""
+OVERDUE_CALLERS = 2
+"""Callers who wait so long at the same time: one may have met a recogniser that hangs."""
+
+
 @dataclass(slots=True)
 class BudgetController:
     """Plans turns from learned costs. One controller serves all conversations, so that they learn from each other."""
@@ -144,9 +152,24 @@ class BudgetController:
     """Those of them whose first clause is not written yet."""
     open_utterances: int = 0
     """Utterances being recognised now, kept up to date by those who hear them."""
+    awaited: dict[Hashable, float] = field(default_factory=dict)
+    """Those of them that have ended, and when."""
     admission: Admission = field(default_factory=Admission)
     load: EngineLoad = field(default_factory=EngineLoad)
     margin: Margin = field(default_factory=Margin)
+
+    # --- room for one more --------------------------------------------------------------------------------------------
+
+    def refusal(self, now: float) -> str | None:
+        """Why nobody more can be served on time, or None: the engine is full, or callers wait for a recogniser that others keep busy."""
+        limit_s = max(OVERDUE_S, OVERDUE * self.costs.predict(Stage.ASR).p95)
+        overdue = sum(now - ended > limit_s for ended in self.awaited.values())
+        if overdue >= OVERDUE_CALLERS:
+            return (
+                f"the recogniser is full: {overdue} callers have waited for more than {limit_s:.1f} s until their words are known; "
+                "try again later"
+            )
+        return self.admission.refusal(now)
 
     # --- what happened ------------------------------------------------------------------------------------------------
 

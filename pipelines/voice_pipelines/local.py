@@ -88,7 +88,7 @@ class LocalRuntime:
         Raises:
             EngineFullError: If one more caller would make those who are there late.
         """
-        if (reason := self.budget.admission.refusal(self.clock.now())) is not None:
+        if (reason := self.budget.refusal(self.clock.now())) is not None:
             raise EngineFullError(reason)
         return Conversation(
             backends=self.backends,

@@ -353,6 +353,27 @@ def test_a_recogniser_that_is_slow_alone_is_nobody_elses_fault() -> None:
     assert controller().recognised(0.9, company=6) == 0.0, "nobody knows what it takes alone"
 
 
+def test_callers_who_wait_for_their_words_close_the_door_before_they_are_answered() -> None:
+    planner = controller(min_steps=4)
+    for _ in range(10):
+        planner.recognised(0.1, company=1)
+    planner.awaited = {"one": 10.0, "another": 10.5}
+    assert planner.refusal(11.2) is None, "one has waited for more than a second, the other has not"
+    reason = planner.refusal(11.6)
+    assert reason is not None and "2 callers have waited for more than 1.0 s" in reason
+    del planner.awaited["one"]
+    assert planner.refusal(20.0) is None, "one alone may have met a recogniser that hangs"
+
+
+def test_a_recogniser_that_always_takes_long_may_take_its_time() -> None:
+    planner = controller(min_steps=4)
+    for _ in range(10):
+        planner.recognised(0.8, company=1)
+    planner.awaited = {"one": 10.0, "another": 10.0}
+    assert planner.refusal(12.0) is None
+    assert planner.refusal(12.5) is not None
+
+
 def test_the_door_does_not_flap() -> None:
     admission = Admission()
     for at in range(8):

@@ -235,14 +235,14 @@ def test_the_drafts_being_written_are_counted_until_they_end() -> None:
 
 def test_utterances_are_counted_while_they_are_recognised_and_not_when_they_are_over_or_dropped() -> None:
     gate = asyncio.Event()
-    counts: list[int] = []
+    counts: list[tuple[int, int]] = []
 
     async def scenario(line: Line) -> None:
         budget = line.conversation._replying.budget
 
         async def count() -> None:
             await line.clock.settle()
-            counts.append(budget.open_utterances)
+            counts.append((budget.open_utterances, len(budget.awaited)))
 
         await count()
         await line.play(tone(0.8))
@@ -262,7 +262,7 @@ def test_utterances_are_counted_while_they_are_recognised_and_not_when_they_are_
         await count()
 
     talk(scenario, gate=gate)
-    assert counts == [0, 1, 1, 0, 1, 0, 0]
+    assert counts == [(0, 0), (1, 0), (1, 1), (0, 0), (1, 0), (0, 0), (0, 0)]
 
 
 def test_a_turn_whose_transcript_is_empty_says_nothing() -> None:
