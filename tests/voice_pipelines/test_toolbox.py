@@ -226,7 +226,9 @@ def test_a_get_sends_them_as_query_and_keeps_the_urls_own() -> None:
     _, exchange = ask(answering("200 OK", b""), method="GET", query="?shop=7", arguments={"day": "a b", "out": True})
     assert exchange.path == "/v1/book?shop=7&day=a+b&out=true" or "day=a%20b" in exchange.path
     _, exchange = ask(answering("200 OK", b""), method="GET", query="?tag=a&tag=b&day=1", arguments={"day": "2"})
-    assert exchange.path == "/v1/book?tag=a&tag=b&day=2", "an argument replaces the URL's own, what is there twice stays"
+    assert exchange.path == "/v1/book?tag=a&tag=b&day=2", (
+        "an argument replaces the URL's own, what is there twice stays"
+    )
 
 
 @pytest.mark.parametrize(
