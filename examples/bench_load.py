@@ -244,7 +244,7 @@ def measure_all(args: argparse.Namespace) -> int:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"\n{table(rounds)}\n\nwritten: {args.out}")
-    return 0 if all(entry.get("capacity") for entry in report["servers"]) else 1
+    return 0 if all(entry.get("capacity", 1) for entry in report["servers"]) else 1
 
 
 if __name__ == "__main__":
