@@ -232,8 +232,6 @@ class _Draft:
         drafter, clock = self._drafter, self._drafter.clock
         if drafter.delays.step_s > 0:
             await clock.sleep_until(clock.now() + drafter.delays.step_s)
-        else:
-            await asyncio.sleep(0)
         shown = " ".join(drafter.words[:committed])
         canvas = tuple(
             CanvasToken(f" {word}", TokenState.COMMITTED if at < committed else TokenState.PROVISIONAL, 0.9)
@@ -268,7 +266,6 @@ class ToneSynthesizer:
             piece = self._piece[:left]
             left -= piece.size
             yield piece
-            await asyncio.sleep(0)
 
     async def aclose(self) -> None:
         """It holds nothing."""
