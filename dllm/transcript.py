@@ -1,9 +1,10 @@
-"""Two questions about what a caller said, read off the built-in family's canvas: is the turn complete, and which words are doubtful?
+"""Questions about what a caller said, read off the built-in family's canvas: is the turn complete, and which words are doubtful?
 
 Complete: the narrowest canvas, all masks, behind the words so far. Its first position holds `<end>` with the probability that nothing
 follows. Doubtful: a canvas that holds the words themselves. The model says at each position what was meant there, and how probable the
 word is that stands there. One forward either way; the model is trained for both (`dllm.train.objective`, `rest_canvas` and
-`transcript_canvas`), other families are not.
+`transcript_canvas`), other families are not. What else may have been meant: the same canvas with the doubtful words masked again, which the
+model is trained for on its own replies only.
 
 Source: token-to-token denoising as in LLaDA 2.1; the idea of reading the end of a turn off a language model is TurnGPT's
 (arXiv:2010.10874).
@@ -15,10 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from dllm.engine import Engine
 from dllm.errors import ConfigError, PromptTooLongError
-from dllm.masks import prefix_mask, visible
 from dllm.models.family import LayerStore, Network
 from dllm.score import Question, hidden_states, probabilities
 from dllm.spec import ModelSpec
@@ -79,9 +80,33 @@ def turn_end(engine: Engine, prompt: Sequence[int]) -> TurnEnd:
     spec = _dialogue_spec(network)
     mask, end = spec.special.mask, spec.special.end
     assert mask is not None, "the built-in family has a mask token"
-    total = len(prompt) + spec.canvas_multiple
-    if total > spec.max_position_embeddings:
-        raise PromptTooLongError(total, spec.max_position_embeddings)
+    (logits,), told = _on_prefix(engine, prompt, [(mask,) * spec.canvas_multiple])
+    roles = [at for at, token in enumerate(prompt) if token == spec.dialogue.user] if spec.dialogue is not None else []
+    # Of the words, those that have a token before them whose state was computed just now.
+    first = max(roles[-1] if roles else 0, len(prompt) - len(told))
+    words = torch.tensor(prompt[first + 1 :], device=told.device)
+    rows = told[first - (len(prompt) - len(told)) : -1]
+    nats = torch.log_softmax(rows, dim=-1).gather(1, words.unsqueeze(1))
+    surprise = -float(nats.mean()) if len(words) else 0.0
+    return TurnEnd(float(torch.softmax(logits[0], dim=-1)[end]), surprise)
+
+
+@torch.inference_mode()
+def _on_prefix(engine: Engine, prompt: Sequence[int], canvases: Sequence[Sequence[int]]) -> tuple[list[Tensor], Tensor]:
+    """Canvases behind a prompt, all in one forward in which none sees another, on what the engine's prefix cache holds of the prompt.
+
+    Returns:
+        For each canvas [positions, V] float32 logits, the mask's -inf; and the same for the last prompt tokens, those that the cache did
+        not hold.
+
+    Raises:
+        PromptTooLongError: If the prompt and its longest canvas exceed the model's positions.
+    """
+    network, spec, size = engine.model, engine.model.spec, len(prompt)
+    longest = size + max(map(len, canvases))
+    if longest > spec.max_position_embeddings:
+        raise PromptTooLongError(longest, spec.max_position_embeddings)
+    total = size + sum(map(len, canvases))
     stores = network.new_stores(1, total)
     text = engine.cache.open(prompt)
     try:
@@ -89,20 +114,24 @@ def turn_end(engine: Engine, prompt: Sequence[int]) -> TurnEnd:
         engine.cache.read(text, [LayerStore(store.keys[0], store.values[0]) for store in stores])
     finally:
         engine.cache.close(text)
-    window = [*prompt[known:], *[mask] * spec.canvas_multiple]
     device = stores[0].keys.device
-    counts = visible(spec, known, len(window), total=total, live=len(prompt))
-    positions = torch.arange(known, total, device=device).unsqueeze(0)
+    owners = torch.tensor([0] * size + [at for at, canvas in enumerate(canvases, 1) for _ in canvas], device=device)
+    keys, queries = torch.arange(total, device=device), torch.arange(known, total, device=device).unsqueeze(1)
+    is_canvas = owners[known:].unsqueeze(1) > 0
+    seen = torch.where(is_canvas, (keys < size) | (owners == owners[known:].unsqueeze(1)), keys <= queries)
+    places = [*range(known, size), *[size + at for canvas in canvases for at in range(len(canvas))]]
+    window = [*prompt[known:], *[token for canvas in canvases for token in canvas]]
     hidden = network(
-        torch.tensor([window], device=device), positions, prefix_mask(counts, total, device), stores, known
+        torch.tensor([window], device=device),
+        torch.tensor([places], device=device),
+        seen.view(1, 1, total - known, total),
+        stores,
+        known,
     )
-    roles = [at for at, token in enumerate(prompt) if token == spec.dialogue.user] if spec.dialogue is not None else []
-    first = max(roles[-1] if roles else 0, known)
-    logits = network.logits(hidden[0, [*range(first - known, len(prompt) - known - 1), len(prompt) - known]]).float()
-    logits[:, mask] = -torch.inf
-    chances = torch.log_softmax(logits, dim=-1)
-    told = chances[:-1].gather(1, torch.tensor(prompt[first + 1 :], device=device).unsqueeze(1))
-    return TurnEnd(float(chances[-1, end].exp()), -float(told.mean()) if len(told) else 0.0)
+    logits = network.logits(hidden[0]).float()
+    logits[:, spec.special.mask] = -torch.inf
+    told, *found = torch.split(logits, [size - known, *map(len, canvases)])
+    return found, told
 
 
 def word_chances(network: Network, prompt: Sequence[int], heard: Sequence[int]) -> list[tuple[float, int]]:
@@ -117,17 +146,26 @@ def word_chances(network: Network, prompt: Sequence[int], heard: Sequence[int]) 
         PromptTooLongError: If prompt and canvas exceed the model's positions.
     """
     spec = _dialogue_spec(network)
-    width = -(-(len(heard) + 1) // spec.canvas_multiple) * spec.canvas_multiple
-    if not heard or width > spec.max_canvas:
-        raise ConfigError("transcript", len(heard), f"1 to {spec.max_canvas - 1} tokens")
-    canvas = (*heard, *[spec.special.end] * (width - len(heard)))
+    canvas = _transcript(spec, heard)
     with torch.inference_mode():
         hidden = hidden_states(network, [Question(tuple(prompt), canvas, ())])[
             0, len(prompt) : len(prompt) + len(heard)
         ]
-        logits = network.logits(hidden).float()
-        logits[:, list(spec.special.forbidden)] = -torch.inf
-        spread = torch.softmax(logits, dim=-1)
+        return _chances(spec, network.logits(hidden).float(), heard)
+
+
+def _transcript(spec: ModelSpec, heard: Sequence[int]) -> tuple[int, ...]:
+    """The canvas that holds these tokens and the end behind them."""
+    width = -(-(len(heard) + 1) // spec.canvas_multiple) * spec.canvas_multiple
+    if not heard or width > spec.max_canvas:
+        raise ConfigError("transcript", len(heard), f"1 to {spec.max_canvas - 1} tokens")
+    return (*heard, *[spec.special.end] * (width - len(heard)))
+
+
+def _chances(spec: ModelSpec, logits: Tensor, heard: Sequence[int]) -> list[tuple[float, int]]:
+    """Read off the logits of the canvas's first positions what `word_chances` returns."""
+    logits[:, list(spec.special.forbidden)] = -torch.inf
+    spread = torch.softmax(logits[: len(heard)], dim=-1)
     meant = spread.argmax(dim=-1)
     return [(float(spread[at, token]), int(meant[at])) for at, token in enumerate(heard)]
 
@@ -143,14 +181,79 @@ def heard_words(network: Network, codec: DialogueCodec, prompt: Sequence[int], t
         As `word_chances`.
     """
     heard = codec.encode_text(text)
-    chances = word_chances(network, prompt, heard)
-    starts = [at for at, token in enumerate(heard) if codec.token_bytes(token)[:1] == b" "]
+    return _words(codec, heard, word_chances(network, prompt, heard))
+
+
+def _words(codec: DialogueCodec, heard: Sequence[int], chances: Sequence[tuple[float, int]]) -> list[HeardWord]:
     words = []
-    for start, stop in zip(starts, [*starts[1:], len(heard)], strict=True):
+    for start, stop in _word_spans(codec, heard):
         instead = codec.decode([token for _, token in chances[start:stop]]).strip()
         least = min(chance for chance, _ in chances[start:stop])
         words.append(HeardWord(codec.decode(heard[start:stop]).strip(), least, instead))
     return words
+
+
+def _word_spans(codec: DialogueCodec, heard: Sequence[int]) -> list[tuple[int, int]]:
+    """Where each word's tokens begin and end."""
+    starts = [at for at, token in enumerate(heard) if codec.token_bytes(token)[:1] == b" "]
+    return list(zip(starts, [*starts[1:], len(heard)], strict=True))
+
+
+class HeardTurn:
+    """A transcript under question on an engine's prefix cache; its questions belong on the engine's thread.
+
+    Args:
+        prompt: Tokens up to the user's role token.
+        text: As a recogniser writes: lower case, no punctuation.
+
+    Raises:
+        As `word_chances`.
+    """
+
+    def __init__(self, engine: Engine, codec: DialogueCodec, prompt: Sequence[int], text: str) -> None:
+        self._engine, self._codec, self._prompt = engine, codec, list(prompt)
+        self._spec = _dialogue_spec(engine.model)
+        self._heard = codec.encode_text(text)
+        self._canvas = _transcript(self._spec, self._heard)
+        self._spans = _word_spans(codec, self._heard)
+
+    @torch.inference_mode()
+    def words(self) -> list[HeardWord]:
+        """What `heard_words` gives; one forward."""
+        (logits,), _ = _on_prefix(self._engine, self._prompt, [self._canvas])
+        return _words(self._codec, self._heard, _chances(self._spec, logits, self._heard))
+
+    @torch.inference_mode()
+    def instead(self, spans: Sequence[tuple[int, int]], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        """How probable texts are in place of words, in nats: the words are masked again, as many masks as the text has tokens.
+
+        Each text's is the sum over its tokens, which are asked for at once: given the words around them, not given each other. One
+        forward for all.
+
+        Args:
+            spans: First word, and one past the last.
+            texts: For each span.
+        """
+        mask, end = self._spec.special.mask, self._spec.special.end
+        assert mask is not None, "the built-in family has a mask token"
+        tokens = [[self._codec.encode_text(text) for text in some] for some in texts]
+        slots = [(span, length) for span, some in zip(spans, tokens, strict=True) for length in {len(t) for t in some}]
+        canvases = []
+        for (first, last), length in slots:
+            before, behind = self._heard[: self._spans[first][0]], self._heard[self._spans[last - 1][1] :]
+            filled = [*before, *[mask] * length, *behind]
+            canvases.append([*filled, *[end] * max(len(self._canvas) - len(filled), 1)])
+        if not canvases:
+            return [[] for _ in texts]
+        found, _ = _on_prefix(self._engine, self._prompt, canvases)
+        tables: dict[tuple[tuple[int, int], int], Tensor] = {}
+        for ((first, last), length), logits in zip(slots, found, strict=True):
+            start = self._spans[first][0]
+            tables[(first, last), length] = torch.log_softmax(logits[start : start + length], dim=-1)
+        return [
+            [sum(float(tables[span, len(text)][at, token]) for at, token in enumerate(text)) for text in some]
+            for span, some in zip(spans, tokens, strict=True)
+        ]
 
 
 def _dialogue_spec(network: Network) -> ModelSpec:

@@ -13,7 +13,7 @@ from dllm.errors import ConfigError, PromptTooLongError
 from dllm.masks import prefix_mask, visible
 from dllm.models.transformer import Transformer
 from dllm.score import causal_likelihood
-from dllm.transcript import heard_words, turn_end, turn_ends, word_chances
+from dllm.transcript import HeardTurn, heard_words, turn_end, turn_ends, word_chances
 from tests.dllm import tiny
 from tests.dllm.models import tiny_checkpoints
 
@@ -121,3 +121,48 @@ def test_the_command_marks_what_it_doubts(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out.count("doubtful") == 5
     assert cli.main(["transcript", "   "]) == 2
     assert "some words" in capsys.readouterr().err
+
+
+def test_a_transcript_is_questioned_on_a_cached_prefix_as_without_one() -> None:
+    model = tiny.model()
+    engine = Engine(model, CODEC.token_table)
+    before = [*CODEC.encode_turn("system", "You take orders at a café."), *CODEC.encode_turn("agent", "Hi?")]
+    prompt, text = [*before, SPECIAL.user], "a large mocha with milk please"
+    expected = heard_words(model, CODEC, prompt, text)
+    for _ in range(2):
+        found = HeardTurn(engine, CODEC, prompt, text).words()
+        assert [(word.text, word.instead) for word in found] == [(word.text, word.instead) for word in expected]
+        assert [word.probability for word in found] == pytest.approx([w.probability for w in expected], rel=1e-4)
+        engine.warm("call", before)
+
+
+def test_what_may_stand_instead_of_words_is_read_off_masks_in_their_place() -> None:
+    model = tiny.model()
+    engine = Engine(model, CODEC.token_table)
+    prompt, text = [SPECIAL.user], "a large mocha with milk please"
+    turn = HeardTurn(engine, CODEC, prompt, text)
+    spans, texts = [(1, 2), (2, 4)], [["large", "small", "extra large"], ["latte"]]
+    found = turn.instead(spans, texts)
+    words, width = text.split(), len(turn._canvas)
+    for (first, last), some, values in zip(spans, texts, found, strict=True):
+        before = CODEC.encode_text(" ".join(words[:first]))
+        behind = CODEC.encode_text(" ".join(words[last:]))
+        for instead, nats in zip(some, values, strict=True):
+            tokens = CODEC.encode_text(instead)
+            filled = [*before, *[SPECIAL.mask] * len(tokens), *behind]
+            logits = plain_logits(model, prompt, [*filled, *[SPECIAL.end] * max(width - len(filled), 1)])
+            logits[:, SPECIAL.mask] = -torch.inf
+            rows = torch.log_softmax(logits[len(before) : len(before) + len(tokens)], -1)
+            alone = sum(float(rows[at, token]) for at, token in enumerate(tokens))
+            assert nats == pytest.approx(alone, rel=1e-4), f"{instead} is asked about as if alone"
+    assert turn.instead([], []) == []
+    assert not engine.cache.stored()
+
+
+def test_a_transcript_that_is_empty_or_wider_than_a_canvas_is_refused() -> None:
+    engine = Engine(tiny.model(), CODEC.token_table)
+    for text in ("", "mocha " * SPEC.max_canvas):
+        with pytest.raises(ConfigError, match="transcript"):
+            HeardTurn(engine, CODEC, [SPECIAL.user], text)
+    with pytest.raises(PromptTooLongError):
+        HeardTurn(engine, CODEC, [SPECIAL.user] * SPEC.max_position_embeddings, "a mocha").words()
