@@ -1,7 +1,7 @@
 """What a model must promise to take part in a conversation.
 
-Four protocols: a detector says where speech is, a transcriber what was said, a drafter writes the reply, a synthesizer speaks it. A fifth
-is optional: a scorer says whether the words so far are a whole turn.
+Four protocols: a detector says where speech is, a transcriber what was said, a drafter writes the reply, a synthesizer speaks it. Two more
+are optional: a scorer says whether the words so far are a whole turn, a repairer which of them were misheard.
 All methods are called on the event loop and return at once or are awaited; the work itself happens on the backend's own threads
 or processes. Callbacks are always invoked on the event loop's thread.
 """
@@ -28,7 +28,7 @@ INPUT_RATE_HZ = 16_000
 class BackendInfo:
     """One line of the start-up report: which backend was chosen, why, and what would be better."""
 
-    part: Literal["vad", "asr", "llm", "tts", "endpoint"]
+    part: Literal["vad", "asr", "llm", "tts", "endpoint", "repair"]
     name: str
     reason: str
     upgrade: str | None = None
@@ -357,6 +357,46 @@ class TurnScorer(Protocol):
     async def aclose(self) -> None: ...
 
 
+# --- misheard words ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Another word for one or some of a transcript's."""
+
+    first: int
+    """Of the words that blanks separate, and one past the last."""
+    last: int
+    heard: str
+    meant: str
+    probability: float
+    """In [0, 1], that what was heard was meant; of several words the least."""
+    factor: float
+    """How many times as likely `meant` is in this place as what was heard."""
+    distance: float
+    """In [0, 1], how different the two sound."""
+
+
+class TranscriptRepairer(Protocol):
+    """Asked once for each final transcript."""
+
+    info: BackendInfo
+
+    async def proposals(self, turn: TurnSoFar, words: str) -> Sequence[Proposal]:
+        """Words that sound like doubtful ones and fit better, however little; which of them are taken is not its business.
+
+        Args:
+            turn: The conversation, which ends with the caller's words.
+            words: The transcript, which is their end.
+
+        Raises:
+            BackendError: If it cannot be said; the transcript stays as it is then.
+        """
+        ...
+
+    async def aclose(self) -> None: ...
+
+
 # --- speech -----------------------------------------------------------------------------------------------------------
 
 
@@ -390,3 +430,5 @@ class Backends:
     tts: Synthesizer
     scorer: TurnScorer | None = None
     """Says whether a caller's words are a whole turn; without one, silence alone ends turns."""
+    repairer: TranscriptRepairer | None = None
+    """Says which words were misheard; without one, transcripts stay as they are."""

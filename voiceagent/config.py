@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from voiceagent.budget import BudgetSettings, WhenLate
 from voiceagent.config_values import Layer, Unparsed, convert, merge, nested, parse_free
 from voiceagent.errors import ConfigError
+from voiceagent.repair import REPAIR_MODES, RepairMode, RepairSettings
 from voiceagent.server_settings import ServerSettings
 from voiceagent.session import BARGE_IN_MODES, MAX_BACKCHANNELS, BargeInMode, SessionSettings, TurnDetection
 from voiceagent.silences import SilenceSettings
@@ -35,6 +36,7 @@ _TURN = TurnDetection()
 _BUDGET = BudgetSettings()
 _SESSION = SessionSettings()
 _SILENCE = SilenceSettings()
+_REPAIR = RepairSettings()
 
 
 def _key(default: Any, about: str, expected: str, check: Callable[[Any], bool] = lambda value: True) -> Any:
@@ -405,6 +407,40 @@ class ModelsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AsrConfig:
+    """Words that were probably misheard. The built-in model judges them; see docs/asr.md for what it is worth."""
+
+    repair: str = _key(
+        _REPAIR.mode,
+        "`show` tells clients and timelines which words were probably misheard and what was meant, `use` goes by that.",
+        "'off', 'show' or 'use'",
+        lambda v: v in REPAIR_MODES,
+    )
+    repair_below: float = _key(
+        _REPAIR.below,
+        "Words at least as probable as this are left alone.",
+        "a probability from 0 to 1",
+        _within(0.0, 1.0),
+    )
+    repair_factor: float = _key(
+        _REPAIR.factor,
+        "So many times as likely must the other word be in the place.",
+        "a number from 1 to 1e9",
+        _within(1.0, 1e9),
+    )
+    repair_distance: float = _key(
+        _REPAIR.distance,
+        "How different the two may sound: share of the sounds that differ.",
+        "a number from 0 to 1",
+        _within(0.0, 1.0),
+    )
+
+    def settings(self) -> RepairSettings:
+        mode = typing.cast(RepairMode, self.repair)
+        return RepairSettings(mode, self.repair_below, self.repair_factor, self.repair_distance)
+
+
+@dataclass(frozen=True, slots=True)
 class RemoteConfig:
     """A language model on somebody else's machine; used when `models.llm` is `remote` or a URL."""
 
@@ -563,6 +599,7 @@ class Config:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     reply: ReplyConfig = field(default_factory=ReplyConfig)
     models: ModelsConfig = field(default_factory=ModelsConfig)
+    asr: AsrConfig = field(default_factory=AsrConfig)
     remote: RemoteConfig = field(default_factory=RemoteConfig)
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     notes: NotesConfig = field(default_factory=NotesConfig)
@@ -581,6 +618,7 @@ class Config:
             max_output_tokens=self.reply.max_output_tokens,
             temperature=self.reply.temperature,
             silence=self.silence.settings(),
+            repair=self.asr.settings(),
         )
 
 

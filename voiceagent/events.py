@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 
 from voiceagent.backends import CanvasToken, Samples, StepPlan
 from voiceagent.barge_in import Dismissed
+from voiceagent.repair import Repair
 from voiceagent.tools import ToolCall
 
 DUCK_DB = 26.0
@@ -115,6 +116,8 @@ class TranscriptFinal:
     text: str
     audio_s: float
     """Length of the utterance's audio."""
+    repair: Repair | None = None
+    """Words that were probably misheard; `text` holds those that the agent goes by."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias, assert_never
 
+import numpy as np
+
 from voiceagent import turn as turns
 from voiceagent.asking import Asking
 from voiceagent.backends import (
@@ -47,6 +49,7 @@ from voiceagent.events import (
 from voiceagent.hearing import Hearing
 from voiceagent.history import History
 from voiceagent.listener import KEEP_S, Doubt, Endpoint, Listener, Onset, Relief, Utter, WordsWanted
+from voiceagent.repair import Repair, repair
 from voiceagent.session import ResponseOptions, SessionSettings
 from voiceagent.tasks import TaskGroup, new_id
 
@@ -56,6 +59,8 @@ MIN_COMMIT_S = 0.1
 """The shortest audio that may be committed (protocol: 100 ms)."""
 MAX_BACKLOG_S = 300.0
 """Audio that may wait to be listened to. A client that sends faster than we listen is told instead of filling memory."""
+REPAIR_WITHIN_S = 0.25
+"""A transcript is not held back longer by the question which of its words were misheard."""
 MANUAL_LIMIT_S = 120.0
 """The longest turn that a client may commit itself; older audio of a microphone left open is forgotten."""
 
@@ -78,6 +83,7 @@ class CallerTurn:
     asr_waited_s: float = 0.0
     """What recognition took longer because of the others."""
     transcript: str = ""
+    repair: Repair | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,17 +401,44 @@ class Listening:
             return
         finally:
             hearing.cancel()
+        turn.repair = await self._repair(transcript.text.strip())
+        turn.transcript = turn.repair.text
         turn.asr_final = self._clock.now()
-        turn.transcript = transcript.text.strip()
         turn.asr_waited_s = self._budget.recognised(max(turn.asr_final - turn.endpoint, 0.0), turn.asr_company)
         if hearing.item_id in self._history:  # The client may have deleted it meanwhile.
             self._history.put(replace(self._history.said(hearing.item_id), text=turn.transcript))
             if turn.transcript:
                 self._take_note(hearing.item_id, turn.transcript)
-        self._emit(TranscriptFinal(hearing.item_id, turn.transcript, hearing.audio_s))
+        shown = turn.repair if turn.repair.replaced else None
+        self._emit(TranscriptFinal(hearing.item_id, turn.transcript, hearing.audio_s, shown))
         current = asyncio.current_task()
         if current is not None:
             self._recognising.discard(current)
         if wants_reply and self._is_answered():
             wants_reply = False
         self._happened(turns.TranscriptReady(is_empty=not turn.transcript, wants_reply=wants_reply))
+
+    async def _repair(self, heard: str) -> Repair:
+        """Words that were probably misheard; none where nobody looks for them, cannot, or takes longer than a caller would wait."""
+        repairer, settings = self._backends.repairer, self._settings().repair
+        if repairer is None or settings.mode == "off" or not heard:
+            return Repair(heard, heard)
+        turn = TurnSoFar(
+            self._id,
+            self._asking.so_far(self._settings(), heard),
+            self._asking.tools(self._settings(), ResponseOptions()),
+            np.zeros(0, np.float32),
+        )
+        asked = asyncio.ensure_future(repairer.proposals(turn, heard))
+        limit = asyncio.ensure_future(self._clock.sleep_until(self._clock.now() + REPAIR_WITHIN_S))
+        try:
+            await asyncio.wait((asked, limit), return_when=asyncio.FIRST_COMPLETED)
+            if asked.done():
+                return repair(heard, asked.result(), settings)
+            log.warning("conversation %s: no word on misheard words within %g s", self._id, REPAIR_WITHIN_S)
+        except BackendError as error:
+            log.warning("conversation %s: misheard words cannot be found: %s", self._id, error)
+        finally:
+            asked.cancel()
+            limit.cancel()
+        return Repair(heard, heard)

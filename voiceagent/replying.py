@@ -230,7 +230,7 @@ class Replying:
             await self.words_known()
             await self.desk.settled()  # What an interrupted reply has set going is known before this one is written.
             if turn is not None:
-                reply.trace.transcript = turn.transcript
+                reply.trace.transcript, reply.trace.repair = turn.transcript, turn.repair
                 reply.trace.ended_by = turn.ended_by
                 reply.trace.mark("endpoint", turn.endpoint)
                 if turn.asr_final is not None:

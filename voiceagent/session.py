@@ -11,6 +11,7 @@ from voiceagent.budget import WhenLate
 from voiceagent.endpoint import EndpointSettings
 from voiceagent.errors import ConfigError
 from voiceagent.events import Modality
+from voiceagent.repair import RepairSettings
 from voiceagent.silences import SilenceSettings
 from voiceagent.tools import AUTO, ToolChoice, ToolSpec
 from voiceagent.transcript import normalise
@@ -124,6 +125,8 @@ class SessionSettings:
     tool_choice: ToolChoice = AUTO
     silence: SilenceSettings = field(default_factory=SilenceSettings)
     """What is said when nobody says anything; nothing in text, and where the client ends the turns."""
+    repair: RepairSettings = field(default_factory=RepairSettings)
+    """What becomes of words that were probably misheard."""
 
     def __post_init__(self) -> None:
         if not 0.05 <= self.target_s <= 30.0:

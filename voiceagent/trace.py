@@ -9,6 +9,7 @@ from voiceagent.backends import StepPlan
 from voiceagent.budget import Grant, Prediction, WhenLate
 from voiceagent.costs import Cost
 from voiceagent.endpoint import EndedBy
+from voiceagent.repair import Repair
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ class TurnTrace:
     target_s: float
     is_spoken: bool
     transcript: str = ""
+    repair: Repair | None = None
+    """Words of it that were probably misheard."""
     reply: str = ""
     status: str = "completed"
     reason: str | None = None
@@ -195,6 +198,7 @@ class TurnTrace:
         return {
             "turn": self.turn,
             "transcript": self.transcript,
+            "repair": None if self.repair is None else self.repair.as_json(),
             "reply": self.reply,
             "status": self.status,
             "reason": self.reason,

@@ -27,6 +27,7 @@ from voiceagent.backends import (
     PromptTurn,
     StepPlan,
     Transcriber,
+    TranscriptRepairer,
     TurnScorer,
 )
 from voiceagent.budget import BudgetController, BudgetSettings
@@ -70,7 +71,8 @@ class LocalRuntime:
     @property
     def infos(self) -> Sequence[BackendInfo]:
         parts = self.backends
-        return (parts.vad.info, parts.asr.info, parts.llm.info, parts.tts.info, self.endpoint_info)
+        repair = () if parts.repairer is None else (parts.repairer.info,)
+        return (parts.vad.info, parts.asr.info, parts.llm.info, parts.tts.info, self.endpoint_info, *repair)
 
     @property
     def default_settings(self) -> SessionSettings:
@@ -115,7 +117,7 @@ class LocalRuntime:
             self.memory.save(self.budget.costs)
         self.is_closed = True
         parts = self.backends
-        others = [part for part in (parts.scorer, self.toolbox) if part is not None]
+        others = [part for part in (parts.scorer, parts.repairer, self.toolbox) if part is not None]
         await asyncio.gather(*(part.aclose() for part in (parts.vad, parts.asr, parts.llm, parts.tts, *others)))
 
 
@@ -154,9 +156,13 @@ async def build(
         if scorer is not None:
             loaded.push_async_callback(scorer.aclose)
         report(endpoint_info)
+        repairer = await choose_repairer(config, llm)
+        if repairer is not None:
+            loaded.push_async_callback(repairer.aclose)
+            report(repairer.info)
         budget = BudgetController(_with_floor(config, llm), CostModel(), llm.quality_curve)
         runtime = LocalRuntime(
-            config, agent, Backends(vad, asr, llm, tts, scorer), budget, MonotonicClock(), toolbox=toolbox
+            config, agent, Backends(vad, asr, llm, tts, scorer, repairer), budget, MonotonicClock(), toolbox=toolbox
         )
         runtime.endpoint_info = endpoint_info
         if remembers and config.budget.remember:
@@ -200,6 +206,35 @@ async def choose_scorer(
     if config.turn.endpoint == "words":
         raise ConfigError("turn.endpoint", "words", f"`auto` or `silence`: {reason}")
     return None, BackendInfo("endpoint", "silence", reason)
+
+
+async def choose_repairer(config: Config, llm: Drafter) -> TranscriptRepairer | None:
+    """Who finds misheard words; None where nobody is asked for.
+
+    Raises:
+        ConfigError: If `asr.repair` asks for it and nobody can.
+    """
+    if config.asr.repair == "off":
+        return None
+    reason = f"{llm.info.name} was not taught to judge transcripts"
+    if not llm.info.is_remote:
+        try:
+            from voice_pipelines.adapters.diffusion import DiffusionDrafter
+            from voice_pipelines.adapters.diffusion_repair import DiffusionRepairer
+            from voice_pipelines.asr.vocabulary import Vocabulary
+
+            if isinstance(llm, DiffusionDrafter):
+                phrases = config.vocabulary.phrases
+                words = Vocabulary(phrases, config.vocabulary.slots).grammar.words() if phrases else frozenset()
+                settings = config.asr.settings()
+                return await asyncio.to_thread(
+                    DiffusionRepairer, llm, words, below=settings.below, farthest=settings.distance
+                )
+        except ImportError as error:
+            reason = f"the dictionary of sounds comes with PocketSphinx ({error})"
+        except BackendError as error:
+            reason = str(error).removeprefix("repair: ")
+    raise ConfigError("asr.repair", config.asr.repair, f"'off': {reason}")
 
 
 async def _close_loading(loading: asyncio.Task[Transcriber]) -> None:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 COSTS, TURNS = "costs.json", "turns.jsonl"
 KEPT_TURNS = 500
 """Timelines kept, about 3 kB each; twice as many are on disk before the older half goes."""
-TEXTS = ("transcript", "reply")
+TEXTS = ("transcript", "repair", "reply")
 SAVE_EVERY = 20
 """Turns after which stage times are saved, in case the process is killed."""
 

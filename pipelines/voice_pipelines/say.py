@@ -105,8 +105,11 @@ class _Show:
                 if heard and heard != self._heard:
                     self._heard = heard
                     self._print(f"  hearing  {heard}")
-            case TranscriptFinal(text=text):
+            case TranscriptFinal(text=text, repair=repair):
                 self._print(f"heard      {text or '(nothing)'}")
+                if repair is not None:
+                    told = "taken for" if repair.is_used else "perhaps"
+                    self._print(f"  {told:<8} " + ", ".join(f"{w.heard!r}: {w.meant!r}" for w in repair.replaced))
             case ResponsePlanned(plan=plan, reason=reason):
                 self._print(
                     f"  plan     {plan.steps_first} steps for the first clause, up to {plan.steps_rest} for the rest, "

@@ -407,6 +407,22 @@ def test_the_page_tells_why_a_turn_was_over(quiet_page: OpenPage) -> None:
     assert told() == ""
 
 
+def test_doubtful_words_are_shown_beside_what_was_meant(quiet_page: OpenPage) -> None:
+    words = [{"first": 1, "heard": "all one", "meant": "almond"}, {"first": 5, "heard": "sugars", "meant": "sugar"}]
+    repair = {"heard": "with all one milk and sugars", "words": words}
+    used = in_page(quiet_page, "log-view.js", "return m.repairedPieces(a)", repair | {"used": True})
+    assert used == [
+        ["stable", "with "],
+        ["misheard", "all one"],
+        ["repaired", " almond "],
+        ["stable", "milk and "],
+        ["misheard", "sugars"],
+        ["repaired", " sugar "],
+    ]
+    shown = in_page(quiet_page, "log-view.js", "return m.repairedPieces(a)", repair | {"used": False})
+    assert "".join(text for _, text in shown) == "with all one (almond?) milk and sugars (sugar?) "
+
+
 def test_the_waterfall_places_what_happened_beside_what_was_predicted(quiet_page: OpenPage) -> None:
     layout = in_page(quiet_page, "timeline.js", "return m.layoutTimeline(a, 780)", json.loads(json.dumps(TIMELINE)))
     end = layout["endMs"]

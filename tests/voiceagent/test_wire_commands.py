@@ -366,6 +366,7 @@ def test_extensions_can_be_asked_for_in_the_session() -> None:
         "barge_in": "two_stage",
         "backchannels": list(BACKCHANNELS),
         "silence": None,
+        "repair": "off",
     }
     assert codec.session.settings.target_s == 0.35
     assert "voiceagent" not in update(codec, voiceagent={"events": False})

@@ -68,6 +68,7 @@ function saidPieces(entry) {
   if (entry.role === "user") {
     if (entry.final && entry.text === "") return [["unheard-note", entry.status === "failed" ? "recognition failed" : "nothing understood"]];
     if (!entry.final && entry.text === "" && entry.unstable === "") return [["waiting", "…"]];
+    if (entry.repair !== null) return repairedPieces(entry.repair);
     return [["stable", entry.text], ["unstable", entry.unstable === "" ? "" : ` ${entry.unstable}`]].filter(([, text]) => text !== "");
   }
   const text = entry.text.trim();
@@ -75,6 +76,24 @@ function saidPieces(entry) {
   const heard = entry.heardText.trim();
   const rest = text.startsWith(heard) ? text.slice(heard.length) : "";
   return [["stable", heard], ["unheard", rest]].filter(([, piece]) => piece !== "");
+}
+
+/**
+ * A transcript with its doubtful words, as [class, text] pieces: what was heard and, behind it, what was probably meant. The words that the
+ * agent does not go by are struck out, or in brackets where it goes by what it heard.
+ */
+export function repairedPieces({ heard, used, words }) {
+  const told = heard.split(/\s+/);
+  const pieces = [];
+  let at = 0;
+  for (const { first, heard: doubtful, meant } of words) {
+    if (first > at) pieces.push(["stable", `${told.slice(at, first).join(" ")} `]);
+    if (used) pieces.push(["misheard", doubtful], ["repaired", ` ${meant} `]);
+    else pieces.push(["doubtful", doubtful], ["suggested", ` (${meant}?) `]);
+    at = first + doubtful.split(/\s+/).length;
+  }
+  if (at < told.length) pieces.push(["stable", told.slice(at).join(" ")]);
+  return pieces;
 }
 
 function asideText(entry, model) {

@@ -133,6 +133,7 @@ export class Model {
       status: "in_progress",
       heardMs: null,
       heardText: null,
+      repair: null,
       ...fields,
     };
     this.entries.push(entry);
@@ -211,6 +212,10 @@ const HANDLERS = {
       model.lastSpeech = null;
     }
     return ["log", "phase"];
+  },
+  "voiceagent.transcript.repaired": (model, event) => {
+    model.ensureUser(event.item_id).repair = { heard: event.heard, used: event.used, words: event.words };
+    return ["log"];
   },
   "conversation.item.input_audio_transcription.failed": (model, event) => {
     model.finishUser(event.item_id, "", "failed");

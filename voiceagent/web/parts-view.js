@@ -1,7 +1,7 @@
 /** Which models serve this agent, why they were chosen, and what would be better. */
 import { el, setText } from "./dom.js";
 
-const PART_LABELS = { vad: "Speech detection", asr: "Recognition", llm: "Writing", tts: "Voice", endpoint: "End of turn" };
+const PART_LABELS = { vad: "Speech detection", asr: "Recognition", llm: "Writing", tts: "Voice", endpoint: "End of turn", repair: "Misheard words" };
 
 export class PartsView {
   #list;

@@ -222,6 +222,9 @@ class RealtimeCodec:
         if isinstance(event, TranscriptFinal):
             usage = {"type": "duration", "seconds": round(event.audio_s, 3)}
             yield self._event(f"{kind}.completed", item_id=item_id, content_index=0, transcript=text, usage=usage)
+            shown = None if event.repair is None else event.repair.as_json()
+            if shown is not None and self.session.extensions:
+                yield self._event("voiceagent.transcript.repaired", item_id=item_id, **shown)
 
     def _started(self, event: ResponseStarted) -> Iterator[Json]:
         request = self._requests.pop(event.response_id, None)

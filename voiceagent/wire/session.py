@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias, cast
 
 from voiceagent.budget import WhenLate
 from voiceagent.errors import ConfigError, ProtocolError
+from voiceagent.repair import REPAIR_MODES, RepairMode
 from voiceagent.session import BARGE_IN_MODES, BargeInMode, SessionSettings, TurnDetection
 from voiceagent.silences import SilenceSettings
 from voiceagent.tools import ToolChoice, ToolSpec
@@ -87,7 +88,7 @@ def update_session(session: WireSession, update: Fields, defaults: SessionSettin
         session = _update_input(session, audio.child("input"), defaults)
         session = _update_output(session, audio.child("output"))
     session = _update_tools(session, update)
-    return _update_extensions(session, update.child("voiceagent"))
+    return _update_extensions(session, update.child("voiceagent"), defaults)
 
 
 def session_json(session: WireSession, *, session_id: str, model: str, expires_at: int) -> Json:
@@ -127,6 +128,7 @@ def session_json(session: WireSession, *, session_id: str, model: str, expires_a
             "when_late": settings.when_late.value,
             **_barge_in_json(settings.turn_detection),
             "silence": _silence_json(settings.silence),
+            "repair": settings.repair.mode,
         }
     return answer
 
@@ -283,7 +285,7 @@ def _read_choice(fields: Fields, key: str, names: tuple[str, ...]) -> str | Json
     return cast(str, fields.choice(key, names))
 
 
-def _update_extensions(session: WireSession, update: Fields | None) -> WireSession:
+def _update_extensions(session: WireSession, update: Fields | None, defaults: SessionSettings) -> WireSession:
     if update is None:
         return session
     if (target_ms := update.number("target_ms", 50, 30_000)) is not None:
@@ -294,6 +296,12 @@ def _update_extensions(session: WireSession, update: Fields | None) -> WireSessi
     if update.has("silence"):
         silence = _read_silence(update, session.settings.silence)
         session = replace(session, settings=replace(session.settings, silence=silence))
+    if (mode := cast(RepairMode | None, update.choice("repair", REPAIR_MODES))) is not None:
+        if mode != "off" and defaults.repair.mode == "off":
+            raise update.invalid("repair", "off, since this server looks for no misheard words (`asr.repair`)")
+        session = replace(
+            session, settings=replace(session.settings, repair=replace(session.settings.repair, mode=mode))
+        )
     wanted = update.boolean("events")
     return session if wanted is None else replace(session, extensions=wanted)
 

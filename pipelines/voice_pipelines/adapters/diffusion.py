@@ -167,7 +167,7 @@ class DiffusionDrafter:
         self.counts = DiffusionCounts()
         self.quality_curve = read_quality_curve(checkpoint.path / "quality_curve.json")
         self.min_steps = floor_steps(self.quality_curve)
-        self._spec, self._codec, self._defaults = checkpoint.spec, checkpoint.codec, checkpoint.defaults
+        self._spec, self.codec, self._defaults = checkpoint.spec, checkpoint.codec, checkpoint.defaults
         self.canvas_widths = canvas_widths(checkpoint.spec)
         habits = decode_options(checkpoint.spec, checkpoint.defaults, max(self.canvas_widths))
         self.can_revise = checkpoint.spec.corruption == "absorbing" and habits.mode == "diffusion"
@@ -207,7 +207,7 @@ class DiffusionDrafter:
         before: DiffusionDraft | None,
         unheard: str | None = None,
     ) -> DiffusionDraft:
-        reader = reply_reader(self._codec, self.prompts.offered(request.tools))
+        reader = reply_reader(self.codec, self.prompts.offered(request.tools))
         draft = DiffusionDraft(self, request, on_event, asyncio.get_running_loop(), reader, before, unheard)
         try:
             draft.handle = self._runner.start(
@@ -243,7 +243,7 @@ class DiffusionDrafter:
         # A call says nothing: what must be said is for the reply that knows its result.
         must_say = () if must_call else tuple(dict.fromkeys(request.must_say))
         width, widest = request.plan.canvas_width, self._spec.max_canvas or max(self.canvas_widths)
-        pins, draft.asked = fitting_pins(must_say, self._codec.encode_pin, widest)
+        pins, draft.asked = fitting_pins(must_say, self.codec.encode_pin, widest)
         while sum(map(len, pins)) + ROOM_AROUND_PINS > width and width < widest:
             width += self._spec.canvas_multiple
         options = replace(decode_options(self._spec, self._defaults, width), keep_above=KEEP_ABOVE)
@@ -252,7 +252,7 @@ class DiffusionDrafter:
             options = replace(options, block=0)
         if not takes_pins(self._spec, width):
             draft.asked, pins = must_say, ()
-        sign = call_sign(self._codec)
+        sign = call_sign(self.codec)
         if sign is not None and not may_call:
             options = replace(options, logit_bias=(*options.logit_bias, (sign, -math.inf)))
         # The built-in family is not asked in words.
@@ -287,7 +287,7 @@ class DiffusionDrafter:
         """The position from which the canvas's reply reads so; None where it does not end so."""
         wanted, end = " ".join(text.split()), canvas.reply_end()
         for at in range(end - 1, -1, -1):
-            rest = " ".join(self._codec.decode(canvas.tokens[at:end]).split())
+            rest = " ".join(self.codec.decode(canvas.tokens[at:end]).split())
             if len(rest) >= len(wanted):
                 return at if wanted and rest == wanted else None
         return None
@@ -360,7 +360,7 @@ class DiffusionDrafter:
         """The canvas as text; the tail behind the predicted end of the reply is empty."""
         shown: list[CanvasToken] = []
         for cell in cells:
-            text = self._codec.token_bytes(cell.token).decode("utf-8", errors="replace")
+            text = self.codec.token_bytes(cell.token).decode("utf-8", errors="replace")
             shown.append(CanvasToken(text, TokenState(cell.state.value), round(cell.confidence, 4)))
         return tuple(shown)
 
