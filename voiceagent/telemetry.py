@@ -91,6 +91,7 @@ class Telemetry:
             "Turns whose target left no time for the steps that are wanted, by what was done.",
             ["action"],
         )
+        self.turn_ends = Counter("voiceagent_turn_ends_total", "Callers' turns that ended, by the rule.", ["rule"])
         self.quality = Histogram(
             "voiceagent_expected_quality_ratio", "What the curve expects of a first clause by its plan.", QUALITIES
         )
@@ -124,6 +125,7 @@ class Telemetry:
             self.late,
             self.misses,
             self.short,
+            self.turn_ends,
             self.quality,
             self.stages,
             self.stages_over,
@@ -157,6 +159,8 @@ class Telemetry:
             else:
                 self.late.observe(max(latency - target, 0.0))
                 self.misses.add(missed.text("stage") or "unknown", missed.text("cause") or "unknown")
+        if (ended_by := timeline.child("ended_by")) is not None:
+            self.turn_ends.add(ended_by.text("rule") or "unknown")
         for stage in timeline.children("stages"):
             self._count_stage(stage)
             if (

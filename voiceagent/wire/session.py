@@ -376,7 +376,7 @@ def _read_turn_detection(chosen: Fields | None, base: TurnDetection) -> tuple[Tu
     threshold = chosen.number("threshold", 0.0, 1.0)
     prefix_ms = chosen.number("prefix_padding_ms", 0, MAX_MS)
     silence_ms = chosen.number("silence_duration_ms", 0, MAX_MS)
-    # Nobody is asked whether they are still there: the number is checked, and the answer says null.
+    # It wants the model to speak into a silence; our prompts are asked for as `voiceagent.silence`. The number is checked, the answer says null.
     chosen.number("idle_timeout_ms", 0, MAX_MS)
     try:
         detection = replace(
