@@ -198,6 +198,7 @@ class Conversation:
 
     def interrupt(self) -> None:
         """Stop an agent that can be heard, as speech would; the history keeps what was heard."""
+        self._silence.answered()
         if self._state.is_audible and self._state.caller is not turns.Caller.SPEAKING:
             self._happened(turns.SpeechBegan(interrupts=True))
             self._happened(turns.SpeechDropped())

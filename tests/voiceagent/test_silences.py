@@ -289,6 +289,19 @@ def test_typing_and_asking_are_signs_of_life() -> None:
     talk_with(scenario)
 
 
+def test_a_key_behind_the_goodbye_keeps_the_call() -> None:
+    async def scenario(line: Line) -> None:
+        await line.clock.advance(5.1 + 0.05 * len(BYE))
+        line.conversation.interrupt()
+        await line.clock.advance(1.0)
+        assert not line.of(ConversationEnded)
+        line.conversation.hear_text("42")
+        await line.clock.advance(3.0)
+        assert line.llm.drafts[-1].request.turns[-1].text == "42"
+
+    talk_with(scenario, replace(PATIENCE, silence=replace(SETTINGS, prompts=())))
+
+
 # --- doors ------------------------------------------------------------------------------------------------------------
 
 CALLS = SessionSettings(instructions="You take orders.", silence=replace(SETTINGS, prompts=(THERE,)))
