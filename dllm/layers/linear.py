@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dllm.layers.moe import Choice, Experts, dense_experts, grouped_experts, looped_experts
+from dllm_kernels import skinny_linear
+from dllm_kernels.choose import KERNEL_DTYPES
+from dllm_kernels.quantise_rows import quantise_rows
 
 Mode: TypeAlias = Literal["int8", "int8-dynamic", "fp8"]
 """int8: weights alone. int8-dynamic: weights and activations, on the CPU. fp8: weights and activations in e4m3."""
@@ -23,42 +26,16 @@ STORED_AS: dict[Mode, torch.dtype] = {
     "int8-dynamic": torch.int8,
     "fp8": torch.float8_e4m3fn,
 }
-LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
-"""int8 leaves out -128, so that both signs reach equally far."""
-
 PIECE = 1 << 20
 """Weights turned to float at once on the CPU: 4 MB, which stay in its cache. Through [6144, 2048] on one core of a Zen 3, in
 turns, 32 tokens took 24 ms so, 76 ms with the whole matrix turned at once and 27 ms from float32; one token 17, 62 and 6 ms: what is saved
 is memory, not time."""
+SKINNY_ROWS = 256
+"""Up to so many tokens an accelerator reads int8 weights as they are. Beyond, products take longer than reading."""
 EXACT_INPUTS = 1024
 """Products of int8 values add up exactly in float32 over this many inputs: 1024 * 127 ** 2 is below 2 ** 24."""
 QUANTISED_AT_ONCE = 1 << 24
 """Weights that `fill` holds in float32 at once: 64 MB."""
-
-
-class Rows(NamedTuple):
-    """Rows of numbers in eight bits: `values * scale`."""
-
-    values: Tensor
-    """[..., K], int8 or float8_e4m3fn."""
-    scale: Tensor
-    """[..., 1], float32."""
-
-
-def quantise_rows(x: Tensor, dtype: torch.dtype) -> Rows:
-    """Scale every row so that its largest magnitude is the type's largest, then round to the nearest, ties to even.
-
-    A row's result depends on that row alone. Errors: at most scale / 2 for int8; for e4m3 at most a 16th of the number, or scale / 1024
-    where that is more (its smallest numbers are 1 / 512 apart).
-    """
-    wide = x.float()
-    largest = LARGEST[dtype]
-    scale = wide.abs().amax(-1, keepdim=True) / largest
-    # A row of zeros stays one; below this scale the division would overflow.
-    scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
-    # Dividing may end an ulp above the largest number.
-    scaled = (wide / scale).clamp(-largest, largest)
-    return Rows((scaled.round() if dtype == torch.int8 else scaled).to(dtype), scale)
 
 
 def fill(values: Tensor, scale: Tensor, weights: Tensor) -> None:
@@ -161,6 +138,9 @@ def product(mode: Mode, x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
     largest output).
     """
     if mode == "int8":
+        if x.device.type != "cpu" and len(x) <= SKINNY_ROWS and x.dtype in KERNEL_DTYPES:
+            # Elsewhere the weights become floats in memory first, which are written and read once more: five bytes for each of one.
+            return skinny_linear(x.contiguous(), values, scale=scale)
         # Eight bits are exact in every float type. On the CPU half precision is slower than float32 where there is no unit for it.
         wide = x.to(torch.promote_types(x.dtype, torch.float32)) if x.device.type == "cpu" else x
         return _in_pieces(wide, values, x.shape[-1]) * scale

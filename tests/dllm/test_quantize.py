@@ -25,12 +25,12 @@ from dllm.layers.linear import (
     QuantLinear,
     fill,
     has_scaled_product,
-    quantise_rows,
 )
 from dllm.layers.moe import Choice, Experts, MoeFeedForward
 from dllm.models.registry import family_of
 from dllm.quantize import Quantisation, copy_tied_head, places, swap_layers
 from dllm.spec import ModelSpec
+from dllm_kernels.quantise_rows import quantise_rows
 from tests.dllm import decoding, tiny
 from tests.dllm.models import test_diffusion_gemma, test_llada2, test_llada_moe
 from tests.dllm.models.tiny_checkpoints import CONFIGS, random_network, tiny_spec

@@ -21,6 +21,7 @@ import torch
 
 import dllm_kernels
 from dllm_kernels import Cache, Canvas, HeadNorms, Target, choose
+from dllm_kernels.quantise_rows import quantise_rows
 from dllm_kernels.select import RULES, CanvasColumns, RuleColumns, ScoreColumns, select
 
 CAPABILITY = 90
@@ -142,6 +143,7 @@ def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
         lambda: dllm_kernels.commit_from_logits(logits, temperature=1.0, seed=whole(32)),
         lambda: dllm_kernels.rms_norm(hidden, weight, 1e-6),
         lambda: dllm_kernels.add_rms_norm(hidden, hidden, weight, 1e-6),
+        lambda: quantise_rows(hidden, torch.float8_e4m3fn),
         lambda: dllm_kernels.swiglu(empty(32, 2 * 12_288)),
         lambda: dllm_kernels.embed(whole(32), empty(1000, 4096), hidden, empty(32, dtype=torch.float32)),
         lambda: select(scores, flags, flags, rules, occurring=frozenset(RULES), stable=flags, canvas=canvas),

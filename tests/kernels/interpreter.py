@@ -1,6 +1,6 @@
 """Triton's interpreter, where it does otherwise than a GPU.
 
-It cuts float32 off on the way to bfloat16 where a GPU rounds to the nearest, ties to even; it takes integers for the bits of bfloat16 when it
+It cuts float32 off on the way to bfloat16, and rounds ties away on the way to e4m3, where a GPU rounds to the nearest, ties to even; it takes integers for the bits of bfloat16 when it
 converts them, and multiplies bfloat16 matrices by their bits; and a comparison of single numbers becomes a float when it is spread over a tile. So in 3.6 and in 3.7.
 """
 
@@ -10,6 +10,7 @@ import os
 from typing import Any
 
 import numpy as np
+import torch
 
 
 def mend() -> None:
@@ -26,6 +27,9 @@ def mend() -> None:
     def convert(data: Any, source: Any, target: Any, rounding: Any) -> Any:
         if (source, target) == (tl.float32, tl.bfloat16):
             return narrow(data)
+        if (source, target) == (tl.float32, tl.float8e4nv):
+            exact = torch.from_numpy(np.array(data, dtype=np.float32))
+            return exact.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
         if (source, target) == (tl.bfloat16, tl.float32):
             return widen(data).view(np.uint32)
         return own(data, source, target, rounding)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dllm_kernels import HeadNorms, Target, add_rms_norm, embed, rms_norm, rotate_and_store, swiglu
 from dllm_kernels.choose import Kind
+from dllm_kernels.quantise_rows import quantise_rows
 from tests.kernels.both import ATOL, DTYPES, KINDS, RTOL, assert_close, on, randn
 
 EPS = 1e-6
@@ -213,6 +214,38 @@ def test_a_foreign_id_shows_as_nan_on_the_device(kind: Kind) -> None:
     assert got.isnan().all(dim=1).tolist() == [False, True, True, False]
 
 
+# --- rows in eight bits ---------------------------------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("stored_as", [torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (2, 3, 64), (4, 1025)], ids=str)
+def test_quantised_rows_are_the_references_to_the_bit(
+    kind: Kind, stored_as: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    x = randn(*shape, scale=5.0)
+    x[0] = 0.0
+    x[-1] *= 1e-30
+    for dtype in DTYPES:
+        values, scale = on(kind, quantise_rows, x.to(dtype), stored_as)
+        expected, expected_scale = quantise_rows(x.to(dtype), stored_as)
+        assert torch.equal(values.float(), expected.float()) and values.dtype == stored_as
+        assert torch.equal(scale, expected_scale)
+        error = (values.float() * scale - x.to(dtype).float()).abs()
+        bound = scale / 2 if stored_as == torch.int8 else torch.maximum(x.to(dtype).float().abs() / 16, scale / 1024)
+        assert (error <= bound * 1.001).all()
+
+
+@both
+def test_halves_round_to_even(kind: Kind) -> None:
+    x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -127.0]])
+    assert on(kind, quantise_rows, x, torch.int8).values.tolist() == [[127, 0, 2, 2, 0, -2, -127]]
+    # e4m3 has 16 and 18, and 1 / 512 as its smallest number.
+    x = torch.tensor([[448.0, 17.0, 19.0, 1 / 1024, 3 / 1024, -448.0]])
+    got = on(kind, quantise_rows, x, torch.float8_e4m3fn).values.float()
+    assert got.tolist() == [[448.0, 16.0, 20.0, 0.0, 2 / 512, -448.0]]
+
+
 # --- the front doors ------------------------------------------------------------------------------------------------------
 
 
@@ -236,6 +269,8 @@ def test_gradients_and_float64_go_to_the_reference_on_any_device(kind: Kind) -> 
         (lambda: rms_norm(torch.zeros(3, 4).long(), torch.zeros(4), EPS), "floating"),
         (lambda: add_rms_norm(torch.zeros(3, 4), torch.zeros(3, 1), torch.zeros(4), EPS), "delta"),
         (lambda: swiglu(torch.zeros(2, 3)), "2F"),
+        (lambda: quantise_rows(torch.zeros(2, 0), torch.int8), "K above 0"),
+        (lambda: quantise_rows(torch.zeros(2, 3), torch.uint8), "dtype"),
         (lambda: swiglu(torch.zeros(2, 4), "relu"), "activation"),  # type: ignore[arg-type]
         (lambda: embed(torch.zeros(2, 1).long(), torch.zeros(3, 4)), "ids"),
         (lambda: embed(torch.zeros(2), torch.zeros(3, 4)), "ids"),
