@@ -43,7 +43,12 @@ def choose(op: str, *tensors: Tensor | None) -> Any:
     kind = _forced
     if kind == "auto":
         kind = _kind_on(first.device)
-    return _module(op, "reference" if kind == "reference" or _needs_reference(tensors) else "triton")
+    if kind == "reference" or _needs_reference(tensors):
+        return _module(op, "reference")
+    if first.is_cuda and first.device.index != torch.cuda.current_device():
+        # Triton launches on the current device, wherever the tensors are.
+        torch.cuda.set_device(first.device)
+    return _module(op, "triton")
 
 
 def _needs_reference(tensors: tuple[Tensor | None, ...]) -> bool:

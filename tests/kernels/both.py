@@ -30,7 +30,7 @@ def on(kind: Kind, call: Callable[..., Any], *arguments: Any, **options: Any) ->
 
     Memory that the op allocates is full of NaN first (largest integers): what it forgets to write shows.
     """
-    device = "cuda" if kind == "triton" and torch.cuda.is_available() else "cpu"
+    device = device_of(kind)
     mode_before = torch.get_deterministic_debug_mode()
     dllm_kernels.use(kind)
     # PyTorch fills uninitialised memory with NaN in this mode.
@@ -41,6 +41,11 @@ def on(kind: Kind, call: Callable[..., Any], *arguments: Any, **options: Any) ->
     finally:
         dllm_kernels.use("auto")
         torch.set_deterministic_debug_mode(mode_before)
+
+
+def device_of(kind: Kind) -> str:
+    """Where an implementation runs: Triton on a GPU where there is one, else in its interpreter."""
+    return "cuda" if kind == "triton" and torch.cuda.is_available() else "cpu"
 
 
 def to(value: Any, device: str) -> Any:

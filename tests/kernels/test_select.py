@@ -62,13 +62,13 @@ def assert_same(kind: Kind, width: int, grain: int, rows: int, *, has_doubtful: 
 
 # Few and narrow: the interpreter takes a tenth of a second to sort one row of 32.
 @triton_alone
-@pytest.mark.parametrize(("width", "grain"), [(1, 3), (7, 3), (33, 3), (9, 2**20)])
+@pytest.mark.parametrize(("width", "grain"), [(1, 3), (7, 3), (33, 3), (9, 2**20), (513, 3)])
 def test_triton_chooses_what_the_reference_chooses(kind: Kind, width: int, grain: int) -> None:
     assert_same(kind, width, grain, len(RULES), has_doubtful=grain == 3)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("width", [1, 2, 31, 64, 200, 256, 1000, 4096])
+@pytest.mark.parametrize("width", [1, 2, 31, 64, 200, 512, 1000])
 @pytest.mark.parametrize("grain", [3, 2**20])
 def test_on_the_gpu_triton_chooses_what_the_reference_chooses(width: int, grain: int) -> None:
     assert_same("triton", width, grain, 20 * len(RULES), has_doubtful=True)
@@ -150,7 +150,7 @@ def test_no_drafts_and_nothing_open_choose_nothing(kind: Kind) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"open": torch.ones(9, 4097, dtype=torch.bool)}, "4096"),
+        ({"open": torch.ones(9, 0, dtype=torch.bool)}, "W above 0"),
         ({"urgent": torch.ones(9, 7, dtype=torch.bool)}, "urgent"),
         ({"floor": torch.ones(3, dtype=torch.int64)}, "floor"),
         ({"floor": None}, "floor"),

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dllm_kernels.select import reference
+
 if TYPE_CHECKING:
     from dllm_kernels.select import CanvasColumns, RuleColumns, ScoreColumns
 
@@ -25,6 +27,10 @@ _PLACES = tl.constexpr(1 << 20)
 """Low bits of a sorting key, which hold the position."""
 _CLOSED = tl.constexpr(-(1 << 33))
 """Below every float32's bits and every 32-bit word."""
+
+
+WIDEST = 512
+"""A row is sorted in one thread block, and the compiler's time for that grows faster than the row: seconds at 512, a minute at 4,096."""
 
 
 @triton.jit
@@ -168,6 +174,8 @@ def select(
     from dllm_kernels.select import LEADING
 
     rows, width = open.shape
+    if width > WIDEST:
+        return reference.select(scores, open, urgent, rules, floor, occurring, stable, doubtful, canvas)
     chosen = torch.empty(rows, width, dtype=torch.bool, device=open.device)
     forced = torch.empty_like(chosen)
     block = triton.next_power_of_2(width)
