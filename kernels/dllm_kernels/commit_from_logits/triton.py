@@ -1,7 +1,7 @@
-"""The fast way: one pass over the vocabulary, one program per row. N rows, V vocabulary.
+"""The fast way: one pass over the vocabulary, by one program per row, or several where rows are few. N rows, V vocabulary, S parts.
 
 Max, second max, sum and entropy are carried from tile to tile as an online softmax in float32 (arXiv:1805.02867); the best noisy
-score is carried beside them. Nothing of size V is written.
+score is carried beside them. Nothing of size V is written: parts of a row leave eight numbers each, which a second launch merges.
 """
 
 from __future__ import annotations
@@ -11,9 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dllm_kernels.choose import processors
 from dllm_kernels.commit_from_logits.contract import CommitStats
 
 MAX_BLOCK_V = 4096
+SAMPLING_BLOCK_V = 2048
+"""Noise takes registers: with 4,096, one program fills a processor."""
+PROGRAMS = 4
+"""To a processor: 32 warps, each with its next numbers on the way. 64 rows alone would leave half of an H200 idle."""
 _BYTE = torch.uint8
 
 
@@ -70,6 +75,110 @@ def finish(
 
 
 @triton.jit
+def store_part(
+    place,
+    step,
+    mask,
+    best,
+    second,
+    total,
+    weighted,
+    best_index,
+    picked_score,
+    picked_logit,
+    picked_index,
+    numbers_ptr,
+    indices_ptr,
+    IS_SAMPLING: tl.constexpr,
+):
+    """Leave what one part of a row found for `merge`. Single numbers or a vector of rows."""
+    tl.store(numbers_ptr + place, best, mask=mask)
+    tl.store(numbers_ptr + step + place, second, mask=mask)
+    tl.store(numbers_ptr + 2 * step + place, total, mask=mask)
+    tl.store(numbers_ptr + 3 * step + place, weighted, mask=mask)
+    tl.store(indices_ptr + place, best_index, mask=mask)
+    if IS_SAMPLING:
+        tl.store(numbers_ptr + 4 * step + place, picked_score, mask=mask)
+        tl.store(numbers_ptr + 5 * step + place, picked_logit, mask=mask)
+        tl.store(indices_ptr + step + place, picked_index, mask=mask)
+
+
+@triton.jit(do_not_specialize=["N", "S"])
+def _merge_kernel(
+    numbers_ptr,
+    indices_ptr,
+    token_ptr,
+    probability_ptr,
+    margin_ptr,
+    entropy_ptr,
+    N,
+    S,
+    IS_SAMPLING: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    row = tl.program_id(0)
+    part = tl.arange(0, BLOCK_S)
+    in_parts = part < S
+    place = part * N + row
+    step = S * N
+    infinity = float("inf")
+    # [BLOCK_S] each
+    bests = tl.load(numbers_ptr + place, mask=in_parts, other=-infinity)
+    seconds = tl.load(numbers_ptr + step + place, mask=in_parts, other=-infinity)
+    totals = tl.load(numbers_ptr + 2 * step + place, mask=in_parts, other=0.0)
+    weighteds = tl.load(numbers_ptr + 3 * step + place, mask=in_parts, other=0.0)
+    best_indices = tl.load(indices_ptr + place, mask=in_parts, other=-1)
+
+    best = tl.max(bests, axis=0)
+    winner = tl.min(tl.where((bests == best) & in_parts, part, BLOCK_S), axis=0)
+    best_index = tl.max(tl.where(part == winner, best_indices, -1), axis=0)
+    second = tl.max(tl.where(part == winner, seconds, bests), axis=0)
+    top = tl.where(best == -infinity, 0.0, best)
+    shift = tl.maximum(bests - top, -1e4)
+    grown = tl.exp(shift)
+    total = tl.sum(totals * grown, axis=0)
+    weighted = tl.sum((weighteds + totals * shift) * grown, axis=0)
+    picked_index = best_index
+    picked_logit = best
+    if IS_SAMPLING:
+        # [BLOCK_S] each
+        scores = tl.load(numbers_ptr + 4 * step + place, mask=in_parts, other=-infinity)
+        logits = tl.load(numbers_ptr + 5 * step + place, mask=in_parts, other=-infinity)
+        indices = tl.load(indices_ptr + step + place, mask=in_parts, other=-1)
+        picked = tl.min(tl.where((scores == tl.max(scores, axis=0)) & in_parts, part, BLOCK_S), axis=0)
+        picked_index = tl.max(tl.where(part == picked, indices, -1), axis=0)
+        picked_logit = tl.max(tl.where(part == picked, logits, -infinity), axis=0)
+    finish(
+        row.to(tl.int64),
+        best,
+        second,
+        total,
+        weighted,
+        picked_index,
+        picked_logit,
+        token_ptr,
+        probability_ptr,
+        margin_ptr,
+        entropy_ptr,
+    )
+
+
+def merge(numbers: Tensor, indices: Tensor, out: CommitStats, is_sampling: bool) -> None:
+    """Write the statistics of rows whose parts are in `numbers` [6, S, N] and `indices` [2, S, N]; lower parts hold lower tokens."""
+    _, parts, rows = numbers.shape
+    _merge_kernel[(rows,)](
+        numbers,
+        indices,
+        *out,
+        rows,
+        parts,
+        IS_SAMPLING=is_sampling,
+        BLOCK_S=triton.next_power_of_2(parts),
+        num_warps=1 if parts <= 32 else 4,
+    )
+
+
+@triton.jit
 def _commit_kernel(
     logits_ptr,
     row_stride,
@@ -82,7 +191,10 @@ def _commit_kernel(
     probability_ptr,
     margin_ptr,
     entropy_ptr,
+    numbers_ptr,  # [6, S, N] float32: best, second, total, weighted, picked score, picked logit
+    indices_ptr,  # [2, S, N] int32: best, picked
     V,
+    HAS_PARTS: tl.constexpr,
     HAS_FORBIDDEN: tl.constexpr,
     HAS_ROW_SEEDS: tl.constexpr,
     IS_SAMPLING: tl.constexpr,
@@ -108,7 +220,11 @@ def _commit_kernel(
     picked_index = -1
     picked_logit = -infinity
 
-    for start in range(0, V, BLOCK_V):
+    # A run of neighbouring tiles: the lower part has the lower indices, which is how ties are broken.
+    part, parts = tl.program_id(1), tl.num_programs(1)
+    tiles = tl.cdiv(V, BLOCK_V)
+    for tile in range(tiles * part // parts, tiles * (part + 1) // parts):
+        start = tile * BLOCK_V
         column = start + tl.arange(0, BLOCK_V)
         in_row = column < V
         # [BLOCK_V]
@@ -154,23 +270,41 @@ def _commit_kernel(
             picked_index = tl.where(is_better, tile_picked, picked_index)
             picked_logit = tl.where(is_better, tile_logit, picked_logit)
 
-    if not IS_SAMPLING:
-        picked_index = best_index
-        picked_logit = best
-
-    finish(
-        row,
-        best,
-        second,
-        total,
-        weighted,
-        picked_index,
-        picked_logit,
-        token_ptr,
-        probability_ptr,
-        margin_ptr,
-        entropy_ptr,
-    )
+    if HAS_PARTS:
+        rows = tl.num_programs(0)
+        store_part(
+            part * rows + tl.program_id(0),
+            parts * rows,
+            None,
+            best,
+            second,
+            total,
+            weighted,
+            best_index,
+            picked_score,
+            picked_logit,
+            picked_index,
+            numbers_ptr,
+            indices_ptr,
+            IS_SAMPLING,
+        )
+    else:
+        if not IS_SAMPLING:
+            picked_index = best_index
+            picked_logit = best
+        finish(
+            row,
+            best,
+            second,
+            total,
+            weighted,
+            picked_index,
+            picked_logit,
+            token_ptr,
+            probability_ptr,
+            margin_ptr,
+            entropy_ptr,
+        )
 
 
 def commit_from_logits(
@@ -178,9 +312,15 @@ def commit_from_logits(
 ) -> None:
     """Write the statistics of `logits` [N, V] to `out`; see the package for the contract."""
     rows, vocabulary = logits.shape
-    block_v = max(min(triton.next_power_of_2(vocabulary), MAX_BLOCK_V), 4)
+    is_sampling = temperature != 0.0
+    block_v = max(min(triton.next_power_of_2(vocabulary), SAMPLING_BLOCK_V if is_sampling else MAX_BLOCK_V), 4)
     has_row_seeds = isinstance(seed, Tensor)
-    _commit_kernel[(rows,)](
+    parts = max(1, min(PROGRAMS * processors(logits.device) // rows, triton.cdiv(vocabulary, block_v)))
+    numbers, indices = None, None
+    if parts > 1:
+        numbers = torch.empty(6, parts, rows, dtype=torch.float32, device=logits.device)
+        indices = torch.empty(2, parts, rows, dtype=torch.int32, device=logits.device)
+    _commit_kernel[(rows, parts)](
         logits,
         logits.stride(0),
         logits.stride(1),
@@ -189,10 +329,15 @@ def commit_from_logits(
         0 if has_row_seeds else seed,
         float(temperature),
         *out,
+        numbers,
+        indices,
         vocabulary,
+        HAS_PARTS=parts > 1,
         HAS_FORBIDDEN=forbidden is not None,
         HAS_ROW_SEEDS=has_row_seeds,
-        IS_SAMPLING=temperature != 0.0,
+        IS_SAMPLING=is_sampling,
         BLOCK_V=block_v,
         num_warps=8 if block_v >= 2048 else 4,
     )
+    if numbers is not None and indices is not None:
+        merge(numbers, indices, out, is_sampling)

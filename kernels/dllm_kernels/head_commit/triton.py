@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dllm_kernels.choose import processors
 from dllm_kernels.commit_from_logits.contract import CommitStats
-from dllm_kernels.commit_from_logits.triton import finish, gumbel_of
+from dllm_kernels.commit_from_logits.triton import gumbel_of, merge, store_part
 
 BLOCK_V = 128
 SAMPLING_BLOCK_V = 64
@@ -130,76 +130,21 @@ def _head_kernel(
             picked_index = tl.where(is_better, tile_picked, picked_index)
             picked_logit = tl.where(is_better, tile_logit, picked_logit)
 
-    place = part * N + row
-    step = parts * N
-    tl.store(numbers_ptr + place, best, mask=in_rows)
-    tl.store(numbers_ptr + step + place, second, mask=in_rows)
-    tl.store(numbers_ptr + 2 * step + place, total, mask=in_rows)
-    tl.store(numbers_ptr + 3 * step + place, weighted, mask=in_rows)
-    tl.store(indices_ptr + place, best_index, mask=in_rows)
-    if IS_SAMPLING:
-        tl.store(numbers_ptr + 4 * step + place, picked_score, mask=in_rows)
-        tl.store(numbers_ptr + 5 * step + place, picked_logit, mask=in_rows)
-        tl.store(indices_ptr + step + place, picked_index, mask=in_rows)
-
-
-@triton.jit(do_not_specialize=["N", "S"])
-def _merge_kernel(
-    numbers_ptr,
-    indices_ptr,
-    token_ptr,
-    probability_ptr,
-    margin_ptr,
-    entropy_ptr,
-    N,
-    S,
-    IS_SAMPLING: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-):
-    row = tl.program_id(0)
-    part = tl.arange(0, BLOCK_S)
-    in_parts = part < S
-    place = part * N + row
-    step = S * N
-    infinity = float("inf")
-    # [BLOCK_S] each
-    bests = tl.load(numbers_ptr + place, mask=in_parts, other=-infinity)
-    seconds = tl.load(numbers_ptr + step + place, mask=in_parts, other=-infinity)
-    totals = tl.load(numbers_ptr + 2 * step + place, mask=in_parts, other=0.0)
-    weighteds = tl.load(numbers_ptr + 3 * step + place, mask=in_parts, other=0.0)
-    best_indices = tl.load(indices_ptr + place, mask=in_parts, other=-1)
-
-    best = tl.max(bests, axis=0)
-    winner = tl.min(tl.where((bests == best) & in_parts, part, BLOCK_S), axis=0)
-    best_index = tl.max(tl.where(part == winner, best_indices, -1), axis=0)
-    second = tl.max(tl.where(part == winner, seconds, bests), axis=0)
-    top = tl.where(best == -infinity, 0.0, best)
-    shift = tl.maximum(bests - top, -1e4)
-    grown = tl.exp(shift)
-    total = tl.sum(totals * grown, axis=0)
-    weighted = tl.sum((weighteds + totals * shift) * grown, axis=0)
-    picked_index = best_index
-    picked_logit = best
-    if IS_SAMPLING:
-        # [BLOCK_S] each
-        scores = tl.load(numbers_ptr + 4 * step + place, mask=in_parts, other=-infinity)
-        logits = tl.load(numbers_ptr + 5 * step + place, mask=in_parts, other=-infinity)
-        indices = tl.load(indices_ptr + step + place, mask=in_parts, other=-1)
-        picked = tl.min(tl.where((scores == tl.max(scores, axis=0)) & in_parts, part, BLOCK_S), axis=0)
-        picked_index = tl.max(tl.where(part == picked, indices, -1), axis=0)
-        picked_logit = tl.max(tl.where(part == picked, logits, -infinity), axis=0)
-    finish(
-        row.to(tl.int64),
+    store_part(
+        part * N + row,
+        parts * N,
+        in_rows,
         best,
         second,
         total,
         weighted,
-        picked_index,
+        best_index,
+        picked_score,
         picked_logit,
-        token_ptr,
-        probability_ptr,
-        margin_ptr,
-        entropy_ptr,
+        picked_index,
+        numbers_ptr,
+        indices_ptr,
+        IS_SAMPLING,
     )
 
 
@@ -246,13 +191,4 @@ def head_commit(
         num_warps=8 if is_sampling else 4,
         num_stages=4,
     )
-    _merge_kernel[(rows,)](
-        numbers,
-        indices,
-        *out,
-        rows,
-        parts,
-        IS_SAMPLING=is_sampling,
-        BLOCK_S=triton.next_power_of_2(parts),
-        num_warps=4,
-    )
+    merge(numbers, indices, out, is_sampling)
