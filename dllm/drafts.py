@@ -92,6 +92,8 @@ class DraftSpec:
     """Where pins stood in it: (index into `pins`, position). They stay there as long as anything else is kept."""
     keep_least: float = 0.0
     """Share of the kept tokens that must still fit; with fewer all of it is forgotten, the places of pins included."""
+    keep_clause: bool = False
+    """The same where any token of the first clause does not fit: a word that is put into a gap among kept ones and pins has its length."""
     unpinned: int | None = None
     """A reply that begins with this token holds no pins: a call of a tool, whose arguments they would become."""
 

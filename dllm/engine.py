@@ -249,11 +249,17 @@ class Engine:
         """The drafts with the nearest deadlines that have room in the cache, at most `max_batch`; beside one that does not give way, only
         as many of those that do as its plan lets in.
 
-        One that waits for room holds up nobody who has it, or it would wait for ever; and nobody who has not begun overtakes it.
+        One that waits for room holds up nobody who has it, or it would wait for ever; and nobody who has not begun overtakes it. Speculative
+        drafts are picked where nobody waits for another.
         """
+        awaited = [draft for draft in self._drafts if not draft.plan.is_speculative]
+        # A speculative draft may hold the very room that an awaited one waits for: then it has to come to its end.
+        others = [draft for draft in self._drafts if draft.plan.is_speculative]
+        return self._pick_from(awaited, events) or self._pick_from(others, events)
+
+    def _pick_from(self, awaited: list[Draft], events: list[Event]) -> list[Draft]:
         picked: list[Draft] = []
         is_full = False
-        awaited = [draft for draft in self._drafts if not draft.plan.is_speculative] or self._drafts
         now = self._clock() if any(draft.plan.rest_yields_until is not None for draft in awaited) else 0.0
         waits = {draft.number for draft in awaited if draft.gives_way(now)}
         guests = len(awaited)

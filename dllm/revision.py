@@ -39,6 +39,7 @@ class Rescore:
     doubted: list[int] = field(default_factory=list)
     asked: int = 0
     forwards: int = 0
+    is_forgotten: bool = False
 
     @classmethod
     def of(cls, draft: Draft) -> Rescore | None:
@@ -48,11 +49,11 @@ class Rescore:
 
     @property
     def kept(self) -> int:
-        return self.asked - len(self.doubted)
+        return 0 if self.is_forgotten else self.asked - len(self.doubted)
 
     def next(self, draft: Draft, spec: ModelSpec) -> Pass | None:
         """The next forward; None when all is known, and the doubted tokens have been masked again."""
-        if self.asked and self.kept < draft.spec.keep_least * self.asked:
+        if self._is_hopeless(draft):
             self._forget(draft)
             return None
         if not self.halves:
@@ -78,12 +79,18 @@ class Rescore:
             is_step=False,
         )
 
+    def _is_hopeless(self, draft: Draft) -> bool:
+        if not self.asked:
+            return False
+        clause_end = draft.canvas.first_clause_end() if draft.spec.keep_clause else 0
+        return self.kept < draft.spec.keep_least * self.asked or any(at < clause_end for at in self.doubted)
+
     def _forget(self, draft: Draft) -> None:
         """Too little fits: what is left of it would only be in the way."""
-        forget_kept(draft)
-        self.doubted = [at for half in self.halves for at in half] + self.doubted
         self.asked += sum(map(len, self.halves))
+        self.is_forgotten = True
         self.halves.clear()
+        forget_kept(draft)
 
     def _doubt_ends(self, draft: Draft) -> None:
         """An end was decided for the words before it: where one of them goes, the reply's length is open again."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from voiceagent.tools import ServerTool
 
@@ -22,6 +22,15 @@ class NoteTaker(Protocol):
 
     def hear(self, text: str) -> Note | None:
         """The facts that follow from the caller's words, or None when there are none. Must be quick: it runs before the first step."""
+        ...
+
+
+@runtime_checkable
+class ImaginingNoteTaker(NoteTaker, Protocol):
+    """One that can be asked beforehand. Replies to callers of others are drafted once their turn is over, and not before."""
+
+    def imagine(self, text: str) -> Note | None:
+        """What `hear` would return, without having heard it."""
         ...
 
 

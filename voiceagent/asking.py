@@ -55,10 +55,14 @@ class Asking:
         forced = tuple(spec for spec in offered if choice.mode == "required" and spec.name == choice.name)
         return forced or offered
 
-    def request(self, settings: SessionSettings, options: ResponseOptions) -> DraftRequest:
+    def request(
+        self, settings: SessionSettings, options: ResponseOptions, history: History | None = None
+    ) -> DraftRequest:
+        """A reply to the conversation as it stands, or to another `history`."""
+        history = self.history if history is None else history
         instructions = settings.instructions if options.instructions is None else options.instructions
         if options.turns is None:
-            prompt, must_say = self.history.prompt(instructions), self.history.must_say()
+            prompt, must_say = history.prompt(instructions), history.must_say()
         else:
             system = (PromptTurn("system", instructions),) if instructions.strip() else ()
             prompt, must_say = (*system, *(PromptTurn(role, text) for role, text in options.turns)), ()

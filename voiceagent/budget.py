@@ -15,7 +15,7 @@ from enum import StrEnum
 
 from voiceagent.backends import QualityCurve, StepPlan
 from voiceagent.budget_curve import quality_at, steps_for, useful_steps
-from voiceagent.budget_load import Admission, EngineLoad
+from voiceagent.budget_load import LOAD_LOW, Admission, EngineLoad
 from voiceagent.budget_margin import Margin
 from voiceagent.costs import Cost, CostModel, Stage
 from voiceagent.playout import SECONDS_PER_CHAR
@@ -63,6 +63,10 @@ class BudgetSettings:
     """From the end of speech: the latest answer under `ANSWER_LATER`."""
     first_clause_chars: int = 40
     """Length that the first clause is assumed to have before it is written."""
+    speculate: bool = True
+    """Whether replies are drafted while the caller may go on."""
+    speculation_share: float = 0.25
+    """Share of the engine's time that all callers' early drafts may take."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_steps <= self.max_steps:
@@ -75,6 +79,8 @@ class BudgetSettings:
             raise ValueError(f"wanted_quality = {self.wanted_quality}: expected 0 to 1")
         if self.patience_s <= 0.0:
             raise ValueError(f"patience_s = {self.patience_s}: expected seconds above 0")
+        if not 0.0 < self.speculation_share <= 1.0:
+            raise ValueError(f"speculation_share = {self.speculation_share}: expected above 0 and at most 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +162,8 @@ class BudgetController:
     """Those of them that have ended, and when."""
     admission: Admission = field(default_factory=Admission)
     load: EngineLoad = field(default_factory=EngineLoad)
+    """What callers wait for; early drafts take what is left of the engine."""
+    speculation: EngineLoad = field(default_factory=EngineLoad)
     margin: Margin = field(default_factory=Margin)
 
     # --- room for one more --------------------------------------------------------------------------------------------
@@ -196,6 +204,15 @@ class BudgetController:
         """A draft had a step. Its forward took `compute_s` for all `batch` drafts in it, and `wall_s` have passed since the step before."""
         self.load.worked(now, compute_s / batch)
         self.costs.observe(Stage.STEP, max(wall_s, compute_s), canvas_width, company)
+
+    def speculated(self, now: float, compute_s: float) -> None:
+        """An early draft has taken so much of the engine's time."""
+        self.speculation.worked(now, compute_s)
+
+    def may_speculate(self, now: float) -> bool:
+        """Whether an early draft may be begun: nobody waits for a first clause, the engine has time, and this is within its share."""
+        has_time = self.load.share(now) < LOAD_LOW
+        return not self.first_drafts and has_time and self.speculation.share(now) < self.settings.speculation_share
 
     # --- what steps are worth -----------------------------------------------------------------------------------------
 

@@ -320,6 +320,17 @@ class BudgetConfig:
         "seconds from 0.05 to 60",
         _within(0.05, 60.0),
     )
+    speculate: bool = _key(
+        _BUDGET.speculate,
+        "Whether a reply is drafted while the caller pauses, before their turn is over. Never with a remote model.",
+        "true or false",
+    )
+    speculation_share: float = _key(
+        _BUDGET.speculation_share,
+        "Share of the engine's time that such drafts of all callers may take.",
+        "a number from 0.01 to 1",
+        _within(0.01, 1.0),
+    )
     remember: bool = _key(
         True,
         "Whether stage times and timelines (without their texts) are kept in `budget.folder` over restarts.",
@@ -345,6 +356,8 @@ class BudgetConfig:
             useful_gain=self.useful_gain,
             wanted_quality=self.wanted_quality,
             patience_s=self.patience_s,
+            speculate=self.speculate,
+            speculation_share=self.speculation_share,
         )
 
 

@@ -14,11 +14,12 @@ from types import TracebackType
 from typing import Self, assert_never
 
 from voiceagent import turn as turns
-from voiceagent.agent import AgentProfile, NoteTaker
+from voiceagent.agent import AgentProfile, ImaginingNoteTaker, Note, NoteTaker
 from voiceagent.asking import Asking
-from voiceagent.backends import Backends, Samples
+from voiceagent.backends import Backends, DraftRequest, Samples
 from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock
+from voiceagent.early import EarlyDrafts
 from voiceagent.echo import EchoGate
 from voiceagent.errors import ProtocolError
 from voiceagent.events import AnyItem, ConversationEnded, ConversationEvent, Item, ItemAdded, ItemDeleted, ItemDone
@@ -63,6 +64,7 @@ class Conversation:
         self._desk = ToolDesk(agent.tools, clock=clock, history=self._history, emit=emit, spawn=self._tasks.spawn)
         self._state = turns.TurnState()
         echo = EchoGate()
+        self._early = EarlyDrafts(backends.llm, budget, clock, self._imagine)
         self._listening = Listening(
             self.id,
             backends=backends,
@@ -78,6 +80,7 @@ class Conversation:
             take_note=self._take_note,
             is_answered=lambda: self._replying.will_answer(),
             echo=echo,
+            early=self._early,
         )
         self._replying = Replying(
             self.id,
@@ -93,6 +96,7 @@ class Conversation:
             happened=self._happened,
             words_known=self._listening.words_known,
             echo=echo,
+            early=self._early,
         )
         self._silence = SilenceWatch(
             clock=clock,
@@ -142,6 +146,7 @@ class Conversation:
         self._is_closed = True
         self._happened(turns.ReplyCancelled("shutdown"))
         self._listening.close()
+        self._early.drop()
         if self._main is not None:
             self._main.cancel()
             await asyncio.gather(self._main, return_exceptions=True)
@@ -315,6 +320,22 @@ class Conversation:
             return
         if note is not None and note.text:
             self._history.note(item_id, note)
+
+    def _imagine(self, words: str) -> DraftRequest | None:
+        """What would be asked for if the caller's turn ended with these words; None where that cannot be said beforehand."""
+        note: Note | None = None
+        if self._desk.is_busy:
+            return None
+        if self._notes is not None:
+            if not isinstance(self._notes, ImaginingNoteTaker):
+                return None
+            try:
+                note = self._notes.imagine(words)
+            except Exception:
+                log.exception("conversation %s: the note function failed to imagine %r", self.id, words)
+                return None
+        supposed = self._history.supposing(Item(new_id("item"), "user", words, spoken=True), note)
+        return self._asking.request(self.settings, ResponseOptions(), supposed)
 
     # --- small things -------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from voiceagent.backends import INPUT_RATE_HZ
 from voiceagent.endpoint import Evidence
 from voiceagent.endpoint_dictation import is_dictation
+from voiceagent.speculation import Pause
 
 LATE_S = 0.15
 """An answer that has not come by then is not waited for; silence alone decides until it does. A forward takes a few milliseconds."""
@@ -75,6 +76,15 @@ class PauseWords:
         """The model's answer, or None where it has failed; one that was overtaken by other words is dropped."""
         if question == self._question:
             self._answer, self._is_answered = completeness, True
+
+    def pause(self, silence_s: float, at_sample: int, *, is_judged: bool) -> Pause:
+        """The same for whoever drafts a reply in the meantime; `is_judged` where questions are asked at all."""
+        is_asked = self._question is not None and self._question.text == self._text
+        stable_s = 0.0 if self._changed_at is None else (at_sample - self._changed_at) / INPUT_RATE_HZ
+        is_answered = is_asked and self._is_answered
+        return Pause(
+            self._text, silence_s, stable_s, self._answer if is_answered else None, is_judged and not is_answered
+        )
 
     def evidence(self, at_sample: int) -> Evidence | None:
         """What is known now; None where the model failed or is late, so that silence alone decides."""

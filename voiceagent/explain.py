@@ -31,6 +31,12 @@ ENDINGS: Mapping[str, str] = {
     "client": "the client said so",
 }
 
+OUTCOMES: Mapping[str, str] = {
+    "hit": "and the turn ended with just those words, so that it was released as it stood",
+    "repaired": "and revised when the turn ended with other words",
+    "wasted": "and thrown away, for the turn ended with other words",
+}
+
 
 def explain(timeline: Mapping[str, object]) -> list[str]:
     """Sentences about one turn. `timeline` is what `TurnTrace.as_json` gave, with or without its texts; gaps in it are passed over."""
@@ -38,6 +44,7 @@ def explain(timeline: Mapping[str, object]) -> list[str]:
     ended_by = timeline.get("ended_by")
     if isinstance(ended_by, Mapping):
         lines.append(_ending(ended_by))
+    lines += written_before(timeline)
     plan = timeline.get("plan")
     if isinstance(plan, Mapping):
         lines += _plan(plan)
@@ -76,6 +83,35 @@ def _ending(ended_by: Mapping[str, object]) -> str:
     if rule != "silence" and isinstance(alone, int | float):
         line += f". Silence alone would have waited {alone:.0f} ms"
     return f"{line}."
+
+
+def written_before(timeline: Mapping[str, object]) -> list[str]:
+    """What of the reply was there before the turn was over, and what became of it; nothing where nothing was."""
+    speculation, revised = timeline.get("speculation"), timeline.get("revised")
+    lines = [_speculation(speculation)] if isinstance(speculation, Mapping) else []
+    return [*lines, _revised(revised)] if isinstance(revised, Mapping) else lines
+
+
+def _speculation(speculation: Mapping[str, object]) -> str:
+    early, wasted, late, cold = (
+        speculation.get(key) for key in ("early_steps", "wasted_steps", "late_steps", "cold_steps")
+    )
+    outcome = str(speculation.get("outcome"))
+    line = (
+        f"A reply was drafted before the turn was over, in {_number(early):.0f} steps, {OUTCOMES.get(outcome, outcome)}"
+    )
+    if outcome != "wasted":
+        line += f"; its first clause took {_number(late):.0f} more"
+        if isinstance(cold, int | float):
+            line += f", where from nothing it had taken {cold:.0f}"
+    if isinstance(wasted, int | float) and wasted and outcome != "wasted":
+        line += f". {wasted:.0f} of the early steps came to nothing"
+    return f"{line}."
+
+
+def _revised(revised: Mapping[str, object]) -> str:
+    kept, asked = _number(revised.get("kept_tokens")), _number(revised.get("asked_tokens"))
+    return f"Of {asked:.0f} tokens that were written before, {kept:.0f} still fitted and stayed."
 
 
 def _plan(plan: Mapping[str, object]) -> list[str]:

@@ -79,6 +79,13 @@ class History:
             self._items.insert(self._index(previous_item_id, "invalid_value", "previous_item_id") + 1, item)
         return self.previous_id(item.id)
 
+    def supposing(self, item: Item, note: Note | None) -> History:
+        """What it would be with one more item at its end; this one stays as it is."""
+        other = History()
+        other._items = [*self._items, item]
+        other._notes = self._notes if note is None or not note.text else {**self._notes, item.id: note}
+        return other
+
     def note(self, item_id: str, note: Note) -> None:
         """Attach what a tool made of this item; the model sees it right after the item."""
         self._index(item_id, "item_retrieve_invalid_item_id")

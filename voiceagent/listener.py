@@ -21,6 +21,7 @@ from voiceagent.echo import EchoGate
 from voiceagent.endpoint import EndedBy, Evidence
 from voiceagent.endpoint_words import PauseWords
 from voiceagent.session import TurnDetection
+from voiceagent.speculation import Pause
 from voiceagent.vad import PreRoll, Started, VadSettings, VoiceActivity, Windower
 
 KEEP_S = 3.0
@@ -206,6 +207,14 @@ class Listener:
     def dismiss(self) -> None:
         """Forget the doubt, if there is one."""
         self._barge_in.dismiss()
+
+    def pause(self) -> Pause | None:
+        """The pause that the caller is in now, if they are in one."""
+        utterance = self._activity.utterance
+        if utterance is None or not utterance.is_paused or utterance.is_stirring:
+            return None
+        is_judged = self._judge is not None and self._detection is not None and self._detection.weighs_words
+        return self._words.pause(utterance.silence_s, utterance.position_sample, is_judged=is_judged)
 
     def hear_words(self, text: str) -> None:
         """What the recogniser makes of the utterance so far."""

@@ -28,6 +28,7 @@ from voiceagent.barge_in import Dismissed
 from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock
 from voiceagent.costs import Cost, Stage
+from voiceagent.early import EarlyDrafts
 from voiceagent.echo import EchoGate
 from voiceagent.endpoint import EndedBy
 from voiceagent.errors import BackendError, ProtocolError
@@ -117,6 +118,7 @@ class Listening:
         take_note: Given each utterance's item and words.
         is_answered: Whether a reply that waits for these words is open already.
         echo: Tells the agent's own voice from the caller's.
+        early: Told of pauses, in which a reply may be drafted.
     """
 
     def __init__(
@@ -136,6 +138,7 @@ class Listening:
         take_note: Callable[[str, str], None],
         is_answered: Callable[[], bool],
         echo: EchoGate,
+        early: EarlyDrafts,
     ) -> None:
         self._id = conversation_id
         self._backends = backends
@@ -150,6 +153,7 @@ class Listening:
         self._happened = happened
         self._take_note = take_note
         self._is_answered = is_answered
+        self._early = early
         self._listener = Listener(
             backends.vad.open(),
             backends.vad.window_samples,
@@ -256,6 +260,8 @@ class Listening:
                 case Utter(samples=piece):
                     if self._hearing is not None:
                         self._hearing.feed(piece)
+                    if detection.create_response:
+                        self._draft_early()
                 case Endpoint(end_sample=end, speech_end=speech_end, ended_by=ended_by):
                     self._uncommitted_samples = 0
                     self._end_of_speech(end, speech_end, ended_by)
@@ -267,6 +273,12 @@ class Listening:
                     self._relieve(reason)
                 case _:
                     assert_never(heard)
+
+    def _draft_early(self) -> None:
+        """Nobody is answered who can still be heard to go on; but what they would be told may be written."""
+        pause = self._listener.pause()
+        if pause is not None and self._state().agent is turns.Agent.QUIET:
+            self._early.consider(pause)
 
     # --- voice over the agent's ---------------------------------------------------------------------------------------
 
@@ -364,6 +376,7 @@ class Listening:
         if self._hearing is not None:
             self._hearing.cancel()
             self._hearing = None
+        self._early.drop()
         self._happened(turns.SpeechDropped())
         self._emit(AudioCleared())
 
@@ -397,6 +410,7 @@ class Listening:
             self._emit(TranscriptFailed(hearing.item_id, str(error)))
             if self._turn is turn:
                 self._turn = None
+            self._early.drop()
             self._happened(turns.TranscriptReady(is_empty=True, wants_reply=False))
             return
         finally:
@@ -404,6 +418,8 @@ class Listening:
         turn.repair = await self._repair(transcript.text.strip())
         turn.transcript = turn.repair.text
         turn.asr_final = self._clock.now()
+        if not turn.transcript:
+            self._early.drop()
         turn.asr_waited_s = self._budget.recognised(max(turn.asr_final - turn.endpoint, 0.0), turn.asr_company)
         if hearing.item_id in self._history:  # The client may have deleted it meanwhile.
             self._history.put(replace(self._history.said(hearing.item_id), text=turn.transcript))

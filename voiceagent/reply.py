@@ -35,6 +35,7 @@ from voiceagent.budget import BudgetController, Grant, TurnRequest, WhenLate
 from voiceagent.clauses import ClauseFinder
 from voiceagent.clock import Clock
 from voiceagent.costs import Stage
+from voiceagent.early import Beginning
 from voiceagent.events import (
     ConversationEvent,
     Item,
@@ -90,6 +91,10 @@ class Reply:
     plays: Callable[[Samples, int, float], None]
     """Told of all audio with its rate, and when the caller's queue plays it."""
     tools: ToolTurn
+    beginning: Beginning | None = None
+    """How the first draft begins, where it is not from nothing."""
+    last_draft: Draft | None = None
+    """The one whose text is said."""
     playout: Playout = field(default_factory=Playout)
     usage: Usage = field(default_factory=Usage)
     said: str = ""
@@ -142,25 +147,28 @@ class Reply:
         """Write what the draft says; the call that it ends with, if any."""
         finder, seen, before = ClauseFinder(), 0, self.usage
         call: ToolCall | None = None
-        grant = self._plan_draft(draft)
+        beginning, self.beginning = self.beginning or Beginning(self.llm), None
+        grant = self._plan_draft(draft, beginning)
         if grant.acknowledgement is not None:
             self.trace.acknowledged(grant.acknowledgement, self.clock.now())
             await self._fill(clauses, grant.acknowledgement)
-        async with contextlib.aclosing(self._draft_events(draft, grant)) as events:
-            async for event in events:
+        async with contextlib.aclosing(self._draft_events(draft, grant, beginning)) as events:
+            async for event, is_news in events:
                 match event:
                     case DraftPrefilled():
-                        self._prefilled(event, before)
+                        self._prefilled(event, before, is_news=is_news)
                     case DraftRevised():
-                        pass
+                        self._revised(event, is_news=is_news)
                     case DraftStepped():
-                        self._stepped(event, before)
+                        self._stepped(event, before, is_news=is_news)
                         for clause in finder.push(event.committed_text[seen:], ends_word=True):
                             self._first_clause_done()
                             await self._put_clause(clauses, clause)
                         seen = len(event.committed_text)
                     case DraftFinished():
                         call = event.call
+                        if self.trace.speculation is not None:
+                            self.trace.speculation.written()
                         self.usage = replace(
                             self.usage, output_tokens=max(self.usage.output_tokens, before.output_tokens + 1)
                         )
@@ -198,7 +206,7 @@ class Reply:
             self.trace.acknowledged(text, self.clock.now())
             await self._fill(clauses, text)
 
-    def _plan_draft(self, draft: DraftRequest) -> Grant:
+    def _plan_draft(self, draft: DraftRequest, beginning: Beginning) -> Grant:
         width = draft.plan.canvas_width
         # This draft will be one of them.
         self.budget.running_drafts += 1
@@ -213,13 +221,13 @@ class Reply:
                 now=self.clock.now(),
                 speech_end=max(self.trace.origin, done),
                 target_s=self.request.target_s,
-                prompt_tokens=self.request.prompt_tokens,
+                prompt_tokens=0.0 if beginning.is_prefilled else self.request.prompt_tokens,
                 canvas_width=width,
                 active_drafts=company,
                 recognition_wait_s=0.0 if self.trace.tools else self.trace.asr_waited_s,
                 needs_audio=self.request.modality == "audio",
                 when_late=self.request.when_late,
-                acknowledgements=() if self._has_words else self.request.acknowledgements,
+                acknowledgements=() if self._has_words or beginning.has_clause else self.request.acknowledgements,
             )
         )
         self.trace.planned(grant)
@@ -227,19 +235,31 @@ class Reply:
         self._adopt(grant.plan, grant.reason)
         return grant
 
-    async def _draft_events(self, draft: DraftRequest, grant: Grant) -> AsyncGenerator[DraftEvent, None]:
-        """Start the draft and yield its events; leaving early cancels it between two steps."""
-        self._first_steps, self._rest_steps, self._is_first = 0, 0, True
+    async def _draft_events(
+        self, draft: DraftRequest, grant: Grant, beginning: Beginning
+    ) -> AsyncGenerator[tuple[DraftEvent, bool], None]:
+        """Start the draft, or take over one that was begun early, and yield its events, each with whether it happens now.
+
+        Leaving early cancels the draft between two steps.
+        """
+        self._first_steps, self._rest_steps = beginning.steps
+        self._is_first = True
         events: asyncio.Queue[DraftEvent] = asyncio.Queue()
         self._stepped_at = self.clock.now()
         self.trace.mark("draft_start", self._stepped_at)
-        self._draft = self.llm.start(replace(draft, plan=grant.plan), events.put_nowait)
+        self._draft = self.last_draft = beginning.start(replace(draft, plan=grant.plan), events.put_nowait)
+        told = beginning.told()
+        self.trace.speculation = beginning.speculation or self.trace.speculation
         self.budget.running_drafts += 1
         self.budget.first_drafts += 1
         try:
+            for event in told:
+                yield event, False
+                if isinstance(event, DraftFinished | DraftFailed):
+                    return
             while True:
                 event = await events.get()
-                yield event
+                yield event, True
                 if isinstance(event, DraftFinished | DraftFailed):
                     return
         finally:
@@ -258,13 +278,15 @@ class Reply:
         self.trace.plans.append((self.clock.now(), plan, reason))
         self.emit(ResponsePlanned(self.request.response_id, plan, reason))
 
-    def _prefilled(self, event: DraftPrefilled, before: Usage) -> None:
-        self.trace.mark("prefill", event.at)
+    def _prefilled(self, event: DraftPrefilled, before: Usage, *, is_news: bool) -> None:
+        self.trace.mark("prefill", event.at if is_news else self._stepped_at)
         self.usage = replace(
             self.usage,
             input_tokens=before.input_tokens + event.cached_tokens + event.new_tokens,
             cached_tokens=before.cached_tokens + event.cached_tokens,
         )
+        if not is_news:
+            return
         wall_s, self._stepped_at = max(event.at - self._stepped_at, 0.0), event.at
         if self.llm.info.is_remote:
             self.budget.costs.observe(Stage.PREFILL, event.compute_s, event.new_tokens)
@@ -276,10 +298,28 @@ class Reply:
         assert self._plan is not None
         return self._plan.canvas_width
 
-    def _stepped(self, event: DraftStepped, before: Usage) -> None:
+    def _revised(self, event: DraftRevised, *, is_news: bool) -> None:
+        """What was written before has been asked for again; how long that took is no step's time."""
+        self.trace.revised = event
+        if not is_news:
+            return
+        self._stepped_at = event.at
+        if self.trace.speculation is not None:
+            self.trace.speculation.revised(event.kept_tokens, event.forwards)
+
+    def _stepped(self, event: DraftStepped, before: Usage, *, is_news: bool) -> None:
         assert self._plan is not None and self._draft is not None
         # The drafter may have widened the canvas to hold what must be said.
         self._plan = replace(self._plan, canvas_width=len(event.canvas))
+        written = sum(1 for token in event.canvas if token.text)
+        self.usage = replace(self.usage, output_tokens=before.output_tokens + written)
+        self._show(event)
+        if not is_news:
+            if event.phase == "rest":
+                self._first_clause_done()
+            return
+        if self.trace.speculation is not None:
+            self.trace.speculation.stepped(has_clause=bool(event.committed_text))
         wall_s, self._stepped_at = max(event.at - self._stepped_at, event.compute_s), event.at
         company = self.budget.company(len(event.canvas), is_first=event.phase == "first")
         if event.phase == "rest":
@@ -290,8 +330,6 @@ class Reply:
         else:
             self._first_steps += 1
             self._learn_step(event, wall_s, max(company, event.batch))
-        written = sum(1 for token in event.canvas if token.text)
-        self.usage = replace(self.usage, output_tokens=before.output_tokens + written)
         self.trace.steps.append(
             StepRecord(
                 event.step,
@@ -304,6 +342,12 @@ class Reply:
                 wall_s,
             )
         )
+        if not self.llm.info.is_remote:
+            # Those who came or left while it ran count from the next step on.
+            company = self.budget.company(len(event.canvas), is_first=event.phase == "first")
+            self._replan(event, company)
+
+    def _show(self, event: DraftStepped) -> None:
         self.emit(
             ResponseStepped(
                 self.request.response_id,
@@ -316,10 +360,6 @@ class Reply:
                 event.batch,
             )
         )
-        if not self.llm.info.is_remote:
-            # Those who came or left while it ran count from the next step on.
-            company = self.budget.company(len(event.canvas), is_first=event.phase == "first")
-            self._replan(event, company)
 
     def _learn_step(self, event: DraftStepped, wall_s: float, company: int) -> None:
         width = len(event.canvas)

@@ -15,6 +15,7 @@ from voiceagent.asking import Asking
 from voiceagent.backends import Drafter, Synthesizer
 from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock
+from voiceagent.early import EarlyDrafts
 from voiceagent.echo import EchoGate
 from voiceagent.errors import ProtocolError
 from voiceagent.events import (
@@ -89,6 +90,7 @@ class Replying:
     happened: Callable[[turns.TurnInput], None]
     words_known: Callable[[], Awaitable[None]]
     echo: EchoGate
+    early: EarlyDrafts
     _turns: int = 0
     _running: _Running | None = None
     _still_playing: list[Reply] = field(default_factory=list)
@@ -243,6 +245,12 @@ class Replying:
                     draft=self.asking.request(settings, running.options),
                     prompt_tokens=self.asking.new_prompt_tokens(settings, running.options),
                 )
+                if (
+                    running.options.in_conversation
+                    and running.options.turns is None
+                    and reply.request.draft is not None
+                ):
+                    reply.beginning = self.early.take(reply.request.draft)
             await reply.run()
         except Exception as error:
             log.warning("conversation %s: reply failed", self.conversation_id, exc_info=error)
@@ -334,11 +342,18 @@ class Replying:
         if running is None or running.is_finished:
             return
         self._finish(running, "cancelled", reason)
+        self._interrupted(running)
         if not running.reply.item_started or not self._heard(running.reply):
             self.desk.reply_unheard()
         self._end_trace(running)
         if running.task is not None and running.task is not asyncio.current_task():
             running.task.cancel()
+
+    def _interrupted(self, running: _Running) -> None:
+        """What the caller did not hear of the reply may fit into the next one."""
+        reply, heard = running.reply, self._heard(running.reply)
+        if running.options.in_conversation and reply.said.startswith(heard):
+            self.early.interrupted(reply.last_draft, reply.said[len(heard) :].strip())
 
     def _keep_playing(self, earlier: _Running, reply: Reply) -> None:
         """A reply starts while an earlier one still plays: it is heard after it, and an interruption cuts both."""
@@ -367,6 +382,7 @@ class Replying:
         if running is None:
             return
         self._cut_history(running.reply)
+        self._interrupted(running)
         running.reply.trace.reason = "turn_detected"
         self._end_trace(running)
         if running.task is not None and running.task is not asyncio.current_task():

@@ -105,6 +105,13 @@ class Telemetry:
         self.step_wait = Histogram("voiceagent_denoise_wait_seconds", "Waiting for other drafts before a step.")
         self.forced = Counter("voiceagent_forced_tokens_total", "Tokens committed because time was up.")
         self.tools = Counter("voiceagent_tool_calls_total", "Calls of tools.", ["outcome"])
+        self.speculations = Counter(
+            "voiceagent_speculations_total", "Turns that a reply was drafted to before they were over.", ["outcome"]
+        )
+        self.early_steps = Counter(
+            "voiceagent_speculative_steps_total", "Steps of such drafts until the turn was over.", ["use"]
+        )
+        self.saved_steps = Counter("voiceagent_saved_steps_total", "Steps of first clauses that nobody waited for.")
         self.lag = Histogram("voiceagent_event_loop_lag_seconds", "How late the event loop runs what is due.")
         limits: Mapping[tuple[str, ...], float] = {(): float(limit)}
         self._metrics: Sequence[Metric] = (
@@ -135,6 +142,9 @@ class Telemetry:
             self.step_wait,
             self.forced,
             self.tools,
+            self.speculations,
+            self.early_steps,
+            self.saved_steps,
             self.lag,
             Gauge("process_cpu_seconds_total", "Processor time of the server process.", _cpu, is_counter=True),
             Gauge("process_resident_memory_bytes", "Resident memory of the server process.", _memory),
@@ -173,6 +183,15 @@ class Telemetry:
         self.echo_windows.add(amount=timeline.number("echo_windows") or 0.0)
         for tool in timeline.children("tools"):
             self.tools.add(tool.text("outcome") or "unknown")
+        if (early := timeline.child("speculation")) is not None:
+            self._count_speculation(early)
+
+    def _count_speculation(self, early: Timeline) -> None:
+        self.speculations.add(early.text("outcome") or "unknown")
+        steps, wasted = early.number("early_steps") or 0.0, early.number("wasted_steps") or 0.0
+        self.early_steps.add("wasted", amount=wasted)
+        self.early_steps.add("used", amount=max(steps - wasted, 0.0))
+        self.saved_steps.add(amount=early.number("saved_steps") or 0.0)
 
     def _count_stage(self, stage: Timeline) -> None:
         name, start, end = stage.text("name"), stage.seconds("start_ms"), stage.seconds("end_ms")

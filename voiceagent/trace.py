@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from voiceagent.backends import StepPlan
+from voiceagent.backends import DraftRevised, StepPlan
 from voiceagent.budget import Grant, Prediction, WhenLate
 from voiceagent.costs import Cost
 from voiceagent.endpoint import EndedBy
 from voiceagent.repair import Repair
+from voiceagent.speculation import Speculation
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,10 @@ class TurnTrace:
     acknowledgement: str | None = None
     echo_windows: int = 0
     """Windows of the microphone whose voice was the agent's own."""
+    speculation: Speculation | None = None
+    """What was drafted before the turn was over; None where nothing was."""
+    revised: DraftRevised | None = None
+    """What was kept of text that was there when the reply began: an early draft's, or what was not heard of the reply before."""
 
     def planned(self, grant: Grant) -> None:
         """A draft has got its plan; that of the last draft counts."""
@@ -240,6 +245,14 @@ class TurnTrace:
                 }
                 for record in self.steps
             ],
+            "speculation": None if self.speculation is None else self.speculation.as_json(),
+            "revised": None
+            if self.revised is None
+            else {
+                "kept_tokens": self.revised.kept_tokens,
+                "asked_tokens": self.revised.asked_tokens,
+                "forwards": self.revised.forwards,
+            },
             "tools": [
                 {
                     "name": record.name,

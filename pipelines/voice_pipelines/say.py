@@ -22,6 +22,7 @@ from voiceagent.events import (
     TranscriptFinal,
     TranscriptPartial,
 )
+from voiceagent.explain import written_before
 
 MASK = "▒"
 
@@ -159,6 +160,8 @@ def _print_summary(report: dict[str, object], screen: TextIO) -> None:
     if timeline.get("missed_deadline"):
         missed = timeline["missed_deadline"]
         print(f"  the target was missed by {missed['late_ms']:.0f} ms; most of it in: {missed['stage']}", file=screen)
+    for line in written_before(timeline):
+        print(f"  {line}", file=screen)
     print(f"heard             {report['transcript'] or '(nothing)'}", file=screen)
     print(f"reply             {report['reply'] or '(none)'}", file=screen)
     measured = report["voice_to_voice_ms"]

@@ -154,6 +154,24 @@ def test_a_draft_that_keeps_too_little_is_written_as_if_there_had_been_none() ->
     assert told.kept == 0 and told.forwards == 1, "half of them was enough to see it"
 
 
+def test_a_doubt_in_the_first_clause_can_be_enough_to_begin_anew() -> None:
+    model = network(2)
+    asks = draft_spec(prompt(2), 16, None, PLAN)
+    cold = write(model, asks)
+    odd = (90, *cold.tokens[1:])
+    kept = {}
+    for keep_clause in (False, True):
+        engine = engine_of(model)
+        spec = replace(asks, keep=odd, keep_clause=keep_clause, options=DecodeOptions(keep_above=0.05))
+        draft = engine.submit(spec)
+        events = run(engine)
+        (told,) = [event for event in events if isinstance(event, Revised)]
+        kept[keep_clause] = told.kept
+        if keep_clause:
+            assert finished(events, draft).tokens == cold.tokens
+    assert kept[True] == 0 < kept[False]
+
+
 def test_words_that_leave_a_pin_no_room_are_not_kept() -> None:
     model = network(3)
     pin = tuple(range(30, 38))
@@ -220,3 +238,16 @@ def test_a_speculative_draft_that_is_awaited_now_takes_part_from_the_next_step()
     engine.replan(early, PLAN)
     engine.run_round()
     assert early.steps == 1
+
+
+def test_a_speculative_draft_that_holds_the_room_of_an_awaited_one_comes_to_its_end() -> None:
+    model = network(5)
+    longest = tuple(4 + at % 80 for at in range(80))
+    cache = engine_of(model).cache
+    pages = -(-(len(longest) + 16) // cache.page_size)
+    engine = engine_of(model, cache_bytes=(pages + pages // 2) * cache.page_bytes)
+    early = engine.submit(speculative(draft_spec(longest, 16, None, PLAN, "early")))
+    engine.run_round()
+    awaited = engine.submit(draft_spec(tuple(reversed(longest)), 16, None, PLAN, "awaited"))
+    events = run(engine, limit=200)
+    assert finished(events, early) and finished(events, awaited)

@@ -109,11 +109,14 @@ def test_every_stage_of_the_turn_is_in_the_report(runs: dict[str, Said]) -> None
     report = runs["json"].report
     plan, steps, timeline = report["plan"], report["steps"], report["timeline"]
     assert plan["granted_first"] >= 1 and plan["canvas_width"] >= 16 and plan["reasons"]
-    assert [step["step"] for step in steps] == list(range(1, len(steps) + 1))
+    # Those before the end of the turn are the early draft's, and are told of in its own place.
+    numbers, early = [step["step"] for step in steps], timeline["speculation"]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else early
+    assert early or numbers[0] == 1
     assert {step["phase"] for step in steps} <= {"first", "rest"}
     marks = {mark["name"]: mark["at_ms"] for mark in timeline["marks"]}
     order = ("speech_end", "endpoint", "asr_final", "prefill", "step 1", "first_clause", "first_audio", "playout_end")
-    times = [marks[name] for name in order]
+    times = [marks[name] for name in order if not (early and name == "step 1")]
     assert times == sorted(times)
     assert report["turns"] == [timeline]
     assert timeline["reply"] == report["reply"]
@@ -134,7 +137,7 @@ def test_a_reader_sees_what_is_heard_denoised_and_said(runs: dict[str, Said]) ->
     said = runs["text"]
     assert said.code == 0, said.err
     lines = said.out.splitlines()
-    for beginning in ("VAD: ", "ASR: ", "LLM: ", "TTS: ", "  hearing  ", "heard  ", "  plan  ", "  step 1 ", "says  "):
+    for beginning in ("VAD: ", "ASR: ", "LLM: ", "TTS: ", "  hearing  ", "heard  ", "  plan  ", "  step ", "says  "):
         assert any(line.startswith(beginning) for line in lines), (beginning, said.out)
     assert "timeline of the last turn (ms after the end of speech)" in lines
     assert lines[-1].startswith("voice to voice") and "ms, from the audio itself" in lines[-1]

@@ -16,6 +16,7 @@ from voiceagent.backends import (
     DraftFinished,
     DraftPrefilled,
     DraftRequest,
+    DraftRevised,
     DraftStepped,
     Partial,
     PromptTurn,
@@ -139,8 +140,15 @@ class ScriptedScorer:
 
 
 class ScriptedDraft:
-    def __init__(self, drafter: ScriptedDrafter, request: DraftRequest, on_event: Callable[[DraftEvent], None]) -> None:
+    def __init__(
+        self,
+        drafter: ScriptedDrafter,
+        request: DraftRequest,
+        on_event: Callable[[DraftEvent], None],
+        revised: DraftRevised | None = None,
+    ) -> None:
         self.request = request
+        self._revised = revised
         self.plans: list[StepPlan] = [request.plan]
         self.is_cancelled = False
         self.is_over = False
@@ -169,6 +177,8 @@ class ScriptedDraft:
             self._finish(DraftFinished("", 1, 0, 0, clock.now(), text))
             return
         self._on_event(DraftPrefilled(0, len(self.request.turns), 0.0, clock.now()))
+        if self._revised is not None:
+            self._on_event(self._revised)
         words = text.split()
         steps = min(self._drafter.steps, max(len(words), 1))
         for step in range(1, steps + 1):
@@ -206,6 +216,7 @@ class ScriptedDrafter:
         self._texts = list(texts) or ["Sure. What size would you like?"]
         self._written = 0
         self.drafts: list[ScriptedDraft] = []
+        self.kept = 8
         self.revised: list[tuple[ScriptedDraft, str | None]] = []
         self.warmed: list[tuple[PromptTurn, ...]] = []
         self.forgotten: list[str] = []
@@ -228,11 +239,14 @@ class ScriptedDrafter:
         *,
         unheard: str | None = None,
     ) -> ScriptedDraft:
-        """Writes the next text, and says that it has kept all words of the one before."""
+        """Writes the next text, and says that it has kept `kept` of ten words of the one before."""
         assert isinstance(draft, ScriptedDraft)
         draft.cancel()
         self.revised.append((draft, unheard))
-        return self.start(request, on_event)
+        told = DraftRevised(self.kept, 10, 2, self.clock.now()) if self.kept else None
+        again = ScriptedDraft(self, request, on_event, told)
+        self.drafts.append(again)
+        return again
 
     def warm(self, conversation_id: str, turns: Sequence[PromptTurn], tools: Sequence[ToolSpec] = ()) -> None:
         self.warmed.append(tuple(turns))

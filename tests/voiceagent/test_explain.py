@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 
 from tests.voiceagent.test_trace import traced
+from voiceagent.backends import DraftRevised
 from voiceagent.endpoint import EndedBy
-from voiceagent.explain import CAUSES, ENDINGS, STAGES, explain
+from voiceagent.explain import CAUSES, ENDINGS, OUTCOMES, STAGES, explain
+from voiceagent.speculation import Outcome, Speculation
 
 
 def told(**changes: float) -> str:
@@ -39,6 +41,32 @@ def test_a_turn_that_was_never_heard_says_so() -> None:
 )
 def test_gaps_are_passed_over(timeline: dict[str, object]) -> None:
     assert explain(timeline)
+
+
+def test_early_drafts_are_told_with_what_they_saved_and_what_they_cost() -> None:
+    trace = traced()
+    early = trace.speculation = Speculation()
+    early.began()
+    early.stepped(has_clause=False)
+    early.stepped(has_clause=True)
+    early.revising()
+    early.revised(0, 1)
+    early.stepped(has_clause=True)
+    early.release(is_hit=True)
+    assert (
+        "A reply was drafted before the turn was over, in 4 steps, and the turn ended with just those words, so that it was released "
+        "as it stood; its first clause took 0 more, where from nothing it had taken 2. 3 of the early steps came to nothing."
+    ) in explain(trace.as_json())
+    trace.revised = DraftRevised(8, 11, 2, 0.0)
+    assert "Of 11 tokens that were written before, 8 still fitted and stayed." in explain(trace.as_json())
+    wasted = trace.speculation = Speculation()
+    wasted.began()
+    wasted.stepped(has_clause=True)
+    wasted.release(is_hit=False)
+    assert (
+        "A reply was drafted before the turn was over, in 1 steps, and thrown away, for the turn ended with other words."
+    ) in explain(trace.as_json())
+    assert set(OUTCOMES) == set(Outcome)
 
 
 def test_there_are_words_for_every_stage_and_cause() -> None:

@@ -77,6 +77,17 @@ def test_a_miss_is_counted_under_its_cause() -> None:
     assert meters.slack.count() == 0
 
 
+def test_early_drafts_are_counted_with_what_they_saved_and_wasted() -> None:
+    meters = telemetry()
+    early = {"outcome": "repaired", "early_steps": 9, "wasted_steps": 4, "saved_steps": 2}
+    meters.count_turn(Timeline({**TIMELINE, "speculation": early}))
+    meters.count_turn(Timeline({**TIMELINE, "speculation": {"outcome": "hit", "early_steps": 3, "saved_steps": None}}))
+    meters.count_turn(Timeline({**TIMELINE, "speculation": None}))
+    assert (meters.speculations.value("repaired"), meters.speculations.value("hit")) == (1, 1)
+    assert (meters.early_steps.value("used"), meters.early_steps.value("wasted")) == (8, 4)
+    assert meters.saved_steps.value() == 2
+
+
 @pytest.mark.parametrize(
     "timeline",
     [

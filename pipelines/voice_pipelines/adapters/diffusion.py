@@ -270,6 +270,7 @@ class DiffusionDrafter:
             keep=kept.tokens,
             keep_pins=kept.pins,
             keep_least=KEEP_LEAST,
+            keep_clause=True,
         )
 
     def _kept(self, draft: DiffusionDraft, pins: Sequence[tuple[int, ...]], width: int) -> Kept:
@@ -284,12 +285,11 @@ class DiffusionDrafter:
         return Kept() if start is None else kept_tail(held.canvas, held.spec.pins, pins, width, start)
 
     def _start_of(self, text: str, canvas: Canvas) -> int | None:
-        """The position from which the canvas's reply reads so; None where it does not end so."""
+        """The position from which the canvas reads so, what is still being written behind it; None where there is none."""
         wanted, end = " ".join(text.split()), canvas.reply_end()
         for at in range(end - 1, -1, -1):
-            rest = " ".join(self.codec.decode(canvas.tokens[at:end]).split())
-            if len(rest) >= len(wanted):
-                return at if wanted and rest == wanted else None
+            if wanted and " ".join(self.codec.decode(canvas.tokens[at:end]).split()).startswith(wanted):
+                return at
         return None
 
     def _replan(self, draft: EngineDraft, plan: StepPlan) -> None:

@@ -422,6 +422,10 @@ class CafeNotes:
         self.book, facts = self.book.hear(text)
         return note_of(facts)
 
+    def imagine(self, text: str) -> Note:
+        """The same note, of an order that stays as it is."""
+        return note_of(self.book.hear(text)[1])
+
 
 def cafe_notes(menu: Mapping[str, object]) -> CafeNotes:
     """Build the note function of one conversation from a preset's `[menu]` table.

@@ -258,3 +258,12 @@ def test_any_words_keep_the_book_sound_and_the_note_in_its_grammar(texts: list[s
 def test_what_is_heard_again_is_heard_the_same(text: str) -> None:
     book = OrderBook(MENU, EAR)
     assert book.hear(text) == book.hear(text)
+
+
+def test_what_would_be_noted_can_be_asked_without_ordering_it(preset: dict[str, Any]) -> None:
+    notes = cafe_notes(preset["menu"])
+    asked = notes.imagine("a large mocha please")
+    assert "large mocha" in asked.text and not notes.book.items
+    assert notes.imagine("a large mocha please") == asked == notes.hear("a large mocha please")
+    assert notes.imagine("and a tea").text.startswith("add")
+    assert [item.name for item in notes.book.items] == ["mocha"]

@@ -1,0 +1,415 @@
+"""Drafts before the end of the turn, in a whole conversation on the manual clock: never heard, never acted on, released or repaired in time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+
+from tests.conftest import run_async
+from tests.voiceagent.standins import (
+    RATE_HZ,
+    LevelDetector,
+    ScriptedDrafter,
+    ScriptedScorer,
+    ToneSynthesizer,
+    silence,
+    tone,
+)
+from voiceagent.agent import AgentProfile, Note, NoteTaker
+from voiceagent.backends import BackendInfo, Backends, Partial, Samples, Transcript
+from voiceagent.budget import BudgetController, BudgetSettings
+from voiceagent.clock import ManualClock
+from voiceagent.conversation import Conversation
+from voiceagent.errors import BackendError
+from voiceagent.events import (
+    ConversationEvent,
+    ResponseAudio,
+    ResponseFinished,
+    ResponseStepped,
+    ResponseText,
+    TurnTraced,
+)
+from voiceagent.session import SessionSettings, TurnDetection
+from voiceagent.tools import ServerTool, ToolCall, ToolSpec
+
+E = TypeVar("E")
+REPLY = "Sure, one mocha. What size would you like?"
+OTHER = "Two teas then. Anything else for you?"
+Heard = Sequence[tuple[float, str]]
+"""What the recogniser writes after so many seconds of an utterance; the last is its final word."""
+
+
+class Utterance:
+    def __init__(self, heard: Heard, on_partial: Callable[[Partial], None]) -> None:
+        self._heard, self._on_partial, self._fed, self._told = list(heard), on_partial, 0, 0
+
+    def feed(self, samples: Samples) -> None:
+        self._fed += samples.size
+        while self._told + 1 < len(self._heard) and self._heard[self._told][0] * RATE_HZ <= self._fed:
+            self._on_partial(Partial("", self._heard[self._told][1]))
+            self._told += 1
+
+    async def finish(self) -> Transcript:
+        return Transcript(self._heard[-1][1])
+
+    def cancel(self) -> None:
+        pass
+
+
+class Transcriber:
+    info = BackendInfo("asr", "timed", "stand-in")
+
+    def __init__(self, *heard: Heard) -> None:
+        self._heard, self._opened = heard, 0
+
+    async def open(self, on_partial: Callable[[Partial], None]) -> Utterance:
+        self._opened += 1
+        return Utterance(self._heard[min(self._opened, len(self._heard)) - 1], on_partial)
+
+    async def aclose(self) -> None:
+        pass
+
+
+class Orders:
+    """A note taker that can be asked beforehand."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def hear(self, text: str) -> Note | None:
+        self.heard.append(text)
+        return self._note(self.heard)
+
+    def imagine(self, text: str) -> Note | None:
+        if "crash" in text:
+            raise RuntimeError("menu on fire")
+        return self._note([*self.heard, text])
+
+    def _note(self, heard: Sequence[str]) -> Note:
+        return Note(f"order: {len(heard)}", (f"item {len(heard)}",))
+
+
+class Forgetful:
+    """One that cannot."""
+
+    def hear(self, text: str) -> Note | None:
+        return None
+
+
+@dataclass
+class Line:
+    clock: ManualClock
+    conversation: Conversation
+    llm: ScriptedDrafter
+    budget: BudgetController
+    notes: NoteTaker
+    events: list[ConversationEvent] = field(default_factory=list)
+
+    def of(self, kind: type[E]) -> list[E]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    async def play(self, *parts: Samples) -> None:
+        audio = np.concatenate(parts)
+        for start in range(0, audio.size, 320):
+            piece = audio[start : start + 320]
+            await self.clock.advance(piece.size / RATE_HZ)
+            self.conversation.push_audio(piece)
+        await self.clock.settle()
+
+    @property
+    def speculation(self) -> Any:
+        (turn,) = self.of(TurnTraced)
+        return turn.timeline["speculation"]
+
+    @property
+    def said(self) -> str:
+        return "".join(event.delta for event in self.of(ResponseText))
+
+
+def talk(
+    scenario: Callable[[Line], Awaitable[None]],
+    *heard: Heard,
+    written: tuple[str | Exception | ToolCall, ...] = (REPLY,),
+    notes: Callable[[], NoteTaker] = Orders,
+    scorer: ScriptedScorer | None = None,
+    settings: SessionSettings | None = None,
+    budget: BudgetSettings | None = None,
+    tools: tuple[ServerTool, ...] = (),
+    llm: type[ScriptedDrafter] = ScriptedDrafter,
+) -> Line:
+    async def main() -> Line:
+        clock = ManualClock(100.0)
+        drafter = llm(clock, *written)
+        taker = notes()
+        controller = BudgetController(budget or BudgetSettings())
+        events: list[ConversationEvent] = []
+        conversation = Conversation(
+            backends=Backends(LevelDetector(), Transcriber(*heard), drafter, ToneSynthesizer(), scorer),
+            agent=AgentProfile("café", notes=lambda: taker, tools=tools),
+            settings=settings or SessionSettings(instructions="You take orders."),
+            clock=clock,
+            emit=events.append,
+            budget=controller,
+        )
+        line = Line(clock, conversation, drafter, controller, taker, events)
+        async with conversation:
+            await clock.settle()
+            await scenario(line)
+        await clock.settle()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not others, f"left running: {others}"
+        return line
+
+    return run_async(main())
+
+
+SPOKEN = ((0.5, "a mocha please"), (9.9, "A mocha, please."))
+
+
+async def one_turn(line: Line) -> None:
+    await line.play(tone(0.8), silence(0.6))
+    await line.clock.advance(10.0)
+
+
+def test_a_reply_drafted_in_the_pause_is_spoken_at_the_endpoint_without_another_step() -> None:
+    async def scenario(line: Line) -> None:
+        await line.play(tone(0.8), silence(0.3))
+        assert line.llm.drafts and line.llm.drafts[-1].is_over
+        assert not line.of(ResponseText) and not line.of(ResponseAudio), "nothing is heard before the turn is over"
+        await line.play(silence(0.3))
+        await line.clock.advance(10.0)
+
+    line = talk(scenario, SPOKEN)
+    assert line.said == REPLY
+    assert line.speculation["outcome"] == "hit"
+    assert line.speculation["late_steps"] == 0 and line.speculation["early_steps"] > 0
+    timeline = line.of(TurnTraced)[0].timeline
+    assert timeline["steps"] == [] and timeline["missed_deadline"] is None
+    shown = [event.step for event in line.of(ResponseStepped)]
+    assert shown == list(range(1, line.speculation["early_steps"] + 1)), "how it was written can be seen afterwards"
+    assert timeline["plan"]["acknowledgement"] is None  # type: ignore[index]
+
+
+def test_the_request_that_was_imagined_is_the_one_that_is_asked_at_the_end_and_the_notes_are_heard_once() -> None:
+    line = talk(one_turn, SPOKEN)
+    assert isinstance(line.notes, Orders) and line.notes.heard == ["A mocha, please."]
+    assert line.llm.drafts[-1].request.must_say == ("item 1",)
+    assert [turn.text for turn in line.llm.drafts[-1].request.turns if turn.role == "note"] == ["order: 1"]
+    assert all(draft.request.plan.is_speculative for draft in line.llm.drafts)
+    assert not line.llm.drafts[-1].plans[-1].is_speculative, "the turn's own plan at the end"
+
+
+def test_words_that_change_in_the_pause_revise_the_draft() -> None:
+    line = talk(one_turn, ((0.5, "a mocha"), (1.0, "a mocha please"), (9.9, "a mocha please")))
+    assert [draft.request.turns[1].text for draft in line.llm.drafts] == ["a mocha", "a mocha please"]
+    assert line.llm.revised == [(line.llm.drafts[0], None)]
+    assert line.speculation["outcome"] == "hit" and line.speculation["drafts"] == 2
+
+
+def test_other_words_at_the_end_repair_the_draft_under_the_turns_own_plan() -> None:
+    line = talk(one_turn, ((0.5, "a mocha"), (9.9, "two teas")), written=(REPLY, OTHER))
+    assert line.said == OTHER
+    assert line.speculation["outcome"] == "repaired"
+    assert line.speculation["late_steps"] >= 3, "two forwards ask for the words, and a step follows"
+    assert not line.llm.drafts[-1].request.plan.is_speculative
+    assert line.of(TurnTraced)[0].timeline["revised"] == {"kept_tokens": 8, "asked_tokens": 10, "forwards": 2}
+
+
+def test_a_draft_of_which_nothing_fits_is_wasted_and_the_reply_is_written_all_the_same() -> None:
+    class Nothing(ScriptedDrafter):
+        kept = 0
+
+        def __init__(self, clock: ManualClock, *texts: str | Exception | ToolCall) -> None:
+            super().__init__(clock, *texts)
+            self.kept = 0
+
+    line = talk(one_turn, ((0.5, "a mocha"), (9.9, "two teas")), written=(REPLY, OTHER), llm=Nothing)
+    assert line.said == OTHER
+    assert line.speculation["outcome"] == "wasted"
+    assert line.speculation["wasted_steps"] == line.speculation["early_steps"] > 0
+
+
+def test_a_draft_that_is_not_finished_at_the_end_goes_on_where_it_is() -> None:
+    class Slow(ScriptedDrafter):
+        def __init__(self, clock: ManualClock, *texts: str | Exception | ToolCall) -> None:
+            super().__init__(clock, *texts, steps=8, step_s=0.06)
+
+    line = talk(one_turn, SPOKEN, llm=Slow)
+    assert line.said == REPLY and len(line.llm.drafts) == 1
+    assert line.speculation["outcome"] == "hit"
+    steps: Any = line.of(TurnTraced)[0].timeline["steps"]
+    numbers = [step["step"] for step in steps]
+    assert numbers and numbers[0] > 1 and numbers[-1] == 8, "the steps before the end were not the turn's"
+
+
+def test_a_call_that_was_drafted_is_made_once_the_turn_is_over_and_not_before() -> None:
+    calls: list[float] = []
+
+    async def book(arguments: object) -> object:
+        calls.append(1.0)
+        return "table 12"
+
+    async def scenario(line: Line) -> None:
+        await line.play(tone(0.8), silence(0.3))
+        assert line.llm.drafts[-1].is_over and not calls
+        await line.play(silence(0.3))
+        await line.clock.advance(10.0)
+        assert len(calls) == 1
+
+    tool = ServerTool(ToolSpec("book_table", "books a table"), book)
+    line = talk(scenario, SPOKEN, written=(ToolCall("book_table"), "Table 12 is yours."), tools=(tool,))
+    assert line.said == "Table 12 is yours."
+    assert line.speculation["outcome"] == "hit"
+
+
+def test_a_call_that_was_drafted_on_other_words_is_never_made() -> None:
+    calls: list[float] = []
+
+    async def book(arguments: object) -> object:
+        calls.append(1.0)
+        return "table 12"
+
+    tool = ServerTool(ToolSpec("book_table", "books a table"), book)
+    heard = ((0.5, "a table"), (9.9, "a table is not what i want"))
+    line = talk(one_turn, heard, written=(ToolCall("book_table"), OTHER), tools=(tool,))
+    assert line.said == OTHER and not calls
+
+
+def test_a_caller_who_goes_on_hears_nothing_and_the_draft_follows_their_words() -> None:
+    heard = ((0.5, "a mocha"), (1.6, "a mocha and two teas"), (9.9, "a mocha and two teas"))
+
+    async def scenario(line: Line) -> None:
+        await line.play(tone(0.8), silence(0.25), tone(0.8), silence(0.6))
+        await line.clock.advance(10.0)
+
+    line = talk(scenario, heard, written=(REPLY, OTHER))
+    assert line.said == OTHER and len(line.of(ResponseFinished)) == 1
+    assert line.speculation["outcome"] == "hit" and line.speculation["drafts"] == 2
+
+
+def test_cleared_audio_and_a_closed_conversation_cancel_the_draft() -> None:
+    class Slow(ScriptedDrafter):
+        def __init__(self, clock: ManualClock, *texts: str | Exception | ToolCall) -> None:
+            super().__init__(clock, *texts, steps=8, step_s=1.0)
+
+    async def clear(line: Line) -> None:
+        await line.play(tone(0.8), silence(0.2))
+        assert not line.llm.drafts[0].is_over
+        line.conversation.clear_audio()
+        await line.clock.settle()
+        assert line.llm.drafts[0].is_cancelled
+
+    async def leave(line: Line) -> None:
+        await line.play(tone(0.8), silence(0.2))
+
+    for scenario in (clear, leave):
+        line = talk(scenario, SPOKEN, llm=Slow)
+        assert line.llm.drafts[0].is_cancelled and not line.said
+
+
+def test_what_a_dropped_draft_took_is_told_with_the_next_turn() -> None:
+    async def scenario(line: Line) -> None:
+        await line.play(tone(0.8), silence(0.3))
+        line.conversation.clear_audio()
+        await line.clock.settle()
+        await line.play(tone(0.8), silence(0.6))
+        await line.clock.advance(10.0)
+
+    line = talk(scenario, SPOKEN, SPOKEN)
+    assert line.speculation["outcome"] == "hit" and line.speculation["drafts"] == 2
+    assert line.speculation["wasted_steps"] > 0
+
+
+def test_a_draft_that_fails_early_is_begun_again_when_its_reply_is_wanted() -> None:
+    line = talk(one_turn, SPOKEN, written=(BackendError("llm", "out of memory"), BackendError("llm", "again"), REPLY))
+    assert line.of(ResponseFinished)[0].status in ("completed", "failed")
+    line = talk(
+        one_turn, ((0.9, "a mocha please"), (9.9, "a mocha please")), written=(BackendError("llm", "once"), REPLY)
+    )
+    assert line.said == REPLY
+
+
+@pytest.mark.parametrize(
+    "why", ["switched off", "notes", "remote", "cannot revise", "client asks", "crash", "others wait"]
+)
+def test_nothing_is_drafted_early_where_it_may_not_be(why: str) -> None:
+    class Remote(ScriptedDrafter):
+        info = BackendInfo("llm", "remote", "stand-in", is_remote=True)
+
+    class Rigid(ScriptedDrafter):
+        can_revise = False
+
+    manual = SessionSettings(turn_detection=TurnDetection(create_response=False))
+    options: dict[str, dict[str, Any]] = {
+        "switched off": {"budget": BudgetSettings(speculate=False)},
+        "notes": {"notes": Forgetful},
+        "remote": {"llm": Remote},
+        "cannot revise": {"llm": Rigid},
+        "client asks": {"settings": manual},
+    }
+
+    async def scenario(line: Line) -> None:
+        if why == "others wait":
+            line.budget.first_drafts = 1
+        await line.play(tone(0.8), silence(0.3))
+        assert not line.llm.drafts
+        await line.play(silence(0.3))
+        if why == "client asks":
+            line.conversation.create_response()
+        await line.clock.advance(10.0)
+
+    heard = ((0.5, "crash"), (9.9, "a mocha")) if why == "crash" else SPOKEN
+    line = talk(scenario, heard, **options.get(why, {}))
+    assert line.said == REPLY and line.speculation is None
+
+
+def test_words_that_will_go_on_are_not_drafted_on_and_those_that_may_not_are_once_they_are_judged() -> None:
+    weighing = SessionSettings(turn_detection=TurnDetection(weighs_words=True))
+
+    async def pause(line: Line) -> None:
+        await line.play(tone(0.8), silence(0.25))
+
+    assert not talk(pause, SPOKEN, scorer=ScriptedScorer(0.02), settings=weighing).llm.drafts
+    assert talk(pause, SPOKEN, scorer=ScriptedScorer(0.6), settings=weighing).llm.drafts
+
+
+def test_what_was_not_heard_of_a_reply_is_offered_to_the_next_one() -> None:
+    for speculates in (True, False):
+
+        async def scenario(line: Line) -> None:
+            await line.play(tone(0.8), silence(0.6))
+            await line.clock.advance(0.6)
+            await line.play(tone(0.8), silence(0.6))
+            await line.clock.advance(10.0)
+
+        heard = (SPOKEN, ((0.5, "with oat milk"), (9.9, "with oat milk")))
+        budget = BudgetSettings(speculate=speculates)
+        at_once = SessionSettings(instructions="x", turn_detection=TurnDetection(barge_in="immediate"))
+        line = talk(scenario, *heard, written=(REPLY, OTHER), budget=budget, settings=at_once)
+        tails = [unheard for _, unheard in line.llm.revised if unheard is not None]
+        heard_part = [turn.text for turn in line.llm.drafts[-1].request.turns if turn.role == "agent"]
+        assert len(tails) == len(heard_part) == 1 and f"{heard_part[0]} {tails[0]}" == REPLY
+        assert line.of(ResponseFinished)[1].status == "completed"
+        revised: Any = line.of(TurnTraced)[-1].timeline["revised"]
+        assert revised["kept_tokens"] == 8
+
+
+def test_a_reply_that_was_heard_to_its_end_leaves_nothing_for_the_next() -> None:
+    async def scenario(line: Line) -> None:
+        await one_turn(line)
+        await one_turn(line)
+
+    line = talk(scenario, SPOKEN, SPOKEN)
+    assert all(unheard is None for _, unheard in line.llm.revised)
+
+
+def test_replies_of_early_drafts_keep_the_account_of_running_drafts() -> None:
+    line = talk(one_turn, SPOKEN)
+    assert line.budget.running_drafts == line.budget.first_drafts == 0
+    assert line.budget.speculation.share(line.clock.now()) > 0
+    assert replace(line.llm.drafts[0].request).conversation_id == line.conversation.id

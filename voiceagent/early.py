@@ -1,0 +1,235 @@
+"""Drafts that are there before they are asked for: one on the caller's words so far, and what was not heard of the reply before.
+
+The asyncio edge of `speculation`: it holds the draft, keeps what the drafter tells of it, and hands both to the reply once the turn is over.
+Nothing of a draft leaves before that: neither a word nor a call of a tool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from voiceagent.backends import (
+    Draft,
+    Drafter,
+    DraftEvent,
+    DraftFailed,
+    DraftFinished,
+    DraftPrefilled,
+    DraftRequest,
+    DraftRevised,
+    DraftStepped,
+    StepPlan,
+)
+from voiceagent.budget import BudgetController
+from voiceagent.clock import Clock
+from voiceagent.speculation import Pause, Speculation, asks_alike, wants_draft
+
+
+@dataclass(frozen=True, slots=True)
+class Unheard:
+    """The end of an interrupted reply that the caller did not hear, and the draft that it is from."""
+
+    draft: Draft
+    text: str
+
+
+@dataclass(slots=True, eq=False)
+class EarlyDraft:
+    """A draft that nobody hears yet. What it tells waits here."""
+
+    words: str
+    """Those of the caller that it replies to."""
+    request: DraftRequest
+    on_event: Callable[[DraftEvent], None]
+    draft: Draft | None = None
+    prefilled: DraftPrefilled | None = None
+    revised: DraftRevised | None = None
+    steps: list[DraftStepped] = field(default_factory=list)
+    end: DraftFinished | DraftFailed | None = None
+
+    def take(self, event: DraftEvent) -> None:
+        match event:
+            case DraftPrefilled():
+                self.prefilled = event
+            case DraftRevised():
+                self.revised = event
+            case DraftStepped():
+                self.steps.append(event)
+            case DraftFinished() | DraftFailed():
+                self.end = event
+        self.on_event(event)
+
+    @property
+    def has_failed(self) -> bool:
+        return isinstance(self.end, DraftFailed)
+
+    @property
+    def has_clause(self) -> bool:
+        """Whether its first clause is written."""
+        return isinstance(self.end, DraftFinished) or (bool(self.steps) and bool(self.steps[-1].committed_text))
+
+
+@dataclass(slots=True)
+class Beginning:
+    """How a reply's first draft begins.
+
+    Args:
+        early: The draft on the caller's words, where there is one.
+        is_hit: It replies to the very request of the reply.
+        unheard: Where there is no early draft: what was not heard of the reply before.
+    """
+
+    llm: Drafter
+    early: EarlyDraft | None = None
+    is_hit: bool = False
+    unheard: Unheard | None = None
+    speculation: Speculation | None = None
+
+    @property
+    def has_clause(self) -> bool:
+        """Something can be said at once."""
+        return self.is_hit and self.early is not None and self.early.has_clause
+
+    @property
+    def is_prefilled(self) -> bool:
+        return self.is_hit and self.early is not None and self.early.prefilled is not None
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Steps that it has had: for the first clause and for the rest."""
+        if not self.is_hit or self.early is None:
+            return 0, 0
+        rest = sum(step.phase == "rest" for step in self.early.steps)
+        return len(self.early.steps) - rest, rest
+
+    def told(self) -> tuple[DraftEvent, ...]:
+        """What the draft has told so far, in order."""
+        if not self.is_hit or self.early is None:
+            return ()
+        early = self.early
+        events: tuple[DraftEvent | None, ...] = (early.prefilled, early.revised, *early.steps, early.end)
+        return tuple(event for event in events if event is not None)
+
+    def start(self, request: DraftRequest, on_event: Callable[[DraftEvent], None]) -> Draft:
+        """The draft under its real plan; what it tells from now on goes to `on_event`."""
+        if self.early is not None and self.early.draft is not None:
+            if self.is_hit:
+                self.early.on_event = on_event
+                self.early.draft.replan(request.plan)
+                return self.early.draft
+            self.early.on_event = _ignore
+            return self.llm.revise(self.early.draft, request, on_event)
+        if self.unheard is not None:
+            return self.llm.revise(self.unheard.draft, request, on_event, unheard=self.unheard.text)
+        return self.llm.start(request, on_event)
+
+
+@dataclass(slots=True)
+class EarlyDrafts:
+    """One conversation's.
+
+    Args:
+        imagine: What would be asked if the caller's turn ended with these words; None where nobody can say without doing it.
+    """
+
+    llm: Drafter
+    budget: BudgetController
+    clock: Clock
+    imagine: Callable[[str], DraftRequest | None]
+    _early: EarlyDraft | None = None
+    _unheard: Unheard | None = None
+    _speculation: Speculation = field(default_factory=Speculation)
+
+    @property
+    def is_on(self) -> bool:
+        """Never with a remote model: its owner is paid for what nobody hears."""
+        return self.budget.settings.speculate and self.llm.can_revise and not self.llm.info.is_remote
+
+    def consider(self, pause: Pause) -> None:
+        """The caller pauses: start a draft on their words, or revise the one there is."""
+        early = self._early
+        if early is not None and early.has_failed:
+            early = self._early = None
+            self._speculation.drop()
+        if not self.is_on or not wants_draft(pause, None if early is None else early.words):
+            return
+        if not self.budget.may_speculate(self.clock.now()):
+            return
+        request = self.imagine(pause.words)
+        if request is None:
+            return
+        if early is not None and asks_alike(request, early.request):
+            early.words = pause.words
+            return
+        request = replace(request, plan=self._plan(request.plan))
+        self._early = self._begin(pause.words, request, early)
+
+    def interrupted(self, draft: Draft | None, unheard: str) -> None:
+        """The caller spoke over a reply: `unheard` is the end of it that they did not hear."""
+        self._unheard = Unheard(draft, unheard) if draft is not None and unheard and self.llm.can_revise else None
+
+    def take(self, request: DraftRequest) -> Beginning:
+        """The turn is over and this is what a reply is wanted to: how its draft begins. Nothing is kept here any longer."""
+        early, self._early = self._early, None
+        unheard, self._unheard = self._unheard, None
+        speculation, self._speculation = self._speculation, Speculation()
+        if early is None or early.has_failed:
+            speculation.drop()
+            told = speculation if speculation.drafts else None
+            return Beginning(self.llm, unheard=unheard, speculation=told)
+        is_hit = asks_alike(request, early.request)
+        speculation.release(is_hit=is_hit)
+        return Beginning(self.llm, early, is_hit, None, speculation)
+
+    def drop(self) -> None:
+        """What was drafted on is not a turn after all. What it took is told with the next one."""
+        early, self._early = self._early, None
+        if early is not None:
+            early.on_event = _ignore
+            if early.draft is not None:
+                early.draft.cancel()
+            self._speculation.drop()
+
+    def _begin(self, words: str, request: DraftRequest, before: EarlyDraft | None) -> EarlyDraft:
+        early = EarlyDraft(words, request, self._count)
+        if before is not None and before.draft is not None:
+            before.on_event = _ignore
+            self._speculation.revising()
+            early.draft = self.llm.revise(before.draft, request, early.take)
+        elif self._unheard is not None:
+            self._speculation.began(is_cold=False)
+            early.draft = self.llm.revise(self._unheard.draft, request, early.take, unheard=self._unheard.text)
+        else:
+            self._speculation.began()
+            early.draft = self.llm.start(request, early.take)
+        return early
+
+    def _count(self, event: DraftEvent) -> None:
+        match event:
+            case DraftRevised():
+                self._speculation.revised(event.kept_tokens, event.forwards)
+            case DraftStepped():
+                self._speculation.stepped(has_clause=bool(event.committed_text))
+                self.budget.speculated(event.at, event.compute_s / event.batch)
+            case DraftFinished():
+                self._speculation.written()
+            case DraftPrefilled():
+                self.budget.speculated(event.at, event.compute_s)
+            case DraftFailed():
+                pass
+
+    def _plan(self, plan: StepPlan) -> StepPlan:
+        """All the steps that help: nobody waits yet. The turn's own plan comes when it is over."""
+        budget = self.budget
+        return replace(
+            plan,
+            steps_first=budget.useful_steps(budget.clause_width),
+            steps_rest=budget.useful_steps(plan.canvas_width),
+            fact_threshold=budget.settings.fact_threshold,
+            is_speculative=True,
+        )
+
+
+def _ignore(event: DraftEvent) -> None:
+    """What a draft tells that is over."""
