@@ -162,7 +162,41 @@ class TapeMaker:
         path.write_text(json.dumps(None if tape is None else asdict(tape)), "utf-8")
         return tape
 
+    def final(self, entry: dict[str, Any], tape: Tape, endpoint_s: float) -> str:
+        """What the recogniser makes of a tape's utterance when it is told at `endpoint_s` that there is no more."""
+        sound = self._sound(entry, with_pause=tape.pause_at_s is not None)
+        assert sound is not None, "a tape was made of it"
+        activity = VoiceActivity()
+        starts = [each for p in tape.voice for each in activity.update(p) if isinstance(each, Started)]
+        start = max(starts[0].start_sample - round(PRE_ROLL_S * INPUT_RATE_HZ), 0)
+        heard = pcm(sound[0][start : round(endpoint_s * INPUT_RATE_HZ)])
+        self._decoder.start()
+        for at in range(0, len(heard), 2 * BLOCK_SAMPLES):
+            self._decoder.feed(heard[at : at + 2 * BLOCK_SAMPLES])
+        return self._decoder.finish().text
+
     def _make(self, entry: dict[str, Any], *, with_pause: bool) -> Tape | None:
+        sound = self._sound(entry, with_pause=with_pause)
+        if sound is None:
+            return None
+        audio, speech_samples, place = sound
+        voice = asyncio.run(_voice(audio))
+        return Tape(
+            path=entry["path"],
+            kind=entry["kind"],
+            text=entry["text"],
+            speech_end_s=round(speech_samples / INPUT_RATE_HZ, 4),
+            pause_at_s=None if place is None else round(place[0] / INPUT_RATE_HZ, 4),
+            pause_s=0.0 if place is None else round(place[1], 4),
+            before_pause="" if place is None else place[2],
+            voice=tuple(round(each, 4) for each in voice),
+            partials=tuple(self._hear(audio, voice)),
+        )
+
+    def _sound(
+        self, entry: dict[str, Any], *, with_pause: bool
+    ) -> tuple[Samples, int, tuple[int, float, str] | None] | None:
+        """The samples, how many there are up to the end of speech, and where the pause was put; None where there is no place for it."""
         samples, rate = soundfile.read(self._folder / entry["path"], dtype="float32")
         if rate != INPUT_RATE_HZ:
             raise ValueError(f"{entry['path']}: {rate} Hz, expected {INPUT_RATE_HZ}")
@@ -177,23 +211,10 @@ class TapeMaker:
         place = self._place(entry, speech) if with_pause else None
         if with_pause and place is None:
             return None
-        pause_s, before = 0.0, ""
         if place is not None:
-            cut, pause_s, before = place
+            cut, pause_s, _ = place
             speech = np.concatenate([speech[:cut], background.take(round(pause_s * rate)), speech[cut:]])
-        audio = np.concatenate([speech, tail])
-        voice = asyncio.run(_voice(audio))
-        return Tape(
-            path=entry["path"],
-            kind=entry["kind"],
-            text=entry["text"],
-            speech_end_s=round(speech.size / rate, 4),
-            pause_at_s=None if place is None else round(place[0] / rate, 4),
-            pause_s=round(pause_s, 4),
-            before_pause=before,
-            voice=tuple(round(each, 4) for each in voice),
-            partials=tuple(self._hear(audio, voice)),
-        )
+        return np.concatenate([speech, tail]), speech.size, place
 
     def _place(self, entry: dict[str, Any], speech: Samples) -> tuple[int, float, str] | None:
         """Sample, length and the words before it, or None for a single word or a text that cannot be aligned."""
