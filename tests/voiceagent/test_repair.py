@@ -156,7 +156,7 @@ def final(line: Line) -> TranscriptFinal:
 
 
 def prompted(line: Line) -> str:
-    return line.llm.drafts[0].request.turns[-1].text
+    return line.llm.drafts[-1].request.turns[-1].text
 
 
 def test_the_agent_goes_by_what_was_meant_and_everybody_is_told_what_was_heard() -> None:
