@@ -132,7 +132,7 @@ def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
     target = Target(store, store, 0, whole(2, 32))
     head = empty(2000, 4096)
     query, new, pages = empty(2, 32, 32, 128), empty(2, 8, 32, 128), empty(70, 8, 16, 128)
-    prefix = empty(2, dtype=torch.int32)
+    prefix, wide = empty(2, dtype=torch.int32), empty(2, 4, 600, 256)
     table, visible = empty(2, 35, dtype=torch.int32), empty(2, 32, dtype=torch.int32)
     single = empty(4, 64, dtype=torch.float32)
     scores, flags = ScoreColumns(whole(4, 64), single, single, single), empty(4, 64, dtype=torch.bool)
@@ -149,10 +149,12 @@ def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
         lambda: select(scores, flags, flags, rules, occurring=frozenset(RULES), stable=flags, canvas=canvas),
         lambda: select(scores, flags, flags, rules, whole(4), occurring={"count"}, doubtful=flags),
         lambda: dllm_kernels.head_commit(hidden, head),
+        lambda: dllm_kernels.head_commit(empty(64, 4096), head),
         lambda: dllm_kernels.head_commit(hidden, head, temperature=1.0, seed=whole(32)),
         lambda: dllm_kernels.head_commit(hidden, empty(9, 4096, dtype=torch.int8), scale=empty(9, dtype=torch.float32)),
         lambda: dllm_kernels.canvas_attention(query, Cache(pages, pages, table), visible, Canvas(new, new, prefix)),
         lambda: dllm_kernels.canvas_attention(query, Cache(store, store), visible),
+        lambda: dllm_kernels.canvas_attention(empty(2, 8, 32, 256), Cache(wide, wide), visible),
         lambda: dllm_kernels.skinny_linear(hidden, empty(4096, 4096), residual=hidden),
         lambda: dllm_kernels.skinny_linear(hidden, empty(24_576, 4096), gate="silu"),
         lambda: dllm_kernels.skinny_linear(

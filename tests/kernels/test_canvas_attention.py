@@ -52,7 +52,14 @@ def whole(values: list[list[int]]) -> Tensor:
 @each_dtype
 @pytest.mark.parametrize(
     ("rows", "heads", "groups", "length", "size", "slots"),
-    [(1, 1, 1, 1, 1, 1), (2, 4, 2, 5, 16, 40), (1, 6, 2, 8, 20, 70), (1, 2, 1, 40, 32, 300)],
+    [
+        (1, 1, 1, 1, 1, 1),
+        (2, 4, 2, 5, 16, 40),
+        (1, 6, 2, 8, 20, 70),
+        (1, 2, 1, 40, 32, 300),
+        (1, 2, 1, 3, 256, 40),
+        (1, 1, 1, 17, 300, 33),
+    ],
 )
 def test_each_query_sees_a_beginning_of_its_rows_slots(
     kind: Kind, dtype: torch.dtype, rows: int, heads: int, groups: int, length: int, size: int, slots: int

@@ -181,8 +181,9 @@ def canvas_attention(
     rows, heads, length, size = q.shape
     groups, page = cache.keys.shape[1], cache.keys.shape[2]
     shared = heads // groups
-    block_m = min(max(triton.next_power_of_2(shared * length), 16), MAX_BLOCK_M)
     block_d = max(triton.next_power_of_2(size), 16)
+    is_wide = block_d > 128 or q.element_size() == 4
+    block_m = min(max(triton.next_power_of_2(shared * length), 16), MAX_BLOCK_M if block_d <= 256 else 16)
     query_tiles = triton.cdiv(shared * length, block_m)
     busy = rows * groups * query_tiles
     parts = max(1, min(2 * processors(q.device) // busy, longest // LEAST_SLOTS))
@@ -217,10 +218,10 @@ def canvas_attention(
         HAS_CANVAS=canvas is not None,
         HAS_PARTS=divided is not None,
         BLOCK_M=block_m,
-        BLOCK_N=BLOCK_N if q.element_size() == 2 else BLOCK_N // 2,
+        BLOCK_N=BLOCK_N // 2 if is_wide else BLOCK_N,
         BLOCK_D=block_d,
-        num_warps=4,
-        num_stages=3 if q.element_size() == 2 else 2,
+        num_warps=8 if block_d > 128 else 4,
+        num_stages=2 if is_wide else 3,
     )
     if divided is not None:
         _merge_parts_kernel[(rows * heads * length,)](

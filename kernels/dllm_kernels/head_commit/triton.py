@@ -188,7 +188,7 @@ def head_commit(
         BLOCK_N=block_n,
         BLOCK_V=block_v,
         BLOCK_E=BLOCK_E if hidden.element_size() == 2 else BLOCK_E // 2,
-        num_warps=8 if is_sampling else 4,
+        num_warps=8 if is_sampling or block_n == MAX_BLOCK_N else 4,
         num_stages=4,
     )
     merge(numbers, indices, out, is_sampling)
