@@ -5,7 +5,8 @@ Time is a sample index at 16 kHz. One window of speech probability goes in at a 
     for action in barge_in.update(probability, start, end, agent_is_audible=True): ...
 
 Two windows of voice are a doubt: the agent ducks. Voice that goes on was said to the agent, and stops it. Voice that ends sooner may be
-"uh-huh", a cough or "stop": its words tell, so they are asked for, and only words that are no backchannel stop the agent.
+"uh-huh", a cough or "stop": its words tell, so they are asked for, and only words that are no backchannel stop the agent. They are asked for while the
+voice goes on, too: then they can only hold the stop back, since half a word is no word.
 
     barge_in.answer(number, "uh huh")             # whenever the words are there; they count with the next window
 
@@ -46,6 +47,11 @@ BACKCHANNELS = (
 )
 """What people say to show that they listen, as recognisers write it."""
 
+FRAGMENTS = tuple(
+    "a an the of and or but to with in on at for from as if that this it it's is are was am i i'm im you he she they them we my your".split()
+)
+"""English words that say nothing alone: it is what a recogniser without the word makes of "uh-huh" or a cough."""
+
 
 @dataclass(frozen=True, slots=True)
 class BargeInSettings:
@@ -67,8 +73,15 @@ class BargeInSettings:
     """How long after a window of echo that counts as coming back."""
     word_s: float = 0.128
     """Voice that is shorter than this when it ends is no word; the shortest "no" lasts about 0.15 s."""
-    backchannel_s: float = 0.5
-    """Voice that lasts longer than this was said to the agent, whatever its words. The goal is silence 0.6 s after the first syllable."""
+    ask_s: float = 0.256
+    """Voice after which its words so far are asked for: three backchannels in four that a recogniser knows at all it knows by then."""
+    backchannel_s: float = 0.4
+    """Voice that lasts longer than this was said to the agent, unless its words so far are a backchannel. The goal is silence 0.6 s after the first
+    syllable."""
+    unclear_s: float = 0.46
+    """The same where the recogniser makes nothing of it so far, or a word that says nothing alone."""
+    drawn_s: float = 0.8
+    """The same for a backchannel: "okaaay"."""
     gap_s: float = 0.096
     """Silence after which the voice has ended and its words are asked for; a closed "p" or "t" lasts 0.05 to 0.08 s."""
     wait_s: float = 0.4
@@ -97,7 +110,10 @@ _LENGTHS = (
     "unsure_duck_s",
     "echo_s",
     "word_s",
+    "ask_s",
     "backchannel_s",
+    "unclear_s",
+    "drawn_s",
     "gap_s",
     "wait_s",
     "late_s",
@@ -129,7 +145,7 @@ class Duck:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """The voice has ended: what are its words? The answer goes to `BargeIn.answer` with this number."""
+    """What are the words of this voice, which has ended or lasts long? The answer goes to `BargeIn.answer` with this number."""
 
     number: int
     start_sample: int
@@ -167,6 +183,10 @@ class _Voice:
     """It began before it was known whether the agent's own voice comes back."""
     duck_s: float = 0.0
     """Voice that ducks the agent."""
+    early: int | None = None
+    """The number under which the words so far were asked for."""
+    limit_s: float = 0.0
+    """Voice that stops the agent."""
     is_asked: bool = False
 
 
@@ -181,7 +201,7 @@ class BargeIn:
         self._last: _Voice | None = None
         """What was dismissed last: late words, or the agent's end, may still make it a turn."""
         self._numbers = 0
-        self._answer: tuple[int, str] | None = None
+        self._answers: list[tuple[int, str]] = []
         self._echo_end: int | None = None
         """One past the last sample that was echo."""
 
@@ -216,9 +236,9 @@ class BargeIn:
         """
         if not agent_is_audible:
             return self._agent_ended(end)
-        answered = self._take_answer(end)
-        if answered:
-            return answered
+        while self._answers:
+            if answered := self._take_answer(*self._answers.pop(0), end):
+                return answered
         settings = self.settings
         if is_echo:
             self._echo_end = end
@@ -236,7 +256,7 @@ class BargeIn:
 
     def answer(self, number: int, text: str) -> None:
         """The words that `Ask` of this number wanted, or "" where there are none or recognition failed."""
-        self._answer = number, text
+        self._answers.append((number, text))
 
     def dismiss(self) -> None:
         """Forget what is judged: the conversation has gone on without it."""
@@ -257,8 +277,13 @@ class BargeIn:
             self._is_doubted = True
             self._last = None
             return (Duck(voice.start),)
-        if voice.voiced > _samples(self.settings.backchannel_s):
+        settings = self.settings
+        if voice.voiced > _samples(max(voice.limit_s, settings.backchannel_s)):
             return self._stop(voice)
+        if voice.early is None and voice.voiced >= _samples(settings.ask_s):
+            self._numbers += 1
+            voice.early = self._numbers
+            return (Ask(voice.early, voice.start),)
         return ()
 
     def _unvoiced(self, voice: _Voice, size: int, end: int, *, comes_back: bool) -> tuple[Action, ...]:
@@ -268,7 +293,7 @@ class BargeIn:
                 self._voice = None
             return ()
         settings = self.settings
-        if end - voice.start >= _samples(settings.backchannel_s + settings.gap_s + settings.wait_s):
+        if end - voice.start >= _samples(settings.drawn_s + settings.gap_s + settings.wait_s):
             return self._restore(voice, Dismissed.UNANSWERED)
         if silence < _samples(settings.gap_s):
             return ()
@@ -283,19 +308,22 @@ class BargeIn:
             return self._restore(voice, Dismissed.UNANSWERED)
         return ()
 
-    def _take_answer(self, end: int) -> tuple[Action, ...]:
-        answer, self._answer = self._answer, None
-        if answer is None:
+    def _take_answer(self, number: int, text: str, end: int) -> tuple[Action, ...]:
+        is_nothing = not text.strip() or is_backchannel(text, FRAGMENTS)
+        says_something = not is_nothing and not is_backchannel(text, (*self.settings.backchannels, *FRAGMENTS))
+        if self._is_doubted and self._voice is not None and self._voice.early == number:
+            if is_nothing:
+                self._voice.limit_s = self.settings.unclear_s
+            elif not says_something:
+                self._voice.limit_s = self.settings.drawn_s
             return ()
-        number, text = answer
-        says_something = bool(text.strip()) and not is_backchannel(text, self.settings.backchannels)
         if self._is_doubted and self._voice is not None and self._voice.number == number:
             if says_something:
                 return self._stop(self._voice)
             if self._voice.end + _samples(self.settings.gap_s) > end:
                 self._voice.is_asked = False
                 return ()  # The caller went on meanwhile: these are not all of their words.
-            return self._restore(self._voice, Dismissed.BACKCHANNEL if text.strip() else Dismissed.NO_WORDS)
+            return self._restore(self._voice, Dismissed.NO_WORDS if is_nothing else Dismissed.BACKCHANNEL)
         late = self._last
         if late is None or late.number != number or not says_something:
             return ()

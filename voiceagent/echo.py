@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voiceagent.backends import INPUT_RATE_HZ, Samples
+from voiceagent.events import DUCK_DB
 
 # L: delays looked at. B: bands. Levels are dB of mean power; 0 dB is a full-scale square wave.
 Levels = NDArray[np.float32]
@@ -32,6 +33,7 @@ HOP_S = 0.016
 """Resolution of the delay: half a window of the voice detector."""
 LAGS = 40
 """[L] Delays from 0 to 0.62 s: a client's jitter buffer, its loudspeaker, the way through the room and the network."""
+MAX_DELAY_S = LAGS * HOP_S
 EDGES_HZ = (200, 400, 600, 800, 1050, 1350, 1700, 2100, 2600, 3200, 3900)
 """[B + 1] About a critical band and a half each, within what a telephone carries."""
 BANDS = len(EDGES_HZ) - 1
@@ -99,6 +101,7 @@ class EchoGate:
         self._windows: list[Samples] = []
         self._heard: list[Levels] = []
         self._hops: list[int] = []
+        self._may_be_ducked: list[bool] = []
         """Windows of the microphone that have yet to be learned from, the last of them without levels, and the hop that each ended in."""
         self._coupling = np.zeros((LAGS, BANDS), np.float32)
         self._seen = np.zeros((LAGS, BANDS), np.float32)
@@ -198,8 +201,8 @@ class EchoGate:
 
     # --- what is heard ------------------------------------------------------------------------------------------------
 
-    def explains(self, window: Samples, ended: float, *, is_voiced: bool = True) -> bool:
-        """Take the microphone's next window, whose last sample was spoken at `ended`.
+    def explains(self, window: Samples, ended: float, *, is_voiced: bool = True, may_be_ducked: bool = False) -> bool:
+        """Take the microphone's next window, whose last sample was spoken at `ended`. Some clients play what `may_be_ducked` by `DUCK_DB` softer.
 
         Returns:
             Whether the agent's own voice explains it; always False for a window that is not `is_voiced`, which is only learned from, later.
@@ -216,6 +219,7 @@ class EchoGate:
                 return False
         self._windows.append(window)
         self._hops.append(hop)
+        self._may_be_ducked.append(may_be_ducked)
         is_new = self._learned.min() < self.settings.memory_windows
         is_full, is_asked = len(self._hops) >= (FIRST_BATCH if is_new else BATCH), is_voiced and self.comes_back
         if not (is_full or is_asked):
@@ -226,7 +230,7 @@ class EchoGate:
         is_explained = is_asked and self._is_echo(self._heard[-1][-1], hop)
         self._explained += is_explained
         if is_full:
-            self._learn(np.concatenate(self._heard), np.array(self._hops))
+            self._learn(np.concatenate(self._heard), np.array(self._hops), np.array(self._may_be_ducked))
             self._forget_windows()
         return is_explained
 
@@ -234,6 +238,7 @@ class EchoGate:
         self._windows.clear()
         self._heard.clear()
         self._hops.clear()
+        self._may_be_ducked.clear()
 
     @property
     def comes_back(self) -> bool:
@@ -253,8 +258,8 @@ class EchoGate:
         above = power[heard > predicted + self.settings.margin_db].sum()
         return bool(above < self.settings.explained * power.sum())
 
-    def _learn(self, heard: Levels, hops: NDArray[np.int64]) -> None:
-        """Heard [N, B] in windows that ended in these hops [N]."""
+    def _learn(self, heard: Levels, hops: NDArray[np.int64], may_be_ducked: NDArray[np.bool_]) -> None:
+        """Heard [N, B] in windows that ended in these hops [N], while these may have been ducked [N]."""
         settings = self.settings
         self._noise = np.minimum(self._noise + 0.03 * len(heard), heard.min(axis=0))
         rows = _HISTORY - 1 - (self._hop - hops)[:, None] - np.arange(LAGS)  # [N, L]
@@ -263,6 +268,11 @@ class EchoGate:
         is_strong = (played > least).astype(np.float32)
         predicted = np.maximum(np.maximum(played, least) + self._coupling, self._noise)
         change = (heard[:, None, :] - predicted) * is_strong
+        if may_be_ducked.any():
+            lag = int(np.argmin(np.where(self._learned >= settings.learn_windows / 2, self._spread, 99.0)))
+            mean = change[:, lag].sum(axis=1) / np.maximum(is_strong[:, lag].sum(axis=1), 1.0)
+            softer = may_be_ducked & (mean < -DUCK_DB / 2)
+            change += (DUCK_DB * softer)[:, None, None].astype(np.float32) * is_strong
         strong = is_strong.sum(axis=0)  # [L, B]
         self._seen += strong
         mean = change.sum(axis=0) / np.maximum(strong, 1.0)

@@ -17,7 +17,7 @@ from typing import TypeAlias, assert_never
 
 from voiceagent import barge_in, endpoint
 from voiceagent.backends import INPUT_RATE_HZ, LOOK_BACK_S, Samples, VoiceDetectorStream
-from voiceagent.echo import EchoGate
+from voiceagent.echo import MAX_DELAY_S, EchoGate
 from voiceagent.endpoint import EndedBy, Evidence
 from voiceagent.endpoint_words import PauseWords
 from voiceagent.session import TurnDetection
@@ -111,6 +111,8 @@ class Listener:
         """Media time that passed without the activity's knowledge, while the client ended its turns itself."""
         self._received = 0
         self._arrivals: deque[tuple[int, float]] = deque(maxlen=1024)
+        self._ducked_until = -1
+        """Until this sample the echo may be that of a ducked agent."""
         self._media_zero: float | None = None
         """The clock's reading at media time 0, by the messages that came soonest."""
 
@@ -157,7 +159,10 @@ class Listener:
             return False
         end = self._activity.position_sample + self._window_samples + self._skipped
         is_voiced = probability >= self._barge_in.settings.threshold - self._barge_in.settings.hysteresis
-        return self._echo.explains(window, self._media_zero + end / INPUT_RATE_HZ, is_voiced=is_voiced)
+        if self._barge_in.is_doubted:
+            self._ducked_until = end + round(MAX_DELAY_S * INPUT_RATE_HZ)
+        ended = self._media_zero + end / INPUT_RATE_HZ
+        return self._echo.explains(window, ended, is_voiced=is_voiced, may_be_ducked=end <= self._ducked_until)
 
     def _judge_voice(
         self, probability: float, detection: TurnDetection, *, agent_audible: bool, is_echo: bool

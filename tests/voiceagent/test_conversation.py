@@ -19,7 +19,6 @@ from tests.voiceagent.standins import (
     ToneSynthesizer,
     silence,
     tone,
-    voice,
 )
 from voiceagent.agent import AgentProfile, Note
 from voiceagent.backends import Backends, Samples
@@ -78,7 +77,7 @@ class Line:
         await self.clock.settle()
 
     async def speak_turn(self) -> None:
-        await self.play(np.concatenate([voice(0.8), silence(0.5)]))
+        await self.play(np.concatenate([tone(0.8), silence(0.5)]))
 
 
 class FixedNotes:

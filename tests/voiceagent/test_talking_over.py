@@ -85,7 +85,8 @@ def test_a_short_word_that_is_no_backchannel_becomes_a_turn_with_all_its_audio()
         await line.play(silence(1.0))
 
     line = talk(scenario, heard=("a mocha please", "stop", "stop"), written=(LONG, "Yes?"), step_s=0.0)
-    asked, turn = line.asr.utterances[1:]
+    so_far, asked, turn = line.asr.utterances[1:]
+    assert so_far.fed < asked.fed
     assert asked.fed / 16_000 == pytest.approx(0.3 + 0.3 + 0.1, abs=0.07), "padding, voice and the gap"
     assert turn.fed > asked.fed
     first, second = agents_words(line)

@@ -15,12 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from voice_pipelines.asr import general
-from voice_pipelines.asr.ngrams import BackoffModel, WittenBell
+from voice_pipelines.asr.ngrams import END, START, BackoffModel, WittenBell
 from voice_pipelines.asr.pronounce import pronunciations
 from voice_pipelines.asr.vocabulary import Vocabulary
 
-_FORMAT = 1
+_FORMAT = 2
 """Part of the cache key: raised whenever the same input gives other files."""
+
+HUMS = ("uh-huh", "mhm", "hmm", "mm")
+"""What listeners say; nobody types it, so the everyday counts, which come from text, do not have it."""
+HUM_COUNT = 3_000.0
+"""Turns that each of them is taken to have been, among half a million: an eighth as many as "yes". Word errors in 37 orders stayed what they were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,9 @@ def build(vocabulary: Vocabulary | None, options: LanguageOptions, files: ModelF
     from pocketsphinx import NGramModel
 
     everyday = general.load(general.shipped_bytes())
+    for hum in HUMS:
+        for sequence in ((hum,), (START, hum), (hum, END), (START, hum, END)):
+            everyday.add(sequence, HUM_COUNT)
     known = everyday.words
     if vocabulary is None:
         model = BackoffModel([(1.0, WittenBell(everyday, known))])

@@ -1,0 +1,75 @@
+"""What the barge-in benchmark reads from a waveform, on waveforms whose answer is known."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+RATE = 16_000
+
+
+@pytest.fixture
+def barge_in(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    return importlib.import_module("barge_in")
+
+
+def undisturbed(seconds: float) -> np.ndarray:
+    return (0.2 * np.sin(2 * np.pi * 300 * np.arange(round(seconds * RATE)) / RATE)).astype(np.float32)
+
+
+def test_a_duck_a_stop_and_a_restore_are_read_where_they_are(barge_in: ModuleType) -> None:
+    ideal = undisturbed(4.0)
+    stopped = ideal.copy()
+    stopped[round(2.15 * RATE) :] *= 0.05
+    stopped[round(2.55 * RATE) :] = 0.0
+    assert barge_in.read_waveform(stopped, ideal, 2.0) == (
+        pytest.approx(0.15, abs=0.006),
+        pytest.approx(0.55, abs=0.006),
+        None,
+    )
+    restored = ideal.copy()
+    restored[round(2.15 * RATE) : round(2.8 * RATE)] *= 0.05
+    assert barge_in.read_waveform(restored, ideal, 2.0) == (
+        pytest.approx(0.15, abs=0.006),
+        None,
+        pytest.approx(0.8, abs=0.006),
+    )
+    assert barge_in.read_waveform(ideal, ideal, 2.0) == (None, None, None)
+
+
+def test_the_loudspeaker_starts_ducks_restores_and_is_flushed(barge_in: ModuleType) -> None:
+    speaker, now = barge_in.Loudspeaker(), 10.0
+    speaker.push(np.ones(4 * RATE, np.float32) * 0.5, RATE, now)
+    levels = []
+    for number in range(60):
+        if number == 20:
+            speaker.turn(0.05, speaker.FADE_S)
+        if number == 35:
+            speaker.turn(1.0, speaker.RISE_S)
+        if number == 50:
+            speaker.flush()
+        levels.append(float(np.abs(speaker.render(now + 0.02 * number)).max()))
+    assert max(levels[:3]) == 0.0
+    assert levels[15] == pytest.approx(0.5, abs=0.02)
+    assert levels[22] == pytest.approx(0.025, abs=0.002)
+    assert levels[45] == pytest.approx(0.5, abs=0.02)
+    assert levels[52:] == [0.0] * 8
+
+
+def test_the_onset_is_where_a_recording_becomes_loud(barge_in: ModuleType) -> None:
+    sound = np.concatenate([1e-4 * np.ones(RATE, np.float32), undisturbed(1.0)])
+    assert barge_in.audible_onset_s(sound, 1.1) == pytest.approx(1.0, abs=0.011)
+
+
+def test_made_cases_are_the_same_for_a_seed_and_fit_the_scale(barge_in: ModuleType) -> None:
+    for make in (barge_in.coughs, barge_in.keyboards):
+        first, again = list(make(3, 7)), list(make(3, 7))
+        assert [case.name for case in first] == [case.name for case in again]
+        for one, other in zip(first, again, strict=True):
+            np.testing.assert_array_equal(one.sound, other.sound)
+            assert one.is_made and not one.interrupts and np.abs(one.sound).max() <= 1.0
