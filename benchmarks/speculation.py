@@ -65,7 +65,7 @@ from voiceagent.backends import (
 from voiceagent.budget import BudgetController, BudgetSettings
 from voiceagent.clock import ManualClock
 from voiceagent.config import Config
-from voiceagent.early import EarlyDrafts
+from voiceagent.early import Beginning, EarlyDrafts
 from voiceagent.endpoint import decide
 from voiceagent.endpoint_words import PauseWords, Question
 from voiceagent.events import Item
@@ -81,6 +81,7 @@ STEP_S = 0.0109
 ASR_S = 0.04
 """From the endpoint to the last word: what is left of a block of 100 ms, and its decoding."""
 FIGURES = re.compile(rf"\d|\b({'|'.join(COUNT_WORDS[2:])})\b", re.IGNORECASE)
+OUTCOMES = ("hit", "repaired", "wasted", "tail kept", "none")
 GOAL_SHARE, GOAL_STEPS = 0.6, 1 / 3
 
 
@@ -219,12 +220,12 @@ class Turn:
         beginning.start(request, events.put_nowait)
         told = list(beginning.told())
         late, said = await self.finish(events, told, beginning.has_clause)
+        kept = next((event.kept_tokens for event in told if isinstance(event, DraftRevised)), 0)
         forwards, speculation = self.runner.forwards, beginning.speculation
-        if speculation is not None and beginning.early is not None:
-            if not beginning.is_hit:
-                revised = [event for event in told if isinstance(event, DraftRevised) and event.kept_tokens]
-                speculation.revised(revised[0].kept_tokens if revised else 0, 0)
-            speculation.drop() if speculation.outcome == "wasted" else None
+        if speculation is not None and beginning.early is not None and not beginning.is_hit:
+            speculation.revised(kept, 0)
+            if not kept:
+                speculation.drop()
         cold_request = replace(request, conversation_id="cold")
         cold_events: asyncio.Queue[DraftEvent] = asyncio.Queue()
         self.drafter.start(cold_request, cold_events.put_nowait)
@@ -233,7 +234,7 @@ class Turn:
         self.runner.engine.forget(self.conversation)
         return Row(
             name,
-            "none" if speculation is None or beginning.early is None else speculation.outcome.value,
+            _outcome(beginning, kept),
             0 if speculation is None else speculation.drafts,
             0 if speculation is None else speculation.early_steps,
             0 if speculation is None else speculation.wasted_steps,
@@ -272,6 +273,12 @@ class Turn:
             raise last.error
         assert isinstance(last, DraftFinished)
         return late, last.text
+
+
+def _outcome(beginning: Beginning, kept: int) -> str:
+    if beginning.early is not None and beginning.speculation is not None:
+        return beginning.speculation.outcome.value
+    return "none" if beginning.unheard is None or not kept else "tail kept"
 
 
 def _has_facts(said: str, must_say: Sequence[str]) -> bool:
@@ -423,6 +430,54 @@ def dialogues(folder: Path, per_dataset: int, seed: int) -> Iterator[dict[str, A
         yield from found[:per_dataset]
 
 
+# --- what was not heard -----------------------------------------------------------------------------------------------
+
+DETAILS = ("with oat milk please", "make that a large", "and a blueberry muffin", "to go please", "that's all thanks")
+OTHERS = (
+    "how much is a latte",
+    "no wait cancel that",
+    "do you have any tea",
+    "sorry what did you say",
+    "is the mocha sweet",
+)
+"""What callers say who speak over a reply: a detail, or something else. Made up here."""
+
+
+async def interrupted(
+    entry: dict[str, Any], words: str, draw: random.Random, preset: dict[str, Any], config: Config, engine: Any
+) -> Row:
+    """A reply to an order is spoken over somewhere; the next one begins with what was not heard, or from nothing."""
+    drafter, runner = engine
+    settings, history, notes = (
+        SessionSettings(instructions=config.agent.instructions),
+        History(),
+        cafe_notes(preset["menu"]),
+    )
+    name = f"{entry['path']}: {words}"
+    asking = Asking(name, history, drafter, BudgetSettings().threshold)
+    history.add(Item("greeting", "agent", config.agent.greeting, spoken=True))
+    history.add(Item("order", "user", entry["text"], spoken=True))
+    history.note("order", notes.hear(entry["text"]))
+
+    def imagine(said: str) -> DraftRequest:
+        return asking.request(
+            settings, ResponseOptions(), history.supposing(Item("words", "user", said), notes.imagine(said))
+        )
+
+    turn = Turn(drafter, runner, imagine, name)
+    request = asking.request(settings, ResponseOptions())
+    events: asyncio.Queue[DraftEvent] = asyncio.Queue()
+    draft = drafter.start(replace(request, plan=turn.plan(request.plan.canvas_width)), events.put_nowait)
+    _, whole = await turn.finish(events, [], False)
+    spoken = whole.split()
+    heard = draw.randrange(1, max(len(spoken), 2))
+    history.add(Item("reply", "agent", " ".join(spoken[:heard]), "incomplete", spoken=True))
+    turn.early.interrupted(draft, " ".join(spoken[heard:]))
+    turn.runner.forwards = 0
+    row = await turn.end(name, words)
+    return row
+
+
 # --- what it comes to -------------------------------------------------------------------------------------------------
 
 
@@ -430,13 +485,12 @@ def summary(name: str, rows: Sequence[Row]) -> dict[str, Any]:
     count = len(rows)
     outcomes = Counter(row.outcome for row in rows)
     early, forwards = sum(row.early for row in rows), sum(row.forwards for row in rows)
-    pinned = [row for row in rows if row.outcome != "none"]
     return {
         "name": name,
         "turns": count,
         "at most a third": sum(row.is_quick for row in rows) / count,
         "no step at all": sum(row.late == 0 for row in rows) / count,
-        "outcomes": {key: outcomes[key] / count for key in ("hit", "repaired", "wasted", "none")},
+        "outcomes": {key: outcomes[key] / count for key in OUTCOMES if outcomes[key]},
         "steps at the end": sum(row.late for row in rows) / count,
         "steps from nothing": sum(row.cold for row in rows) / count,
         "drafts per turn": sum(row.drafts for row in rows) / count,
@@ -453,8 +507,8 @@ def summary(name: str, rows: Sequence[Row]) -> dict[str, Any]:
                 "same text as cold": sum(row.is_same for row in some) / len(some),
                 "facts right": sum(row.has_facts for row in some) / len(some),
             }
-            for key in ("hit", "repaired", "wasted")
-            if (some := [row for row in pinned if row.outcome == key])
+            for key in OUTCOMES
+            if key != "none" and (some := [row for row in rows if row.outcome == key])
         },
     }
 
@@ -495,6 +549,17 @@ async def run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[R
             results.append(summary(f"spoken orders, {'one pause inserted' if with_pause else 'as recorded'}", found))
             print(report(results[-1]), flush=True)
             shown += found
+    if options.unheard is not None:
+        draw = random.Random(options.seed)
+        for kind, texts in (("adds a detail", DETAILS), ("says something else", OTHERS)):
+            found = [
+                await interrupted(entry, words, draw, preset, config, engine)
+                for entry in entries(options.unheard, ("order",), options.every)
+                for words in texts
+            ]
+            results.append(summary(f"a caller who speaks over a reply and {kind} (made)", found))
+            print(report(results[-1]), flush=True)
+            shown += found
     if options.dialogues is not None:
         rows = [
             await told(each, options.seed, Made(), engine)
@@ -511,6 +576,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of recordings with manifest.jsonl")
     parser.add_argument("--dialogues", type=Path, help="folder of *.dev.jsonl.xz")
+    parser.add_argument("--unheard", type=Path, help="folder whose orders, as text, are replied to and spoken over")
     parser.add_argument("--turns", type=int, default=20, help="turns per data set of dialogues, at most")
     parser.add_argument(
         "--model", type=Path, help="checkpoint folder of the built-in family; default: the built-in weights"

@@ -203,6 +203,26 @@ def test_the_unheard_end_of_a_reply_is_asked_for_under_the_new_prompt() -> None:
     with_drafter(scenario)
 
 
+def test_an_interrupted_reply_with_as_much_to_say_is_asked_for_as_a_whole_and_one_with_more_is_not() -> None:
+    async def scenario(drafter: DiffusionDrafter) -> None:
+        wide, asked = replace(PLAN, canvas_width=24), {}
+        for after in (("$12.75",), ("$12.75", "a tea")):
+            events: asyncio.Queue[DraftEvent] = asyncio.Queue()
+            draft = drafter.start(DraftRequest("call", TURNS, wide, must_say=("$4.50",)), events.put_nowait)
+            whole = (await ended(events))[-1]
+            assert isinstance(whole, DraftFinished)
+            again: asyncio.Queue[DraftEvent] = asyncio.Queue()
+            request = DraftRequest("call", TURNS, wide, must_say=after)
+            drafter.revise(draft, request, again.put_nowait, unheard=whole.text[-2:])
+            told = await ended(again)
+            asked[after] = sum(event.asked_tokens for event in of(DraftRevised, told))
+            last = told[-1]
+            assert isinstance(last, DraftFinished) and all(text in last.text for text in after)
+        assert asked["$12.75",] > 2 and asked["$12.75", "a tea"] == 0
+
+    with_drafter(scenario)
+
+
 def test_a_speculative_plan_stands_back_until_it_is_replaced() -> None:
     async def scenario(drafter: DiffusionDrafter) -> None:
         early: asyncio.Queue[DraftEvent] = asyncio.Queue()

@@ -282,7 +282,12 @@ class DiffusionDrafter:
         if draft.unheard is None:
             return kept_canvas(held.canvas, held.spec.pins, pins, width)
         start = self._start_of(draft.unheard, held.canvas)
-        return Kept() if start is None else kept_tail(held.canvas, held.spec.pins, pins, width, start)
+        if start is None:
+            return Kept()
+        if pins and len(pins) == len(held.spec.pins):
+            # What must be said now is what had to be said then, with a detail changed: so may be the words around it, heard or not.
+            return kept_canvas(held.canvas, held.spec.pins, pins, width)
+        return kept_tail(held.canvas, held.spec.pins, pins, width, start)
 
     def _start_of(self, text: str, canvas: Canvas) -> int | None:
         """The position from which the canvas reads so, what is still being written behind it; None where there is none."""
