@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
-from voiceagent.config import ENVIRONMENT_PREFIX, SECTIONS, Config, ToolConfig
+from voiceagent.config import ENVIRONMENT_PREFIX, SECTIONS, Config
+from voiceagent.config_sections import ToolConfig
 
 _INTRODUCTION = """\
 # Configuration

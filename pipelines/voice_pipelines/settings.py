@@ -10,15 +10,8 @@ from pathlib import Path
 
 from voice_pipelines.adapters.remote_wire import RemoteEndpoint
 from voiceagent.agent import AgentProfile, NoteTaker
-from voiceagent.config import (
-    Config,
-    assignment_layer,
-    environment_layer,
-    is_endpoint_url,
-    load_config,
-    preset_name,
-    read_toml,
-)
+from voiceagent.config import Config, assignment_layer, environment_layer, load_config, preset_name, read_toml
+from voiceagent.config_keys import is_endpoint_url
 from voiceagent.config_values import Layer
 from voiceagent.errors import ConfigError
 

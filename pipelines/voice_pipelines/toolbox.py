@@ -18,7 +18,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from voiceagent.config import Config, ReplyConfig, ToolConfig
+from voiceagent.config import Config
+from voiceagent.config_sections import ReplyConfig, ToolConfig
 from voiceagent.errors import ConfigError, ToolError
 from voiceagent.tools import Schema, ServerTool, ToolSpec, parameters_schema
 

@@ -24,7 +24,8 @@ from voice_pipelines.doctor import (
 )
 from voice_pipelines.models import FoundModel, choose_model
 from voiceagent.backends import BackendInfo
-from voiceagent.config import Config, ModelsConfig, ServerConfig
+from voiceagent.config import Config
+from voiceagent.config_sections import ModelsConfig, ServerConfig
 
 WHISPER = FoundModel("base.en", Path("/m"), BackendInfo("asr", "faster-whisper base.en", "fetched"))
 PIPER = FoundModel("en_US-a-low", Path("/m"), BackendInfo("tts", "Piper en_US-a-low", "fetched"))

@@ -35,7 +35,8 @@ from voiceagent.backends import (
 )
 from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock, ManualClock, MonotonicClock
-from voiceagent.config import Config, TurnConfig
+from voiceagent.config import Config
+from voiceagent.config_sections import TurnConfig
 from voiceagent.costs import CostModel, Stage
 from voiceagent.errors import BackendError, ConfigError
 
