@@ -65,6 +65,8 @@ class Conversation:
         self._state = turns.TurnState()
         echo = EchoGate()
         self._early = EarlyDrafts(backends.llm, budget, clock, self._imagine)
+        if self._early.is_on and self._notes is not None and not isinstance(self._notes, ImaginingNoteTaker):
+            log.info("conversation %s: no reply is drafted early, as the note function has no `imagine`", self.id)
         self._listening = Listening(
             self.id,
             backends=backends,
