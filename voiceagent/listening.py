@@ -65,8 +65,8 @@ REPAIR_WITHIN_S = 0.25
 MANUAL_LIMIT_S = 120.0
 """The longest turn that a client may commit itself; older audio of a microphone left open is forgotten."""
 
-DOUBT_LIMIT_S = 1.5
-"""A voice over the agent's is judged in 1 s of audio at most; after so long the audio has stopped coming."""
+DOUBT_LIMIT_S = 1.0
+"""A voice over the agent's is judged half a second after the longest that may be a backchannel; so long after that, the audio has stopped coming."""
 
 
 @dataclass(slots=True)
@@ -167,6 +167,8 @@ class Listening:
         self._recognising: set[asyncio.Task[None]] = set()
         self._turn: CallerTurn | None = None
         self._doubts = 0
+        self._finding_words: asyncio.Task[None] | None = None
+        """Asks what the voice in doubt said; the next question, and an utterance, make it pointless."""
         self._is_closed = False
 
     async def run(self) -> None:
@@ -251,6 +253,7 @@ class Listening:
                 return  # Closed while the detector looked at it: nobody would end what begins here.
             match heard:
                 case Onset(start_sample=start):
+                    self._forget_words()
                     item_id = new_id("item")
                     self._begin_hearing(item_id)
                     self._emit(SpeechStarted(item_id, start / INPUT_RATE_HZ))
@@ -266,9 +269,10 @@ class Listening:
                     self._uncommitted_samples = 0
                     self._end_of_speech(end, speech_end, ended_by)
                 case Doubt(start_sample=start):
-                    self._doubt(start)
+                    self._doubt(start, DOUBT_LIMIT_S + detection.backchannel_s)
                 case WordsWanted(number=number, samples=piece):
-                    self._tasks.spawn(self._find_words(number, piece))
+                    self._forget_words()
+                    self._finding_words = self._tasks.spawn(self._find_words(number, piece))
                 case Relief(reason=reason):
                     self._relieve(reason)
                 case _:
@@ -282,24 +286,30 @@ class Listening:
 
     # --- voice over the agent's ---------------------------------------------------------------------------------------
 
-    def _doubt(self, start_sample: int) -> None:
+    def _doubt(self, start_sample: int, limit_s: float) -> None:
         self._happened(turns.VoiceDoubted())
         if self._state().is_ducked:
             self._emit(PlaybackDucked(start_sample / INPUT_RATE_HZ))
             self._doubts += 1
-            self._tasks.spawn(self._give_up(self._doubts))
+            self._tasks.spawn(self._give_up(self._doubts, self._clock.now() + limit_s))
 
     def _relieve(self, reason: Dismissed) -> None:
         if self._state().is_ducked:
             self._happened(turns.VoiceDismissed())
             self._emit(PlaybackRestored(reason))
 
-    async def _give_up(self, doubt: int) -> None:
+    async def _give_up(self, doubt: int, at: float) -> None:
         """No doubt lasts: audio that does not come decides nothing, and an agent that stays ducked is not heard."""
-        await self._clock.sleep_until(self._clock.now() + DOUBT_LIMIT_S)
+        await self._clock.sleep_until(at)
         if doubt == self._doubts and self._state().is_ducked:
             self._listener.dismiss()
             self._relieve(Dismissed.GIVEN_UP)
+
+    def _forget_words(self) -> None:
+        """A recogniser that is slow has one question of a caller before it, not all that their noises ever raised."""
+        if self._finding_words is not None:
+            self._finding_words.cancel()
+            self._finding_words = None
 
     async def _find_words(self, number: int, samples: Samples) -> None:
         """What the voice in doubt said, for the listener alone: nothing of it is an utterance yet."""

@@ -203,3 +203,34 @@ def test_two_doubts_need_two_decoders_at_most_one_at_a_time() -> None:
         assert all(utterance.is_cancelled for utterance in line.asr.utterances[1:]), "each was freed"
 
     talk(scenario, heard=("a mocha please", "mhm"), written=(LONG * 2,), step_s=0.0)
+
+
+@pytest.mark.parametrize("backchannel_s", [0.1, 1.0, 1.6, 2.0])
+def test_who_goes_on_speaking_stops_the_agent_however_long_a_backchannel_may_be(backchannel_s: float) -> None:
+    async def scenario(line: Line) -> None:
+        await answered(line)
+        await line.play(tone(backchannel_s + 0.5))
+        assert over(line) == ["PlaybackDucked", "SpeechStarted"]
+
+    settings = SessionSettings(turn_detection=TurnDetection(backchannel_s=backchannel_s))
+    talk(scenario, written=(LONG * 2,), step_s=0.0, settings=settings)
+
+
+def test_a_slow_recogniser_is_asked_one_question_and_none_once_the_caller_speaks() -> None:
+    gate = asyncio.Event()
+
+    async def scenario(line: Line) -> None:
+        gate.set()
+        await answered(line)
+        gate.clear()
+        for _ in range(4):
+            await line.play(np.concatenate([tone(0.3), silence(0.7)]))
+        asked = line.asr.utterances[1:]
+        assert len(asked) >= 4
+        assert [utterance.is_cancelled for utterance in asked] == [*[True] * (len(asked) - 1), False]
+        await line.play(tone(0.8))
+        assert over(line)[-1] == "SpeechStarted"
+        assert all(utterance.is_cancelled for utterance in asked)
+        gate.set()
+
+    talk(scenario, heard=("a mocha please", "mhm"), written=(LONG * 2,), step_s=0.0, gate=gate)
