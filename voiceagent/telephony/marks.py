@@ -54,6 +54,8 @@ class Marks:
         self._returned_at: float | None = None
         """When the newest mark came back; what is queued behind it has been playing since."""
         self._ever_returned = False
+        self._returns_none = False
+        """Known once a mark was overdue, and not forgotten with the queue: the next reply is no news about the bridge."""
 
     @property
     def is_playing(self) -> bool:
@@ -75,7 +77,7 @@ class Marks:
         """
         if name not in self._pending:
             return {}
-        self._ever_returned = True
+        self._ever_returned, self._returns_none = True, False
         self._returned_at = now
         played: dict[str, float] = {}
         while True:  # A queue: what lies in front of this mark was played too.
@@ -91,6 +93,8 @@ class Marks:
         first = next(iter(self._pending.values()))
         piece = first.piece
         if not self._ever_returned and now > first.at + (piece.end_s - piece.start_s) + OVERDUE_S:
+            self._returns_none = True
+        if self._returns_none:
             return None
         heard = {sent.piece.item_id: 0.0 for sent in reversed(self._pending.values())}
         played_s = 0.0

@@ -69,6 +69,19 @@ def test_a_bridge_that_returns_no_marks_is_recognised() -> None:
     assert marks.heard(1.21 + OVERDUE_S) is None
 
 
+def test_a_bridge_without_marks_stays_known_behind_a_clear_until_one_comes_back() -> None:
+    marks = Marks()
+    send(marks, ("a", 0.0, 0.2))
+    assert marks.unheard(0.3 + OVERDUE_S) is None
+    marks.cleared()
+    assert marks.heard(2.9) == {}
+    (name,) = send(marks, ("b", 0.0, 0.2), now=3.0)
+    assert marks.heard(3.1) is None and marks.unheard(3.1) is None
+    assert marks.returned(name, 3.2) == {"b": 0.2}
+    send(marks, ("b", 0.2, 0.4), now=3.2)
+    assert marks.heard(3.3) == {"b": 0.2}, "it was late, and does return them"
+
+
 def test_marks_that_never_return_do_not_fill_memory() -> None:
     marks = Marks()
     for number in range(MAX_PENDING + 10):
