@@ -17,7 +17,7 @@ import soundfile
 
 from tests.conftest import DATA, run_async
 from voice_pipelines.adapters import silero
-from voice_pipelines.adapters.silero import GATHER_LIMIT_S, SileroDetector, find_model, gather_s
+from voice_pipelines.adapters.silero import GATHER_LIMIT_S, Callers, SileroDetector, find_model, gather_s
 from voiceagent.backends import Samples, VoiceDetector
 from voiceagent.endpoint import EndpointSettings, decide
 from voiceagent.errors import BackendError
@@ -112,6 +112,23 @@ def test_many_callers_wait_until_a_batch_is_worth_it_and_never_longer_than_the_l
         assert gather_s(callers) * callers / 0.032 == pytest.approx(16.0), "windows that come meanwhile"
 
 
+def test_callers_are_counted_by_what_they_send_and_not_once_they_have_hung_up() -> None:
+    callers, now = Callers(), 100.0
+    assert callers.count(now) == 0
+    for _ in range(40):
+        callers.sent(range(12), now)
+        now += 0.032
+    assert callers.count(now) == 12
+    for _ in range(10):
+        callers.sent(range(3), now)
+        now += 0.032
+    assert callers.count(now) == 3, "nine have gone, whether or not anybody has collected what is left of them"
+    for _ in range(1000):
+        callers.sent([0], now)
+    assert callers.count(now) == 3, "one who sends faster than speech is not many"
+    assert callers.count(now + 1.0) == 0
+
+
 def test_windows_that_come_at_different_moments_share_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """The wait of the first window ends when the test says so: by then the others have come."""
     sizes: list[int] = []
@@ -129,6 +146,8 @@ def test_windows_that_come_at_different_moments_share_a_call(monkeypatch: pytest
 
     monkeypatch.setattr(SileroDetector, "_infer", counting)
     monkeypatch.setattr(silero.time, "sleep", wait)
+    present = [16, 2]
+    monkeypatch.setattr(Callers, "count", lambda self, now: present.pop(0))
     heard = windows(clips("order")[0])[60]
 
     async def main() -> list[float]:
@@ -140,7 +159,6 @@ def test_windows_that_come_at_different_moments_share_a_call(monkeypatch: pytest
             await asyncio.sleep(0)
         may_go_on.set()
         together = await asyncio.gather(*asked)
-        streams = streams[:1]  # The others have hung up.
         alone = await detector.open().probability(heard)
         await detector.aclose()
         return [*together, alone]

@@ -10,7 +10,8 @@ import importlib.util
 import queue
 import threading
 import time
-import weakref
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,8 @@ _GATHER_WINDOWS = 16
 """Windows that make a batch cheap: 16 cost a third of what they cost one by one, and 64 hardly less."""
 _GATHER_FROM = 8
 """Callers from which on windows wait for each other: two a batch. Fewer would wait in vain."""
+COUNTED_S = 0.3
+"""Whose last window is older than this does not count as a caller: clients send at least every 0.2 s, and whoever hangs up says nothing."""
 
 
 def find_model() -> Path:
@@ -71,6 +74,25 @@ class _Request:
     answer: asyncio.Future[float]
 
 
+class Callers:
+    """How many callers send audio now, told from their windows: who has hung up, or sends nothing, is none. Pure."""
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[Hashable, float] = OrderedDict()
+
+    def sent(self, callers: Iterable[Hashable], now: float) -> None:
+        """A window of each of them was looked at, at the clock's reading `now` in seconds."""
+        for caller in callers:
+            self._seen[caller] = now
+            self._seen.move_to_end(caller)
+
+    def count(self, now: float) -> int:
+        """Those of the last `COUNTED_S`."""
+        while self._seen and next(iter(self._seen.values())) < now - COUNTED_S:
+            self._seen.popitem(last=False)
+        return len(self._seen)
+
+
 def gather_s(callers: int) -> float:
     """How long the first window of a batch waits for others: until there are about 16, but no longer than `GATHER_LIMIT_S`.
 
@@ -96,16 +118,13 @@ class SileroDetector:
         self.info = BackendInfo("vad", "silero", "Silero VAD (ONNX) inside the installed package silero-vad")
         self._session = _load(model or find_model())
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
-        self._streams: weakref.WeakSet[SileroStream] = weakref.WeakSet()
-        """Who may send windows; whoever has gone is no longer counted."""
+        self._callers = Callers()
         self._is_closed = False
         self._worker = threading.Thread(target=self._work, name="silero-vad", daemon=True)
         self._worker.start()
 
     def open(self) -> SileroStream:
-        stream = SileroStream(self)
-        self._streams.add(stream)
-        return stream
+        return SileroStream(self)
 
     async def aclose(self) -> None:
         """Stop the worker. Windows that wait are answered with a `BackendError`."""
@@ -133,6 +152,7 @@ class SileroDetector:
                 _deliver(waiting, BackendError("vad", "the detector was closed"))
                 return
             batch, waiting = _choose(waiting)
+            self._callers.sent((request.memory for request in batch), time.monotonic())
             try:
                 probabilities = self._infer(batch)
             except Exception as error:  # onnxruntime has no common base class for its errors
@@ -147,7 +167,7 @@ class SileroDetector:
             if request is None:
                 return True
             waiting.append(request)
-            if (wait_s := gather_s(len(self._streams))) > 0:
+            if (wait_s := gather_s(self._callers.count(time.monotonic()))) > 0:
                 time.sleep(wait_s)
         while True:
             try:
