@@ -307,6 +307,8 @@ class Replying:
         previous: str | None = None
         if reply.item_started:
             text = reply.said if status == "completed" else self._heard(reply)
+            if status == "failed" and reply.request.modality == "audio":
+                text = reply.playout.heard_text(reply.playout.sent_s)  # It plays on, and is cut if it is interrupted.
             item = Item(
                 reply.request.item_id,
                 "agent",

@@ -716,7 +716,21 @@ def test_a_reply_that_fails_after_its_first_clause_keeps_what_was_heard_and_is_t
     assert line.of(ResponseFinished)[0].status == "failed"
     assert len(line.of(TurnTraced)) == 2
     said = [turn.text for turn in line.llm.drafts[-1].request.turns if turn.role == "agent"]
-    assert said in ([], ["One mocha."], ["One"])
+    assert said == ["One mocha."], "what had left played on"
+
+
+def test_what_plays_on_of_a_reply_that_failed_is_cut_where_the_caller_interrupts() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(0.2)
+        await line.speak_turn()
+        await line.clock.advance(20.0)
+
+    first = "One mocha for you with quite a lot of extra foam on the top of it."
+    line = talk(scenario, written=(f"{first} Broken words.", REPLY), tts=ToneSynthesizer(fail_on="Broken"))
+    assert [event.status for event in line.of(ResponseFinished)] == ["failed", "completed"]
+    (said,) = [turn.text for turn in line.llm.drafts[-1].request.turns if turn.role == "agent"]
+    assert said and first.startswith(said) and said != first
 
 
 # --- the end of a turn -------------------------------------------------------------------------------------------------
