@@ -59,7 +59,7 @@ class SilenceWatch:
 
     def answered(self) -> None:
         """The caller said something, or their client did something for them."""
-        self._silence = self._silence.answered()
+        self._silence = self._silence.answered(self._clock.now())
         self._changed.set()
 
     async def _run(self) -> None:

@@ -83,9 +83,9 @@ class Silence:
             is_parting=self.is_parting and state.caller is Caller.SILENT,
         )
 
-    def answered(self) -> Silence:
-        """The caller said something, or their client did something for them."""
-        return replace(self, said=0, is_parting=False)
+    def answered(self, now: float) -> Silence:
+        """The caller said something, or their client did something for them: silence begins anew, and so do the prompts."""
+        return replace(self.restarted(now), said=0, is_parting=False)
 
     def restarted(self, now: float) -> Silence:
         """Whatever was waited for was not the caller."""

@@ -86,7 +86,7 @@ def test_the_prompts_begin_anew_when_something_was_said_and_not_after_a_cough() 
     silence, _ = spoken_to(10.0).speak(SETTINGS)
     coughed = silence.observe(TurnState(caller=Caller.SPEAKING), 17.0).observe(QUIET, 18.0)
     assert coughed.speak(SETTINGS)[1].text == HELLO
-    assert coughed.answered().speak(SETTINGS)[1].text == THERE
+    assert coughed.answered(18.5).speak(SETTINGS)[1].text == THERE
 
 
 def test_a_sound_during_the_goodbye_takes_it_back() -> None:
@@ -285,6 +285,18 @@ def test_typing_and_asking_are_signs_of_life() -> None:
         line.conversation.add_item(Item("typed", "user", "one moment"))
         await line.clock.advance(6.5)
         assert said(line)[1:] == [THERE, THERE]
+
+    talk_with(scenario)
+
+
+def test_a_sign_of_life_is_not_asked_for_another_at_once() -> None:
+    async def scenario(line: Line) -> None:
+        await line.clock.advance(4.5)
+        line.conversation.add_item(Item("typed", "user", "one moment"))
+        await line.clock.advance(4.9)
+        assert said(line)[1:] == []
+        await line.clock.advance(0.2)
+        assert said(line)[1:] == [THERE]
 
     talk_with(scenario)
 
