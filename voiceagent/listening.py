@@ -462,8 +462,8 @@ class Listening:
             if asked.done():
                 return repair(heard, asked.result(), settings)
             log.warning("conversation %s: no word on misheard words within %g s", self._id, REPAIR_WITHIN_S)
-        except BackendError as error:
-            log.warning("conversation %s: misheard words cannot be found: %s", self._id, error)
+        except Exception as error:  # The words are known: whatever fails here, they are answered.
+            log.warning("conversation %s: misheard words cannot be found: %s", self._id, error, exc_info=error)
         finally:
             asked.cancel()
             limit.cancel()

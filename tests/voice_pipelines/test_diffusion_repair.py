@@ -83,6 +83,11 @@ def test_a_transcript_with_figures_is_left_alone() -> None:
     assert proposed("2 ice mochas for $5") == []
 
 
+def test_words_that_are_spoken_otherwise_together_are_left_alone() -> None:
+    assert proposed("ice mocha at nine pm"), "one by one and together they are the same"
+    assert proposed("ice mocha at 9 pm") == [], "nine p m: the second word of the one is not that of the other"
+
+
 def test_marks_and_capitals_are_not_heard() -> None:
     found = proposed("An Ice mocha, please.")
     assert ("Ice", "iced") in {(each.heard, each.meant) for each in found}

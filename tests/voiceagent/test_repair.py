@@ -199,6 +199,7 @@ def test_nobody_is_asked_where_it_is_off_or_nobody_can(mode: Any) -> None:
     ("repairer", "reason"),
     [
         (ScriptedRepairer(error=BackendError("repair", "engine gone")), "engine gone"),
+        (ScriptedRepairer(error=IndexError("list index out of range")), "list index out of range"),
         (ScriptedRepairer(answers=False), "no word on misheard words within 0.25 s"),
     ],
 )

@@ -65,6 +65,8 @@ class DiffusionRepairer:
             return ()  # Figures and signs are several words when they are spoken; what is one here was none there.
         said = spoken_form(turn.turns[-1].text)
         before = len(said.split()) - len(heard)  # What they said before a pause, in the same turn.
+        if said.split()[max(before, 0) :] != heard:
+            return ()  # Words that are spoken otherwise together, as "5 pm": no place in one list is a place in the other.
 
         def ask(engine: Engine) -> HeardTurn:
             tokens = self._drafter.prompts.write(turn.conversation_id, turn.turns, (), turn.tools)
