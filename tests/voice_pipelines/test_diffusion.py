@@ -164,6 +164,27 @@ def test_a_draft_that_is_being_written_is_revised_without_a_word_more_of_the_old
     with_drafter(scenario)
 
 
+@pytest.mark.parametrize("unheard", [None, "all"])
+def test_words_that_change_twice_while_the_engine_is_busy_keep_what_was_written(unheard: str | None) -> None:
+    async def scenario(drafter: DiffusionDrafter) -> None:
+        events: asyncio.Queue[DraftEvent] = asyncio.Queue()
+        draft = drafter.start(DraftRequest("call", TURNS, PLAN), events.put_nowait)
+        whole = (await ended(events))[-1]
+        assert isinstance(whole, DraftFinished)
+        goes_on, again = threading.Event(), asyncio.Queue[DraftEvent]()
+        busy = asyncio.ensure_future(drafter.ask_engine(lambda engine: goes_on.wait(5.0)))
+        await asyncio.sleep(0)
+        said = whole.text if unheard else None
+        between = drafter.revise(draft, DraftRequest("call", TURNS[:1], PLAN), events.put_nowait, unheard=said)
+        drafter.revise(between, DraftRequest("call", TURNS, PLAN), again.put_nowait)
+        goes_on.set()
+        assert await busy
+        (revised,) = of(DraftRevised, await ended(again))
+        assert revised.asked_tokens > 0 and events.empty()
+
+    with_drafter(scenario)
+
+
 def test_a_revised_reply_says_what_must_be_said_now_and_not_what_had_to_be_said_before() -> None:
     async def scenario(drafter: DiffusionDrafter) -> None:
         for before, after in (

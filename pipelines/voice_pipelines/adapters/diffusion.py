@@ -275,13 +275,16 @@ class DiffusionDrafter:
 
     def _kept(self, draft: DiffusionDraft, pins: Sequence[tuple[int, ...]], width: int) -> Kept:
         """What the canvas begins with: what the draft before had, or the end of it that was not heard."""
-        before, draft.before = draft.before, None
+        before, unheard, draft.before = draft.before, draft.unheard, None
+        while before is not None and (before.handle is None or before.handle.draft is None):
+            # Revised before the engine had heard of it: what it was to start from is what there is.
+            unheard, before = before.unheard, before.before
         held = None if before is None or before.handle is None else before.handle.draft
         if held is None:
             return Kept()
-        if draft.unheard is None:
+        if unheard is None:
             return kept_canvas(held.canvas, held.spec.pins, pins, width)
-        start = self._start_of(draft.unheard, held.canvas)
+        start = self._start_of(unheard, held.canvas)
         if start is None:
             return Kept()
         if pins and len(pins) == len(held.spec.pins):
