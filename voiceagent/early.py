@@ -38,8 +38,6 @@ class Unheard:
 class EarlyDraft:
     """A draft that nobody hears yet. What it tells waits here."""
 
-    words: str
-    """Those of the caller that it replies to."""
     request: DraftRequest
     on_event: Callable[[DraftEvent], None]
     draft: Draft | None = None
@@ -139,6 +137,9 @@ class EarlyDrafts:
     imagine: Callable[[str], DraftRequest | None]
     _early: EarlyDraft | None = None
     _unheard: Unheard | None = None
+    _tried: str | None = None
+    """The words that a draft was last wanted to. One that failed, or for which nobody can say what would be asked, is not
+    tried again with every window of the same pause."""
     _speculation: Speculation = field(default_factory=Speculation)
 
     @property
@@ -148,22 +149,19 @@ class EarlyDrafts:
 
     def consider(self, pause: Pause) -> None:
         """The caller pauses: start a draft on their words, or revise the one there is."""
-        early = self._early
-        if early is not None and early.has_failed:
-            early = self._early = None
-            self._speculation.drop()
-        if not self.is_on or not wants_draft(pause, None if early is None else early.words):
+        if not self.is_on or not wants_draft(pause, self._tried):
             return
         if not self.budget.may_speculate(self.clock.now()):
             return
-        request = self.imagine(pause.words)
-        if request is None:
+        self._tried = pause.words
+        request, early = self.imagine(pause.words), self._early
+        if request is None or (early is not None and asks_alike(request, early.request)):
             return
-        if early is not None and asks_alike(request, early.request):
-            early.words = pause.words
-            return
+        if early is not None and early.has_failed:
+            early = self._early = None
+            self._speculation.drop()
         request = replace(request, plan=self._plan(request.plan))
-        self._early = self._begin(pause.words, request, early)
+        self._early = self._begin(request, early)
 
     def interrupted(self, draft: Draft | None, unheard: str) -> None:
         """The caller spoke over a reply: `unheard` is the end of it that they did not hear."""
@@ -171,11 +169,11 @@ class EarlyDrafts:
 
     def take(self, request: DraftRequest) -> Beginning:
         """The turn is over and this is what a reply is wanted to: how its draft begins. Nothing is kept here any longer."""
-        early, self._early = self._early, None
+        early, self._early, self._tried = self._early, None, None
         unheard, self._unheard = self._unheard, None
         speculation, self._speculation = self._speculation, Speculation()
         if early is None or early.has_failed:
-            speculation.drop()
+            speculation.forgo()
             told = speculation if speculation.drafts else None
             return Beginning(self.llm, unheard=unheard, speculation=told)
         is_hit = asks_alike(request, early.request)
@@ -184,15 +182,15 @@ class EarlyDrafts:
 
     def drop(self) -> None:
         """What was drafted on is not a turn after all. What it took is told with the next one."""
-        early, self._early = self._early, None
+        early, self._early, self._tried = self._early, None, None
         if early is not None:
             early.on_event = _ignore
             if early.draft is not None:
                 early.draft.cancel()
             self._speculation.drop()
 
-    def _begin(self, words: str, request: DraftRequest, before: EarlyDraft | None) -> EarlyDraft:
-        early = EarlyDraft(words, request, self._count)
+    def _begin(self, request: DraftRequest, before: EarlyDraft | None) -> EarlyDraft:
+        early = EarlyDraft(request, self._count)
         if before is not None and before.draft is not None:
             before.on_event = _ignore
             self._speculation.revising()

@@ -69,9 +69,15 @@ def _asked(request: DraftRequest) -> DraftRequest:
     return replace(request, turns=turns, plan=replace(_NO_PLAN, canvas_width=request.plan.canvas_width))
 
 
+_SILENT = r"[.,;:!?…\"“”«»()\[\]–—-]"
+"""Marks that nobody says. Others are words: 20% is not 20, nor is $5 five of something else."""
+_PUNCTUATION = re.compile(rf"(?<!\d){_SILENT}(?!\d)|(?<=\d){_SILENT}(?!\d)|(?<!\d)(?!-){_SILENT}(?=\d)")
+"""What stands between two figures stays, and a minus before one: 4.50 is not 450, and -5 is not 5."""
+
+
 def _heard(text: str) -> str:
-    """The words of a transcript. What stands between two figures stays: 4.50 is not 450."""
-    return " ".join(re.sub(r"(?<!\d)[^\w\s']|[^\w\s'](?!\d)", " ", text.casefold()).split())
+    """The words of a transcript."""
+    return " ".join(_PUNCTUATION.sub(" ", text.casefold()).split())
 
 
 # --- what came of it --------------------------------------------------------------------------------------------------
@@ -113,7 +119,9 @@ class Speculation:
     @property
     def saved_steps(self) -> int | None:
         """Steps that the caller did not wait for."""
-        return None if self.cold_steps is None else max(self.cold_steps - self.late_steps, 0)
+        if self.cold_steps is None:
+            return None
+        return 0 if self.outcome is Outcome.WASTED else max(self.cold_steps - self.late_steps, 0)
 
     def began(self, *, is_cold: bool = True) -> None:
         """A draft was begun: from nothing, or from what was not heard of an earlier reply."""
@@ -163,6 +171,11 @@ class Speculation:
             self.outcome = Outcome.HIT
         else:
             self.revising()
+
+    def forgo(self) -> None:
+        """The turn is over and no draft is there any more: the reply begins from nothing, and all its steps are late."""
+        self.drop()
+        self._is_released, self._has_clause, self.cold_steps = True, False, None
 
     def as_json(self) -> dict[str, object]:
         return {

@@ -325,9 +325,26 @@ def test_what_a_dropped_draft_took_is_told_with_the_next_turn() -> None:
     assert line.speculation["wasted_steps"] > 0
 
 
+def test_a_turn_whose_draft_was_dropped_counts_its_own_steps_as_late() -> None:
+    async def scenario(line: Line) -> None:
+        await line.play(tone(0.8), silence(0.3))
+        line.conversation.clear_audio()
+        await line.clock.settle()
+        line.conversation.hear_text("two teas")
+        await line.clock.advance(10.0)
+
+    line = talk(scenario, SPOKEN, written=(REPLY, OTHER))
+    assert line.said == OTHER and line.speculation["outcome"] == "wasted"
+    assert line.speculation["early_steps"] == line.speculation["wasted_steps"] > 0
+    assert line.speculation["late_steps"] > 0 and line.speculation["saved_steps"] is None
+
+
 def test_a_draft_that_fails_early_is_begun_again_when_its_reply_is_wanted() -> None:
-    line = talk(one_turn, SPOKEN, written=(BackendError("llm", "out of memory"), BackendError("llm", "again"), REPLY))
-    assert line.of(ResponseFinished)[0].status in ("completed", "failed")
+    line = talk(one_turn, SPOKEN, written=(BackendError("llm", "out of memory"), REPLY))
+    assert line.said == REPLY and len(line.llm.drafts) == 2, "not with every window of the same pause"
+    assert line.speculation["late_steps"] == 1 and line.speculation["saved_steps"] is None
+    line = talk(one_turn, SPOKEN, written=(BackendError("llm", "out of memory"), BackendError("llm", "again")))
+    assert line.of(ResponseFinished)[0].status == "failed" and not line.said
     line = talk(
         one_turn, ((0.9, "a mocha please"), (9.9, "a mocha please")), written=(BackendError("llm", "once"), REPLY)
     )
@@ -337,7 +354,7 @@ def test_a_draft_that_fails_early_is_begun_again_when_its_reply_is_wanted() -> N
 @pytest.mark.parametrize(
     "why", ["switched off", "notes", "remote", "cannot revise", "client asks", "crash", "others wait"]
 )
-def test_nothing_is_drafted_early_where_it_may_not_be(why: str) -> None:
+def test_nothing_is_drafted_early_where_it_may_not_be(why: str, caplog: pytest.LogCaptureFixture) -> None:
     class Remote(ScriptedDrafter):
         info = BackendInfo("llm", "remote", "stand-in", is_remote=True)
 
@@ -366,6 +383,8 @@ def test_nothing_is_drafted_early_where_it_may_not_be(why: str) -> None:
     heard = ((0.5, "crash"), (9.9, "a mocha")) if why == "crash" else SPOKEN
     line = talk(scenario, heard, **options.get(why, {}))
     assert line.said == REPLY and line.speculation is None
+    if why == "crash":
+        assert caplog.text.count("failed to imagine") == 1, "once in a pause, not with every window of it"
 
 
 def test_words_that_will_go_on_are_not_drafted_on_and_those_that_may_not_are_once_they_are_judged() -> None:

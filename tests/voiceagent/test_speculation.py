@@ -65,6 +65,12 @@ def test_words_that_will_go_on_are_drafted_on_in_a_long_pause_only() -> None:
         ("a latte", "a latte please", False),
         ("that is 4.50", "that is 4 50", False),
         ("call 555-1234", "call 5551234", False),
+        ("take off 20", "take off 20%", False),
+        ("it has 5", "it has -5", False),
+        ("10-", "10", True),
+        ("I have $5", "I have 5", False),
+        ("C", "C++", False),
+        ("co-op", "Co op.", True),
         ("", "  ", True),
     ],
 )
@@ -202,3 +208,20 @@ def test_a_draft_that_is_dropped_is_wasted_and_the_next_begins_anew() -> None:
         "cold_steps": 1,
         "saved_steps": 1,
     }
+
+
+def test_a_turn_whose_draft_was_lost_waits_for_all_its_steps() -> None:
+    told = drafted(4, 3)
+    told.forgo()
+    for step in range(1, 7):
+        told.stepped(has_clause=step >= 5)
+    assert (told.outcome, told.early_steps, told.wasted_steps, told.late_steps) == (Outcome.WASTED, 4, 4, 5)
+    assert told.cold_steps is told.saved_steps is None
+
+
+def test_a_wasted_draft_saved_nothing_however_short_the_reply_that_followed() -> None:
+    told = drafted(8, 5)
+    told.release(is_hit=False)
+    told.revised(0, 1)
+    told.stepped(has_clause=True)
+    assert (told.outcome, told.late_steps, told.saved_steps) == (Outcome.WASTED, 2, 0)
