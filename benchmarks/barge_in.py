@@ -265,6 +265,10 @@ class SilentDrafter:
     canvas_widths: tuple[int, ...] = (32,)
     quality_curve = QualityCurve((), (), ())
     min_steps = 1
+    can_revise = False
+
+    def revise(self, draft: SilentDraft, request: DraftRequest, on_event: Callable[[DraftEvent], None]) -> SilentDraft:
+        raise AssertionError("nothing is drafted early by a model that cannot revise")
 
     def start(self, request: DraftRequest, on_event: Callable[[DraftEvent], None]) -> SilentDraft:
         return SilentDraft()
@@ -385,7 +389,10 @@ async def run_case(case: Case, setting: Setting, at_s: float, seed: int) -> Outc
                 sending.remove(message)
                 conversation.push_audio(message[1])
                 pushed += message[1].size
+            given_up = time.monotonic() + 30.0
             while detector.answered < pushed // 512:
+                if time.monotonic() > given_up:
+                    raise RuntimeError(f"{case.name}: the conversation no longer listens")
                 await asyncio.sleep(0)
                 await clock.settle()
             await clock.settle()
