@@ -6,6 +6,7 @@ Nothing of a draft leaves before that: neither a word nor a call of a tool.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -24,6 +25,8 @@ from voiceagent.backends import (
 from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock
 from voiceagent.speculation import Pause, Speculation, asks_alike, wants_draft
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +164,12 @@ class EarlyDrafts:
             early = self._early = None
             self._speculation.drop()
         request = replace(request, plan=self._plan(request.plan))
-        self._early = self._begin(request, early)
+        try:
+            self._early = self._begin(request, early)
+        except Exception:  # Whoever listens to the caller calls this: they are heard, whatever fails here.
+            log.exception("conversation %s: no reply can be drafted early", request.conversation_id)
+            self.drop()
+            self._tried = pause.words
 
     def interrupted(self, draft: Draft | None, unheard: str) -> None:
         """The caller spoke over a reply: `unheard` is the end of it that they did not hear."""

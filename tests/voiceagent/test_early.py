@@ -14,6 +14,7 @@ from tests.conftest import run_async
 from tests.voiceagent.standins import (
     RATE_HZ,
     LevelDetector,
+    ScriptedDraft,
     ScriptedDrafter,
     ScriptedScorer,
     ToneSynthesizer,
@@ -21,7 +22,16 @@ from tests.voiceagent.standins import (
     tone,
 )
 from voiceagent.agent import AgentProfile, Note, NoteTaker
-from voiceagent.backends import BackendInfo, Backends, Partial, Samples, Transcript
+from voiceagent.backends import (
+    BackendInfo,
+    Backends,
+    Draft,
+    DraftEvent,
+    DraftRequest,
+    Partial,
+    Samples,
+    Transcript,
+)
 from voiceagent.budget import BudgetController, BudgetSettings
 from voiceagent.clock import ManualClock
 from voiceagent.conversation import Conversation
@@ -349,6 +359,33 @@ def test_a_draft_that_fails_early_is_begun_again_when_its_reply_is_wanted() -> N
         one_turn, ((0.9, "a mocha please"), (9.9, "a mocha please")), written=(BackendError("llm", "once"), REPLY)
     )
     assert line.said == REPLY
+
+
+@pytest.mark.parametrize("words", [1, 2], ids=["when it is begun", "when it is revised"])
+def test_a_drafter_that_breaks_on_an_early_draft_does_not_make_the_agent_deaf(
+    words: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(ScriptedDrafter):
+        def start(self, request: DraftRequest, on_event: Callable[[DraftEvent], None]) -> ScriptedDraft:
+            if request.plan.is_speculative and words == 1:
+                raise RuntimeError("a bug")
+            return super().start(request, on_event)
+
+        def revise(self, draft: Draft, request: DraftRequest, *rest: Any, **named: Any) -> ScriptedDraft:
+            if request.plan.is_speculative:
+                raise RuntimeError("a bug")
+            return super().revise(draft, request, *rest, **named)
+
+    async def scenario(line: Line) -> None:
+        for _ in range(2):
+            await one_turn(line)
+
+    heard = ((0.5, "a mocha"), (1.0, "a mocha please"), (9.9, "a mocha please"))
+    line = talk(scenario, heard, llm=Broken)
+    assert [event.status for event in line.of(ResponseFinished)] == ["completed", "completed"]
+    assert 1 <= caplog.text.count("no reply can be drafted early") <= 4, "once for each wording of each turn, at most"
+    assert line.budget.running_drafts == line.budget.first_drafts == 0
+    assert all(draft.is_over or draft.is_cancelled for draft in line.llm.drafts)
 
 
 @pytest.mark.parametrize(
