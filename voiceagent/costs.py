@@ -119,7 +119,10 @@ class _Class:
             ratios = sorted(one.ratio for one in slow)
             # Times that vary much must move more: beyond what one in twenty of them reached before.
             if ratios[1] > NEARLY and ratios[SLOWER_RUN // 2] > max(CHANGE, slow[0].spread):
-                return next(one.number for one in slow if one.ratio > NEARLY), ratios[SLOWER_RUN // 2]
+                begins = next(at for at, one in enumerate(slow) if one.ratio > NEARLY)
+                if begins == 0 and slow[1].ratio <= NEARLY:
+                    begins = 2  # A tail of the machine as it was, and a usual time behind it.
+                return slow[begins].number, ratios[SLOWER_RUN // 2]
         if len(recent) == FASTER_RUN:
             ratios = sorted(one.ratio for one in recent)
             if ratios[-2] < 1 / NEARLY and ratios[FASTER_RUN // 2] < 1 / CHANGE:

@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from voiceagent.costs import Cost, CostModel, CostsDamagedError, Stage
@@ -42,6 +42,7 @@ def test_quantiles_converge(seed: int, sigma: float) -> None:
 
 @settings(max_examples=15)
 @given(seed=st.integers(0, 1000), factor=st.sampled_from([2.0, 3.0, 5.0]))
+@example(seed=147, factor=5.0)  # the run that shows it begins with a tail from before
 def test_a_slower_machine_is_believed_within_eight_times_in_all_sizes(seed: int, factor: float) -> None:
     rng, costs = random.Random(seed), CostModel()
     for _ in range(100):
