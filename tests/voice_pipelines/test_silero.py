@@ -17,7 +17,14 @@ import soundfile
 
 from tests.conftest import DATA, run_async
 from voice_pipelines.adapters import silero
-from voice_pipelines.adapters.silero import GATHER_LIMIT_S, Callers, SileroDetector, find_model, gather_s
+from voice_pipelines.adapters.silero import (
+    CATCH_UP_LIMIT_S,
+    GATHER_LIMIT_S,
+    Callers,
+    SileroDetector,
+    find_model,
+    gather_s,
+)
 from voiceagent.backends import Samples, VoiceDetector
 from voiceagent.endpoint import EndpointSettings, decide
 from voiceagent.errors import BackendError
@@ -127,6 +134,32 @@ def test_callers_are_counted_by_what_they_send_and_not_once_they_have_hung_up() 
         callers.sent([0], now)
     assert callers.count(now) == 3, "one who sends faster than speech is not many"
     assert callers.count(now + 1.0) == 0
+
+
+def test_the_windows_of_a_long_message_do_not_wait_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    now = [100.0]
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(silero.time, "sleep", wait)
+    monkeypatch.setattr(silero.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(Callers, "count", lambda self, now: 40)
+    heard = windows(clips("order")[0])[:10]
+
+    async def main() -> None:
+        detector = SileroDetector()
+        stream = detector.open()
+        for window in heard:
+            await stream.probability(window)
+        now[0] += 0.02  # The next message of a phone, in which a window may be complete already.
+        await stream.probability(heard[0])
+        await detector.aclose()
+
+    run_async(main())
+    assert waits == [GATHER_LIMIT_S, *[CATCH_UP_LIMIT_S] * 9, GATHER_LIMIT_S]
 
 
 def test_windows_that_come_at_different_moments_share_a_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,10 @@ _GATHER_WINDOWS = 16
 """Windows that make a batch cheap: 16 cost a third of what they cost one by one, and 64 hardly less."""
 _GATHER_FROM = 8
 """Callers from which on windows wait for each other: two a batch. Fewer would wait in vain."""
+CATCHING_UP_S = 0.008
+"""A caller whose next window is there so soon has more of them: it came with the one before, in one message."""
+CATCH_UP_LIMIT_S = 0.001
+"""The longest that such a window waits, for those of others who are catching up: of a message of 0.2 s each would wait for itself."""
 COUNTED_S = 0.3
 """Whose last window is older than this does not count as a caller: clients send at least every 0.2 s, and whoever hangs up says nothing."""
 
@@ -86,6 +90,11 @@ class Callers:
             self._seen[caller] = now
             self._seen.move_to_end(caller)
 
+    def is_catching_up(self, caller: Hashable, now: float) -> bool:
+        """Whether this caller's next window is there sooner than anybody speaks it."""
+        seen = self._seen.get(caller)
+        return seen is not None and now - seen < CATCHING_UP_S
+
     def count(self, now: float) -> int:
         """Those of the last `COUNTED_S`."""
         while self._seen and next(iter(self._seen.values())) < now - COUNTED_S:
@@ -106,7 +115,7 @@ def gather_s(callers: int) -> float:
 class SileroDetector:
     """A `VoiceDetector`. What a caller gets does not depend on who else is in the batch.
 
-    With `_GATHER_FROM` callers and more, windows wait for each other, at most `GATHER_LIMIT_S`.
+    With `_GATHER_FROM` callers and more, windows wait for each other, at most `GATHER_LIMIT_S`; those behind the first of a long message hardly.
 
     Raises:
         BackendError: If the model cannot be found or loaded.
@@ -167,7 +176,7 @@ class SileroDetector:
             if request is None:
                 return True
             waiting.append(request)
-            if (wait_s := gather_s(self._callers.count(time.monotonic()))) > 0:
+            if (wait_s := self._gather_s(request, time.monotonic())) > 0:
                 time.sleep(wait_s)
         while True:
             try:
@@ -177,6 +186,10 @@ class SileroDetector:
             if request is None:
                 return True
             waiting.append(request)
+
+    def _gather_s(self, first: _Request, now: float) -> float:
+        wait_s = gather_s(self._callers.count(now))
+        return min(wait_s, CATCH_UP_LIMIT_S) if self._callers.is_catching_up(first.memory, now) else wait_s
 
     def _infer(self, batch: list[_Request]) -> list[float]:
         """Probabilities in the order of `batch`; advances the memories."""
