@@ -160,7 +160,7 @@ class TurnConfig:
     )
     backchannel_s: float = documented(
         _TURN.backchannel_s,
-        "Voice over the agent that lasts longer stops it, whatever its words.",
+        "Voice over the agent that lasts longer stops it, unless its words so far are a backchannel or none.",
         "seconds from 0.1 to 2",
         within(0.1, 2.0),
     )
