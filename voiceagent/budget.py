@@ -132,6 +132,8 @@ class TurnRequest:
     """Drafts that will share the engine, this one included."""
     recognition_wait_s: float = 0.0
     """Part of the time that has passed: what recognition took longer because of other callers, as `recognised` says."""
+    written_in: int | None = None
+    """Steps that the first clause took where it is written already, by a draft that was begun early."""
     needs_audio: bool = True
     when_late: WhenLate = WhenLate.FEWER_STEPS
     acknowledgements: Sequence[str] = ()
@@ -285,6 +287,11 @@ class BudgetController:
         expected = self.predict(request)
         target_at = request.speech_end + request.target_s
         behind = expected.tts.p95 + expected.transport.p95
+        if request.written_in is not None:
+            self.admission.count(request.now, is_crowded=False)
+            reason = f"the first clause is written already, in {request.written_in} steps"
+            steps, is_on_time = max(request.written_in, 1), request.now + behind <= target_at
+            return self._grant(request, expected, steps, target_at - behind, reason, is_on_time)
         begin = request.now + expected.prefill.p95
         wanted = self.wanted_steps(request.when_late)
         fits = _fitting(target_at - behind - begin, expected.step.p95)

@@ -225,6 +225,7 @@ class Reply:
                 canvas_width=width,
                 active_drafts=company,
                 recognition_wait_s=0.0 if self.trace.tools else self.trace.asr_waited_s,
+                written_in=beginning.steps[0] if beginning.has_clause else None,
                 needs_audio=self.request.modality == "audio",
                 when_late=self.request.when_late,
                 acknowledgements=() if self._has_words or beginning.has_clause else self.request.acknowledgements,

@@ -262,6 +262,19 @@ def test_a_first_clause_with_room_lets_the_rest_of_another_reply_share_its_forwa
     assert cheap.first_guests == 0, "where company is cheap nobody gives way"
 
 
+def test_a_first_clause_that_is_written_already_needs_no_steps_to_be_on_time() -> None:
+    planner = controller(min_steps=6)
+    late = planner.plan_turn(request(now=0.45))
+    assert not late.is_on_time and late.late is WhenLate.FEWER_STEPS
+    written = planner.plan_turn(request(now=0.45, prompt_tokens=0.0, written_in=4))
+    assert written.is_on_time and written.late is None and written.acknowledgement is None
+    assert written.plan.steps_first == 4 and "written already, in 4 steps" in written.reason
+    assert not planner.plan_turn(request(now=0.48, prompt_tokens=0.0, written_in=4)).is_on_time, "speech takes 30 ms"
+    for _ in range(40):
+        planner.plan_turn(request(now=0.48, active_drafts=9, written_in=4))
+    assert planner.admission.refusal(0.48) is None, "what needs no engine is no reason to refuse callers"
+
+
 def test_the_margin_takes_steps_but_none_of_those_that_are_wanted() -> None:
     planner = controller(min_steps=4, max_steps=50)
     free = planner.plan_turn(request(now=0.2))
