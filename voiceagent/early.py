@@ -125,6 +125,12 @@ class Beginning:
             return self.llm.revise(self.unheard.draft, request, on_event, unheard=self.unheard.text)
         return self.llm.start(request, on_event)
 
+    def drop(self) -> None:
+        """Nobody will start it: what was begun early ends."""
+        if self.early is not None and self.early.draft is not None:
+            self.early.on_event = _ignore
+            self.early.draft.cancel()
+
 
 @dataclass(slots=True)
 class EarlyDrafts:

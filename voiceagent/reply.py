@@ -129,6 +129,8 @@ class Reply:
             for task in (writer, voice):
                 task.cancel()
             await asyncio.gather(writer, voice, return_exceptions=True)
+            if self.beginning is not None:  # Cancelled before it was taken up.
+                self.beginning.drop()
 
     # --- the writer ---------------------------------------------------------------------------------------------------
 
@@ -147,7 +149,7 @@ class Reply:
         """Write what the draft says; the call that it ends with, if any."""
         finder, seen, before = ClauseFinder(), 0, self.usage
         call: ToolCall | None = None
-        beginning, self.beginning = self.beginning or Beginning(self.llm), None
+        beginning = self.beginning or Beginning(self.llm)
         grant = self._plan_draft(draft, beginning)
         if grant.acknowledgement is not None:
             self.trace.acknowledged(grant.acknowledgement, self.clock.now())
@@ -248,6 +250,7 @@ class Reply:
         events: asyncio.Queue[DraftEvent] = asyncio.Queue()
         self._stepped_at = self.clock.now()
         self.trace.mark("draft_start", self._stepped_at)
+        self.beginning = None
         self._draft = self.last_draft = beginning.start(replace(draft, plan=grant.plan), events.put_nowait)
         told = beginning.told()
         self.trace.speculation = beginning.speculation or self.trace.speculation

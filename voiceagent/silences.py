@@ -17,6 +17,8 @@ from voiceagent.turn import Agent, Caller, TurnState
 
 PROMPTS = ("Are you still there?", "Hello? Can you hear me?")
 GOODBYE = "I can't hear you, so I will say goodbye now. Please call again any time."
+MAX_CHARS = 1000
+"""Of a prompt or the goodbye: more than a minute of speech."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,12 @@ class SilenceSettings:
             raise ConfigError("silence.prompt_after_s", self.prompt_after_s, "1 to 600 seconds, or none")
         if not all(text.strip() for text in self.prompts):
             raise ConfigError("silence.prompts", list(self.prompts), "a list of texts that are not empty")
+        if any(len(text) > MAX_CHARS for text in self.prompts):
+            raise ConfigError(
+                "silence.prompts", f"{len(self.prompts)} texts", f"at most {MAX_CHARS} characters in each"
+            )
+        if len(self.goodbye) > MAX_CHARS:
+            raise ConfigError("silence.goodbye", f"{len(self.goodbye)} characters", f"at most {MAX_CHARS}")
 
     def for_client(self) -> SilenceSettings:
         """What a Realtime client begins with; it can ask for more."""

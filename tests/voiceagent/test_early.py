@@ -44,6 +44,7 @@ from voiceagent.events import (
     ResponseText,
     TurnTraced,
 )
+from voiceagent.reply import Reply
 from voiceagent.session import SessionSettings, TurnDetection
 from voiceagent.tools import ServerTool, ToolCall, ToolSpec
 
@@ -302,11 +303,14 @@ def test_a_caller_who_goes_on_hears_nothing_and_the_draft_follows_their_words() 
     assert line.speculation["outcome"] == "hit" and line.speculation["drafts"] == 2
 
 
-def test_cleared_audio_and_a_closed_conversation_cancel_the_draft() -> None:
-    class Slow(ScriptedDrafter):
-        def __init__(self, clock: ManualClock, *texts: str | Exception | ToolCall) -> None:
-            super().__init__(clock, *texts, steps=8, step_s=1.0)
+class Slow(ScriptedDrafter):
+    """Still writing when the turn is over."""
 
+    def __init__(self, clock: ManualClock, *texts: str | Exception | ToolCall) -> None:
+        super().__init__(clock, *texts, steps=8, step_s=1.0)
+
+
+def test_cleared_audio_and_a_closed_conversation_cancel_the_draft() -> None:
     async def clear(line: Line) -> None:
         await line.play(tone(0.8), silence(0.2))
         assert not line.llm.drafts[0].is_over
@@ -469,3 +473,17 @@ def test_replies_of_early_drafts_keep_the_account_of_running_drafts() -> None:
     assert line.budget.running_drafts == line.budget.first_drafts == 0
     assert line.budget.speculation.share(line.clock.now()) > 0
     assert replace(line.llm.drafts[0].request).conversation_id == line.conversation.id
+
+
+def test_a_reply_that_is_cancelled_before_it_takes_its_draft_up_ends_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Reply.run
+
+    async def cancelled_at_once(reply: Reply) -> None:
+        task = asyncio.current_task()
+        assert task is not None and reply.beginning is not None
+        task.cancel()
+        await run(reply)
+
+    monkeypatch.setattr(Reply, "run", cancelled_at_once)
+    line = talk(one_turn, SPOKEN, llm=Slow)
+    assert [draft.is_cancelled for draft in line.llm.drafts] == [True]

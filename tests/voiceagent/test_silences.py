@@ -96,7 +96,14 @@ def test_a_sound_during_the_goodbye_takes_it_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("prompt_after_s", 0.5), ("prompt_after_s", 601.0), ("prompts", ("Hi", " "))]
+    ("key", "value"),
+    [
+        ("prompt_after_s", 0.5),
+        ("prompt_after_s", 601.0),
+        ("prompts", ("Hi", " ")),
+        ("prompts", ("Hi", "x" * 1001)),
+        ("goodbye", "x" * 1001),
+    ],
 )
 def test_settings_out_of_range_name_the_key(key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"silence.{key}"):

@@ -590,6 +590,8 @@ def test_each_mistake_is_named_with_its_code_and_place(message: Event, code: str
         ({"voiceagent": {"silence": {"prompt_after_ms": 10}}}, "voiceagent.silence.prompt_after_ms"),
         ({"voiceagent": {"silence": {"prompts": [" "]}}}, "voiceagent.silence.prompts"),
         ({"voiceagent": {"silence": {"prompts": "Hello?"}}}, "voiceagent.silence.prompts"),
+        ({"voiceagent": {"silence": {"prompts": ["x" * 1001]}}}, "voiceagent.silence.prompts"),
+        ({"voiceagent": {"silence": {"goodbye": "x" * 1001}}}, "voiceagent.silence.goodbye"),
         ({"voiceagent": {"silence": {"goodbye": 1}}}, "voiceagent.silence.goodbye"),
     ],
 )

@@ -16,7 +16,7 @@ from voiceagent.budget import WhenLate
 from voiceagent.errors import ConfigError, ProtocolError
 from voiceagent.repair import REPAIR_MODES, RepairMode
 from voiceagent.session import BARGE_IN_MODES, BargeInMode, SessionSettings, TurnDetection
-from voiceagent.silences import SilenceSettings
+from voiceagent.silences import MAX_CHARS, SilenceSettings
 from voiceagent.tools import ToolChoice, ToolSpec
 from voiceagent.wire.fields import Fields, Json, clean_json
 
@@ -337,10 +337,12 @@ def _read_silence(extension: Fields, current: SilenceSettings) -> SilenceSetting
         after_ms = chosen.number("prompt_after_ms", 1000, MAX_MS)
         current = replace(current, prompt_after_s=None if after_ms is None else after_ms / 1000)
     if (prompts := chosen.strings("prompts")) is not None:
-        if len(prompts) > MAX_PROMPTS or not all(text.strip() for text in prompts):
-            raise chosen.invalid("prompts", f"at most {MAX_PROMPTS} texts that are not empty")
+        if len(prompts) > MAX_PROMPTS or not all(text.strip() and len(text) <= MAX_CHARS for text in prompts):
+            raise chosen.invalid("prompts", f"at most {MAX_PROMPTS} texts of 1 to {MAX_CHARS} characters")
         current = replace(current, prompts=tuple(prompts))
     goodbye = chosen.string("goodbye")
+    if goodbye is not None and len(goodbye) > MAX_CHARS:
+        raise chosen.invalid("goodbye", f"a text of at most {MAX_CHARS} characters")
     return current if goodbye is None else replace(current, goodbye=goodbye)
 
 
