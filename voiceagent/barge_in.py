@@ -188,6 +188,8 @@ class _Voice:
     limit_s: float = 0.0
     """Voice that stops the agent."""
     is_asked: bool = False
+    held: int = 0
+    """Samples for which the agent was silent because of it: by so much later it ends."""
 
 
 class BargeIn:
@@ -198,6 +200,7 @@ class BargeIn:
         self._voice: _Voice | None = None
         """What is judged now; before it has ducked the agent only a beginning."""
         self._is_doubted = False
+        self._is_held = False
         self._last: _Voice | None = None
         """What was dismissed last: late words, or the agent's end, may still make it a turn."""
         self._numbers = 0
@@ -258,10 +261,14 @@ class BargeIn:
         """The words that `Ask` of this number wanted, or "" where there are none or recognition failed."""
         self._answers.append((number, text))
 
+    def hold(self) -> None:
+        """The client plays nothing as long as this doubt lasts, and then goes on where it was."""
+        self._is_held = self._is_doubted
+
     def dismiss(self) -> None:
         """Forget what is judged: the conversation has gone on without it."""
         self._voice = self._last = None
-        self._is_doubted = False
+        self._is_doubted = self._is_held = False
 
     def _duck_s(self, start: int, *, is_unsure: bool) -> float:
         settings = self.settings
@@ -293,19 +300,20 @@ class BargeIn:
                 self._voice = None
             return ()
         settings = self.settings
-        if end - voice.start >= _samples(settings.drawn_s + settings.gap_s + settings.wait_s):
-            return self._restore(voice, Dismissed.UNANSWERED)
+        longest_s = max(settings.backchannel_s, settings.drawn_s)
+        if end - voice.start >= _samples(longest_s + settings.gap_s + settings.wait_s):
+            return self._restore(voice, Dismissed.UNANSWERED, end)
         if silence < _samples(settings.gap_s):
             return ()
         if comes_back and voice.is_suspect:
-            return self._restore(voice, Dismissed.ECHO)
+            return self._restore(voice, Dismissed.ECHO, end)
         if voice.voiced < _samples(settings.word_s):
-            return self._restore(voice, Dismissed.NO_WORDS)
+            return self._restore(voice, Dismissed.NO_WORDS, end)
         if not voice.is_asked:
             voice.is_asked = True
             return (Ask(voice.number, voice.start),)
         if silence >= _samples(settings.gap_s + settings.wait_s):
-            return self._restore(voice, Dismissed.UNANSWERED)
+            return self._restore(voice, Dismissed.UNANSWERED, end)
         return ()
 
     def _take_answer(self, number: int, text: str, end: int) -> tuple[Action, ...]:
@@ -323,7 +331,7 @@ class BargeIn:
             if self._voice.end + _samples(self.settings.gap_s) > end:
                 self._voice.is_asked = False
                 return ()  # The caller went on meanwhile: these are not all of their words.
-            return self._restore(self._voice, Dismissed.NO_WORDS if is_nothing else Dismissed.BACKCHANNEL)
+            return self._restore(self._voice, Dismissed.NO_WORDS if is_nothing else Dismissed.BACKCHANNEL, end)
         late = self._last
         if late is None or late.number != number or not says_something:
             return ()
@@ -335,7 +343,7 @@ class BargeIn:
         least = _samples(self.settings.answer_voice_s)
         if voice is not None and was_doubted and voice.voiced >= least:
             return (Stop(voice.start, voice.end),)
-        if last is not None and last.voiced >= least and end - last.end <= _samples(self.settings.answer_s):
+        if last is not None and last.voiced >= least and end - last.end - last.held <= _samples(self.settings.answer_s):
             return (Stop(last.start, last.end),)
         return (Restore(Dismissed.NO_WORDS),) if was_doubted else ()
 
@@ -343,7 +351,8 @@ class BargeIn:
         self.dismiss()
         return (Stop(voice.start, voice.end),)
 
-    def _restore(self, voice: _Voice, reason: Dismissed) -> tuple[Action, ...]:
+    def _restore(self, voice: _Voice, reason: Dismissed, end: int) -> tuple[Action, ...]:
+        voice.held = end - voice.start if self._is_held else 0
         self.dismiss()
         self._last = None if reason is Dismissed.ECHO else voice
         return (Restore(reason),)

@@ -253,6 +253,7 @@ class Conversation:
     def hold_playout(self) -> None:
         """The client plays nothing until `resume_playout`, and then goes on where it was."""
         self._replying.hold()
+        self._listening.hold()
 
     def resume_playout(self) -> None:
         """The client plays on."""

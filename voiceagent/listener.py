@@ -209,6 +209,10 @@ class Listener:
         """The words that were wanted of the voice with this number; "" where there are none. They count with the next window."""
         self._barge_in.answer(number, text)
 
+    def hold(self) -> None:
+        """The client plays nothing as long as this doubt lasts, and then goes on where it was."""
+        self._barge_in.hold()
+
     def dismiss(self) -> None:
         """Forget the doubt, if there is one."""
         self._barge_in.dismiss()

@@ -235,6 +235,10 @@ class Listening:
         self._inbox.put_nowait(_Commit(self._uncommitted_samples))
         self._uncommitted_samples = 0
 
+    def hold(self) -> None:
+        """The client plays nothing as long as this doubt lasts, and then goes on where it was."""
+        self._listener.hold()
+
     def clear(self) -> None:
         """Forget audio that was not committed, also when its speech has been noticed."""
         self._uncommitted_samples = 0

@@ -248,3 +248,45 @@ def test_backchannels_are_found_whatever_their_spelling_and_number() -> None:
 def test_settings_out_of_range_are_named(change: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         replace(BargeInSettings(), **change)
+
+
+@pytest.mark.parametrize(("left_s", "is_answer"), [(0.5, True), (1.2, False)])
+@pytest.mark.parametrize("is_held", [False, True])
+def test_a_backchannel_is_an_answer_by_what_the_agent_had_left_to_say_held_or_not(
+    left_s: float, is_answer: bool, is_held: bool
+) -> None:
+    ear = Ear()
+    ear.quiet(0.32)
+    ear.voice(0.064)
+    doubted_at = ear.windows
+    if is_held:
+        ear.barge_in.hold()
+    ear.voice(0.192)
+    asks = [action for action in ear.quiet(0.096) if isinstance(action, Ask)]
+    ear.barge_in.answer(asks[-1].number, "yes")
+    assert ear.quiet(0.032) == [Restore(Dismissed.BACKCHANNEL)]
+    said_meanwhile_s = 0.0 if is_held else (ear.windows - doubted_at) * WINDOW / 16_000
+    assert ear.quiet(left_s - said_meanwhile_s) == []
+    ended = ear.quiet(0.032, agent=False)
+    assert [type(action) for action in ended] == ([Stop] if is_answer else [])
+
+
+def test_a_hold_counts_for_its_own_doubt_only() -> None:
+    ear = Ear()
+    ear.barge_in.hold()
+    ear.voice(0.192)
+    asks = [action for action in ear.quiet(0.096) if isinstance(action, Ask)]
+    ear.barge_in.answer(asks[-1].number, "yes")
+    assert ear.quiet(0.032) == [Restore(Dismissed.BACKCHANNEL)]
+    ear.quiet(0.416)
+    assert ear.quiet(0.032, agent=False) == [], "nobody was held: the voice ended more than 0.5 s before the agent"
+
+
+@pytest.mark.parametrize("backchannel_s", [1.0, 2.0])
+def test_a_pause_in_long_voice_is_asked_about_however_long_a_backchannel_may_be(backchannel_s: float) -> None:
+    ear = Ear(BargeInSettings(backchannel_s=backchannel_s))
+    ear.voice(min(1.4, backchannel_s - 0.1))
+    asks = [action for action in ear.quiet(0.096) if isinstance(action, Ask)]
+    assert len(asks) == 1
+    ear.barge_in.answer(asks[0].number, "i would like to change that")
+    assert [type(action) for action in ear.quiet(0.032)] == [Stop]

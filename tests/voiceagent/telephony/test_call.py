@@ -175,6 +175,25 @@ def test_a_word_over_the_agent_stops_it_where_it_was_held() -> None:
     serve(scenario, heard=("a mocha please", "stop"), written=(LONG,))
 
 
+@pytest.mark.parametrize("latency_s", [0.0, 0.05, 0.1])
+def test_a_yes_over_the_last_words_of_a_question_is_its_answer(latency_s: float) -> None:
+    question = "Is a large one fine?"
+
+    async def scenario(house: House) -> None:
+        async with phone(house.app, house.clock, latency_s=latency_s) as caller:
+            await greeted(caller)
+            until_s = caller.heard_s + 0.05 * len(question) - 0.3
+            await caller.talk(np.concatenate([tone(0.8), silence(0.5)]))
+            while caller.heard_s < until_s:
+                await caller.wait(0.02)
+            await caller.talk(np.concatenate([tone(0.3), silence(2.0)]))
+            assert len(caller.clears) == 1
+            assert said(house, "user") == ["a mocha please", "yes"]
+            assert said(house)[:2] == [GREETING, question] and len(said(house)) == 3
+
+    serve(scenario, heard=("a mocha please", "yes"), written=(question,))
+
+
 def test_what_was_said_before_any_mark_came_back_counts_as_unheard() -> None:
     async def scenario(house: House) -> None:
         async with phone(house.app, house.clock, latency_s=0.5) as caller:
