@@ -207,6 +207,7 @@ class PhoneCall:
     def _say_keys(self) -> None:
         keys, self._keys = self._keys, ""
         if keys and self._conversation is not None:
+            self._be_quiet()  # The agent may have begun to speak, and may be held, since the first key.
             self._conversation.hear_text(keys)
 
     # --- to the bridge ------------------------------------------------------------------------------------------------

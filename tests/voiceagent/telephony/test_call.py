@@ -244,6 +244,29 @@ async def press(caller: Phone, *digits: str) -> None:
         await caller.wait(0.1)
 
 
+@pytest.mark.parametrize("is_in_doubt", [False, True])
+def test_keys_that_are_complete_while_the_agent_speaks_stop_it_and_are_answered(is_in_doubt: bool) -> None:
+    async def scenario(house: House) -> None:
+        async with phone(house.app, house.clock, latency_s=0.02) as caller:
+            await greeted(caller)
+            await caller.talk(np.concatenate([tone(0.8), silence(0.1)]))
+            await press(caller, "4")
+            await caller.talk(silence(0.5))
+            await caller.wait(1.15)
+            before_s = caller.heard_s
+            assert caller.queued_s > 10.0, "the answer to what was said plays"
+            if is_in_doubt:
+                await caller.talk(tone(0.22))
+            await caller.wait(0.8)
+            assert len(caller.clears) == 1
+            assert said(house, "user")[:2] == ["a mocha please", "4"]
+            await caller.wait(4.0)
+            assert len(said(house)[1]) < 60, "it was cut where it was stopped"
+            assert caller.heard_s - before_s > 4.0, "the keys are answered, and the answer is heard"
+
+    serve(scenario, heard=("a mocha please", "uh-huh"), written=(LONG,))
+
+
 def test_keys_are_what_the_caller_said_once_they_pause() -> None:
     async def scenario(house: House) -> None:
         async with phone(house.app, house.clock) as caller:
