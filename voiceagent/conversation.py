@@ -147,6 +147,7 @@ class Conversation:
             return
         self._is_closed = True
         self._happened(turns.ReplyCancelled("shutdown"))
+        self._replying.close()
         self._listening.close()
         self._early.drop()
         if self._main is not None:

@@ -351,6 +351,11 @@ class Replying:
         if running.task is not None and running.task is not asyncio.current_task():
             running.task.cancel()
 
+    def close(self) -> None:
+        """The conversation is over: a reply that was made and still played is accounted for as far as it went."""
+        if self._running is not None:
+            self._end_trace(self._running)
+
     def _interrupted(self, running: _Running) -> None:
         """What the caller did not hear of the reply may fit into the next one."""
         reply, heard = running.reply, self._heard(running.reply)

@@ -797,3 +797,14 @@ def test_words_after_an_unanswered_turn_are_judged_together_with_it() -> None:
         [("user", "tea")],
         [("user", "tea please")],
     ]
+
+
+def test_who_hangs_up_while_the_answer_plays_leaves_its_timeline() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.play(silence(0.3))
+        assert line.conversation.phase is Phase.SPEAKING and line.of(ResponseFinished) and not line.of(TurnTraced)
+
+    line = talk(scenario, step_s=0.0)
+    (traced,) = line.of(TurnTraced)
+    assert traced.timeline["status"] == "completed"
