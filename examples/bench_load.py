@@ -151,7 +151,7 @@ def share_cores(args: argparse.Namespace) -> tuple[set[int] | None, set[int] | N
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         return None, None
-    return (None if args.models else {cores[0]}), {cores[-1]}
+    return (set(cores) if args.models else {cores[0]}), {cores[-1]}
 
 
 def main() -> int:
