@@ -288,7 +288,7 @@ class BudgetController:
         target_at = request.speech_end + request.target_s
         behind = expected.tts.p95 + expected.transport.p95
         if request.written_in is not None:
-            self.admission.count(request.now, is_crowded=False)
+            self._count(request, expected)
             reason = f"the first clause is written already, in {request.written_in} steps"
             steps, is_on_time = max(request.written_in, 1), request.now + behind <= target_at
             return self._grant(request, expected, steps, target_at - behind, reason, is_on_time)
@@ -398,6 +398,10 @@ class BudgetController:
         alone = self.predict(replace(request, active_drafts=1))
         behind = expected.tts.p50 + expected.transport.p50
         room_s = request.speech_end + request.target_s - behind - request.now
+        if request.written_in is not None:  # Nothing but the wait for the recogniser can have made it late.
+            is_crowded = room_s < 0.0 <= room_s + request.recognition_wait_s
+            self.admission.count(request.now, is_crowded=is_crowded)
+            return
         floor = self.settings.min_steps
         fits = _fitting(room_s - expected.prefill.p50, expected.step.p50)
         fits_alone = _fitting(room_s + request.recognition_wait_s - alone.prefill.p50, alone.step.p50)

@@ -273,6 +273,12 @@ def test_a_first_clause_that_is_written_already_needs_no_steps_to_be_on_time() -
     for _ in range(40):
         planner.plan_turn(request(now=0.48, active_drafts=9, written_in=4))
     assert planner.admission.refusal(0.48) is None, "what needs no engine is no reason to refuse callers"
+    for _ in range(40):
+        planner.plan_turn(request(now=0.7, written_in=4, recognition_wait_s=0.1))
+    assert planner.admission.refusal(0.7) is None, "alone it had been late as well"
+    for _ in range(40):
+        planner.plan_turn(request(now=0.7, written_in=4, recognition_wait_s=0.4))
+    assert planner.admission.refusal(0.7) is not None, "others kept the recogniser from it"
 
 
 def test_the_margin_takes_steps_but_none_of_those_that_are_wanted() -> None:
