@@ -6,15 +6,15 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-REMEMBERED = 40
-"""Plans that are looked at: with eight callers the last forty seconds or so."""
+REMEMBERED = 20
+"""Plans that are looked at: with eight callers the last twenty seconds or so: a server fills quickly."""
 FORGET_S = 30.0
 """A plan older than this says nothing about now: without it a server that emptied would refuse for ever."""
 FEWEST = 8
 """Plans before anybody is refused."""
-REFUSE_SHARE = 0.25
+REFUSE_SHARE = 0.15
 """Share of crowded plans from which a caller more makes everyone late."""
-ADMIT_SHARE = 0.1
+ADMIT_SHARE = 0.05
 """Share at which callers are let in again: below the other, or the door would flap."""
 
 
