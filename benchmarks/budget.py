@@ -284,7 +284,8 @@ async def record(files: Sequence[Path]) -> dict[str, Any]:
     from voice_pipelines.settings import load
     from voice_pipelines.soundfiles import read_sound
 
-    runtime = await build(load(environ={}))
+    # Drafts that are begun before the turn is over leave no stage to time.
+    runtime = await build(load(assignments=["budget.speculate=false"], environ={}))
     seconds: dict[str, list[float]] = {stage.value: [] for stage in Stage}
     names = {"asr": Stage.ASR, "prefill": Stage.PREFILL, "tts": Stage.TTS, "transport": Stage.TRANSPORT}
     turns = 0
