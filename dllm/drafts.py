@@ -153,6 +153,8 @@ class Revised:
     asked: int
     forwards: int
     """Forwards that it took."""
+    canvas: tuple[Cell, ...] = ()
+    """What stands, and masks where the others were."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -453,7 +453,7 @@ class Engine:
                 if rating is not None:
                     return rating
                 done, draft.rescore = draft.rescore, None
-                events.append(Revised(draft, done.kept, done.asked, done.forwards))
+                events.append(Revised(draft, done.kept, done.asked, done.forwards, _cells(draft)))
             self._seed(draft)
             events += self._conclude(draft)
             work = draft.strategy.next(draft) if draft in self._drafts else None
@@ -537,9 +537,17 @@ class Engine:
             draft.count_step()
             draft.forced += outcome.forced
             draft.forwards_wasted += outcome.committed == 0 and isinstance(work, Live)
-            cells = tuple(map(Cell, draft.canvas.tokens, draft.canvas.states, draft.canvas.confidence))
             events.append(
-                Stepped(draft, draft.steps, draft.phase, cells, outcome.committed, outcome.forced, seconds, len(works))
+                Stepped(
+                    draft,
+                    draft.steps,
+                    draft.phase,
+                    _cells(draft),
+                    outcome.committed,
+                    outcome.forced,
+                    seconds,
+                    len(works),
+                )
             )
             events += self._conclude(draft)
 
@@ -737,3 +745,7 @@ class Engine:
 def _text(draft: Draft) -> CachedText:
     assert draft.text is not None
     return draft.text
+
+
+def _cells(draft: Draft) -> tuple[Cell, ...]:
+    return tuple(map(Cell, draft.canvas.tokens, draft.canvas.states, draft.canvas.confidence))

@@ -218,6 +218,8 @@ class DraftRevised:
     forwards: int
     """Forwards that it took."""
     at: float
+    canvas: tuple[CanvasToken, ...] = ()
+    """What stands, and masks where the others were."""
 
 
 @dataclass(frozen=True, slots=True)

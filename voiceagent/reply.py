@@ -305,6 +305,8 @@ class Reply:
     def _revised(self, event: DraftRevised, *, is_news: bool) -> None:
         """What was written before has been asked for again; how long that took is no step's time."""
         self.trace.revised = event
+        if event.canvas:  # Where all of it stands no step follows, and this is all there is to see.
+            self.emit(ResponseStepped(self.request.response_id, 0, "first", event.canvas, "", 0, 0.0, 1))
         if not is_news:
             return
         self._stepped_at = event.at

@@ -143,6 +143,8 @@ def test_a_finished_draft_can_still_be_revised_and_its_words_are_asked_for_again
         told = await ended(again)
         (revised,) = of(DraftRevised, told)
         assert revised.asked_tokens > 0 and revised.forwards in (1, 2)
+        states = [token.state for token in revised.canvas]
+        assert len(states) == PLAN.canvas_width and states.count(TokenState.COMMITTED) == revised.kept_tokens
         assert isinstance(told[0], DraftPrefilled) and told[1] is revised
         assert isinstance(cold, DraftFinished) and isinstance(told[-1], DraftFinished)
         assert events.empty(), "nothing more is told of a draft that was revised"

@@ -243,7 +243,8 @@ class ScriptedDrafter:
         assert isinstance(draft, ScriptedDraft)
         draft.cancel()
         self.revised.append((draft, unheard))
-        told = DraftRevised(self.kept, 10, 2, self.clock.now()) if self.kept else None
+        stands = tuple(CanvasToken(" word", TokenState.COMMITTED, 0.9) for _ in range(self.kept))
+        told = DraftRevised(self.kept, 10, 2, self.clock.now(), stands) if self.kept else None
         again = ScriptedDraft(self, request, on_event, told)
         self.drafts.append(again)
         return again

@@ -229,6 +229,9 @@ def test_other_words_at_the_end_repair_the_draft_under_the_turns_own_plan() -> N
     assert line.speculation["late_steps"] >= 3, "two forwards ask for the words, and a step follows"
     assert not line.llm.drafts[-1].request.plan.is_speculative
     assert line.of(TurnTraced)[0].timeline["revised"] == {"kept_tokens": 8, "asked_tokens": 10, "forwards": 2}
+    shown = line.of(ResponseStepped)
+    assert shown[0].step == 0 and len(shown[0].canvas) == 8, "what stands is seen, also where no step follows"
+    assert [event.step for event in shown] == sorted(event.step for event in shown)
 
 
 def test_a_draft_of_which_nothing_fits_is_wasted_and_the_reply_is_written_all_the_same() -> None:

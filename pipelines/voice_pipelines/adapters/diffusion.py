@@ -336,7 +336,8 @@ class DiffusionDrafter:
             case drafts.Prefilled():
                 draft.send(DraftPrefilled(event.cached_tokens, event.new_tokens, event.seconds, now))
             case drafts.Revised():
-                draft.send(DraftRevised(event.kept, event.asked, event.forwards, now))
+                canvas = self._show(event.canvas[: event.draft.spec.width])
+                draft.send(DraftRevised(event.kept, event.asked, event.forwards, now, canvas))
             case drafts.Stepped():
                 step = DraftStepped(
                     step=event.step,
