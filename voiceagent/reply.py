@@ -129,7 +129,7 @@ class Reply:
             for task in (writer, voice):
                 task.cancel()
             await asyncio.gather(writer, voice, return_exceptions=True)
-            if self.beginning is not None:  # Cancelled before it was taken up.
+            if self.beginning is not None:  # It failed before the draft was taken up.
                 self.beginning.drop()
 
     # --- the writer ---------------------------------------------------------------------------------------------------
@@ -250,8 +250,8 @@ class Reply:
         events: asyncio.Queue[DraftEvent] = asyncio.Queue()
         self._stepped_at = self.clock.now()
         self.trace.mark("draft_start", self._stepped_at)
-        self.beginning = None
         self._draft = self.last_draft = beginning.start(replace(draft, plan=grant.plan), events.put_nowait)
+        self.beginning = None
         told = beginning.told()
         self.trace.speculation = beginning.speculation or self.trace.speculation
         self.budget.running_drafts += 1

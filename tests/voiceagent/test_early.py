@@ -32,7 +32,7 @@ from voiceagent.backends import (
     Samples,
     Transcript,
 )
-from voiceagent.budget import BudgetController, BudgetSettings
+from voiceagent.budget import BudgetController, BudgetSettings, Grant, TurnRequest
 from voiceagent.clock import ManualClock
 from voiceagent.conversation import Conversation
 from voiceagent.errors import BackendError
@@ -44,7 +44,6 @@ from voiceagent.events import (
     ResponseText,
     TurnTraced,
 )
-from voiceagent.reply import Reply
 from voiceagent.session import SessionSettings, TurnDetection
 from voiceagent.tools import ServerTool, ToolCall, ToolSpec
 
@@ -478,15 +477,11 @@ def test_replies_of_early_drafts_keep_the_account_of_running_drafts() -> None:
     assert replace(line.llm.drafts[0].request).conversation_id == line.conversation.id
 
 
-def test_a_reply_that_is_cancelled_before_it_takes_its_draft_up_ends_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Reply.run
+def test_a_reply_that_fails_before_it_takes_its_draft_up_ends_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(controller: BudgetController, request: TurnRequest) -> Grant:
+        raise ArithmeticError("no plan")
 
-    async def cancelled_at_once(reply: Reply) -> None:
-        task = asyncio.current_task()
-        assert task is not None and reply.beginning is not None
-        task.cancel()
-        await run(reply)
-
-    monkeypatch.setattr(Reply, "run", cancelled_at_once)
+    monkeypatch.setattr(BudgetController, "plan_turn", broken)
     line = talk(one_turn, SPOKEN, llm=Slow)
+    assert [event.status for event in line.of(ResponseFinished)] == ["failed"]
     assert [draft.is_cancelled for draft in line.llm.drafts] == [True]
