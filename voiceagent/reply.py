@@ -88,8 +88,8 @@ class Reply:
     trace: TurnTrace
     on_audio: Callable[[], None]
     """Called once, when the first audio has left."""
-    plays: Callable[[Samples, int, float], None]
-    """Told of all audio with its rate, and when the caller's queue plays it."""
+    plays: Callable[[Samples, int, float], None] | None
+    """Told of all audio with its rate, and when the caller's queue plays it; None where nobody wants to know."""
     tools: ToolTurn
     beginning: Beginning | None = None
     """How the first draft begins, where it is not from nothing."""
@@ -492,7 +492,8 @@ class Reply:
         is_first = self.playout.dry_at() is None
         duration_s = samples.size / self.tts.rate_hz
         dry_at = self.playout.sent(duration_s, now)
-        self.plays(samples, self.tts.rate_hz, dry_at - duration_s)
+        if self.plays is not None:
+            self.plays(samples, self.tts.rate_hz, dry_at - duration_s)
         self.budget.costs.observe(Stage.TRANSPORT, max(now - made, 0.0))
         if is_first:
             self.trace.mark("first_audio", now)

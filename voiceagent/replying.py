@@ -198,6 +198,7 @@ class Replying:
             when_late=options.when_late or settings.when_late,
             acknowledgements=settings.acknowledgements,
         )
+        detection = settings.turn_detection
         reply = Reply(
             request=request,
             llm=self.llm,
@@ -207,7 +208,7 @@ class Replying:
             emit=lambda event: self._tell(running, event),
             trace=trace,
             on_audio=lambda: self.happened(turns.AudioBegan()),
-            plays=self.echo.played,
+            plays=self.echo.played if detection is not None and detection.echo_gate else None,
             tools=ToolTurn(
                 self.desk,
                 trace,

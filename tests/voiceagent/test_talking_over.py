@@ -11,6 +11,7 @@ import pytest
 from tests.voiceagent.standins import ScriptedTranscriber, silence, tone
 from tests.voiceagent.test_conversation import Line, talk
 from voiceagent.barge_in import Dismissed
+from voiceagent.echo import EchoGate
 from voiceagent.errors import BackendError
 from voiceagent.events import (
     Item,
@@ -234,3 +235,12 @@ def test_a_slow_recogniser_is_asked_one_question_and_none_once_the_caller_speaks
         gate.set()
 
     talk(scenario, heard=("a mocha please", "mhm"), written=(LONG * 2,), step_s=0.0, gate=gate)
+
+
+@pytest.mark.parametrize("echo_gate", [True, False])
+def test_what_is_played_is_looked_at_only_where_echo_matters(echo_gate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[int] = []
+    monkeypatch.setattr(EchoGate, "played", lambda gate, samples, rate_hz, at: looked_at.append(samples.size))
+    settings = SessionSettings(turn_detection=TurnDetection(echo_gate=echo_gate))
+    talk(answered, written=(LONG,), step_s=0.0, settings=settings)
+    assert bool(looked_at) == echo_gate
