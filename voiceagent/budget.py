@@ -63,8 +63,6 @@ class BudgetSettings:
     """From the end of speech: the latest answer under `ANSWER_LATER`."""
     first_clause_chars: int = 40
     """Length that the first clause is assumed to have before it is written."""
-    speculate: bool = True
-    """Whether replies are drafted while the caller may go on."""
     speculation_share: float = 0.25
     """Share of the engine's time that all callers' early drafts may take."""
 

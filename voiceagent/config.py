@@ -78,6 +78,7 @@ class Config:
             temperature=self.reply.temperature,
             silence=self.silence.settings(),
             repair=self.asr.settings(),
+            speculate=self.budget.speculate,
         )
 
 

@@ -274,7 +274,7 @@ class BudgetConfig:
         within(0.05, 60.0),
     )
     speculate: bool = documented(
-        _BUDGET.speculate,
+        _SESSION.speculate,
         "Whether a reply is drafted while the caller pauses, before their turn is over. Never with a remote model.",
         "true or false",
     )
@@ -309,7 +309,6 @@ class BudgetConfig:
             useful_gain=self.useful_gain,
             wanted_quality=self.wanted_quality,
             patience_s=self.patience_s,
-            speculate=self.speculate,
             speculation_share=self.speculation_share,
         )
 

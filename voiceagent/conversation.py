@@ -22,7 +22,16 @@ from voiceagent.clock import Clock
 from voiceagent.early import EarlyDrafts
 from voiceagent.echo import EchoGate
 from voiceagent.errors import ProtocolError
-from voiceagent.events import AnyItem, ConversationEnded, ConversationEvent, Item, ItemAdded, ItemDeleted, ItemDone
+from voiceagent.events import (
+    AnyItem,
+    ConversationEnded,
+    ConversationEvent,
+    Item,
+    ItemAdded,
+    ItemDeleted,
+    ItemDone,
+    OutputItem,
+)
 from voiceagent.history import History
 from voiceagent.listening import Listening
 from voiceagent.replying import Asked, Replying
@@ -64,7 +73,7 @@ class Conversation:
         self._desk = ToolDesk(agent.tools, clock=clock, history=self._history, emit=emit, spawn=self._tasks.spawn)
         self._state = turns.TurnState()
         echo = EchoGate()
-        self._early = EarlyDrafts(backends.llm, budget, clock, self._imagine)
+        self._early = EarlyDrafts(backends.llm, budget, clock, self._imagine, lambda: self.settings.speculate)
         if self._early.is_on and self._notes is not None and not isinstance(self._notes, ImaginingNoteTaker):
             log.info("conversation %s: no reply is drafted early, as the note function has no `imagine`", self.id)
         self._listening = Listening(
@@ -104,7 +113,7 @@ class Conversation:
             clock=clock,
             tasks=self._tasks,
             settings=self._silence_settings,
-            is_waiting=lambda: self._desk.is_busy or self._history.awaits_output(),
+            is_waiting=lambda: self._desk.is_busy or bool(self._history.awaited_calls()),
             say=self._say,
             is_heard=self._replying.is_heard,
             end=self._end,
@@ -190,7 +199,7 @@ class Conversation:
     def create_response(self, options: ResponseOptions | None = None) -> str:
         """Start a reply to the conversation as it stands; returns the response's id."""
         self._require_no_response()
-        self._silence.answered()
+        self._silence.asked()
         options = options or ResponseOptions()
         self._require_free_names(options.tools or (), "response.tools")
         self._asked = Asked(new_id("resp"), options)
@@ -228,10 +237,13 @@ class Conversation:
         self._happened(turns.ReplyCancelled("client_cancelled"))
 
     def add_item(self, item: AnyItem, previous_item_id: str | None = None) -> None:
-        """Insert an item; a user's text also reaches the note taker."""
+        """Insert an item; a user's text also reaches the note taker. Only that text, and what a call has waited for, end a silence."""
+        is_awaited = isinstance(item, OutputItem) and item.call_id in self._history.awaited_calls()
         previous = self._history.add_from_client(item, previous_item_id)
-        self._silence.answered()
+        if is_awaited:
+            self._silence.served()
         if isinstance(item, Item) and item.role == "user" and item.text:
+            self._silence.answered()
             self._take_note(item.id, item.text)
         self._emit(ItemAdded(item, previous))
         self._emit(ItemDone(item, previous))
@@ -263,6 +275,8 @@ class Conversation:
     def update(self, settings: SessionSettings) -> None:
         self._require_free_names(settings.tools, "session.tools")
         self.settings = settings
+        if not self._early.is_on:
+            self._early.drop()
         self._silence.observe(self._state)
 
     # --- whose turn it is ---------------------------------------------------------------------------------------------

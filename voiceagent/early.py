@@ -138,12 +138,14 @@ class EarlyDrafts:
 
     Args:
         imagine: What would be asked if the caller's turn ended with these words; None where nobody can say without doing it.
+        is_wanted: Whether the conversation's settings ask for drafts on the caller's words, now.
     """
 
     llm: Drafter
     budget: BudgetController
     clock: Clock
     imagine: Callable[[str], DraftRequest | None]
+    is_wanted: Callable[[], bool] = lambda: True
     _early: EarlyDraft | None = None
     _unheard: Unheard | None = None
     _tried: str | None = None
@@ -154,7 +156,7 @@ class EarlyDrafts:
     @property
     def is_on(self) -> bool:
         """Never with a remote model: its owner is paid for what nobody hears."""
-        return self.budget.settings.speculate and self.llm.can_revise and not self.llm.info.is_remote
+        return self.is_wanted() and self.llm.can_revise and not self.llm.info.is_remote
 
     def consider(self, pause: Pause) -> None:
         """The caller pauses: start a draft on their words, or revise the one there is."""

@@ -26,6 +26,8 @@ class History:
     def __init__(self) -> None:
         self._items: list[AnyItem] = []
         self._notes: dict[str, Note] = {}
+        self._from_client: set[str] = set()
+        """Ids of the calls that a client put here: nobody waits for those."""
 
     def __len__(self) -> int:
         return len(self._items)
@@ -56,10 +58,15 @@ class History:
     def output(self, call_id: str) -> OutputItem | None:
         return next((item for item in self._items if isinstance(item, OutputItem) and item.call_id == call_id), None)
 
-    def awaits_output(self) -> bool:
-        """Whether the conversation has come to a call and what came of it is not known."""
-        last = self._items[-1] if self._items else None
-        return isinstance(last, CallItem) and self.output(last.call_id) is None
+    def awaited_calls(self) -> frozenset[str]:
+        """`call_id` of the agent's calls since anybody last said something, as far as what came of them is not known."""
+        awaited: set[str] = set()
+        for item in reversed(self._items):
+            if isinstance(item, Item) and item.role != "system":
+                break
+            if isinstance(item, CallItem) and item.id not in self._from_client and self.output(item.call_id) is None:
+                awaited.add(item.call_id)
+        return frozenset(awaited)
 
     def previous_id(self, item_id: str) -> str | None:
         index = self._index(item_id, "item_retrieve_invalid_item_id")
@@ -102,7 +109,10 @@ class History:
                 what = "No function call with" if call is None else "There is an output already for the call with"
                 raise ProtocolError("invalid_value", f"{what} id {item.call_id}.", param="item.call_id")
             item = replace(item, note=output_note(call.call.name, item.output))
-        return self.add(item, previous_item_id)
+        previous = self.add(item, previous_item_id)
+        if isinstance(item, CallItem):
+            self._from_client.add(item.id)
+        return previous
 
     def put(self, item: Item) -> None:
         """Replace the item that has this id."""
@@ -111,6 +121,7 @@ class History:
     def delete(self, item_id: str) -> None:
         del self._items[self._index(item_id, "item_delete_invalid_item_id")]
         self._notes.pop(item_id, None)
+        self._from_client.discard(item_id)
 
     def prompt(self, instructions: str) -> tuple[PromptTurn, ...]:
         """Everything the model may know, oldest first.

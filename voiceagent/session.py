@@ -127,6 +127,8 @@ class SessionSettings:
     """What is said when nobody says anything; nothing in text, and where the client ends the turns."""
     repair: RepairSettings = field(default_factory=RepairSettings)
     """What becomes of words that were probably misheard."""
+    speculate: bool = True
+    """Whether replies are drafted while the caller may go on."""
 
     def __post_init__(self) -> None:
         if not 0.05 <= self.target_s <= 30.0:

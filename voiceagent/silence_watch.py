@@ -58,8 +58,18 @@ class SilenceWatch:
             self._task = self._tasks.spawn(self._run())
 
     def answered(self) -> None:
-        """The caller said something, or their client did something for them."""
+        """The caller said or typed something, or pressed a key."""
         self._silence = self._silence.answered(self._clock.now())
+        self._changed.set()
+
+    def asked(self) -> None:
+        """The client wants the agent to speak: a goodbye that was said is none."""
+        self._silence = self._silence.taken_back()
+        self._changed.set()
+
+    def served(self) -> None:
+        """The client's tool is done, for which the caller has waited."""
+        self._silence = self._silence.restarted(self._clock.now())
         self._changed.set()
 
     async def _run(self) -> None:

@@ -1,7 +1,8 @@
 """What to say when nobody says anything: a prompt, another, and then a goodbye. Pure: no clock and no I/O.
 
 Silence counts from the moment when the agent has been heard to its end and the caller is not speaking. It begins anew with every sound that
-opens a turn; the prompts begin anew only when the caller has said something, so that a cough or a television does not hold a call for ever.
+opens a turn; the prompts begin anew only when the caller has said or typed something, so that neither a cough or a television nor a client that
+keeps adding items of its own holds a call for ever.
 
     silence = silence.observe(state, now)     # whenever the turn's state has changed
     silence.due(settings)                     # when something has to be said, if nothing changes
@@ -92,12 +93,16 @@ class Silence:
         )
 
     def answered(self, now: float) -> Silence:
-        """The caller said something, or their client did something for them: silence begins anew, and so do the prompts."""
+        """The caller said or typed something, or pressed a key: silence begins anew, and so do the prompts."""
         return replace(self.restarted(now), said=0, is_parting=False)
 
     def restarted(self, now: float) -> Silence:
         """Whatever was waited for was not the caller."""
         return self if self.since is None else replace(self, since=now)
+
+    def taken_back(self) -> Silence:
+        """The agent will say something behind its goodbye, which has to come again if that is met with silence."""
+        return replace(self, is_parting=False)
 
     def due(self, settings: SilenceSettings) -> float | None:
         """When something has to be said; None while nothing has."""

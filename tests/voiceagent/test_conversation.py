@@ -45,6 +45,7 @@ from voiceagent.events import (
     TurnTraced,
 )
 from voiceagent.session import ResponseOptions, SessionSettings, TurnDetection
+from voiceagent.tools import ToolCall
 from voiceagent.turn import Phase
 
 E = TypeVar("E")
@@ -91,7 +92,7 @@ def talk(
     scenario: Callable[[Line], Awaitable[None]],
     *,
     heard: tuple[str | Exception, ...] = ("a mocha please",),
-    written: tuple[str | Exception, ...] = (REPLY,),
+    written: tuple[str | Exception | ToolCall, ...] = (REPLY,),
     settings: SessionSettings | None = None,
     tts: ToneSynthesizer | None = None,
     gate: asyncio.Event | None = None,

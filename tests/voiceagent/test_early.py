@@ -148,7 +148,6 @@ def talk(
     notes: Callable[[], NoteTaker] = Orders,
     scorer: ScriptedScorer | None = None,
     settings: SessionSettings | None = None,
-    budget: BudgetSettings | None = None,
     tools: tuple[ServerTool, ...] = (),
     llm: type[ScriptedDrafter] = ScriptedDrafter,
 ) -> Line:
@@ -156,7 +155,7 @@ def talk(
         clock = ManualClock(100.0)
         drafter = llm(clock, *written)
         taker = notes()
-        controller = BudgetController(budget or BudgetSettings())
+        controller = BudgetController(BudgetSettings())
         events: list[ConversationEvent] = []
         conversation = Conversation(
             backends=Backends(LevelDetector(), Transcriber(*heard), drafter, ToneSynthesizer(), scorer),
@@ -328,6 +327,23 @@ def test_cleared_audio_and_a_closed_conversation_cancel_the_draft() -> None:
         assert line.llm.drafts[0].is_cancelled and not line.said
 
 
+def test_switching_it_off_in_the_conversation_cancels_the_draft_and_begins_no_other() -> None:
+    async def scenario(line: Line) -> None:
+        await line.play(tone(0.8), silence(0.2))
+        assert not line.llm.drafts[0].is_over
+        line.conversation.update(replace(line.conversation.settings, speculate=False))
+        await line.play(silence(0.1))
+        assert line.llm.drafts[0].is_cancelled and len(line.llm.drafts) == 1
+        await line.play(silence(0.3))
+        assert not line.llm.drafts[1].request.plan.is_speculative, "the turn is answered all the same"
+        await line.clock.advance(20.0)
+        line.conversation.update(replace(line.conversation.settings, speculate=True))
+        await line.play(tone(0.8), silence(0.2))
+        assert line.llm.drafts[2].request.plan.is_speculative
+
+    talk(scenario, SPOKEN, SPOKEN, llm=Slow)
+
+
 def test_what_a_dropped_draft_took_is_told_with_the_next_turn() -> None:
     async def scenario(line: Line) -> None:
         await line.play(tone(0.8), silence(0.3))
@@ -406,7 +422,7 @@ def test_nothing_is_drafted_early_where_it_may_not_be(why: str, caplog: pytest.L
 
     manual = SessionSettings(turn_detection=TurnDetection(create_response=False))
     options: dict[str, dict[str, Any]] = {
-        "switched off": {"budget": BudgetSettings(speculate=False)},
+        "switched off": {"settings": SessionSettings(speculate=False)},
         "notes": {"notes": Forgetful},
         "remote": {"llm": Remote},
         "cannot revise": {"llm": Rigid},
@@ -450,9 +466,8 @@ def test_what_was_not_heard_of_a_reply_is_offered_to_the_next_one() -> None:
             await line.clock.advance(10.0)
 
         heard = (SPOKEN, ((0.5, "with oat milk"), (9.9, "with oat milk")))
-        budget = BudgetSettings(speculate=speculates)
-        at_once = SessionSettings(instructions="x", turn_detection=TurnDetection(barge_in="immediate"))
-        line = talk(scenario, *heard, written=(REPLY, OTHER), budget=budget, settings=at_once)
+        at_once = SessionSettings(turn_detection=TurnDetection(barge_in="immediate"), speculate=speculates)
+        line = talk(scenario, *heard, written=(REPLY, OTHER), settings=at_once)
         tails = [unheard for _, unheard in line.llm.revised if unheard is not None]
         heard_part = [turn.text for turn in line.llm.drafts[-1].request.turns if turn.role == "agent"]
         assert len(tails) == len(heard_part) == 1 and f"{heard_part[0]} {tails[0]}" == REPLY

@@ -5,8 +5,9 @@ import pytest
 from voiceagent.agent import Note
 from voiceagent.backends import PromptTurn
 from voiceagent.errors import ProtocolError
-from voiceagent.events import Item
+from voiceagent.events import CallItem, Item, OutputItem
 from voiceagent.history import ROOT, History
+from voiceagent.tools import ToolCall
 
 
 def test_items_are_inserted_at_the_end_at_the_front_or_after_another() -> None:
@@ -67,3 +68,18 @@ def test_a_deleted_item_takes_its_note_along() -> None:
     history.delete("1")
     assert history.prompt("") == ()
     assert history.must_say() == ()
+
+
+def test_a_call_of_the_agents_is_awaited_until_its_output_or_until_somebody_speaks() -> None:
+    history = History()
+    history.add(Item("u", "user", "two tables"))
+    for number in ("1", "2"):
+        history.add(CallItem(f"item_{number}", f"call_{number}", ToolCall("book", {})))
+    history.add(Item("s", "system", "The till is slow."))
+    assert history.awaited_calls() == {"call_1", "call_2"}
+    history.add_from_client(OutputItem("o", "call_2", "done"))
+    assert history.awaited_calls() == {"call_1"}
+    history.add_from_client(CallItem("item_3", "call_3", ToolCall("book", {})))
+    assert history.awaited_calls() == {"call_1"}, "nobody waits for what a client made up"
+    history.add(Item("v", "user", "hello?"))
+    assert not history.awaited_calls()

@@ -11,14 +11,14 @@ import pytest
 from tests.voiceagent.realtime import connect
 from tests.voiceagent.standins import ToneSynthesizer, silence, tone
 from tests.voiceagent.telephony.phone import Phone, phone
-from tests.voiceagent.test_conversation import Line, talk
+from tests.voiceagent.test_conversation import REPLY, Line, talk
 from tests.voiceagent.test_server import House, pump, serve, speak
 from voiceagent.config import load_config
 from voiceagent.errors import ConfigError
-from voiceagent.events import CallItem, ConversationEnded, Item, OutputItem, ResponseFinished
+from voiceagent.events import CallItem, ConversationEnded, Item, OutputItem, ResponseCalled, ResponseFinished
 from voiceagent.session import SessionSettings, TurnDetection
 from voiceagent.silences import Remark, Silence, SilenceSettings
-from voiceagent.tools import ToolCall
+from voiceagent.tools import ToolCall, ToolSpec
 from voiceagent.turn import Agent, Caller, TurnState
 
 THERE, HELLO, BYE = "Are you there?", "Hello?", "Goodbye then."
@@ -240,19 +240,69 @@ def test_a_goodbye_that_cannot_be_spoken_ends_the_conversation_all_the_same() ->
     assert line.of(ResponseFinished)[-1].status == "failed" and line.of(ConversationEnded)
 
 
-def test_silence_while_the_clients_tool_runs_is_not_the_callers() -> None:
-    call = CallItem("call_item", "call_1", ToolCall("look", {}))
+LOOK = ToolSpec("look", "Looks something up.")
 
+
+def test_silence_while_the_clients_tool_runs_is_not_the_callers() -> None:
     async def scenario(line: Line) -> None:
+        await line.speak_turn()
         await line.clock.advance(3.0)
-        line.conversation.add_item(call)
+        (called,) = line.of(ResponseCalled)
+        line.conversation.add_item(Item("system", "system", "The tool is slow today."))
         await line.clock.advance(30.0)
         assert said(line)[1:] == []
-        line.conversation.add_item(OutputItem("out", "call_1", "done"))
-        await line.clock.advance(5.1)
+        line.conversation.add_item(OutputItem("out", called.item.call_id, "done"))
+        await line.clock.advance(4.9)
+        assert said(line)[1:] == []
+        await line.clock.advance(0.2)
         assert said(line)[1:] == [THERE]
 
-    talk_with(scenario)
+    talk_with(scenario, replace(PATIENCE, tools=(LOOK,)), written=(ToolCall("look", {}),))
+
+
+@pytest.mark.parametrize("what", ["system items", "agent items", "calls", "calls with their outputs"])
+def test_a_client_that_keeps_adding_items_of_its_own_does_not_keep_the_call(what: str) -> None:
+    async def scenario(line: Line) -> None:
+        for count in range(30):
+            call = CallItem(f"call_item_{count}", f"call_{count}", ToolCall("look", {}))
+            match what:
+                case "system items":
+                    line.conversation.add_item(Item(f"item_{count}", "system", f"The caller scrolled to {count}."))
+                case "agent items":
+                    line.conversation.add_item(Item(f"item_{count}", "agent", "Noted."))
+                case _:
+                    line.conversation.add_item(call)
+                    if what == "calls with their outputs":
+                        line.conversation.add_item(OutputItem(f"out_{count}", call.call_id, "done"))
+            await line.clock.advance(1.0)
+        assert line.of(ConversationEnded)
+
+    assert said(talk_with(scenario))[1:] == [THERE, HELLO, BYE]
+
+
+def test_a_response_that_the_client_asks_for_is_heard_and_the_prompts_go_on_behind_it() -> None:
+    async def scenario(line: Line) -> None:
+        await line.clock.advance(5.8)
+        line.conversation.create_response()
+        await line.clock.advance(2.0)
+        assert said(line)[1:] == [THERE, REPLY]
+        await line.clock.advance(5.5)
+
+    line = talk_with(scenario)
+    assert said(line)[1:] == [THERE, REPLY, HELLO], "it was the client that asked, not the caller"
+
+
+def test_a_response_asked_for_behind_the_goodbye_keeps_the_call_until_the_next_goodbye() -> None:
+    async def scenario(line: Line) -> None:
+        await line.clock.advance(5.1 + 0.05 * len(BYE))
+        assert said(line)[1:] == [BYE] and not line.of(ConversationEnded)
+        line.conversation.create_response()
+        await line.clock.advance(4.0)
+        assert said(line)[1:] == [BYE, REPLY] and not line.of(ConversationEnded)
+        await line.clock.advance(6.0)
+
+    line = talk_with(scenario, replace(PATIENCE, silence=replace(SETTINGS, prompts=())))
+    assert said(line)[1:] == [BYE, REPLY, BYE] and line.of(ConversationEnded)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +335,7 @@ def test_it_can_be_switched_on_and_off_while_the_conversation_runs() -> None:
     talk_with(scenario, replace(PATIENCE, silence=SilenceSettings()))
 
 
-def test_typing_and_asking_are_signs_of_life() -> None:
+def test_typing_is_a_sign_of_life() -> None:
     async def scenario(line: Line) -> None:
         await line.clock.advance(5.8)
         assert said(line)[1:] == [THERE]

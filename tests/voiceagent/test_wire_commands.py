@@ -367,6 +367,7 @@ def test_extensions_can_be_asked_for_in_the_session() -> None:
         "backchannels": list(BACKCHANNELS),
         "silence": None,
         "repair": "off",
+        "speculate": True,
     }
     assert codec.session.settings.target_s == 0.35
     assert "voiceagent" not in update(codec, voiceagent={"events": False})
@@ -381,6 +382,19 @@ def test_how_the_agent_is_interrupted_can_be_asked_for_and_outlives_other_turn_d
     assert detection is not None and not detection.interrupts_in_stages and detection.threshold == 0.7
     shown = update(codec, audio={"input": {"turn_detection": None}}, voiceagent={"barge_in": "two_stage"})
     assert "barge_in" not in shown["voiceagent"], "a client that ends its turns itself is not interrupted for"
+
+
+def test_early_drafts_can_be_switched_off_and_on_only_where_the_server_has_them() -> None:
+    codec = make_codec(extensions=True)
+    assert update(codec, voiceagent={"speculate": False})["voiceagent"]["speculate"] is False
+    assert not codec.session.settings.speculate
+    assert update(codec, voiceagent={"speculate": None, "target_ms": 400})["voiceagent"]["speculate"] is False
+    assert update(codec, voiceagent={"speculate": True})["voiceagent"]["speculate"] is True
+    without = make_codec(extensions=True, defaults=SessionSettings(speculate=False))
+    assert update(without, voiceagent={"speculate": False})["voiceagent"]["speculate"] is False
+    wanted = {"type": "session.update", "session": {"type": "realtime", "voiceagent": {"speculate": True}}}
+    error = refusal(without, json.dumps(wanted))
+    assert error.param == "session.voiceagent.speculate" and "budget.speculate" in error.message
 
 
 def test_silences_are_changed_key_by_key_and_null_ends_them() -> None:

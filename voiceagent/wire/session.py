@@ -129,6 +129,7 @@ def session_json(session: WireSession, *, session_id: str, model: str, expires_a
             **_barge_in_json(settings.turn_detection),
             "silence": _silence_json(settings.silence),
             "repair": settings.repair.mode,
+            "speculate": settings.speculate,
         }
     return answer
 
@@ -302,6 +303,10 @@ def _update_extensions(session: WireSession, update: Fields | None, defaults: Se
         session = replace(
             session, settings=replace(session.settings, repair=replace(session.settings.repair, mode=mode))
         )
+    if (speculate := update.boolean("speculate")) is not None:
+        if speculate and not defaults.speculate:
+            raise update.invalid("speculate", "false, since this server drafts nothing early (`budget.speculate`)")
+        session = replace(session, settings=replace(session.settings, speculate=speculate))
     wanted = update.boolean("events")
     return session if wanted is None else replace(session, extensions=wanted)
 
