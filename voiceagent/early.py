@@ -28,6 +28,10 @@ from voiceagent.speculation import Pause, Speculation, asks_alike, wants_draft
 
 log = logging.getLogger(__name__)
 
+SHOWN = 16
+"""Canvases of earlier drafts that are kept to be shown, the newest. Whoever thinks aloud has many drafts, and all are sent at once when their
+turn is over."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unheard:
@@ -43,6 +47,8 @@ class EarlyDraft:
 
     request: DraftRequest
     on_event: Callable[[DraftEvent], None]
+    earlier: tuple[DraftStepped | DraftRevised, ...] = ()
+    """How the draft was written that this one revises, while it is not known that nothing of it stands."""
     draft: Draft | None = None
     prefilled: DraftPrefilled | None = None
     revised: DraftRevised | None = None
@@ -55,11 +61,19 @@ class EarlyDraft:
                 self.prefilled = event
             case DraftRevised():
                 self.revised = event
+                self.earlier = self.earlier if event.kept_tokens else ()
             case DraftStepped():
                 self.steps.append(event)
+                self.earlier = () if self.revised is None else self.earlier
             case DraftFinished() | DraftFailed():
                 self.end = event
         self.on_event(event)
+
+    @property
+    def written(self) -> tuple[DraftStepped | DraftRevised, ...]:
+        """How it was written, oldest first."""
+        revised = () if self.revised is None else (self.revised,)
+        return (*self.earlier, *revised, *self.steps)[-SHOWN:]
 
     @property
     def has_failed(self) -> bool:
@@ -103,6 +117,13 @@ class Beginning:
             return 0, 0
         rest = sum(step.phase == "rest" for step in self.early.steps)
         return len(self.early.steps) - rest, rest
+
+    @property
+    def earlier(self) -> tuple[DraftStepped | DraftRevised, ...]:
+        """How that was written which the draft is asked to keep, if it has told or will tell that it keeps anything."""
+        if self.early is None:
+            return ()
+        return self.early.earlier if self.is_hit else self.early.written
 
     def told(self) -> tuple[DraftEvent, ...]:
         """What the draft has told so far, in order."""
@@ -206,7 +227,7 @@ class EarlyDrafts:
             self._speculation.drop()
 
     def _begin(self, request: DraftRequest, before: EarlyDraft | None) -> EarlyDraft:
-        early = EarlyDraft(request, self._count)
+        early = EarlyDraft(request, self._count, () if before is None else before.written)
         if before is not None and before.draft is not None:
             before.on_event = _ignore
             self._speculation.revising()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from voiceagent.backends import CanvasToken, Samples, StepPlan
+from voiceagent.backends import CanvasToken, DraftRevised, DraftStepped, Samples, StepPlan
 from voiceagent.barge_in import Dismissed
 from voiceagent.repair import Repair
 from voiceagent.tools import ToolCall
@@ -194,7 +194,7 @@ class ResponsePlanned:
 
 @dataclass(frozen=True, slots=True)
 class ResponseStepped:
-    """The canvas after one denoising step; provisional tokens may still change."""
+    """The canvas after one denoising step; provisional tokens may still change. Step 0 is none: it shows what stands of an earlier draft."""
 
     response_id: str
     step: int
@@ -204,6 +204,28 @@ class ResponseStepped:
     forced_tokens: int
     compute_s: float
     batch: int
+    early_s: float | None = None
+    """How long before the reply was wanted that was; None for what happens now."""
+    kept: tuple[int, int] | None = None
+    """With step 0: so many tokens stand, of so many that were asked for again."""
+
+    @classmethod
+    def of(cls, response_id: str, event: DraftStepped | DraftRevised, early_s: float | None = None) -> ResponseStepped:
+        """What a draft has told, as its reply shows it."""
+        if isinstance(event, DraftRevised):
+            kept = (event.kept_tokens, event.asked_tokens)
+            return cls(response_id, 0, "first", event.canvas, "", 0, 0.0, 1, early_s, kept)
+        return cls(
+            response_id,
+            event.step,
+            event.phase,
+            event.canvas,
+            event.committed_text,
+            event.forced_tokens,
+            event.compute_s,
+            event.batch,
+            early_s,
+        )
 
 
 @dataclass(frozen=True, slots=True)

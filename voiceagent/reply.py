@@ -106,6 +106,8 @@ class Reply:
     """The draft's first clause is not written yet."""
     _stepped_at: float = 0.0
     """When the draft had its last step, or was prefilled."""
+    _earlier: tuple[DraftStepped | DraftRevised, ...] = ()
+    """How what the draft keeps was written, if it keeps anything."""
     _first_steps: int = 0
     _rest_steps: int = 0
     _has_words: bool = False
@@ -252,7 +254,7 @@ class Reply:
         self.trace.mark("draft_start", self._stepped_at)
         self._draft = self.last_draft = beginning.start(replace(draft, plan=grant.plan), events.put_nowait)
         self.beginning = None
-        told = beginning.told()
+        told, self._earlier = beginning.told(), beginning.earlier
         self.trace.speculation = beginning.speculation or self.trace.speculation
         self.budget.running_drafts += 1
         self.budget.first_drafts += 1
@@ -305,8 +307,11 @@ class Reply:
     def _revised(self, event: DraftRevised, *, is_news: bool) -> None:
         """What was written before has been asked for again; how long that took is no step's time."""
         self.trace.revised = event
-        if event.canvas:  # Where all of it stands no step follows, and this is all there is to see.
-            self.emit(ResponseStepped(self.request.response_id, 0, "first", event.canvas, "", 0, 0.0, 1))
+        if event.kept_tokens:
+            for earlier in self._earlier:
+                self._show(earlier, is_news=False)
+        if event.canvas:  # Where all of it stands no step follows.
+            self._show(event, is_news=is_news)
         if not is_news:
             return
         self._stepped_at = event.at
@@ -319,7 +324,7 @@ class Reply:
         self._plan = replace(self._plan, canvas_width=len(event.canvas))
         written = sum(1 for token in event.canvas if token.text)
         self.usage = replace(self.usage, output_tokens=before.output_tokens + written)
-        self._show(event)
+        self._show(event, is_news=is_news)
         if not is_news:
             if event.phase == "rest":
                 self._first_clause_done()
@@ -353,19 +358,9 @@ class Reply:
             company = self.budget.company(len(event.canvas), is_first=event.phase == "first")
             self._replan(event, company)
 
-    def _show(self, event: DraftStepped) -> None:
-        self.emit(
-            ResponseStepped(
-                self.request.response_id,
-                event.step,
-                event.phase,
-                event.canvas,
-                event.committed_text,
-                event.forced_tokens,
-                event.compute_s,
-                event.batch,
-            )
-        )
+    def _show(self, event: DraftStepped | DraftRevised, *, is_news: bool) -> None:
+        early_s = None if is_news else max(self.trace.marks["draft_start"] - event.at, 0.0)
+        self.emit(ResponseStepped.of(self.request.response_id, event, early_s))
 
     def _learn_step(self, event: DraftStepped, wall_s: float, company: int) -> None:
         width = len(event.canvas)

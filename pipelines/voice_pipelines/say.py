@@ -116,8 +116,10 @@ class _Show:
                     f"  plan     {plan.steps_first} steps for the first clause, up to {plan.steps_rest} for the rest, "
                     f"canvas of {plan.canvas_width}: {reason}"
                 )
-            case ResponseStepped(step=step, canvas=canvas):
-                self._print(f"  step {step:<3} {show_canvas(canvas)}")
+            case ResponseStepped(step=step, canvas=canvas, early_s=early_s, kept=kept):
+                what = f"step {step:<3}" if kept is None else f"kept {kept[0]} of {kept[1]}"
+                when = "" if early_s is None else f"  [{early_s:.2f} s before the turn was over]"
+                self._print(f"  {what} {show_canvas(canvas)}{when}")
             case ResponseText(delta=delta):
                 self._print(f"says       {delta.strip()}")
             case _:

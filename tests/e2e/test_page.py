@@ -102,13 +102,10 @@ def test_a_spoken_order_is_transcribed_and_answered_aloud(open_with: OpenWith, d
     assert float(opened.state("loudest") or 0) > 0.01
     expect(page.locator("#draft-counter")).to_have_text(re.compile(r"step \d+ of \d+"))
     expect(page.locator("#draft-tokens .is-committed").first).to_be_visible()
-    if (
-        not page.locator("#draft-counter").inner_text().endswith("of 1")
-    ):  # One is all there is where an early draft stands as it was.
-        page.locator("#draft-slider").focus()
-        page.keyboard.press("Home")
-        expect(page.locator("#draft-counter")).to_have_text(re.compile(r"step 1 of \d+"))
-        expect(page.locator("#draft-live")).to_be_visible()
+    page.locator("#draft-slider").focus()
+    page.keyboard.press("Home")
+    expect(page.locator("#draft-counter")).to_have_text(re.compile(r"step 1 of \d+"))
+    expect(page.locator("#draft-live")).to_be_visible()
 
     # The waterfall has the stages of a spoken turn; both clocks agree on a plausible answer time.
     names = page.locator("#waterfall .stage .name").all_inner_texts()
@@ -514,6 +511,36 @@ def test_a_conversation_can_be_followed_from_its_events(quiet_page: OpenPage) ->
     assert result["response"]["startedBy"] == "speech" and result["response"]["speechEndMs"] == 900
     # Another connection is told what was heard, not what was written.
     assert result["memory"] == [{"role": "user", "text": "two lattes"}, {"role": "agent", "text": "Two lattes,"}]
+
+
+def canvas(*tokens: tuple[str, str]) -> list[dict[str, Any]]:
+    return [{"text": text, "state": state, "confidence": 0.9} for text, state in tokens]
+
+
+def test_what_was_kept_of_an_early_draft_is_marked_and_says_when_it_was_written(quiet_page: OpenPage) -> None:
+    one, two = ("Two", "committed"), (" lattes", "provisional")
+    early = {"step": 1, "phase": "first", "canvas": canvas(one, two), "early_ms": 412.3}
+    kept = {"step": 0, "phase": "first", "canvas": canvas(one, ("", "masked")), "kept": {"tokens": 1, "asked": 2}}
+    whole = {**kept, "canvas": canvas(one, two), "kept": {"tokens": 2, "asked": 2}, "early_ms": 150.0}
+    late = {"step": 1, "phase": "first", "canvas": canvas(one, ("mochas", "committed")), "early_ms": None, "kept": None}
+    events = [{"type": "voiceagent.response.step", "response_id": "r", **step} for step in (early, whole, kept, late)]
+    body = """
+      const { Model } = await import("/model.js");
+      const model = new Model();
+      const parts = Object.fromEntries(["tokens", "counter", "summary", "older", "newer", "live", "which"].map((name) => [name, document.createElement("button")]));
+      parts.slider = Object.assign(document.createElement("input"), { type: "range", min: "1" });
+      const view = new m.CanvasView(parts);
+      return a.map((event) => {
+        model.apply(event);
+        view.draw(model);
+        return [parts.summary.textContent, [...parts.tokens.querySelectorAll(".is-kept")].map((token) => token.textContent)];
+      });"""
+    assert in_page(quiet_page, "canvas-view.js", body, events) == [
+        ["drafted 412 ms before your turn was over", []],
+        ["other words came, all 2 tokens kept 150 ms before your turn was over", ["Two", " lattes"]],
+        ["other words came, 1 of 2 tokens kept when your turn was over", ["Two"]],
+        ["before the first clause", []],
+    ]
 
 
 def test_a_turn_in_which_nothing_was_understood_waits_for_nobody(quiet_page: OpenPage) -> None:

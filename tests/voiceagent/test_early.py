@@ -35,6 +35,7 @@ from voiceagent.backends import (
 from voiceagent.budget import BudgetController, BudgetSettings, Grant, TurnRequest
 from voiceagent.clock import ManualClock
 from voiceagent.conversation import Conversation
+from voiceagent.early import SHOWN
 from voiceagent.errors import BackendError
 from voiceagent.events import (
     ConversationEvent,
@@ -228,8 +229,39 @@ def test_other_words_at_the_end_repair_the_draft_under_the_turns_own_plan() -> N
     assert not line.llm.drafts[-1].request.plan.is_speculative
     assert line.of(TurnTraced)[0].timeline["revised"] == {"kept_tokens": 8, "asked_tokens": 10, "forwards": 2}
     shown = line.of(ResponseStepped)
-    assert shown[0].step == 0 and len(shown[0].canvas) == 8, "what stands is seen, also where no step follows"
-    assert [event.step for event in shown] == sorted(event.step for event in shown)
+    (stands,) = [event for event in shown if event.step == 0]
+    assert stands.kept == (8, 10) and len(stands.canvas) == 8, "what stands is seen, also where no step follows"
+    at = shown.index(stands)
+    early, late = shown[:at], shown[at:]
+    assert [event.step for event in early] == [1, 2, 3, 4], "and how it was written"
+    before = [event.early_s or 0.0 for event in early]
+    assert before == sorted(before, reverse=True) and before[-1] > 0.1, "the turn went on for a while"
+    assert [event.step for event in late] == [0, 1, 2, 3, 4] and all(event.early_s is None for event in late)
+
+
+def test_a_draft_that_was_kept_whole_shows_how_it_was_written_before_the_words_changed() -> None:
+    heard = ((0.5, "a mocha"), (1.0, "a mocha please"), (9.9, "a mocha please"))
+    shown = talk(one_turn, heard, written=(REPLY, OTHER)).of(ResponseStepped)
+    assert [(event.step, event.kept) for event in shown][4] == (0, (8, 10))
+    before = [event.early_s for event in shown]
+    assert None not in before and before == sorted(before, key=lambda s: -(s or 0.0))
+
+
+def test_only_so_many_canvases_of_a_caller_who_thinks_aloud_are_shown() -> None:
+    words = [(0.3 + 0.1 * n, "a mocha" + " and" * n) for n in range(12)]
+
+    async def scenario(line: Line) -> None:
+        await line.play(
+            tone(0.4), silence(0.15), tone(0.2), silence(0.15), tone(0.2), silence(0.15), tone(0.2), silence(0.6)
+        )
+        await line.clock.advance(20.0)
+
+    line = talk(
+        scenario, [*words, (9.9, "two teas")], settings=SessionSettings(turn_detection=TurnDetection(silence_s=0.5))
+    )
+    assert line.speculation["drafts"] > 4
+    shown = [event for event in line.of(ResponseStepped) if event.early_s is not None]
+    assert len(shown) == SHOWN
 
 
 def test_a_draft_of_which_nothing_fits_is_wasted_and_the_reply_is_written_all_the_same() -> None:
@@ -244,6 +276,7 @@ def test_a_draft_of_which_nothing_fits_is_wasted_and_the_reply_is_written_all_th
     assert line.said == OTHER
     assert line.speculation["outcome"] == "wasted"
     assert line.speculation["wasted_steps"] == line.speculation["early_steps"] > 0
+    assert all(event.early_s is None for event in line.of(ResponseStepped)), "how that was written is nothing to see"
 
 
 def test_a_draft_that_is_not_finished_at_the_end_goes_on_where_it_is() -> None:

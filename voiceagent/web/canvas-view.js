@@ -2,9 +2,11 @@
  * The reply's canvas at one denoising step, and the slider that steps through what happened.
  *
  * Token states differ by shape as well as colour: a masked position is a hatched block, a provisional one is slanted and
- * underlined with dots, a committed one stands upright, a pinned one is framed.
+ * underlined with dots, a committed one stands upright, a pinned one is framed. Where a draft was begun before the turn was over, what stands of
+ * it is underlined, and the line below says when it was written.
  */
 import { el, setText, setVariable } from "./dom.js";
+import { formatMs } from "./timeline.js";
 
 const STATES = ["masked", "provisional", "committed", "pinned"];
 
@@ -60,16 +62,16 @@ export class CanvasView {
     slider.max = String(last + 1);
     slider.value = String(at + 1);
     const counts = countStates(step.canvas);
-    const description = `Step ${step.step}: ${counts.committed + counts.pinned} committed, ${counts.provisional} provisional, ${counts.masked} masked`;
+    const description = `${step.kept === null ? `Step ${step.step}` : "What was kept"}: ${counts.committed + counts.pinned} committed, ${counts.provisional} provisional, ${counts.masked} masked`;
     slider.setAttribute("aria-valuetext", description);
     setText(counter, `step ${at + 1} of ${last + 1}`);
     setText(which, drafts.length > 1 ? `reply ${index + 1} of ${drafts.length}` : "");
-    setText(summary, `${step.phase === "first" ? "before the first clause" : "while the first clause plays"}${step.forced > 0 ? ` · ${step.forced} forced by the deadline` : ""}`);
+    setText(summary, stepText(step));
     tokens.setAttribute("aria-label", description);
-    this.#drawTokens(tokens, step.canvas);
+    this.#drawTokens(tokens, step);
   }
 
-  #drawTokens(container, canvas) {
+  #drawTokens(container, { canvas, kept }) {
     // Cells are reused from step to step, so that a commit is a change of state that CSS can show.
     const cells = container.querySelectorAll(".token");
     const reuse = cells.length > 0 && cells.length === canvas.length;
@@ -79,7 +81,7 @@ export class CanvasView {
       const cell = targets[i];
       const state = STATES.includes(token.state) ? token.state : "provisional";
       const isEnd = state !== "masked" && (token.text ?? "") === "";
-      const name = isEnd ? `token is-${state} is-end` : `token is-${state}`;
+      const name = `token is-${state}${isEnd ? " is-end" : ""}${kept !== null && state !== "masked" && !isEnd ? " is-kept" : ""}`;
       if (cell.className !== name) cell.className = name;
       setText(cell, state === "masked" ? "░" : isEnd ? "·" : i === 0 ? token.text.trimStart() : token.text);
       setVariable(cell, "--confidence", String(Math.max(0, Math.min(1, token.confidence ?? 0))));
@@ -103,6 +105,18 @@ export class CanvasView {
 
 function drafted(model) {
   return model === null ? [] : [...model.responses.values()].filter((response) => response.steps.length > 0);
+}
+
+/** When a canvas was written, and what of it was kept, in the words of the page. */
+export function stepText(step) {
+  const early = step.earlyMs === null ? "" : `${formatMs(step.earlyMs)} before your turn was over`;
+  if (step.kept !== null) {
+    const { tokens, asked } = step.kept;
+    const share = tokens >= asked ? `all ${tokens} tokens` : `${tokens} of ${asked} tokens`;
+    return `other words came, ${share} kept ${early || "when your turn was over"}`;
+  }
+  const when = early ? `drafted ${early}` : step.phase === "first" ? "before the first clause" : "while the first clause plays";
+  return `${when}${step.forced > 0 ? ` · ${step.forced} forced by the deadline` : ""}`;
 }
 
 /** How many positions are in each state. */

@@ -283,6 +283,8 @@ const HANDLERS = {
       forced: event.forced_tokens ?? 0,
       computeMs: event.compute_ms ?? null,
       batch: event.batch ?? 1,
+      earlyMs: event.early_ms ?? null,
+      kept: event.kept ?? null,
     });
     return ["canvas", "plan"];
   },

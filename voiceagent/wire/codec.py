@@ -292,6 +292,8 @@ class RealtimeCodec:
                     forced_tokens=event.forced_tokens,
                     compute_ms=round(event.compute_s * 1000, 3),
                     batch=event.batch,
+                    early_ms=None if event.early_s is None else round(event.early_s * 1000, 3),
+                    kept=None if event.kept is None else {"tokens": event.kept[0], "asked": event.kept[1]},
                 )
             case TurnTraced():
                 timeline = dict(event.timeline)
