@@ -93,6 +93,7 @@ class BargeInSettings:
     answer_voice_s: float = 0.096
     """Voice that may be an answer; what is shorter is a click."""
     backchannels: tuple[str, ...] = BACKCHANNELS
+    fragments: tuple[str, ...] = FRAGMENTS
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
@@ -317,8 +318,9 @@ class BargeIn:
         return ()
 
     def _take_answer(self, number: int, text: str, end: int) -> tuple[Action, ...]:
-        is_nothing = not text.strip() or is_backchannel(text, FRAGMENTS)
-        says_something = not is_nothing and not is_backchannel(text, (*self.settings.backchannels, *FRAGMENTS))
+        settings = self.settings
+        is_nothing = not text.strip() or is_backchannel(text, settings.fragments)
+        says_something = not is_nothing and not is_backchannel(text, (*settings.backchannels, *settings.fragments))
         if self._is_doubted and self._voice is not None and self._voice.early == number:
             if is_nothing:
                 self._voice.limit_s = self.settings.unclear_s

@@ -158,6 +158,11 @@ class TurnConfig:
         "What callers say to show that they listen: it does not stop the agent.",
         f"a list of at most {MAX_BACKCHANNELS} texts, each with a letter in it",
     )
+    fragments: tuple[str, ...] = documented(
+        _TURN.fragments,
+        "Words that say nothing alone, which a recogniser makes of hums and coughs: they do not stop the agent.",
+        f"a list of at most {MAX_BACKCHANNELS} texts, each with a letter in it",
+    )
     backchannel_s: float = documented(
         _TURN.backchannel_s,
         "Voice over the agent that lasts longer stops it, unless its words so far are a backchannel or none.",
@@ -187,6 +192,7 @@ class TurnConfig:
             dictation_silence_s=self.dictation_silence_s,
             barge_in=typing.cast(BargeInMode, self.barge_in),
             backchannels=self.backchannels,
+            fragments=self.fragments,
             backchannel_s=self.backchannel_s,
             echo_gate=self.echo_gate,
         )

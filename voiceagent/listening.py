@@ -258,6 +258,8 @@ class Listening:
             match heard:
                 case Onset(start_sample=start):
                     self._forget_words()
+                    if not detection.interrupt_response:  # Switched off while the agent was in doubt: it plays on.
+                        self._relieve(Dismissed.GIVEN_UP)
                     item_id = new_id("item")
                     self._begin_hearing(item_id)
                     self._emit(SpeechStarted(item_id, start / INPUT_RATE_HZ))

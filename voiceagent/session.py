@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-from voiceagent.barge_in import BACKCHANNELS, BargeInSettings
+from voiceagent.barge_in import BACKCHANNELS, FRAGMENTS, BargeInSettings
 from voiceagent.budget import WhenLate
 from voiceagent.endpoint import EndpointSettings
 from voiceagent.errors import ConfigError
@@ -52,6 +52,7 @@ class TurnDetection:
     dictation_silence_s: float = _ENDPOINT.dictation_silence_s
     barge_in: BargeInMode = "two_stage"
     backchannels: tuple[str, ...] = BACKCHANNELS
+    fragments: tuple[str, ...] = FRAGMENTS
     backchannel_s: float = _BARGE_IN.backchannel_s
     echo_gate: bool = True
 
@@ -75,9 +76,11 @@ class TurnDetection:
             raise ConfigError("turn_detection.barge_in", self.barge_in, "'two_stage' or 'immediate'")
         if not 0.1 <= self.backchannel_s <= 2.0:
             raise ConfigError("turn_detection.backchannel_s", self.backchannel_s, "0.1 to 2 seconds")
-        if len(self.backchannels) > MAX_BACKCHANNELS or not all(normalise(each) for each in self.backchannels):
-            expected = f"at most {MAX_BACKCHANNELS} texts, each with a letter in it"
-            raise ConfigError("turn_detection.backchannels", list(self.backchannels), expected)
+        for name in ("backchannels", "fragments"):
+            texts = getattr(self, name)
+            if len(texts) > MAX_BACKCHANNELS or not all(normalise(each) for each in texts):
+                expected = f"at most {MAX_BACKCHANNELS} texts, each with a letter in it"
+                raise ConfigError(f"turn_detection.{name}", list(texts), expected)
 
     @property
     def interrupts_in_stages(self) -> bool:
@@ -87,7 +90,10 @@ class TurnDetection:
     def barge_in_settings(self) -> BargeInSettings:
         """The same, as voice over the agent's is judged by it."""
         return BargeInSettings(
-            threshold=self.threshold, backchannel_s=self.backchannel_s, backchannels=self.backchannels
+            threshold=self.threshold,
+            backchannel_s=self.backchannel_s,
+            backchannels=self.backchannels,
+            fragments=self.fragments,
         )
 
     def endpoint(self) -> EndpointSettings:

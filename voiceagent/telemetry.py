@@ -20,6 +20,7 @@ from voiceagent.events import (
     CallItem,
     ConversationEvent,
     ItemAdded,
+    ItemTruncated,
     OutputItem,
     PlaybackDucked,
     PlaybackRestored,
@@ -269,6 +270,9 @@ class Session:
         }
 
     def _observe(self, event: ConversationEvent) -> None:
+        if self._is_ducked and _stops(event):
+            self._telemetry.duck_stops.add()
+            self._is_ducked = False
         match event:
             case ResponseStarted() | ResponseFinished() | ItemAdded(item=CallItem() | OutputItem()):
                 self._dry_at = None  # Between replies, and while a tool runs, silence is no underrun.
@@ -277,9 +281,6 @@ class Session:
                 self._is_ducked, self._dry_at = True, None  # What is held back in doubt is no underrun.
             case PlaybackRestored(reason=reason):
                 self._telemetry.duck_restores.add(reason.value)
-                self._is_ducked = False
-            case SpeechStarted() if self._is_ducked:
-                self._telemetry.duck_stops.add()
                 self._is_ducked = False
             case ResponseAudio():
                 self._sent(event.samples.size / event.rate_hz)
@@ -311,6 +312,15 @@ class Session:
             "steps": len(timeline.children("steps")),
             "missed_by": None if missed is None else {key: missed.text(key) for key in ("stage", "cause")},
         }
+
+
+def _stops(event: ConversationEvent) -> bool:
+    """Whether this ends the reply that plays: words, a key, the client's own command."""
+    match event:
+        case SpeechStarted() | ItemTruncated() | ResponseFinished(status="cancelled"):
+            return True
+        case _:
+            return False
 
 
 class Timeline:

@@ -36,6 +36,8 @@ OVER_S = 1.0
 """An answer of unknown length is over when nothing of it has come for so long after what came was played."""
 STOPPED_S = 0.3
 """Silence after which audio is a new answer, where words were said over one that nobody cleared."""
+CAME_BACK_S = 0.7
+"""An agent that is heard again so soon after a clear, before the words over it are over, was held in doubt and came back; a new answer takes longer."""
 CUT_OFF_S = 0.15
 """An answer that arrives so long before the caller's last word was not waited for: its turn had been ended too early."""
 
@@ -132,6 +134,7 @@ class Phone:
         self._play_end_s = begins_s
         self._marks: deque[tuple[float, str]] = deque()
         self._cleared: list[str] = []
+        self._cleared_at_s = begins_s
         self.turns: list[HeardTurn] = []
 
     @property
@@ -207,6 +210,8 @@ class Phone:
         duration_s = len(audio) / RATE_HZ
         starts_s = max(now_s, self._play_end_s)
         turn = self.turns[-1] if self.turns else None
+        if turn is not None and turn.cuts_in and now_s < min(turn.speech_end_s, self._cleared_at_s + CAME_BACK_S):
+            turn.stopped_s = None
         if turn is not None and self._is_of_the_one_before(turn) and now_s > self._play_end_s + STOPPED_S:
             turn.stopped_s = max(self._play_end_s - turn.begins_s, 0.0)  # It had ended by itself.
         if turn is not None and not self._is_of_the_one_before(turn):
@@ -239,6 +244,7 @@ class Phone:
     def clear(self, now_s: float) -> None:
         """Nothing more of what came is played; its marks go back at once."""
         self._play_end_s = min(self._play_end_s, now_s)
+        self._cleared_at_s = now_s
         self._cleared += [name for _, name in self._marks]
         self._marks.clear()
         turn = self.turns[-1] if self.turns else None

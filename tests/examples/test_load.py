@@ -196,6 +196,25 @@ def test_words_over_an_answer_count_until_it_is_cleared_and_are_answered_afterwa
     assert over.gaps_s == []
 
 
+def test_an_agent_that_comes_back_after_a_clear_was_not_stopped_by_it() -> None:
+    bridge = Bridge(PlannedTurn(0, 0.02, 0.3), PlannedTurn(0, 0.5, None), reply_s=3.0)
+    bridge.run(1.5)
+    bridge.reply(3.0)
+    bridge.run(0.42)
+    over = bridge.phone.turns[-1]
+    assert over.cuts_in
+    bridge.phone.clear(bridge.now_s)
+    bridge.run(0.06)
+    bridge.reply(2.0)
+    assert over.stopped_s is None and over.answer_s is None and not over.is_cut_off
+    bridge.run(0.1)
+    bridge.phone.clear(bridge.now_s)
+    assert over.stopped_s == pytest.approx(bridge.now_s - over.begins_s)
+    bridge.run(1.0)
+    bridge.reply(3.0)
+    assert over.answer_s is not None and over.answer_s > over.speech_end_s
+
+
 def test_an_answer_that_ends_by_itself_needs_no_clear() -> None:
     bridge = Bridge(PlannedTurn(0, 0.02, 0.9), PlannedTurn(0, 0.5, None))
     bridge.run(1.5)

@@ -110,6 +110,19 @@ def test_what_plays_ducked_is_not_heard_when_it_is_stopped() -> None:
     assert lengths[0] <= lengths[1], "the stop came later, but not a word later"
 
 
+def test_an_agent_in_doubt_is_turned_up_again_when_the_client_switches_interruption_off() -> None:
+    async def scenario(line: Line) -> None:
+        await answered(line)
+        await line.play(tone(0.2))
+        assert over(line) == ["PlaybackDucked"]
+        line.conversation.update(SessionSettings(turn_detection=TurnDetection(interrupt_response=False)))
+        await line.play(np.concatenate([tone(0.5), silence(0.2)]))
+        assert over(line) == ["PlaybackDucked", "PlaybackRestored", "SpeechStarted"]
+        assert not line.of(ResponseFinished) or line.of(ResponseFinished)[-1].status == "completed"
+
+    talk(scenario, written=(LONG,), step_s=0.0)
+
+
 def test_immediate_and_no_interruption_never_duck() -> None:
     for detection in (TurnDetection(barge_in="immediate"), TurnDetection(interrupt_response=False)):
 

@@ -12,7 +12,17 @@ from tests.voiceagent.telephony.phone import phone
 from tests.voiceagent.test_metrics import read
 from tests.voiceagent.test_server import KEYED, House, get, pump, refusal, serve, speak
 from voiceagent.clock import ManualClock
-from voiceagent.events import CallItem, ConversationEvent, ItemAdded, ResponseAudio, ResponseStarted, TurnTraced
+from voiceagent.events import (
+    CallItem,
+    ConversationEvent,
+    ItemAdded,
+    ItemTruncated,
+    PlaybackDucked,
+    ResponseAudio,
+    ResponseStarted,
+    SpeechStarted,
+    TurnTraced,
+)
 from voiceagent.server_settings import ServerSettings
 from voiceagent.telemetry import Session, Telemetry, Timeline
 from voiceagent.tools import ToolCall
@@ -253,6 +263,18 @@ def test_an_interruption_is_counted() -> None:
             assert (found["voiceagent_interruptions_total"], found["voiceagent_turns_total|cancelled"]) == (1, 1)
 
     serve(scenario, written=("one two three. " * 30,))
+
+
+def test_a_doubt_that_a_key_ends_is_a_stop_at_once_and_only_once() -> None:
+    meters = telemetry()
+    tell = Session(meters, "twilio", "phone", ManualClock()).watch(lambda event: None)
+    tell(ItemTruncated("item_1", 0.5, "One"))
+    assert meters.duck_stops.value() == 0, "it was not ducked"
+    tell(PlaybackDucked(1.0))
+    tell(ItemTruncated("item_2", 0.5, "One"))
+    assert meters.duck_stops.value() == 1
+    tell(SpeechStarted("item_3", 2.0))
+    assert (meters.ducks.value(), meters.duck_stops.value()) == (1, 1)
 
 
 def test_clients_that_are_turned_away_are_counted_by_reason() -> None:

@@ -322,8 +322,9 @@ const REACTIONS = {
     greet();
   },
   "input_audio_buffer.speech_started": () => {
-    if (model.session?.audio?.input?.turn_detection?.interrupt_response === false) return;
-    if (call.playingItem === null) audio.restore();
+    const playsOn = model.session?.audio?.input?.turn_detection?.interrupt_response === false;
+    if (playsOn || call.playingItem === null) audio.restore();
+    if (playsOn) return;
     interrupt();
   },
   // Somebody may be speaking: turned down at once, until the server knows.

@@ -205,7 +205,15 @@ def _update_input(session: WireSession, update: Fields | None, defaults: Session
 def _detection_base(session: WireSession, defaults: SessionSettings) -> TurnDetection:
     """The agent's own turn detection, but for what the client has set beside it."""
     base, now = defaults.turn_detection or TurnDetection(), session.settings.turn_detection
-    return base if now is None else replace(base, barge_in=now.barge_in, backchannels=now.backchannels)
+    if now is None:
+        return base
+    return replace(
+        base,
+        barge_in=now.barge_in,
+        backchannels=now.backchannels,
+        fragments=now.fragments,
+        echo_gate=now.echo_gate,
+    )
 
 
 def _update_transcription(session: WireSession, chosen: Fields | None) -> WireSession:
@@ -314,23 +322,35 @@ def _update_extensions(session: WireSession, update: Fields | None, defaults: Se
 def _read_barge_in(settings: SessionSettings, update: Fields) -> SessionSettings:
     """How voice over the agent's stops it. Without turn detection nothing does, and the keys are only checked."""
     mode = cast(BargeInMode | None, update.choice("barge_in", BARGE_IN_MODES))
-    backchannels = update.strings("backchannels")
+    echo_gate = update.boolean("echo_gate")
     detection = settings.turn_detection or TurnDetection()
-    try:
-        detection = replace(
-            detection,
-            barge_in=mode or detection.barge_in,
-            backchannels=detection.backchannels if backchannels is None else tuple(backchannels),
-        )
-    except ConfigError as error:
-        raise update.invalid("backchannels", error.expected) from error
+    detection = replace(
+        detection,
+        barge_in=mode or detection.barge_in,
+        echo_gate=detection.echo_gate if echo_gate is None else echo_gate,
+    )
+    if (backchannels := update.strings("backchannels")) is not None:
+        try:
+            detection = replace(detection, backchannels=tuple(backchannels))
+        except ConfigError as error:
+            raise update.invalid("backchannels", error.expected) from error
+    if (fragments := update.strings("fragments")) is not None:
+        try:
+            detection = replace(detection, fragments=tuple(fragments))
+        except ConfigError as error:
+            raise update.invalid("fragments", error.expected) from error
     return settings if settings.turn_detection is None else replace(settings, turn_detection=detection)
 
 
 def _barge_in_json(detection: TurnDetection | None) -> Json:
     if detection is None:
         return {}
-    return {"barge_in": detection.barge_in, "backchannels": list(detection.backchannels)}
+    return {
+        "barge_in": detection.barge_in,
+        "backchannels": list(detection.backchannels),
+        "fragments": list(detection.fragments),
+        "echo_gate": detection.echo_gate,
+    }
 
 
 def _read_silence(extension: Fields, current: SilenceSettings) -> SilenceSettings:
