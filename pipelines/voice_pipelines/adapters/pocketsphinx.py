@@ -64,6 +64,7 @@ class PocketSphinxTranscriber:
         self._request = request
         self._max_waiting = max_waiting
         self._workers: list[RecogniserProcess] = []
+        self._dead_cpu_s = 0.0
         self._utterances: dict[int, PocketSphinxUtterance] = {}
         self._ids = itertools.count(1)
         self._replacements: set[asyncio.Task[None]] = set()
@@ -151,6 +152,11 @@ class PocketSphinxTranscriber:
         """Process ids of the live workers."""
         return tuple(worker.pid for worker in self._workers)
 
+    @property
+    def cpu_s(self) -> float:
+        """Processor time of all workers so far, those that died included, as they have told."""
+        return self._dead_cpu_s + sum(worker.cpu_s for worker in self._workers)
+
     async def _add_worker(self) -> None:
         self._workers.append(await RecogniserProcess.start(self._request, self._take, self._replace))
 
@@ -163,6 +169,7 @@ class PocketSphinxTranscriber:
         """A worker died: its utterances fail, another takes its place."""
         _log.error("recogniser process %d died with %d utterances; starting another", dead.pid, len(dead.utterances))
         self._workers.remove(dead)
+        self._dead_cpu_s += dead.cpu_s
         for id in list(dead.utterances):
             self._utterances[id].fail(BackendError("asr", f"recogniser process {dead.pid} died"))
         if not self._is_closed:

@@ -96,17 +96,38 @@ class SphinxDecoder:
 
     def feed(self, pcm: bytes) -> None:
         """Take little-endian 16-bit samples at 16 kHz; whole blocks are decoded now, the rest waits."""
+        self.push(pcm)
+        while self.step():
+            pass
+
+    def push(self, pcm: bytes) -> None:
+        """Take samples and decode nothing: `step` does."""
         self._pending += pcm
-        whole = len(self._pending) - len(self._pending) % _BLOCK_BYTES
+        # Block by block, so that the search begins at the same place however the audio arrives.
+        while not self._may_search:
+            start = len(self._levels_dbfs) * _BLOCK_BYTES
+            if start + _BLOCK_BYTES > len(self._pending):
+                return
+            self._levels_dbfs.append(_level_dbfs(self._pending[start : start + _BLOCK_BYTES]))
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a block can be decoded now."""
+        return len(self._pending) >= _BLOCK_BYTES and self._may_search
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What was taken and is not decoded."""
+        return len(self._pending)
+
+    def step(self) -> bool:
+        """Decode the next block, some 10 ms of work. False when there is none, or the first audio still waits for more."""
+        if not self.has_work:
+            return False
         if not self._is_searching:
-            # Block by block, so that the search begins at the same place however the audio arrives.
-            while not heard_enough(self._levels_dbfs, self._options.mean):
-                start = len(self._levels_dbfs) * _BLOCK_BYTES
-                if start >= whole:
-                    return
-                self._levels_dbfs.append(_level_dbfs(self._pending[start : start + _BLOCK_BYTES]))
             self._begin_search(len(self._levels_dbfs) * _BLOCK_BYTES)
-        self._search(whole)
+        self._search(_BLOCK_BYTES)
+        return True
 
     def hypothesis(self) -> Hypothesis:
         """The best path so far."""
@@ -129,6 +150,10 @@ class SphinxDecoder:
         if self._is_searching:
             self._decoder.end_utt()
         self._is_searching = False
+
+    @property
+    def _may_search(self) -> bool:
+        return self._is_searching or heard_enough(self._levels_dbfs, self._options.mean)
 
     def _begin_search(self, lookahead_bytes: int) -> None:
         """Take the mean of the first waiting audio, then start the real pass over it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -35,6 +36,8 @@ class RecogniserProcess:
         self._on_death = on_death
         self._is_ending = False
         self.is_alive = True
+        self.cpu_s = 0.0
+        """Processor time that it has told of."""
         self.utterances: set[int] = set()
         """Utterances this process works on; kept by the owner."""
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -98,6 +101,8 @@ class RecogniserProcess:
                 for message in reader.feed(data):
                     if message.kind is Kind.READY:
                         self._ready.set_result(None)
+                    elif message.kind is Kind.WORKED:
+                        self.cpu_s = float(json.loads(message.payload)["cpu_s"])
                     else:
                         self._on_message(message)
         except ValueError:

@@ -23,6 +23,8 @@ class Kind(IntEnum):
     PARTIAL = 17
     FINAL = 18
     FAILED = 19
+    WORKED = 20
+    """Processor time since READY."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import sys
+import time
 from collections import deque
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ from voiceagent.transcript import LocalAgreement
 
 _BLOCK_BYTES = 2 * BLOCK_SAMPLES
 _READ_BYTES = 1 << 16
+TELL_EVERY_S = 0.1
+"""Processor time between two messages about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class WorkerRequest:
 class _Utterance:
     id: int
     audio: bytearray = field(default_factory=bytearray)
+    """What has come while there was no decoder."""
     is_finished: bool = False
     decoder: SphinxDecoder | None = None
     agreement: LocalAgreement = field(default_factory=lambda: LocalAgreement(agreeing=3, holdback=1))
@@ -61,11 +65,26 @@ class _Utterance:
 
     @property
     def has_work(self) -> bool:
-        return self.is_finished or len(self.audio) >= _BLOCK_BYTES
+        if self.is_finished:
+            return True
+        return len(self.audio) >= _BLOCK_BYTES if self.decoder is None else self.decoder.has_work
+
+    @property
+    def waiting_bytes(self) -> int:
+        return len(self.audio) + (0 if self.decoder is None else self.decoder.waiting_bytes)
+
+    def push(self, pcm: bytes) -> None:
+        if self.decoder is None:
+            self.audio += pcm
+        else:
+            self.decoder.push(pcm)
 
 
 class Worker:
-    """Decides what to decode next and does it, a block at a time, so that no caller waits for another's whole backlog."""
+    """Decides what to decode next and does it, a block at a time, so that no caller waits for another's whole backlog.
+
+    The 1.2 s that every utterance begins with, in which its mean is taken, are such a backlog too.
+    """
 
     def __init__(self, request: WorkerRequest, out: int) -> None:
         self._request = request
@@ -73,6 +92,8 @@ class Worker:
         self._idle = [SphinxDecoder(request.files, request.options) for _ in range(request.decoders)]
         self._loaded = request.decoders
         self._utterances: dict[int, _Utterance] = {}
+        self._told_s = 0.0
+        self._began_s = time.process_time()
         self._turns: deque[int] = deque()
         """Utterances in the order of their last turn, longest ago first."""
         self._send(Kind.READY, 0, {"decoders": self._loaded})
@@ -86,14 +107,14 @@ class Worker:
                 self._turns.append(message.utterance)
             case Kind.AUDIO:
                 if utterance is not None:
-                    utterance.audio += message.payload
+                    utterance.push(message.payload)
             case Kind.FINISH:
                 if utterance is not None:
                     utterance.is_finished = True
             case Kind.CANCEL:
                 if utterance is not None:
                     self._close(utterance)
-            case Kind.READY | Kind.PARTIAL | Kind.FINAL | Kind.FAILED:
+            case Kind.READY | Kind.PARTIAL | Kind.FINAL | Kind.FAILED | Kind.WORKED:
                 raise ValueError(f"{message.kind.name} is said by workers, not to them")
             case _:
                 assert_never(message.kind)
@@ -107,27 +128,25 @@ class Worker:
         self._turns.append(utterance.id)
         assert utterance.decoder is not None
         try:
-            if len(utterance.audio) >= _BLOCK_BYTES:
-                utterance.decoder.feed(bytes(utterance.audio[:_BLOCK_BYTES]))
-                del utterance.audio[:_BLOCK_BYTES]
+            if utterance.decoder.step():
                 # Catching up: text that is about to be overtaken is not worth a message.
                 if not utterance.has_work:
                     self._show(utterance, utterance.decoder.hypothesis())
-            else:
-                utterance.decoder.feed(bytes(utterance.audio))
+            elif utterance.is_finished:
                 heard = utterance.decoder.finish()
                 self._send(Kind.FINAL, utterance.id, {"words": [asdict(word) for word in heard.words]})
                 self._close(utterance)
         except RuntimeError as error:
             self._send(Kind.FAILED, utterance.id, {"reason": str(error)})
             self._close(utterance)
+        self._tell_work()
         return True
 
     def _next(self) -> _Utterance | None:
         """The utterance with work and a decoder whose turn it is: callers who have finished first, the least left to do first."""
         waiting = [utterance for id in self._turns if (utterance := self._utterances[id]).has_work]
         waiting.sort(
-            key=lambda utterance: (not utterance.is_finished, len(utterance.audio) if utterance.is_finished else 0)
+            key=lambda utterance: (not utterance.is_finished, utterance.waiting_bytes if utterance.is_finished else 0)
         )
         return next((utterance for utterance in waiting if self._equip(utterance)), None)
 
@@ -141,6 +160,8 @@ class Worker:
                 return False
             utterance.decoder = self._idle.pop()
             utterance.decoder.start()
+            utterance.decoder.push(bytes(utterance.audio))
+            utterance.audio.clear()
         return True
 
     def _show(self, utterance: _Utterance, hypothesis: Hypothesis) -> None:
@@ -151,6 +172,12 @@ class Worker:
             utterance.shown = words
             partial = utterance.agreement.partial
             self._send(Kind.PARTIAL, utterance.id, {"stable": partial.stable, "unstable": partial.unstable})
+
+    def _tell_work(self) -> None:
+        worked_s = time.process_time() - self._began_s
+        if worked_s - self._told_s >= TELL_EVERY_S:
+            self._told_s = worked_s
+            self._send(Kind.WORKED, 0, {"cpu_s": round(worked_s, 3)})
 
     def _close(self, utterance: _Utterance) -> None:
         del self._utterances[utterance.id]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -28,16 +29,20 @@ class Driven:
         os.set_blocking(self._source, False)
         self._out = out
         self._reader = MessageReader()
+        self.worked_s: list[float] = []
         self.worker = Worker(WorkerRequest(model, DecoderOptions(), decoders=1, max_decoders=max_decoders), out)
 
     def tell(self, kind: Kind, utterance: int, payload: bytes = b"") -> None:
         self.worker.take(Message(kind, utterance, payload))
 
     def answers(self) -> list[Message]:
+        """What it has said of utterances; what it said of its own work is put aside."""
         try:
-            return list(self._reader.feed(os.read(self._source, 1 << 16)))
+            said = list(self._reader.feed(os.read(self._source, 1 << 16)))
         except BlockingIOError:
             return []
+        self.worked_s += [json.loads(message.payload)["cpu_s"] for message in said if message.kind is Kind.WORKED]
+        return [message for message in said if message.kind is not Kind.WORKED]
 
     def work_until_idle(self) -> list[Message]:
         while self.worker.work():
@@ -112,3 +117,26 @@ def test_a_request_survives_its_journey_as_json(model):
     search = DecoderOptions(lw=7.5, mean=MeanOptions(prior=(41.0, 2.0)), junk=JunkOptions(max_word_s=2.0))
     request = WorkerRequest(model, search, decoders=2, max_decoders=3)
     assert WorkerRequest.from_json(request.to_json()) == request
+
+
+def test_a_caller_who_has_finished_waits_for_no_backlog_of_one_who_begins(model):
+    driven = Driven(model, max_decoders=2)
+    for id in (1, 2):
+        driven.tell(Kind.OPEN, id)
+    driven.tell(Kind.AUDIO, 1, PCM[: 20 * 3_200])
+    driven.work_until_idle()
+    driven.tell(Kind.AUDIO, 2, PCM[: 12 * 3_200])
+    assert driven.worker.work(), "the first block of those that waited for the mean"
+    driven.tell(Kind.FINISH, 1)
+    assert driven.worker.work()
+    assert [(message.kind, message.utterance) for message in driven.answers()] == [(Kind.FINAL, 1)]
+    driven.close()
+
+
+def test_a_worker_tells_how_much_processor_time_it_has_taken(driven):
+    driven.tell(Kind.OPEN, 1)
+    before = time.process_time()
+    driven.tell(Kind.AUDIO, 1, PCM + PCM)
+    driven.work_until_idle()
+    assert driven.worked_s == sorted(driven.worked_s) and driven.worked_s
+    assert driven.worked_s[-1] <= time.process_time() - before
