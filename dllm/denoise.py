@@ -4,11 +4,14 @@ Everything between the windows and the outcome stays on the device: guesses, the
 of decided tokens and the countdown of steps. The host is visited once, at the end of a round, for all drafts together. Two things
 need it earlier and say so: pins that have no place yet, and grammars.
 
+Where kernels run, logits stand in memory only for drafts whose rules look at them; for the others head and commit are one launch.
+
 Dimensions: B drafts, W canvas positions, N rows of logits, T window tokens, E hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -24,13 +27,16 @@ from dllm.guard import Action, History, watch
 from dllm.models.family import Network
 from dllm.options import DecodeOptions
 from dllm.pins import consider_pins, continuing, pin_openings
+from dllm.process import Vocabulary, draw_seeds
 from dllm.revision import Seen
 from dllm.sampling import ban
 from dllm.schedule import deadline_floors
 from dllm.selection import RuleTable, Scores, select
 from dllm.spec import ModelSpec
 from dllm.staging import staged
-from dllm_kernels import CommitStats, commit_from_logits
+from dllm_kernels import CommitStats, Held, commit_from_logits, head_commit
+from dllm_kernels.choose import runs_kernels
+from dllm_kernels.commit_from_logits.contract import empty_stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +51,8 @@ class Outcome:
 class Denoiser:
     """Runs the denoising steps of drafts that share a model."""
 
-    def __init__(self, model: Network, spec: ModelSpec, classes: TokenClasses) -> None:
-        self.model, self.classes = model, classes
+    def __init__(self, model: Network, spec: ModelSpec, classes: TokenClasses, vocabulary: Vocabulary) -> None:
+        self.model, self.classes, self.vocabulary = model, classes, vocabulary
         self.device = next(iter(model.parameters())).device  # type: ignore[attr-defined]
         self.mask = spec.special.mask if spec.special.mask is not None else 0
         self.shift = spec.logit_shift
@@ -112,9 +118,14 @@ class _Round:
         """Canvas positions per draft whose logits this step looks at."""
         self.rows = [staged(positions, self.device) for positions in self.wanted]
         """The same on the device."""
-        self.logits = self._logits()
-        """[N, V] float32, of the wanted positions in order."""
-        self.pieces = torch.split(self.logits, [len(positions) for positions in self.wanted])
+        self.inputs = self._inputs()
+        """[N, E], of the wanted positions in order."""
+        head = shared.model.head()
+        self.head = head if head is not None and runs_kernels(self.inputs, head.weight) else None
+        self.is_fused = [self.head is not None and not _reads_logits(draft) for draft in drafts]
+        """Per draft whether its logits are needed nowhere."""
+        self.pieces = self._logits()
+        """Per draft [n, V] float32 of its wanted positions; none for those that are fused."""
 
     def _cells(self, values: Sequence[Sequence[float | bool]], fill: float | bool) -> Tensor:
         return staged([[*row, *[fill] * (self.size - len(row))] for row in values], self.device)
@@ -137,7 +148,7 @@ class _Round:
 
     # --- logits and guesses ---------------------------------------------------------------------------------------------
 
-    def _logits(self) -> Tensor:
+    def _inputs(self) -> Tensor:
         length, flat = self.hidden.shape[1], self.hidden.flatten(0, 1)
         carried: list[Tensor] = []
         rows: list[int] = []
@@ -152,18 +163,33 @@ class _Round:
                 carried.append(live.carry)
         if carried:
             flat = torch.cat((flat, torch.stack(carried)))
-        return self.shared.model.logits(flat[staged(rows, self.device)]).float()
+        return flat[staged(rows, self.device)]
+
+    def _logits(self) -> list[Tensor]:
+        lengths = [len(positions) for positions in self.wanted]
+        if not any(self.is_fused):
+            return list(torch.split(self.shared.model.logits(self.inputs).float(), lengths))
+        pieces = list(torch.split(self.inputs, lengths))
+        looked_at = [row for row, is_fused in enumerate(self.is_fused) if not is_fused]
+        logits = self.inputs.new_empty(0, 0, dtype=torch.float32)
+        if looked_at:
+            logits = self.shared.model.logits(torch.cat([pieces[row] for row in looked_at])).float()
+        parts = iter(torch.split(logits, [lengths[row] for row in looked_at]))
+        return [logits[:0] if is_fused else next(parts) for is_fused in self.is_fused]
 
     def _guess(self) -> CommitStats:
         """Token, probability, margin and entropy of every wanted row."""
         for row, (draft, positions, piece) in enumerate(zip(self.drafts, self.wanted, self.pieces, strict=True)):
-            draft.picker.process_on(piece, self.rows[row], self.tokens[row], self.decided[row])
-            self._rule_out(draft, positions, piece)
-        stats = commit_from_logits(self.logits)
+            if not self.is_fused[row]:
+                draft.picker.process_on(piece, self.rows[row], self.tokens[row], self.decided[row])
+                self._rule_out(draft, positions, piece)
+        stats = self._stats()
         first = 0
         for row, (draft, positions, piece) in enumerate(zip(self.drafts, self.wanted, self.pieces, strict=True)):
             part = slice(first, first + len(positions))
             first += len(positions)
+            if self.is_fused[row]:
+                continue
             if draft.spec.constraint is not None:
                 try:
                     tokens, probabilities = draft.picker.complete(draft, piece, positions)
@@ -177,6 +203,50 @@ class _Round:
                 for value, own in zip(stats, drawn, strict=True):
                     value[part] = own
         return stats
+
+    def _stats(self) -> CommitStats:
+        """Of the rows as their logits stand, at temperature 0; where head and commit are one, as they are drawn."""
+        if not any(self.is_fused):
+            return commit_from_logits(self.pieces[0] if len(self.pieces) == 1 else torch.cat(self.pieces))
+        stats = empty_stats(self.inputs)
+        ends = itertools.accumulate(map(len, self.wanted))
+        places = [range(end - len(positions), end) for end, positions in zip(ends, self.wanted, strict=True)]
+
+        def put(rows: Sequence[int], found: CommitStats) -> None:
+            at = staged([place for row in rows for place in places[row]], self.device)
+            for whole, part in zip(stats, found, strict=True):
+                whole.index_copy_(0, at, part)
+
+        looked_at = [row for row, is_fused in enumerate(self.is_fused) if not is_fused]
+        if looked_at:
+            put(looked_at, commit_from_logits(torch.cat([self.pieces[row] for row in looked_at])))
+        together: dict[float, list[int]] = {}
+        for row, is_fused in enumerate(self.is_fused):
+            if is_fused:
+                together.setdefault(self.drafts[row].spec.options.temperature, []).append(row)
+        for temperature, rows in together.items():
+            put(rows, self._commit_at_the_head(rows, temperature))
+        return stats
+
+    def _commit_at_the_head(self, rows: Sequence[int], temperature: float) -> CommitStats:
+        assert self.head is not None
+        inputs = torch.split(self.inputs, [len(positions) for positions in self.wanted])
+        held: list[bool] = []
+        for row in rows:
+            draft = self.drafts[row]
+            first_end = max(draft.spec.options.min_tokens, draft.canvas.last_pin() + 1)
+            held += [position < first_end for position in self.wanted[row]]
+        seeds = [draw_seeds(self.drafts[row].spec.options.seed, self.drafts[row].steps, self.rows[row]) for row in rows]
+        vocabulary = self.shared.vocabulary
+        return head_commit(
+            torch.cat([inputs[row] for row in rows]),
+            self.head.weight,
+            scale=self.head.scale,
+            temperature=temperature,
+            seed=torch.cat(seeds) if temperature > 0 else 0,
+            forbidden=vocabulary.is_forbidden,
+            held=Held(vocabulary.is_end, staged(held, self.device)) if any(held) else None,
+        )
 
     def _rule_out(self, draft: Draft, positions: Sequence[int], piece: Tensor) -> None:
         """A reply is not empty, does not end before its last pin, does not start a pin twice and does not continue its last word or figure."""
@@ -392,6 +462,15 @@ class _Round:
             self.errors[row] if row in self.errors else _keep(draft, packed[row], self.size)
             for row, draft in enumerate(self.drafts)
         ]
+
+
+def _reads_logits(draft: Draft) -> bool:
+    """Whether any of the draft's rules looks at or changes logits, beside what is forbidden to all and ends that come too early."""
+    options = draft.spec.options
+    is_filtered = options.temperature > 0 and (options.top_k > 0 or options.top_p < 1.0)
+    changes = options.repetition_penalty != 1.0 or options.logit_bias or options.target_tokens or options.banned
+    has_rules = draft.spec.pins or draft.spec.constraint is not None or draft.reviser is not None
+    return bool(is_filtered or changes or options.no_stutter or has_rules)
 
 
 def _wanted(draft: Draft, live: Live) -> list[int]:

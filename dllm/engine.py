@@ -102,7 +102,7 @@ class Engine:
         ends = self.spec.special.ends
         self._plain = Vocabulary.of(self.spec.vocab_size, ends, forbidden, self._device)
         self._strict = Vocabulary.of(self.spec.vocab_size, ends, forbidden, self._device, marks)
-        self._denoiser = Denoiser(model, self.spec, self._classes)
+        self._denoiser = Denoiser(model, self.spec, self._classes, self._plain)
         self._drafts: list[Draft] = []
         self._numbers = itertools.count(1)
 

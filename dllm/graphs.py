@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from dllm.errors import ConfigError
-from dllm.models.family import LayerStore, Network
+from dllm.models.family import LayerStore, Network, Sight
 
 SLOT_STEP = 256
 """Slots that are read are rounded up to a multiple of it. At 512 stored tokens that is at most a third more of what is small beside the
@@ -42,6 +42,8 @@ class Shape(NamedTuple):
     length: int
     """Window tokens."""
     slots: int
+    is_counted: bool = False
+    """Attention is the kernel's: a number per query stands for the mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class CudaRecorder:
         return graph.replay, result
 
 
-_Given: TypeAlias = tuple[Tensor, Tensor, Tensor | None, int | Tensor]
+_Given: TypeAlias = tuple[Tensor, Tensor, Tensor | Sight | None, int | Tensor]
 """Tokens, positions, mask and start of one forward, as the caller gave them."""
 
 
@@ -96,8 +98,8 @@ class _Inputs:
     ids: Tensor
     """[B, T] int64."""
     positions: Tensor
-    mask: Tensor
-    """[B, 1, T, S] additive."""
+    mask: Tensor | Sight
+    """[B, 1, T, S] additive, or what each query sees."""
     start: Tensor
     """[B] int64."""
 
@@ -106,10 +108,14 @@ class _Inputs:
         def whole(*size: int) -> Tensor:
             return torch.zeros(size, dtype=torch.int64, device=device)
 
-        mask = torch.zeros(shape.rows, 1, shape.length, shape.slots, dtype=dtype, device=device)
+        mask: Tensor | Sight
+        if shape.is_counted:
+            mask = Sight(torch.zeros(shape.rows, shape.length, dtype=torch.int32, device=device), shape.slots)
+        else:
+            mask = torch.zeros(shape.rows, 1, shape.length, shape.slots, dtype=dtype, device=device)
         return cls(whole(shape.rows, shape.length), whole(shape.rows, shape.length), mask, whole(shape.rows))
 
-    def fill(self, ids: Tensor, positions: Tensor, mask: Tensor | None, start: int | Tensor) -> None:
+    def fill(self, ids: Tensor, positions: Tensor, mask: Tensor | Sight | None, start: int | Tensor) -> None:
         """Copy one forward's inputs; slots behind the mask's last are not seen."""
         self.ids.copy_(ids)
         self.positions.copy_(positions)
@@ -117,6 +123,11 @@ class _Inputs:
             self.start.fill_(start)
         else:
             self.start.copy_(start)
+        if isinstance(self.mask, Sight):
+            assert isinstance(mask, Sight)
+            self.mask.visible.copy_(mask.visible)
+            return
+        assert not isinstance(mask, Sight)
         read = _slots_read(ids, mask, start)
         self.mask[..., read:].fill_(float("-inf"))
         if mask is None:
@@ -135,7 +146,8 @@ class _Recording:
     @property
     def size_bytes(self) -> int:
         inputs = self.inputs
-        parts = (inputs.ids, inputs.positions, inputs.mask, inputs.start, self.hidden)
+        mask = inputs.mask.visible if isinstance(inputs.mask, Sight) else inputs.mask
+        parts = (inputs.ids, inputs.positions, mask, inputs.start, self.hidden)
         return sum(part.numel() * part.element_size() for part in parts)
 
 
@@ -185,7 +197,7 @@ class Graphs:
         self,
         ids: Tensor,
         positions: Tensor,
-        mask: Tensor | None,
+        mask: Tensor | Sight | None,
         stores: Sequence[LayerStore] | None = None,
         start: int | Tensor = 0,
         **extra: Any,
@@ -197,7 +209,8 @@ class Graphs:
             if stores is not None and not extra and ids.shape[1] <= MAX_LENGTH:
                 self._check_places(stores)
                 read = min(-(-_slots_read(ids, mask, start) // SLOT_STEP) * SLOT_STEP, stores[0].keys.shape[2])
-                recording = self._find(Shape(ids.shape[0], ids.shape[1], read), stores, (ids, positions, mask, start))
+                shape = Shape(ids.shape[0], ids.shape[1], read, isinstance(mask, Sight))
+                recording = self._find(shape, stores, (ids, positions, mask, start))
             if recording is None:
                 return self._model(ids, positions, mask, stores, start, **extra)
             recording.inputs.fill(ids, positions, mask, start)
@@ -258,7 +271,9 @@ def cuda_graphs(model: Network, progress: Callable[[Recorded], object] = lambda 
     return Graphs(model, CudaRecorder(), progress=progress)
 
 
-def _slots_read(ids: Tensor, mask: Tensor | None, start: int | Tensor) -> int:
+def _slots_read(ids: Tensor, mask: Tensor | Sight | None, start: int | Tensor) -> int:
+    if isinstance(mask, Sight):
+        return mask.longest
     if mask is not None:
         return mask.shape[-1]
     if not isinstance(start, int):

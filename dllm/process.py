@@ -44,6 +44,8 @@ class Vocabulary:
     """[E] int64, the same."""
     forbidden: Tensor
     """[F] int64: never written."""
+    is_forbidden: Tensor
+    """[V] bool, the same."""
     is_end: Tensor
     """[V] bool."""
     stutters: Tensor | None
@@ -81,6 +83,7 @@ class Vocabulary:
             tuple(ends),
             torch.tensor(ends, dtype=torch.int64, device=device),
             ids,
+            marks(ids.tolist()),
             marks(ends),
             None if stutters is None else marks(set(stutters) - set(ends)),
         )

@@ -1,7 +1,8 @@
 """Windows: what each draft brings to a shared forward, and the memory that the forward attends to.
 
 Every attention mask of the families here is one integer per query: a token of a window sees the draft's slots [0, visible), its own
-slot, and no others. Slots below the window's start hold what earlier forwards stored; the window's own keys and values are written
+slot, and no others. Where kernels run, attention takes those integers as they are; elsewhere, and for what they cannot say (a slot in the
+middle that is not seen), they become a mask. Slots below the window's start hold what earlier forwards stored; the window's own keys and values are written
 from its start on and stay until the next forward overwrites them. Whether they are final is for the draft to know.
 
 Dimensions: B drafts, T window tokens, S slots, G key/value heads, D head size, E hidden size.
@@ -16,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm.models.family import LayerStore, Network
+from dllm.models.family import LayerStore, Network, Sight
 from dllm.staging import staged
+from dllm_kernels.choose import runs_kernels
 
 CAPACITY_STEP = 64
 """Slots are allocated in multiples of it: rows seldom need to grow, and shapes repeat."""
@@ -57,8 +59,8 @@ class Arranged:
     ids: Tensor
     """[B, T] int64."""
     positions: Tensor
-    mask: Tensor | None
-    """[B, 1, T or 1, S] additive in the weights' dtype."""
+    mask: Tensor | Sight | None
+    """[B, 1, T or 1, S] additive in the weights' dtype; or what each token sees, where attention is the kernel's."""
     start: int | Tensor
     lengths: tuple[int, ...]
 
@@ -80,7 +82,8 @@ class Workspace:
         probe = model.new_stores(1, 1)
         self._dtype, self._device = probe[0].keys.dtype, probe[0].keys.device
         self._slot_bytes = sum(part.numel() * part.element_size() for store in probe for part in store)
-        self._masks: tuple[object, Tensor | None] | None = None
+        self._probe = probe[0].keys
+        self._masks: tuple[object, Tensor | Sight | None] | None = None
 
     @property
     def capacity(self) -> int:
@@ -173,11 +176,17 @@ class Workspace:
         tokens = arranged.ids if ids is None else ids
         return self._run(tokens, arranged.positions, arranged.mask, stores, arranged.start, **extra)
 
-    def _mask(self, windows: Sequence[Window], length: int) -> Tensor | None:
-        key = (length, tuple((window.start, tuple(window.visible), window.blind) for window in windows))
+    def _mask(self, windows: Sequence[Window], length: int) -> Tensor | Sight | None:
+        is_counted = self.model.takes_sight and runs_kernels(self._probe) and all(map(_is_beginning, windows))
+        key = (is_counted, length, tuple((window.start, tuple(window.visible), window.blind) for window in windows))
         if self._masks is None or self._masks[0] != key:
-            self._masks = (key, self._build_mask(windows, length))
+            build = self._build_sight if is_counted else self._build_mask
+            self._masks = (key, build(windows, length))
         return self._masks[1]
+
+    def _build_sight(self, windows: Sequence[Window], length: int) -> Sight:
+        visible = [[*window.visible, *[window.visible[-1]] * (length - window.length)] for window in windows]
+        return Sight(staged(visible, self._device, torch.int32), max(max(row) for row in visible))
 
     def _build_mask(self, windows: Sequence[Window], length: int) -> Tensor | None:
         last = max(window.start + length for window in windows)
@@ -223,3 +232,8 @@ class Workspace:
             for part in store:
                 part[[one, other]] = part[[other, one]]
         self._keys[one], self._keys[other] = self._keys[other], self._keys[one]
+
+
+def _is_beginning(window: Window) -> bool:
+    """Whether every token sees a beginning of the slots with itself in it, and all of it."""
+    return window.blind is None and all(at < seen for at, seen in enumerate(window.visible, window.start))

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from dllm.layers.norm import RMSNorm
 from dllm.layers.rotary import Turn
-from dllm.models.family import LayerStore
+from dllm.models.family import LayerStore, Sight
 from dllm.spec import ModelSpec
-from dllm_kernels import HeadNorms, Target, rotate_and_store
+from dllm_kernels import Cache, HeadNorms, Target, canvas_attention, rotate_and_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +31,18 @@ class Slots:
     columns: Tensor | None = None
 
     @classmethod
-    def of(cls, start: int | Tensor, rows: int, length: int, mask: Tensor | None) -> Slots:
+    def of(cls, start: int | Tensor, rows: int, length: int, mask: Tensor | Sight | None) -> Slots:
         """
         Raises:
             ValueError: If each row has its own start and no mask tells how much of the stores is read.
         """
+        read = None if mask is None else mask.longest if isinstance(mask, Sight) else mask.shape[-1]
         if isinstance(start, int):
-            return cls(start + length if mask is None else mask.shape[-1], start)
-        if mask is None:
+            return cls(start + length if read is None else read, start)
+        if read is None:
             raise ValueError("a start per row needs a mask: rows of different lengths cannot all be read whole")
         columns = start.unsqueeze(1) + torch.arange(length, device=start.device)
-        return cls(mask.shape[-1], 0, torch.arange(rows, device=start.device).unsqueeze(1), columns)
+        return cls(read, 0, torch.arange(rows, device=start.device).unsqueeze(1), columns)
 
     def write(self, store: LayerStore, keys: Tensor, values: Tensor) -> LayerStore:
         """Put new tokens [B, T, G, D] into their slots; the slots to read, as views [B, G, S, D]."""
@@ -87,7 +88,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         turn: Turn,
-        mask: Tensor | None,
+        mask: Tensor | Sight | None,
         store: LayerStore | None,
         slots: Slots,
         q_scale: Tensor | None = None,
@@ -95,7 +96,7 @@ class Attention(nn.Module):
         """[B, T, E] to [B, T, E].
 
         Args:
-            mask: From `fold_mask`, [B or 1, 1, H / G * T or 1, S].
+            mask: From `fold_mask`, [B or 1, 1, H / G * T or 1, S]; a `Sight` needs a store.
             q_scale: [B, 1, T, 1], multiplies the queries.
         """
         rows, length, _ = x.shape
@@ -105,10 +106,13 @@ class Attention(nn.Module):
             norms = HeadNorms(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
         target = None if store is None else Target(store.keys, store.values, slots.first, slots.columns)
         q, k, v = rotate_and_store(qkv, turn.cos, turn.signed_sin, (self.heads, self.kv_heads), norms, q_scale, target)
-        if store is not None:
-            k, v = k[:, :, : slots.read], v[:, :, : slots.read]
-        q = q.reshape(rows, self.kv_heads, self.heads // self.kv_heads * length, self.head_dim)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        out = out.reshape(rows, self.heads, length, self.head_dim)
+        if isinstance(mask, Sight):
+            out = canvas_attention(q.contiguous(), Cache(k, v), mask.visible, longest=mask.longest)
+        else:
+            if store is not None:
+                k, v = k[:, :, : slots.read], v[:, :, : slots.read]
+            q = q.reshape(rows, self.kv_heads, self.heads // self.kv_heads * length, self.head_dim)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            out = out.reshape(rows, self.heads, length, self.head_dim)
         projected: Tensor = self.o_proj(out.transpose(1, 2).reshape(rows, length, self.heads * self.head_dim))
         return projected

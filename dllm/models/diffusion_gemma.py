@@ -20,7 +20,7 @@ from dllm.layers.attention import Slots, fold_mask
 from dllm.layers.feed_forward import FeedForward
 from dllm.layers.moe import Choice, Experts, choose_experts
 from dllm.layers.rotary import Turn, rotate
-from dllm.models.family import DecodeDefaults, Family, LayerStore, Slot
+from dllm.models.family import DecodeDefaults, Family, Head, LayerStore, Slot
 from dllm.models.layout import expect, feed_forward_slots
 from dllm.spec import ModelSpec, MoeSpec, RopeSpec, SlidingSpec, SpecialTokens
 
@@ -165,6 +165,8 @@ class SelfConditioning(nn.Module):
 class DiffusionGemma(nn.Module):
     """See `dllm.models.family.Network`; `forward` documents what this family adds."""
 
+    takes_sight = False
+
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         assert spec.sliding is not None
@@ -296,6 +298,10 @@ class DiffusionGemma(nn.Module):
         raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
         cap = self.spec.logit_softcap
         return cap * torch.tanh(raw / cap) if cap else raw
+
+    def head(self) -> Head | None:
+        """None: logits are soft-capped."""
+        return None
 
 
 def _both(seen: Tensor | None, mask: Tensor | None) -> Tensor | None:

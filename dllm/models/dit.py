@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dllm.layers.attention import Attention, Slots, fold_mask
 from dllm.layers.rotary import Turn, rotary_table, turn_at
-from dllm.models.family import DecodeDefaults, Family, LayerStore, Slot
+from dllm.models.family import DecodeDefaults, Family, Head, LayerStore, Sight, Slot
 from dllm.models.layout import expect, token_id
 from dllm.spec import ModelSpec, RopeSpec, SpecialTokens
 
@@ -56,7 +56,13 @@ class DitLayer(nn.Module):
         self.modulation = nn.Linear(spec.condition_size, 6 * spec.hidden_size)
 
     def forward(
-        self, x: Tensor, condition: Tensor, turn: Turn, mask: Tensor | None, store: LayerStore | None, slots: Slots
+        self,
+        x: Tensor,
+        condition: Tensor,
+        turn: Turn,
+        mask: Tensor | Sight | None,
+        store: LayerStore | None,
+        slots: Slots,
     ) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition).chunk(6, dim=-1)
         x = x + gate_a * self.self_attn(modulate(self.norm1(x), shift_a, scale_a), turn, mask, store, slots)
@@ -84,6 +90,8 @@ class NoiseEmbedding(nn.Module):
 
 class Dit(nn.Module):
     """See `dllm.models.family.Network`; `forward` documents what this family adds."""
+
+    takes_sight = True
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -132,7 +140,7 @@ class Dit(nn.Module):
         self,
         ids: Tensor,
         positions: Tensor,
-        mask: Tensor | None,
+        mask: Tensor | Sight | None,
         stores: Sequence[LayerStore] | None = None,
         start: int | Tensor = 0,
         noise: Tensor | None = None,
@@ -151,7 +159,7 @@ class Dit(nn.Module):
         condition = self.noise(self._noise_of(ids) if noise is None else noise)
         turn = turn_at(self.rotary_cos, self.rotary_sin, positions, x.dtype)
         slots = Slots.of(start, ids.shape[0], ids.shape[1], mask)
-        folded = fold_mask(mask, 1, x.dtype)
+        folded = mask if isinstance(mask, Sight) else fold_mask(mask, 1, x.dtype)
         for index, layer in enumerate(self.layers):
             x = layer(x, condition, turn, folded, None if stores is None else stores[index], slots)
         shift, scale = self.modulation(condition).chunk(2, dim=-1)
@@ -171,6 +179,10 @@ class Dit(nn.Module):
         """
         logits: Tensor = self.lm_head(hidden)
         return logits
+
+    def head(self) -> Head | None:
+        """None: the published head has a bias."""
+        return None
 
 
 def total_noise(masked: Tensor) -> Tensor:

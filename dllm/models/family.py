@@ -22,6 +22,24 @@ class LayerStore(NamedTuple):
     values: Tensor
 
 
+class Sight(NamedTuple):
+    """A mask as one number per query: it sees that many slots, from the first, its own among them."""
+
+    visible: Tensor
+    """[B, T] int32."""
+    longest: int
+    """No query sees more; on the host. At most the slots there are."""
+
+
+class Head(NamedTuple):
+    """The product behind the hidden states, where it is one product and no more: logits are `hidden @ (weight * scale).T`."""
+
+    weight: Tensor
+    """[V, E], in the hidden states' dtype, or int8 with a scale."""
+    scale: Tensor | None = None
+    """[V] float32."""
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """Where a tensor on disk lives in memory: a parameter or buffer, and a box of it.
@@ -70,6 +88,8 @@ class Network(Protocol):
     """
 
     spec: ModelSpec
+    takes_sight: bool
+    """Whether `mask` may be a `Sight`: attention looks at a beginning of the slots and no further conditions of its own."""
 
     def new_stores(self, rows: int, length: int) -> list[LayerStore]:
         """Zeroed room for `length` tokens of `rows` sequences, one store per layer, in the weights' dtype and device."""
@@ -79,7 +99,7 @@ class Network(Protocol):
         self,
         ids: Tensor,
         positions: Tensor,
-        mask: Tensor | None,
+        mask: Tensor | Sight | None,
         stores: Sequence[LayerStore] | None = None,
         start: int | Tensor = 0,
         **extra: Any,
@@ -91,7 +111,8 @@ class Network(Protocol):
             positions: [B, T] int64, logical positions, below `max_position_embeddings`.
             mask: [B or 1, 1, T or 1, S] bool (true where a query may look) or additive in the model's dtype, over the first S slots
                 of the stores (without stores: over the T tokens); None when all look everywhere in [0, start + T). Every query must
-                see at least one key.
+                see at least one key. Or a `Sight` with stores, for networks that take one (`takes_sight`): their attention is then the
+                kernel's, for which no mask is laid out.
             stores: Keys and values of earlier tokens, per layer. The new tokens' are written at `start`; slots behind that stay.
             start: First slot to write; an int64 tensor [B] gives each row its own.
             extra: Only for families that need it (`soft` for self-conditioning, `causal` for an encoder pass).
@@ -100,6 +121,10 @@ class Network(Protocol):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., E] to [..., V]."""
+        ...
+
+    def head(self) -> Head | None:
+        """The product that `logits` is, or None where it is more than that."""
         ...
 
     def reset_buffers(self) -> None:

@@ -18,7 +18,7 @@ from dllm.layers.attention import Attention, Slots, fold_mask
 from dllm.layers.feed_forward import FeedForward
 from dllm.layers.norm import RMSNorm
 from dllm.layers.rotary import Turn, query_scale, rotary_table, turn_at
-from dllm.models.family import LayerStore
+from dllm.models.family import Head, LayerStore, Sight
 from dllm.spec import ModelSpec
 from dllm_kernels import embed
 
@@ -27,7 +27,7 @@ class Shared(NamedTuple):
     """What all layers of one forward have in common."""
 
     turn: Turn
-    mask: Tensor | None
+    mask: Tensor | Sight | None
     slots: Slots
     q_scale: Tensor | None
     blocks: Tensor | None
@@ -65,6 +65,8 @@ def _feed_forward(spec: ModelSpec, index: int) -> nn.Module:
 
 class Transformer(nn.Module):
     """See `dllm.models.family.Network` for what a forward takes and gives."""
+
+    takes_sight = True
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -127,7 +129,7 @@ class Transformer(nn.Module):
         self,
         ids: Tensor,
         positions: Tensor,
-        mask: Tensor | None,
+        mask: Tensor | Sight | None,
         stores: Sequence[LayerStore] | None = None,
         start: int | Tensor = 0,
         **extra: Any,
@@ -150,7 +152,9 @@ class Transformer(nn.Module):
         x = embed(ids.flatten(), table, guess).view(*ids.shape, -1)
         shared = Shared(
             turn_at(self.rotary_cos, self.rotary_sin, positions, x.dtype),
-            fold_mask(mask, spec.num_attention_heads // spec.num_key_value_heads, x.dtype),
+            mask
+            if isinstance(mask, Sight)
+            else fold_mask(mask, spec.num_attention_heads // spec.num_key_value_heads, x.dtype),
             Slots.of(start, ids.shape[0], ids.shape[1], mask),
             query_scale(spec.rope, positions) if spec.rope.query_scale_beta else None,
             positions // spec.block if spec.moe is not None and spec.moe.per_block else None,
@@ -159,6 +163,22 @@ class Transformer(nn.Module):
         for index, layer in enumerate(self.layers):
             x, delta = layer(x, delta, shared, None if stores is None else stores[index])
         return self.norm.after(x, delta)[1]
+
+    def head(self) -> Head | None:
+        """See `Network.head`; None where hooks do more (a head that is cut over devices), or activations are quantised too."""
+        from dllm.layers.linear import QuantLinear  # which brings experts with it
+
+        head = self.lm_head
+        if head is None:
+            return Head(self.embed_tokens.weight)
+        shape = (self.spec.vocab_size, self.spec.hidden_size)
+        if head._forward_hooks or head._forward_pre_hooks:
+            return None
+        if type(head) is nn.Linear and head.bias is None and head.weight.shape == shape:
+            return Head(head.weight)
+        if isinstance(head, QuantLinear) and head.mode == "int8" and head.bias is None and head.values.shape == shape:
+            return Head(head.values, head.scale)
+        return None
 
     def soft_embedding(self, logits: Tensor) -> Tensor:
         """The expected embedding under the last step's logits, [B, T, V] to [B, T, E]: `forward`'s `soft`."""

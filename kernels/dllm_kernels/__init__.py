@@ -7,6 +7,7 @@ from dllm_kernels.choose import use as use
 from dllm_kernels.commit_from_logits import CommitStats as CommitStats
 from dllm_kernels.commit_from_logits import commit_from_logits as commit_from_logits
 from dllm_kernels.embed import embed as embed
+from dllm_kernels.head_commit import Held as Held
 from dllm_kernels.head_commit import head_commit as head_commit
 from dllm_kernels.rms_norm import add_rms_norm as add_rms_norm
 from dllm_kernels.rms_norm import rms_norm as rms_norm

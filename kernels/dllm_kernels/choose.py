@@ -38,17 +38,22 @@ def use(kind: Kind) -> None:
 
 def choose(op: str, *tensors: Tensor | None) -> Any:
     """The module that implements an op of this package (its folder's name) for these inputs, the first of which says the device."""
+    if not runs_kernels(*tensors):
+        return _module(op, "reference")
     first = tensors[0]
     assert first is not None
-    kind = _forced
-    if kind == "auto":
-        kind = _kind_on(first.device)
-    if kind == "reference" or _needs_reference(tensors):
-        return _module(op, "reference")
     if first.is_cuda and first.device.index != torch.cuda.current_device():
         # Triton launches on the current device, wherever the tensors are.
         torch.cuda.set_device(first.device)
     return _module(op, "triton")
+
+
+def runs_kernels(*tensors: Tensor | None) -> bool:
+    """Whether ops run in Triton for these inputs, for callers that arrange their work otherwise where they do."""
+    first = tensors[0]
+    assert first is not None
+    kind = _kind_on(first.device) if _forced == "auto" else _forced
+    return kind == "triton" and not _needs_reference(tensors)
 
 
 def _needs_reference(tensors: tuple[Tensor | None, ...]) -> bool:

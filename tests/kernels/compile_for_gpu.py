@@ -137,6 +137,7 @@ def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
     single = empty(4, 64, dtype=torch.float32)
     scores, flags = ScoreColumns(whole(4, 64), single, single, single), empty(4, 64, dtype=torch.bool)
     rules = RuleColumns(whole(4), empty(4, dtype=torch.float32), whole(4), whole(4), whole(4))
+    held = dllm_kernels.Held(empty(2000, dtype=torch.bool), empty(32, dtype=torch.bool))
     canvas = CanvasColumns(whole(4, 64), flags, single, whole(4), whole(4), whole(4))
     return [
         lambda: dllm_kernels.commit_from_logits(logits),
@@ -151,6 +152,7 @@ def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
         lambda: dllm_kernels.head_commit(hidden, head),
         lambda: dllm_kernels.head_commit(empty(64, 4096), head),
         lambda: dllm_kernels.head_commit(hidden, head, temperature=1.0, seed=whole(32)),
+        lambda: dllm_kernels.head_commit(hidden, head, held=held),
         lambda: dllm_kernels.head_commit(hidden, empty(9, 4096, dtype=torch.int8), scale=empty(9, dtype=torch.float32)),
         lambda: dllm_kernels.canvas_attention(query, Cache(pages, pages, table), visible, Canvas(new, new, prefix)),
         lambda: dllm_kernels.canvas_attention(query, Cache(store, store), visible),

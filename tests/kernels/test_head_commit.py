@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dllm_kernels import CommitStats, commit_from_logits, head_commit
+from dllm_kernels import CommitStats, Held, commit_from_logits, head_commit
 from dllm_kernels.choose import Kind
 from tests.kernels.both import DTYPES, KINDS, on, randn
 
@@ -57,6 +57,19 @@ def test_forbidden_tokens_scales_and_draws(kind: Kind) -> None:
 
 
 @both
+@each_dtype
+def test_held_tokens_are_forbidden_to_the_rows_that_hold_them(kind: Kind, dtype: torch.dtype) -> None:
+    hidden, weight = given(19, 300, 33, dtype)
+    held = Held(torch.arange(300) % 5 == 0, torch.arange(19) % 3 == 0)
+    logits = (hidden.double() @ weight.double().T).float()
+    logits[held.rows.unsqueeze(1) & held.tokens] = -torch.inf
+    forbidden = torch.arange(300) == 299
+    for temperature in (0.0, 0.8):
+        got = on(kind, head_commit, hidden, weight, temperature=temperature, seed=2, forbidden=forbidden, held=held)
+        assert_close(got, commit_from_logits(logits, temperature=temperature, seed=2, forbidden=forbidden))
+
+
+@both
 def test_ties_go_left_across_parts_and_rows_without_tokens_say_so(kind: Kind) -> None:
     hidden, weight = torch.ones(3, 16), torch.zeros(900, 16)
     weight[[77, 400, 899]] = 1.0
@@ -79,6 +92,8 @@ def test_ties_go_left_across_parts_and_rows_without_tokens_say_so(kind: Kind) ->
         ({"scale": torch.ones(9)}, "weight"),
         ({"weight": torch.zeros(9, 4, dtype=torch.int8), "scale": torch.ones(8)}, "scale"),
         ({"forbidden": torch.zeros(8, dtype=torch.bool)}, "forbidden"),
+        ({"held": Held(torch.zeros(8, dtype=torch.bool), torch.zeros(2, dtype=torch.bool))}, "held tokens"),
+        ({"held": Held(torch.zeros(9, dtype=torch.bool), torch.zeros(2))}, "held rows"),
         ({"temperature": -1.0}, "temperature"),
         ({"seed": torch.zeros(3, dtype=torch.int64)}, "seed"),
     ],

@@ -5,12 +5,23 @@ Dimensions: N rows (live positions), V vocabulary, E hidden size.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from dllm_kernels.checks import check_tensor
 from dllm_kernels.choose import choose
 from dllm_kernels.commit_from_logits.contract import LOGIT_DTYPES, CommitStats, check_commit, empty_stats
+
+
+class Held(NamedTuple):
+    """Tokens that some of the rows may not take: the end of a reply, where the reply must go on."""
+
+    tokens: Tensor
+    """[V], bool."""
+    rows: Tensor
+    """[N], bool: which rows."""
 
 
 def head_commit(
@@ -21,6 +32,7 @@ def head_commit(
     temperature: float = 0.0,
     seed: int | Tensor = 0,
     forbidden: Tensor | None = None,
+    held: Held | None = None,
     out: CommitStats | None = None,
 ) -> CommitStats:
     """`commit_from_logits(hidden @ weight.T)` for canvases small enough that reading the head is all the work.
@@ -32,6 +44,7 @@ def head_commit(
         hidden: [N, E], contiguous, float32, bfloat16 or float16.
         weight: [V, E], contiguous; the dtype of `hidden`, or int8 with a scale.
         scale: [V], float32: a row's weights are `weight * scale`.
+        held: Tokens that are forbidden to some rows only.
         temperature, seed, forbidden, out: As in `commit_from_logits`.
 
     Returns:
@@ -54,9 +67,12 @@ def head_commit(
         check_tensor("scale", scale, weight.shape[:1], torch.float32, hidden.device)
     rows = len(hidden)
     check_commit((rows, weight.shape[0]), hidden.device, temperature, seed, forbidden, out)
+    if held is not None:
+        check_tensor("held tokens", held.tokens, (weight.shape[0],), torch.bool, hidden.device)
+        check_tensor("held rows", held.rows, (rows,), torch.bool, hidden.device)
     stats = empty_stats(hidden) if out is None else out
     if rows:
         choose("head_commit", hidden, weight, scale).head_commit(
-            hidden, weight, scale, temperature, seed, forbidden, stats
+            hidden, weight, scale, temperature, seed, forbidden, held, stats
         )
     return stats

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dllm_kernels.commit_from_logits import reference
 from dllm_kernels.commit_from_logits.contract import CommitStats
+
+if TYPE_CHECKING:
+    from dllm_kernels.head_commit import Held
 
 PIECE = 2**25
 """Weights turned to float32 at once: 128 MB, not a copy of the whole head."""
@@ -20,6 +25,7 @@ def head_commit(
     temperature: float,
     seed: int | Tensor,
     forbidden: Tensor | None,
+    held: Held | None,
     out: CommitStats,
 ) -> None:
     step = max(1, PIECE // weight.shape[1])
@@ -29,4 +35,6 @@ def head_commit(
     )
     if scale is not None:
         logits *= scale
+    if held is not None:
+        logits.masked_fill_(held.rows.unsqueeze(1) & held.tokens, -torch.inf)
     reference.commit_from_logits(logits, temperature, seed, forbidden, out)

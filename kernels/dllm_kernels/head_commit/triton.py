@@ -5,6 +5,8 @@ What is written between the two are eight numbers per row and part. N rows, V vo
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
@@ -13,6 +15,9 @@ from torch import Tensor
 from dllm_kernels.choose import processors
 from dllm_kernels.commit_from_logits.contract import CommitStats
 from dllm_kernels.commit_from_logits.triton import gumbel_of, merge, store_part
+
+if TYPE_CHECKING:
+    from dllm_kernels.head_commit import Held
 
 BLOCK_V = 128
 SAMPLING_BLOCK_V = 64
@@ -28,6 +33,8 @@ def _head_kernel(
     weight_ptr,
     scale_ptr,
     forbidden_ptr,
+    held_ptr,
+    held_rows_ptr,
     seed_ptr,
     seed,
     temperature,
@@ -38,6 +45,7 @@ def _head_kernel(
     E,
     HAS_SCALE: tl.constexpr,
     HAS_FORBIDDEN: tl.constexpr,
+    HAS_HELD: tl.constexpr,
     HAS_ROW_SEEDS: tl.constexpr,
     IS_SAMPLING: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -58,6 +66,9 @@ def _head_kernel(
     picked_score = best
     picked_logit = best
     best_index = tl.full((BLOCK_N,), -1, tl.int32)
+    if HAS_HELD:
+        # [BLOCK_N]
+        holds = tl.load(held_rows_ptr + row, mask=in_rows, other=0) != 0
     picked_index = best_index
 
     # A run of neighbouring tiles: the lower part has the lower indices, which is how ties are broken.
@@ -91,6 +102,10 @@ def _head_kernel(
             # [BLOCK_V]
             allowed = allowed & (tl.load(forbidden_ptr + column, mask=in_vocabulary, other=1) == 0)
         z = tl.where(allowed[None, :] & (z == z), z, -infinity)
+        if HAS_HELD:
+            # [BLOCK_V]
+            is_held = tl.load(held_ptr + column, mask=in_vocabulary, other=0) != 0
+            z = tl.where(is_held[None, :] & holds[:, None], -infinity, z)
         z = tl.minimum(z, 3.4028234663852886e38)
 
         # As in commit_from_logits, a vector of rows at a time.
@@ -155,6 +170,7 @@ def head_commit(
     temperature: float,
     seed: int | Tensor,
     forbidden: Tensor | None,
+    held: Held | None,
     out: CommitStats,
 ) -> None:
     rows, size = hidden.shape
@@ -173,6 +189,8 @@ def head_commit(
         weight,
         scale,
         None if forbidden is None else forbidden.view(dtype=_BYTE),
+        None if held is None else held.tokens.view(dtype=_BYTE),
+        None if held is None else held.rows.view(dtype=_BYTE),
         seed if has_row_seeds else None,
         0 if has_row_seeds else seed,
         float(temperature),
@@ -183,6 +201,7 @@ def head_commit(
         size,
         HAS_SCALE=scale is not None,
         HAS_FORBIDDEN=forbidden is not None,
+        HAS_HELD=held is not None,
         HAS_ROW_SEEDS=has_row_seeds,
         IS_SAMPLING=is_sampling,
         BLOCK_N=block_n,
