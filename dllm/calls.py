@@ -6,7 +6,8 @@ A system turn ends with the tools that may be called, and an agent's turn that b
     <call> book_table; people: four; day: friday
 
 A type is written unless it is a string, `?` marks what may be left out. A value is in the caller's own words and holds no ";", because
-a small model copies words more reliably than it converts them; `typed_arguments` makes them what the schema asks for. What came of a
+a small model copies words more reliably than it converts them; `typed_arguments` makes them what the schema asks for. One of several values
+that holds ; | [ or ] is told and called with , / ( or ) instead. What came of a
 call is a note: `book_table: table: 12; code: K72`, or `book_table failed: no table is free`.
 """
 
@@ -23,6 +24,8 @@ from dllm.errors import CallError, ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _KEY = re.compile(r"[^\s;:?|\[\]]{1,64}")
+_NO_PLACE = str.maketrans({";": ",", "|": "/", "[": "(", "]": ")"})
+"""What separates parts of a declaration or a call cannot stand in a value that is one of several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,10 @@ class Tool:
             choices = schema.get("enum")
             if choices is not None and (not isinstance(choices, Sequence) or isinstance(choices, str) or not choices):
                 raise ConfigError(f"{where}.enum", choices, "a list of values")
+            told = {str(choice) for choice in choices or () if _written(choice)}
+            if choices is not None and not len({_written(choice) for choice in told}) == len(told) > 0:
+                expected = "values that differ in more than blanks and ; , | / [ ] ( ), one of them not empty"
+                raise ConfigError(f"{where}.enum", choices, expected)
         required = self.parameters.get("required", [])
         names = list(properties)  # a list is asked, as JSON may hold what no set could
         if not isinstance(required, Sequence) or isinstance(required, str) or any(key not in names for key in required):
@@ -101,11 +108,16 @@ def declare(tools: Sequence[Tool]) -> str:
 def _declared(tool: Tool) -> str:
     parts = [tool.name]
     for key, schema in tool.properties.items():
-        kind = "|".join(str(choice) for choice in schema["enum"]) if "enum" in schema else _kind(schema)
+        kind = "|".join(filter(None, map(_written, schema["enum"]))) if "enum" in schema else _kind(schema)
         mark = "" if key in tool.required else "?"
         parts.append(f"{key}{mark}" + ("" if kind == "string" else f": {kind}"))
     description = " ".join(tool.description.split()).rstrip(".")
     return f"[{'; '.join(parts)}]" + (f" {description}." if description else "")
+
+
+def _written(choice: object) -> str:
+    """One of several values, as it can be told and called."""
+    return " ".join(str(choice).translate(_NO_PLACE).split())
 
 
 def _kind(schema: Mapping[str, Any]) -> str:
@@ -171,9 +183,13 @@ def typed_arguments(call: Call, tool: Tool) -> dict[str, Any]:
 def _typed(name: str, key: str, value: str, schema: Mapping[str, Any]) -> Any:
     number = _number(value)
     if "enum" in schema:
-        for choice in schema["enum"]:
-            if str(choice).casefold() == value.casefold() or (number is not None and number == choice):
-                return choice
+        for is_it in (
+            lambda choice: str(choice) == value,
+            lambda choice: _written(choice).casefold() == value.translate(_NO_PLACE).casefold(),
+            lambda choice: number is not None and number == choice,
+        ):
+            if found := [choice for choice in schema["enum"] if is_it(choice)]:
+                return found[0]
         raise CallError(name, f"{key} = {value!r}: expected one of {', '.join(map(str, schema['enum']))}")
     kind = _kind(schema)
     if kind == "string":

@@ -1,4 +1,4 @@
-"""Tool calls as the built-in model writes them (`dllm.calls`): a reply that begins with the token `<call>` is one call, the whole of it."""
+"""Tool calls as the built-in model writes them (`dllm.calls`): from the token `<call>` on a reply is one call, mostly the whole of it."""
 
 from __future__ import annotations
 
@@ -51,51 +51,57 @@ class CallCodec:
 
 
 class CallReader:
-    """Tells a call from text that arrives in pieces.
+    """Tells a call from text that arrives in pieces: text leaves at once, a call when the reply is whole.
 
-    A call of an unknown tool stays text. One whose arguments do not fit their schema is a call with the words that the model wrote: the
-    client finds what is wrong and can tell the model, where text would be spoken.
+    White space before a call is dropped. What is behind the mark and no call of a tool is text, without the mark. A call whose arguments do
+    not fit their schema is a call with the words that the model wrote: the client finds what is wrong and can tell the model, where text
+    would be spoken.
 
     Args:
         tools: What may be called.
-        other: Reads what does not begin as a call.
+        other: Reads what is before the mark.
     """
 
     def __init__(self, tools: Sequence[Tool], other: Reader) -> None:
         self._tools = {tool.name: tool for tool in tools}
         self._other = other
         self._held = ""
-        self._is_other = False
+        self._has_words = False
 
     def again(self, text: str) -> list[Piece]:
-        begun = text.lstrip()
-        return self._call(begun) if begun.startswith(MARK) else self._other.again(text)
+        words, mark, said = text.partition(MARK)
+        if not mark:
+            return self._other.again(text)
+        return self._other.again(words.rstrip()) + self._call(said, is_behind_words=bool(words.strip()))
 
     def feed(self, text: str) -> list[Piece]:
-        if not self._is_other:
-            self._held += text
-            begun = self._held.lstrip()
-            if begun.startswith(MARK) or MARK.startswith(begun):
-                return []
-            text, self._held, self._is_other = self._held, "", True
-        return self._other.feed(text)
+        self._held += text
+        begun = self._held.find(MARK)
+        if begun < 0:
+            ends = (size for size in range(len(MARK) - 1, 0, -1) if self._held.endswith(MARK[:size]))
+            begun = len(self._held) - next(ends, 0)
+        words = self._held[:begun].rstrip()
+        self._held = self._held[len(words) :]
+        self._has_words = self._has_words or bool(words)
+        return self._other.feed(words) if words else []
 
     def flush(self) -> list[Piece]:
         held, self._held = self._held, ""
-        begun = held.lstrip()
-        if begun.startswith(MARK):
-            return self._call(begun)
-        return self._other.feed(held) + self._other.flush()
+        _, mark, said = held.partition(MARK)
+        if not mark:
+            return self._other.feed(held) + self._other.flush()
+        return self._other.flush() + self._call(said, is_behind_words=self._has_words)
 
-    def _call(self, text: str) -> list[Piece]:
-        said = text.removeprefix(MARK).strip()
+    def _call(self, said: str, *, is_behind_words: bool) -> list[Piece]:
+        said = " ".join(said.replace(MARK, " ").split())
+        text: list[Piece] = [f" {said}" if is_behind_words else said] if said else []
         try:
             call = read_call(said)
         except CallError:
-            return [said] if said else []
+            return text
         tool = self._tools.get(call.name)
         if tool is None:
-            return [said]
+            return text
         try:
             arguments: Mapping[str, object] = typed_arguments(call, tool)
         except CallError:

@@ -78,6 +78,25 @@ def test_tools_are_declared_in_one_line() -> None:
     assert with_tools(" Hi. ", [Tool("hours", "tells the hours")]) == "Hi. Tools: [hours] tells the hours."
 
 
+def test_choices_are_told_and_called_without_what_separates_them() -> None:
+    choices = ["fish; chips", "24|7", "[none]", "Fish, Chips"]
+    tool = Tool("order", "", {"properties": {"meal": {"enum": choices}}})
+    assert declare([tool]) == "Tools: [order; meal?: fish, chips|24/7|(none)|Fish, Chips]"
+    for said, meant in (
+        ("fish, chips", "fish; chips"),
+        ("Fish, Chips", "Fish, Chips"),
+        ("FISH, chips", "fish; chips"),
+        ("24/7", "24|7"),
+        ("24|7", "24|7"),
+        ("(None)", "[none]"),
+    ):
+        assert typed_arguments(read_call(f"order; meal: {said}"), tool) == {"meal": meant}
+    assert declare([Tool("order", "", {"properties": {"meal": {"enum": ["", "pie"]}}})]).endswith("[order; meal?: pie]")
+    for same in (["a;b", "a,b"], ["a  b", "a b"], ["", " "]):
+        with pytest.raises(ConfigError, match="enum"):
+            Tool("order", "", {"properties": {"meal": {"enum": same}}})
+
+
 @pytest.mark.parametrize(
     ("said", "number"),
     [

@@ -106,7 +106,7 @@ def obeys(value: Any, schema: Any) -> bool:
 
 SCHEMAS: dict[str, Any] = {
     "order": ORDER,
-    "enum": {"enum": ["tea", 3, None, 'say "hi"', {"a": [1, 2]}]},
+    "enum": {"enum": ["tea", 3, None, "fish; chips|peas", 'say "hi"', {"a": [1, 2]}]},
     "number": {"type": "number"},
     "bounds": {"type": "integer", "minimum": -3, "maximum": 11},
     "array": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 4},

@@ -40,7 +40,20 @@ def test_a_call_is_read_however_it_arrives(cuts: list[int]) -> None:
     assert read(f"{MARK} book_table; people: four; day: friday", cuts) == [call]
 
 
-@given(st.sampled_from(["Hello.", "<", "<cal", "<callous", "", "A <call> x"]), st.lists(st.integers(0, 99), max_size=5))
+@given(st.lists(st.integers(0, 99), max_size=5))
+def test_a_call_behind_words_is_a_call_and_its_mark_is_never_shown(cuts: list[int]) -> None:
+    call = ToolCall("book_table", '{"people": 4}')
+    assert read(f"One moment. \n{MARK} book_table; people: four", cuts) == ["One moment.", call]
+    assert read(f"One moment.{MARK}cancel_table; people: four", cuts) == ["One moment. cancel_table; people: four"]
+    assert read(f"One moment. {MARK}", cuts) == ["One moment."]
+    assert read(f"{MARK} book_table; {MARK} people: four", cuts) == [call]
+    assert read(f"{MARK} {MARK} book a table", cuts) == ["book a table"]
+
+
+@given(
+    st.sampled_from(["Hello.", "<", "<cal", "<callous", "", "A <cal> x ", " <"]),
+    st.lists(st.integers(0, 99), max_size=5),
+)
 def test_everything_else_is_text_however_it_arrives(text: str, cuts: list[int]) -> None:
     assert read(text, cuts) == ([text] if text else [])
 
@@ -65,7 +78,8 @@ def test_a_call_whose_arguments_do_not_fit_is_the_clients_to_refuse(said: str, a
 def test_text_leaves_at_once_and_a_call_only_when_it_is_whole() -> None:
     reader = CallReader([TABLE], ToolReader(["book_table"]))
     assert reader.feed("Hello") == ["Hello"]
-    assert reader.feed(f" {MARK}") == [f" {MARK}"], "calls begin a reply"
+    assert reader.feed(f" {MARK}") == reader.feed(" book_table; people: four") == []
+    assert reader.flush() == [ToolCall("book_table", '{"people": 4}')]
     reader = CallReader([TABLE], ToolReader(["book_table"]))
     assert reader.feed(f"{MARK} book_table; people: four") == []
     assert reader.again(f"{MARK} book_table; people: two") == [ToolCall("book_table", '{"people": 2}')]
