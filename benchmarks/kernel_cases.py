@@ -15,6 +15,8 @@ from torch import Tensor
 
 from dllm_kernels import (
     Cache,
+    Choice,
+    ExpertWeights,
     HeadNorms,
     Target,
     add_rms_norm,
@@ -22,11 +24,14 @@ from dllm_kernels import (
     commit_from_logits,
     embed,
     head_commit,
+    mix_experts,
     rotate_and_store,
+    route_experts,
     skinny_linear,
     swiglu,
 )
 from dllm_kernels.rotary import reference as rotary
+from dllm_kernels.route_experts import Rules
 from dllm_kernels.select import RULES, RuleColumns, ScoreColumns, select
 from dllm_kernels.select import reference as selection
 
@@ -71,7 +76,7 @@ def cases(device: torch.device) -> Iterator[Case]:
     """Made one after another, so that their tensors are not all held at once."""
     if device.type != "cuda":
         # The references, to see that all of it runs; they say nothing about the kernels.
-        for make in (commit, norm, gate, embedding, rotary_and_store, selecting, head, attention, product):
+        for make in (commit, norm, gate, embedding, rotary_and_store, selecting, head, attention, product, mixture):
             yield from make(device, torch.float32, Geometry("tiny", 256, 512, 16), (32,), 4096)
         return
     half = torch.bfloat16
@@ -84,6 +89,7 @@ def cases(device: torch.device) -> Iterator[Case]:
         for make in (head, attention, product):
             yield from make(device, half, geometry, (16, 32, 64, 256), VOCABULARY)
     yield from selecting(device, half, LARGE, (32, 256, 2048), VOCABULARY)
+    yield from mixture(device, half, SMALL, (16, 32, 64, 256), VOCABULARY)
 
 
 def commit(
@@ -332,6 +338,71 @@ def product(
                     library,
                     f"F.linear in {str(dtype).removeprefix('torch.')}",
                 )
+
+
+def mixture(
+    device: torch.device, dtype: torch.dtype, size: Geometry, counts: tuple[int, ...], _: int
+) -> Iterator[Case]:
+    """LLaDA2-mini's layer on a GPU: 256 experts of 512, 8 to a token. The router, and the experts it chose."""
+    experts, inner = (256, 512) if device.type == "cuda" else (16, 64)
+    rules = Rules(8, "sigmoid", groups=8, groups_kept=4, scale=2.5)
+    weights = ExpertWeights(
+        _randn(device, dtype, experts, 2 * inner, size.hidden, scale=0.02),
+        _randn(device, dtype, experts, size.hidden, inner, scale=0.02),
+    )
+
+    def library(x: Tensor, choice: Choice) -> Tensor:
+        flat = choice.experts.flatten()
+        order = flat.argsort(stable=True)
+        borders = torch.bincount(flat, minlength=experts).cumsum(0).to(torch.int32)
+        gate, up = F.grouped_mm(x[order // 8], weights.gate_up.transpose(1, 2), offs=borders).chunk(2, dim=-1)
+        products = F.grouped_mm(F.silu(gate) * up, weights.down.transpose(1, 2), offs=borders)
+        shares = choice.weights.to(x.dtype).unsqueeze(-1)
+        return (products[order.argsort()].view(len(x), 8, -1) * shares).sum(1)
+
+    def eager(x: Tensor, chosen: Tensor, shares: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        inner = torch.einsum("ne,xfe->xnf", x, gate_up)
+        gate, up = inner.chunk(2, dim=-1)
+        spread = torch.zeros(len(x), len(down), dtype=x.dtype, device=x.device).scatter(1, chosen, shares.to(x.dtype))
+        return torch.bmm(F.silu(gate) * up * spread.T.unsqueeze(-1), down.transpose(1, 2)).sum(0)
+
+    def eager_route(logits: Tensor) -> tuple[Tensor, Tensor]:
+        scores = logits.sigmoid()
+        grouped = scores.view(len(scores), 8, -1)
+        best = grouped.topk(2, dim=-1).values.sum(-1).topk(4, dim=-1).indices
+        kept = torch.zeros(len(scores), 8, 1, dtype=torch.bool, device=scores.device).scatter(
+            1, best.unsqueeze(-1), True
+        )
+        chosen = grouped.masked_fill(~kept, -torch.inf).flatten(1).topk(8, dim=-1).indices
+        shares = scores.gather(1, chosen)
+        return shares / shares.sum(-1, keepdim=True) * 2.5, chosen
+
+    for rows in counts:
+        logits, x = torch.randn(rows, experts, device=device), _randn(device, dtype, rows, size.hidden)
+        yield Case(
+            "route_experts",
+            f"{rows} rows, 8 of {experts}",
+            torch.float32,
+            rows * (experts * 4 + 8 * 12),
+            0,
+            lambda logits=logits: route_experts(logits, rules)[::-1],  # type: ignore[misc]
+            eager_route,
+            (logits,),
+        )
+        choice = route_experts(logits, rules)
+        touched = int(choice.experts.unique().numel())
+        yield Case(
+            "mix_experts",
+            f"{rows} rows, 8 of {experts}, {touched} touched",
+            dtype,
+            touched * 3 * inner * size.hidden * x.element_size(),
+            2 * rows * 8 * 3 * inner * size.hidden,
+            lambda x=x, choice=choice: mix_experts(x, choice, weights),  # type: ignore[misc]
+            eager,
+            (x, choice.experts, choice.weights, weights.gate_up, weights.down),
+            lambda x=x, choice=choice: library(x, choice),  # type: ignore[misc]
+            "F.grouped_mm over sorted tokens",
+        )
 
 
 def _randn(device: torch.device, dtype: torch.dtype, *shape: int, scale: float = 1.0) -> Tensor:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dllm.spec import Activation
 from dllm_kernels import swiglu
-
-
-def activate(x: Tensor, activation: Activation) -> Tensor:
-    return F.silu(x) if activation == "silu" else F.gelu(x, approximate="tanh")
 
 
 class FeedForward(nn.Module):

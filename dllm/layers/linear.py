@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dllm.layers.moe import Choice, Experts, dense_experts, grouped_experts, looped_experts
-from dllm_kernels import skinny_linear
+from dllm.layers.moe import Experts
+from dllm_kernels import Choice, ExpertWeights, mix_experts, skinny_linear
 from dllm_kernels.choose import KERNEL_DTYPES
 from dllm_kernels.quantise_rows import quantise_rows
 
@@ -101,33 +101,13 @@ class QuantExperts(nn.Module):
         self.register_buffer("down_scale", torch.empty(experts.down_proj.shape[:2], dtype=torch.float32))
 
     def forward(self, x: Tensor, choice: Choice) -> Tensor:
-        """Weighted sum of the chosen experts, [N, E] to [N, E]. On an accelerator one layer's experts are turned to floats at a time."""
-        gate_up = PackedExperts(self.gate_up_proj, self.gate_up_scale, x.dtype)
-        down = PackedExperts(self.down_proj, self.down_scale, x.dtype)
-        if x.device.type == "cpu":
-            return looped_experts(x, choice, gate_up, down, self.activation)
-        if x.dtype == torch.bfloat16 and not x.shape[-1] % 8 and not down.shape[-1] % 8:
-            return grouped_experts(x, choice, gate_up.whole(), down.whole(), self.activation)
-        return dense_experts(x, choice, gate_up.whole(), down.whole(), self.activation)
+        """Weighted sum of the chosen experts, [N, E] to [N, E]."""
+        weights = ExpertWeights(self.gate_up_proj, self.down_proj, self.gate_up_scale, self.down_scale)
+        return mix_experts(x.contiguous(), choice, weights, self.activation)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantExperts:
         _move(self, ("gate_up_proj", "gate_up_scale", "down_proj", "down_scale"), fn)
         return self
-
-
-class PackedExperts:
-    """Experts' weights that become floats as they are asked for, one expert at a time."""
-
-    def __init__(self, values: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
-        self._values, self._scale, self._dtype = values, scale, dtype
-        self.shape = values.shape
-
-    def __getitem__(self, expert: int) -> Tensor:
-        return (self._values[expert].float() * self._scale[expert].unsqueeze(-1)).to(self._dtype)
-
-    def whole(self) -> Tensor:
-        """[X, N, K], all at once."""
-        return self._values.to(self._dtype) * self._scale.unsqueeze(-1).to(self._dtype)
 
 
 def product(mode: Mode, x: Tensor, values: Tensor, scale: Tensor) -> Tensor:

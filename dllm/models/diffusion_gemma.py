@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from dllm.errors import ConfigError
 from dllm.layers.attention import Slots, fold_mask
 from dllm.layers.feed_forward import FeedForward
-from dllm.layers.moe import Choice, Experts, choose_experts
+from dllm.layers.moe import Experts, choose_experts
 from dllm.layers.rotary import Turn, rotate
 from dllm.models.family import DecodeDefaults, Family, Head, LayerStore, Slot
 from dllm.models.layout import expect, feed_forward_slots
 from dllm.spec import ModelSpec, MoeSpec, RopeSpec, SlidingSpec, SpecialTokens
+from dllm_kernels import Choice
 
 MODEL_TYPE = "diffusion_gemma"
 ARCHITECTURE = "DiffusionGemmaForBlockDiffusion"

@@ -20,6 +20,8 @@ Kind: TypeAlias = Literal["auto", "reference", "triton"]
 
 OLDEST_CAPABILITY = (8, 0)
 """Compute capability from which bfloat16 products run in hardware."""
+OLDEST_WITH_E4M3 = (8, 9)
+"""Compute capability from which e4m3 is converted and multiplied in hardware; Triton knows it nowhere else."""
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _LOG = logging.getLogger(__name__)
@@ -58,9 +60,26 @@ def runs_kernels(*tensors: Tensor | None) -> bool:
 
 def _needs_reference(tensors: tuple[Tensor | None, ...]) -> bool:
     present = [tensor for tensor in tensors if tensor is not None]
-    if any(tensor.is_floating_point() and tensor.dtype not in KERNEL_DTYPES for tensor in present):
+    if any(tensor.is_floating_point() and not _has_kernels(tensor) for tensor in present):
         return True
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in present)
+
+
+def _has_kernels(tensor: Tensor) -> bool:
+    return tensor.dtype in KERNEL_DTYPES or (tensor.dtype == torch.float8_e4m3fn and _knows_e4m3(tensor.device))
+
+
+@functools.cache
+def _knows_e4m3(device: torch.device) -> bool:
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) >= OLDEST_WITH_E4M3:
+        return True
+    _LOG.warning(
+        "kernels with e4m3 numbers run as plain PyTorch: %s has capability %d.%d, they need %d.%d",
+        torch.cuda.get_device_name(device),
+        *torch.cuda.get_device_capability(device),
+        *OLDEST_WITH_E4M3,
+    )
+    return False
 
 
 @functools.cache

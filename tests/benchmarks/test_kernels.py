@@ -45,7 +45,7 @@ def test_every_case_does_what_it_is_compared_with(bench: ModuleType) -> None:
             )
     assert set(compared) == {
         "commit_from_logits", "add_rms_norm", "swiglu", "embed", "rotate_and_store", "select", "head_commit",
-        "canvas_attention", "skinny_linear",
+        "canvas_attention", "skinny_linear", "route_experts", "mix_experts",
     }  # fmt: skip
 
 

@@ -26,10 +26,11 @@ from dllm.layers.linear import (
     fill,
     has_scaled_product,
 )
-from dllm.layers.moe import Choice, Experts, MoeFeedForward
+from dllm.layers.moe import Experts, MoeFeedForward
 from dllm.models.registry import family_of
 from dllm.quantize import Quantisation, copy_tied_head, places, swap_layers
 from dllm.spec import ModelSpec
+from dllm_kernels import Choice
 from dllm_kernels.quantise_rows import quantise_rows
 from tests.dllm import decoding, tiny
 from tests.dllm.models import test_diffusion_gemma, test_llada2, test_llada_moe

@@ -13,9 +13,9 @@ from torch.overrides import TorchFunctionMode
 
 from dllm.denoise import Denoiser, _Round
 from dllm.drafts import DraftSpec, Plan
-from dllm.layers import moe
 from dllm.options import DecodeOptions, Rule
 from dllm.window import Workspace
+from dllm_kernels.mix_experts import reference as experts
 from tests.dllm import tiny
 from tests.dllm.decoding import draft_spec, engine_of, finished, prompt_of, run
 from tests.dllm.no_sync import HostSyncError, no_host_sync
@@ -101,7 +101,7 @@ def test_no_option_makes_the_host_wait(case: str, by_clause: bool, monkeypatch: 
 @pytest.mark.parametrize("family", ["sdar", "llada2", "llada", "dream", "fast_dllm"])
 def test_no_family_makes_the_host_wait(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = StepPath(monkeypatch)
-    monkeypatch.setattr(moe, "looped_experts", moe.dense_experts)  # as on an accelerator; the loop is for CPUs
+    monkeypatch.setattr(experts, "looped_experts", experts.dense_experts)  # as on an accelerator; the loop is for CPUs
     plan = Plan(6, 1, 0.6, by_clause=False)
     options = DecodeOptions(cache="dual") if family in ("llada", "dream") else DecodeOptions()
     specs = [draft_spec(prompt_of(9 + at, at), 16, options, plan, f"c{at}") for at in range(2)]

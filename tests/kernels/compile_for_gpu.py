@@ -20,8 +20,9 @@ from typing import Any
 import torch
 
 import dllm_kernels
-from dllm_kernels import Cache, Canvas, HeadNorms, Target, choose
+from dllm_kernels import Cache, Canvas, Choice, ExpertWeights, Given, HeadNorms, Target, choose
 from dllm_kernels.quantise_rows import quantise_rows
+from dllm_kernels.route_experts import Rules
 from dllm_kernels.select import RULES, CanvasColumns, RuleColumns, ScoreColumns, select
 
 CAPABILITY = 90
@@ -139,9 +140,14 @@ def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
     rules = RuleColumns(whole(4), empty(4, dtype=torch.float32), whole(4), whole(4), whole(4))
     held = dllm_kernels.Held(empty(2000, dtype=torch.bool), empty(32, dtype=torch.bool))
     canvas = CanvasColumns(whole(4, 64), flags, single, whole(4), whole(4), whole(4))
+    routed = empty(32, 256, dtype=torch.float32)
+    choice, many = (Choice(whole(rows, 8), empty(rows, 8, dtype=torch.float32)) for rows in (32, 256))
+    experts = ExpertWeights(empty(16, 1024, 2048), empty(16, 2048, 512))
+    scales = empty(16, 1024, dtype=torch.float32), empty(16, 2048, dtype=torch.float32)
     return [
         lambda: dllm_kernels.commit_from_logits(logits),
         lambda: dllm_kernels.commit_from_logits(logits, temperature=1.0, seed=whole(32)),
+        lambda: dllm_kernels.commit_from_logits(logits, given=Given.of(whole(32))),
         lambda: dllm_kernels.rms_norm(hidden, weight, 1e-6),
         lambda: dllm_kernels.add_rms_norm(hidden, hidden, weight, 1e-6),
         lambda: quantise_rows(hidden, torch.float8_e4m3fn),
@@ -153,6 +159,7 @@ def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
         lambda: dllm_kernels.head_commit(empty(64, 4096), head),
         lambda: dllm_kernels.head_commit(hidden, head, temperature=1.0, seed=whole(32)),
         lambda: dllm_kernels.head_commit(hidden, head, held=held),
+        lambda: dllm_kernels.head_commit(hidden, head, given=Given.of(whole(32))),
         lambda: dllm_kernels.head_commit(hidden, empty(9, 4096, dtype=torch.int8), scale=empty(9, dtype=torch.float32)),
         lambda: dllm_kernels.canvas_attention(query, Cache(pages, pages, table), visible, Canvas(new, new, prefix)),
         lambda: dllm_kernels.canvas_attention(query, Cache(store, store), visible),
@@ -165,6 +172,17 @@ def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
             scale=empty(6144, dtype=torch.float32),
             bias=empty(6144),
         ),
+        lambda: dllm_kernels.route_experts(routed, Rules(8, "sigmoid", 8, 4, scale=2.5), bias=routed[0]),
+        lambda: dllm_kernels.route_experts(routed, Rules(8, normalise=False)),
+        lambda: dllm_kernels.route_experts(routed, Rules(8, "sigmoid", per_block=32), blocks=whole(32)),
+        lambda: dllm_kernels.mix_experts(empty(32, 2048), choice, experts),
+        lambda: dllm_kernels.mix_experts(
+            empty(32, 2048), choice, ExpertWeights(*(part.to(torch.float8_e4m3fn) for part in experts[:2]), *scales)
+        ),
+        lambda: dllm_kernels.mix_experts(
+            empty(256, 2048), many, ExpertWeights(*(part.to(torch.int8) for part in experts[:2]), *scales)
+        ),
+        lambda: dllm_kernels.mix_experts(empty(256, 2048), many, experts),
         lambda: dllm_kernels.rotate_and_store(empty(2, 32, 48, 128), turn, turn, (32, 8), norms, target=target),
     ]
 

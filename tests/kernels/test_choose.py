@@ -59,6 +59,25 @@ def test_a_gpu_has_triton_from_the_oldest_capability_on(
     ]
 
 
+def test_e4m3_has_triton_where_the_gpu_knows_it_and_says_so_where_not(
+    capability: list[tuple[int, int]], caplog: pytest.LogCaptureFixture
+) -> None:
+    for version, knows in (((8, 9), True), ((9, 0), True), ((8, 0), False)):
+        capability.append(version)
+        chooser._knows_e4m3.cache_clear()
+        assert chooser._knows_e4m3(GPU) == chooser._knows_e4m3(GPU) == knows
+    chooser._knows_e4m3.cache_clear()
+    assert [record.message for record in caplog.records] == [
+        "kernels with e4m3 numbers run as plain PyTorch: Imagined GPU has capability 8.0, they need 8.9"
+    ]
+    try:
+        use("triton")
+        assert name_of(torch.zeros(2, 4), torch.zeros(2, 4, dtype=torch.float8_e4m3fn)) == "triton"
+        assert name_of(torch.zeros(2, 4), torch.zeros(2, 4, dtype=torch.float8_e5m2)) == "reference"
+    finally:
+        use("auto")
+
+
 def test_a_gpu_without_triton_says_so_once(
     capability: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dllm_kernels import CommitStats, commit_from_logits
+from dllm_kernels import CommitStats, Given, commit_from_logits
 from dllm_kernels.commit_from_logits import reference
 from dllm_kernels.commit_from_logits.contract import empty_stats
+from tests.kernels.both import to
 
 INFINITY = float("inf")
 NAN = float("nan")
@@ -31,29 +32,39 @@ IMPLEMENTATIONS = ["reference", "triton"] if sys.platform == "linux" else ["refe
 
 
 def run(
-    implementation: str, logits: Tensor, temperature: float = 0.0, seed: Seed = 0, forbidden: Tensor | None = None
+    implementation: str,
+    logits: Tensor,
+    temperature: float = 0.0,
+    seed: Seed = 0,
+    forbidden: Tensor | None = None,
+    given: Given | None = None,
 ) -> CommitStats:
     """One implementation, writing into buffers full of NaN: what it forgets to write shows."""
     out = empty_stats(logits)
     out.token.fill_(-(2**62))
     for statistic in out[1:]:
         statistic.fill_(NAN)
+    if given is not None:
+        given.log_probability.fill_(NAN)
     if implementation == "reference":
-        reference.commit_from_logits(logits, temperature, seed, forbidden, out)
+        reference.commit_from_logits(logits, temperature, seed, forbidden, given, out)
     else:
         from dllm_kernels.commit_from_logits import triton
 
         # On a GPU where there is one; otherwise the interpreter takes tensors of the CPU.
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        moved = CommitStats(*(statistic.to(device) for statistic in out))
+        moved, asked = to(out, device), to(given, device)
         triton.commit_from_logits(
             logits.to(device),
             temperature,
             seed.to(device) if isinstance(seed, Tensor) else seed,
-            None if forbidden is None else forbidden.to(device),
+            to(forbidden, device),
+            asked,
             moved,
         )
-        out = CommitStats(*(statistic.to(logits.device) for statistic in moved))
+        out = to(moved, logits.device)
+        if given is not None:
+            given.log_probability.copy_(asked.log_probability)
     return out
 
 
@@ -200,6 +211,34 @@ def test_both_draw_the_same_tokens_for_the_same_seed(
         )
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_given_token_has_its_log_probability_whatever_is_picked(
+    implementation: str, temperature: float, dtype: torch.dtype
+) -> None:
+    """First, last, best, forbidden and no tokens; rows that several programs share, a row of its own each, and rows with nothing."""
+    for rows, vocabulary in ((5, 4500), (2, 4500), (37, 130), (1, 1)):
+        logits = random_logits(rows, vocabulary, dtype)
+        forbidden = torch.zeros(vocabulary, dtype=torch.bool)
+        forbidden[3 % vocabulary] = vocabulary > 1
+        token = torch.tensor([0, vocabulary - 1, int(logits[0].argmax()), 3, -1, 4096, vocabulary, 2**40])
+        token = token.repeat(5)[:rows].contiguous()
+        given = Given.of(token)
+        stats = run(implementation, logits, temperature, 4, forbidden, given)
+        exact = logits.double().masked_fill(forbidden, -INFINITY).log_softmax(dim=-1)
+        is_token = (token >= 0) & (token < vocabulary)
+        expected = exact.gather(1, token.clamp(0, vocabulary - 1)[:, None])[:, 0].masked_fill(~is_token, -INFINITY)
+        torch.testing.assert_close(given.log_probability.double(), expected, rtol=RTOL, atol=ATOL)
+        assert_close(stats, run("reference", logits, temperature, 4, forbidden))
+    nothing, tied = Given.of(torch.tensor([4, -1])), Given.of(torch.tensor([1]))
+    assert run(implementation, torch.full((2, 5000), NAN), temperature, given=nothing).token.tolist() == [-1, -1]
+    assert nothing.log_probability.tolist() == [-INFINITY] * 2
+    run(implementation, torch.tensor([[INFINITY, INFINITY, NAN]]), temperature, given=tied)
+    assert tied.log_probability.tolist() == pytest.approx([-0.6931472])
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_draws_follow_the_softmax_at_their_temperature(temperature: float) -> None:
     """Of the reference; Triton draws the same tokens, as the test above shows."""
@@ -266,6 +305,9 @@ def test_the_front_door_fills_the_buffers_it_is_given_and_takes_no_rows() -> Non
         ({"forbidden": torch.zeros(5, dtype=torch.bool)}, "forbidden"),
         ({"forbidden": torch.zeros(4)}, "forbidden"),
         ({"out": empty_stats(torch.zeros(2, 4))}, "token"),
+        ({"given": Given.of(torch.zeros(2, dtype=torch.int64))}, "given token"),
+        ({"given": Given.of(torch.zeros(3, dtype=torch.int32))}, "given token"),
+        ({"given": Given(torch.zeros(3, dtype=torch.int64), torch.zeros(2))}, "log_probability"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_refused_by_name(arguments: dict[str, object], message: str) -> None:
@@ -281,8 +323,11 @@ def test_on_the_gpu_triton_equals_the_reference(dtype: torch.dtype, shape: tuple
     logits = random_logits(*shape, dtype).cuda()
     forbidden = torch.zeros(shape[1], dtype=torch.bool, device="cuda")
     forbidden[1::9] = True
-    expected = run("reference", logits.cpu(), temperature, 77, forbidden.cpu())
-    assert_close(run("triton", logits, temperature, 77, forbidden), expected)
+    given, asked = (Given.of(torch.arange(shape[0]) * 4001 % shape[1]) for _ in range(2))
+    expected = run("reference", logits.cpu(), temperature, 77, forbidden.cpu(), given)
+    found = run("triton", logits, temperature, 77, forbidden, asked)
+    assert_close(found, expected)
+    torch.testing.assert_close(asked.log_probability, given.log_probability, rtol=RTOL, atol=ATOL)
     assert_close(commit_from_logits(logits, temperature=temperature, seed=77, forbidden=forbidden), expected)
 
 

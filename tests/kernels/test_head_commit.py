@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dllm_kernels import CommitStats, Held, commit_from_logits, head_commit
+from dllm_kernels import CommitStats, Given, Held, commit_from_logits, head_commit
 from dllm_kernels.choose import Kind
 from tests.kernels.both import DTYPES, KINDS, on, randn
 
@@ -39,6 +39,15 @@ def test_it_is_the_commit_of_the_product(kind: Kind, dtype: torch.dtype, shape: 
     hidden, weight = given(*shape, dtype)
     logits = (hidden.double() @ weight.double().T).float()
     assert_close(on(kind, head_commit, hidden, weight), commit_from_logits(logits))
+    expected = Given.of(torch.arange(shape[0]) * 7919 % (shape[1] + 1) - 1)
+    stats, got = on(kind, commit_and_ask, hidden, weight, expected.token)
+    assert_close(stats, commit_from_logits(logits, given=expected))
+    torch.testing.assert_close(got, expected.log_probability, rtol=RTOL, atol=ATOL)
+
+
+def commit_and_ask(hidden: Tensor, weight: Tensor, token: Tensor) -> tuple[CommitStats, Tensor]:
+    given = Given.of(token)
+    return head_commit(hidden, weight, given=given), given.log_probability
 
 
 @both
@@ -95,6 +104,7 @@ def test_ties_go_left_across_parts_and_rows_without_tokens_say_so(kind: Kind) ->
         ({"held": Held(torch.zeros(8, dtype=torch.bool), torch.zeros(2, dtype=torch.bool))}, "held tokens"),
         ({"held": Held(torch.zeros(9, dtype=torch.bool), torch.zeros(2))}, "held rows"),
         ({"temperature": -1.0}, "temperature"),
+        ({"given": Given.of(torch.zeros(3, dtype=torch.int64))}, "given"),
         ({"seed": torch.zeros(3, dtype=torch.int64)}, "seed"),
     ],
 )  # fmt: skip

@@ -28,6 +28,20 @@ class CommitStats(NamedTuple):
     """[N], float32: of the softmax, in nats."""
 
 
+class Given(NamedTuple):
+    """Tokens whose log-probability is wanted, whatever is picked."""
+
+    token: Tensor
+    """[N], int64; of one that is not allowed, or no token at all (-1), it is -inf."""
+    log_probability: Tensor
+    """[N], float32: of that token, in nats. Written."""
+
+    @classmethod
+    def of(cls, token: Tensor) -> Given:
+        """With room for the answer."""
+        return cls(token, torch.empty(token.shape, dtype=torch.float32, device=token.device))
+
+
 def empty_stats(logits: Tensor) -> CommitStats:
     rows = len(logits)
     token = torch.empty(rows, dtype=torch.int64, device=logits.device)
@@ -36,14 +50,19 @@ def empty_stats(logits: Tensor) -> CommitStats:
 
 
 def check_arguments(
-    logits: Tensor, temperature: float, seed: int | Tensor, forbidden: Tensor | None, out: CommitStats | None
+    logits: Tensor,
+    temperature: float,
+    seed: int | Tensor,
+    forbidden: Tensor | None,
+    given: Given | None,
+    out: CommitStats | None,
 ) -> None:
     """Raise `ValueError` for what no implementation takes. Looks at shapes only: nothing waits for the device."""
     if logits.dim() != 2 or logits.shape[1] == 0:
         raise ValueError(f"logits: expected [N, V] with V above 0, got {list(logits.shape)}")
     if logits.dtype not in LOGIT_DTYPES:
         raise ValueError(f"logits: expected float32, bfloat16 or float16, got {logits.dtype}")
-    check_commit((logits.shape[0], logits.shape[1]), logits.device, temperature, seed, forbidden, out)
+    check_commit((logits.shape[0], logits.shape[1]), logits.device, temperature, seed, forbidden, given, out)
 
 
 def check_commit(
@@ -52,6 +71,7 @@ def check_commit(
     temperature: float,
     seed: int | Tensor,
     forbidden: Tensor | None,
+    given: Given | None,
     out: CommitStats | None,
 ) -> None:
     """Raise `ValueError` for what cannot be done with logits of that shape, wherever they are."""
@@ -66,6 +86,9 @@ def check_commit(
         raise ValueError(f"seed: expected an integer in [0, 2^63), got {seed}")
     if forbidden is not None:
         check_tensor("forbidden", forbidden, (vocabulary,), torch.bool, device)
+    if given is not None:
+        check_tensor("given token", given.token, (rows,), torch.int64, device)
+        check_tensor("log_probability", given.log_probability, (rows,), torch.float32, device)
     if out is not None:
         for name, tensor in out._asdict().items():
             check_tensor(name, tensor, (rows,), torch.int64 if name == "token" else torch.float32, device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dllm_kernels.commit_from_logits.contract import CommitStats
+from dllm_kernels.commit_from_logits.contract import CommitStats, Given
 from dllm_kernels.philox import gumbel_noise
 
 LARGEST = torch.finfo(torch.float32).max
@@ -14,7 +14,12 @@ EXPONENT_FLOOR = -1e4
 
 
 def commit_from_logits(
-    logits: Tensor, temperature: float, seed: int | Tensor, forbidden: Tensor | None, out: CommitStats
+    logits: Tensor,
+    temperature: float,
+    seed: int | Tensor,
+    forbidden: Tensor | None,
+    given: Given | None,
+    out: CommitStats,
 ) -> None:
     """Write the statistics of `logits` [N, V] to `out`; see the package for the contract."""
     z = torch.nan_to_num(logits.float(), nan=-torch.inf, posinf=LARGEST, neginf=-torch.inf)
@@ -42,6 +47,14 @@ def commit_from_logits(
     # p1 - p2 = (1 - exp(z2 - z1)) / sum(w): expm1 keeps the digits of a near tie.
     margin = -torch.expm1(second - top) / total
 
+    if given is not None:
+        place = given.token.unsqueeze(1)
+        logit = z.gather(1, place.clamp(0, z.shape[1] - 1)).masked_fill_(
+            (place < 0) | (place >= z.shape[1]), -torch.inf
+        )
+        # An empty row's total is 0, whose logarithm would make a NaN of -inf.
+        value = logit - top - total.masked_fill(is_empty, 1.0).log()
+        given.log_probability.copy_(value.squeeze(1))
     out.token.copy_(token.masked_fill_(is_empty, -1).squeeze(1))
     for statistic, value in ((out.probability, picked / total), (out.margin, margin), (out.entropy, entropy)):
         statistic.copy_(value.masked_fill_(is_empty, 0.0).squeeze(1))

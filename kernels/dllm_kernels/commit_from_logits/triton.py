@@ -1,7 +1,7 @@
 """The fast way: one pass over the vocabulary, by one program per row, or several where rows are few. N rows, V vocabulary, S parts.
 
 Max, second max, sum and entropy are carried from tile to tile as an online softmax in float32 (arXiv:1805.02867); the best noisy
-score is carried beside them. Nothing of size V is written: parts of a row leave eight numbers each, which a second launch merges.
+score is carried beside them. Nothing of size V is written: parts of a row leave nine numbers each, which a second launch merges.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dllm_kernels.choose import processors
-from dllm_kernels.commit_from_logits.contract import CommitStats
+from dllm_kernels.commit_from_logits.contract import CommitStats, Given
 
 MAX_BLOCK_V = 4096
 SAMPLING_BLOCK_V = 2048
@@ -44,6 +44,12 @@ def _gumbel(seed, row, group, BLOCK_V: tl.constexpr):
 
 
 @triton.jit
+def allowed_logit(z, is_allowed):
+    """What a logit counts as: NaN and forbidden ones as -inf, +inf as the largest number."""
+    return tl.minimum(tl.where(is_allowed & (z == z), z, -float("inf")), 3.4028234663852886e38)
+
+
+@triton.jit
 def finish(
     row,
     best,
@@ -52,10 +58,13 @@ def finish(
     weighted,
     picked_index,
     picked_logit,
+    given_logit,
     token_ptr,
     probability_ptr,
     margin_ptr,
     entropy_ptr,
+    log_probability_ptr,
+    HAS_GIVEN: tl.constexpr,
 ):
     """Store a row's statistics, once all of it has been seen. Single numbers."""
     is_empty = best == -float("inf")
@@ -72,6 +81,8 @@ def finish(
     tl.store(probability_ptr + row, tl.where(is_empty, 0.0, probability))
     tl.store(margin_ptr + row, tl.where(is_empty, 0.0, minus_expm1 / total))
     tl.store(entropy_ptr + row, tl.where(is_empty, 0.0, entropy))
+    if HAS_GIVEN:
+        tl.store(log_probability_ptr + row, given_logit - top - tl.log(total))
 
 
 @triton.jit
@@ -87,9 +98,11 @@ def store_part(
     picked_score,
     picked_logit,
     picked_index,
+    given_logit,
     numbers_ptr,
     indices_ptr,
     IS_SAMPLING: tl.constexpr,
+    HAS_GIVEN: tl.constexpr,
 ):
     """Leave what one part of a row found for `merge`. Single numbers or a vector of rows."""
     tl.store(numbers_ptr + place, best, mask=mask)
@@ -101,6 +114,8 @@ def store_part(
         tl.store(numbers_ptr + 4 * step + place, picked_score, mask=mask)
         tl.store(numbers_ptr + 5 * step + place, picked_logit, mask=mask)
         tl.store(indices_ptr + step + place, picked_index, mask=mask)
+    if HAS_GIVEN:
+        tl.store(numbers_ptr + 6 * step + place, given_logit, mask=mask)
 
 
 @triton.jit(do_not_specialize=["N", "S"])
@@ -111,9 +126,11 @@ def _merge_kernel(
     probability_ptr,
     margin_ptr,
     entropy_ptr,
+    log_probability_ptr,
     N,
     S,
     IS_SAMPLING: tl.constexpr,
+    HAS_GIVEN: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
     row = tl.program_id(0)
@@ -148,6 +165,10 @@ def _merge_kernel(
         picked = tl.min(tl.where((scores == tl.max(scores, axis=0)) & in_parts, part, BLOCK_S), axis=0)
         picked_index = tl.max(tl.where(part == picked, indices, -1), axis=0)
         picked_logit = tl.max(tl.where(part == picked, logits, -infinity), axis=0)
+    given_logit = best
+    if HAS_GIVEN:
+        # [BLOCK_S]; all parts but one have -inf.
+        given_logit = tl.max(tl.load(numbers_ptr + 6 * step + place, mask=in_parts, other=-infinity), axis=0)
     finish(
         row.to(tl.int64),
         best,
@@ -156,23 +177,28 @@ def _merge_kernel(
         weighted,
         picked_index,
         picked_logit,
+        given_logit,
         token_ptr,
         probability_ptr,
         margin_ptr,
         entropy_ptr,
+        log_probability_ptr,
+        HAS_GIVEN,
     )
 
 
-def merge(numbers: Tensor, indices: Tensor, out: CommitStats, is_sampling: bool) -> None:
-    """Write the statistics of rows whose parts are in `numbers` [6, S, N] and `indices` [2, S, N]; lower parts hold lower tokens."""
+def merge(numbers: Tensor, indices: Tensor, out: CommitStats, given: Given | None, is_sampling: bool) -> None:
+    """Write the statistics of rows whose parts are in `numbers` [7, S, N] and `indices` [2, S, N]; lower parts hold lower tokens."""
     _, parts, rows = numbers.shape
     _merge_kernel[(rows,)](
         numbers,
         indices,
         *out,
+        None if given is None else given.log_probability,
         rows,
         parts,
         IS_SAMPLING=is_sampling,
+        HAS_GIVEN=given is not None,
         BLOCK_S=triton.next_power_of_2(parts),
         num_warps=1 if parts <= 32 else 4,
     )
@@ -184,6 +210,7 @@ def _commit_kernel(
     row_stride,
     column_stride,
     forbidden_ptr,
+    given_ptr,
     seed_ptr,
     seed,
     temperature,
@@ -191,11 +218,13 @@ def _commit_kernel(
     probability_ptr,
     margin_ptr,
     entropy_ptr,
-    numbers_ptr,  # [6, S, N] float32: best, second, total, weighted, picked score, picked logit
+    log_probability_ptr,
+    numbers_ptr,  # [7, S, N] float32: best, second, total, weighted, picked score, picked logit, given logit
     indices_ptr,  # [2, S, N] int32: best, picked
     V,
     HAS_PARTS: tl.constexpr,
     HAS_FORBIDDEN: tl.constexpr,
+    HAS_GIVEN: tl.constexpr,
     HAS_ROW_SEEDS: tl.constexpr,
     IS_SAMPLING: tl.constexpr,
     BLOCK_V: tl.constexpr,
@@ -229,12 +258,11 @@ def _commit_kernel(
         in_row = column < V
         # [BLOCK_V]
         z = tl.load(row_ptr + column.to(tl.int64) * column_stride, mask=in_row, other=-infinity).to(tl.float32)
-        z = tl.where(z == z, z, -infinity)
-        z = tl.minimum(z, 3.4028234663852886e38)
+        is_allowed = in_row
         if HAS_FORBIDDEN:
             # [BLOCK_V]
-            is_forbidden = tl.load(forbidden_ptr + column, mask=in_row, other=1) != 0
-            z = tl.where(is_forbidden, -infinity, z)
+            is_allowed = tl.load(forbidden_ptr + column, mask=in_row, other=1) == 0
+        z = allowed_logit(z, is_allowed)
 
         tile_best = tl.max(z, axis=0)
         tile_index = tl.min(tl.where(z == tile_best, column, 0x7FFFFFFF), axis=0)
@@ -270,6 +298,16 @@ def _commit_kernel(
             picked_index = tl.where(is_better, tile_picked, picked_index)
             picked_logit = tl.where(is_better, tile_logit, picked_logit)
 
+    given_logit = best
+    if HAS_GIVEN:
+        given = tl.load(given_ptr + row)
+        begin, end = tiles * part // parts * BLOCK_V, tl.minimum(tiles * (part + 1) // parts * BLOCK_V, V)
+        is_here = (given >= begin) & (given < end)
+        given_logit = tl.load(row_ptr + given * column_stride, mask=is_here, other=-infinity).to(tl.float32)
+        if HAS_FORBIDDEN:
+            is_here = is_here & (tl.load(forbidden_ptr + given, mask=is_here, other=1) == 0)
+        given_logit = allowed_logit(given_logit, is_here)
+
     if HAS_PARTS:
         rows = tl.num_programs(0)
         store_part(
@@ -284,9 +322,11 @@ def _commit_kernel(
             picked_score,
             picked_logit,
             picked_index,
+            given_logit,
             numbers_ptr,
             indices_ptr,
             IS_SAMPLING,
+            HAS_GIVEN,
         )
     else:
         if not IS_SAMPLING:
@@ -300,15 +340,23 @@ def _commit_kernel(
             weighted,
             picked_index,
             picked_logit,
+            given_logit,
             token_ptr,
             probability_ptr,
             margin_ptr,
             entropy_ptr,
+            log_probability_ptr,
+            HAS_GIVEN,
         )
 
 
 def commit_from_logits(
-    logits: Tensor, temperature: float, seed: int | Tensor, forbidden: Tensor | None, out: CommitStats
+    logits: Tensor,
+    temperature: float,
+    seed: int | Tensor,
+    forbidden: Tensor | None,
+    given: Given | None,
+    out: CommitStats,
 ) -> None:
     """Write the statistics of `logits` [N, V] to `out`; see the package for the contract."""
     rows, vocabulary = logits.shape
@@ -318,26 +366,29 @@ def commit_from_logits(
     parts = max(1, min(PROGRAMS * processors(logits.device) // rows, triton.cdiv(vocabulary, block_v)))
     numbers, indices = None, None
     if parts > 1:
-        numbers = torch.empty(6, parts, rows, dtype=torch.float32, device=logits.device)
+        numbers = torch.empty(7, parts, rows, dtype=torch.float32, device=logits.device)
         indices = torch.empty(2, parts, rows, dtype=torch.int32, device=logits.device)
     _commit_kernel[(rows, parts)](
         logits,
         logits.stride(0),
         logits.stride(1),
         None if forbidden is None else forbidden.view(dtype=_BYTE),
+        None if given is None else given.token,
         seed if has_row_seeds else None,
         0 if has_row_seeds else seed,
         float(temperature),
         *out,
+        None if given is None else given.log_probability,
         numbers,
         indices,
         vocabulary,
         HAS_PARTS=parts > 1,
         HAS_FORBIDDEN=forbidden is not None,
+        HAS_GIVEN=given is not None,
         HAS_ROW_SEEDS=has_row_seeds,
         IS_SAMPLING=is_sampling,
         BLOCK_V=block_v,
         num_warps=8 if block_v >= 2048 else 4,
     )
     if numbers is not None and indices is not None:
-        merge(numbers, indices, out, is_sampling)
+        merge(numbers, indices, out, given, is_sampling)

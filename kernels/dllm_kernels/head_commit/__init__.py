@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dllm_kernels.checks import check_tensor
 from dllm_kernels.choose import choose
-from dllm_kernels.commit_from_logits.contract import LOGIT_DTYPES, CommitStats, check_commit, empty_stats
+from dllm_kernels.commit_from_logits.contract import LOGIT_DTYPES, CommitStats, Given, check_commit, empty_stats
 
 
 class Held(NamedTuple):
@@ -33,6 +33,7 @@ def head_commit(
     seed: int | Tensor = 0,
     forbidden: Tensor | None = None,
     held: Held | None = None,
+    given: Given | None = None,
     out: CommitStats | None = None,
 ) -> CommitStats:
     """`commit_from_logits(hidden @ weight.T)` for canvases small enough that reading the head is all the work.
@@ -45,7 +46,7 @@ def head_commit(
         weight: [V, E], contiguous; the dtype of `hidden`, or int8 with a scale.
         scale: [V], float32: a row's weights are `weight * scale`.
         held: Tokens that are forbidden to some rows only.
-        temperature, seed, forbidden, out: As in `commit_from_logits`.
+        temperature, seed, forbidden, given, out: As in `commit_from_logits`.
 
     Returns:
         As `commit_from_logits`.
@@ -66,13 +67,13 @@ def head_commit(
     if scale is not None:
         check_tensor("scale", scale, weight.shape[:1], torch.float32, hidden.device)
     rows = len(hidden)
-    check_commit((rows, weight.shape[0]), hidden.device, temperature, seed, forbidden, out)
+    check_commit((rows, weight.shape[0]), hidden.device, temperature, seed, forbidden, given, out)
     if held is not None:
         check_tensor("held tokens", held.tokens, (weight.shape[0],), torch.bool, hidden.device)
         check_tensor("held rows", held.rows, (rows,), torch.bool, hidden.device)
     stats = empty_stats(hidden) if out is None else out
     if rows:
         choose("head_commit", hidden, weight, scale).head_commit(
-            hidden, weight, scale, temperature, seed, forbidden, held, stats
+            hidden, weight, scale, temperature, seed, forbidden, held, given, stats
         )
     return stats

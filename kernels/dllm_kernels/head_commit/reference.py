@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dllm_kernels.commit_from_logits import reference
-from dllm_kernels.commit_from_logits.contract import CommitStats
+from dllm_kernels.commit_from_logits.contract import CommitStats, Given
 
 if TYPE_CHECKING:
     from dllm_kernels.head_commit import Held
@@ -26,6 +26,7 @@ def head_commit(
     seed: int | Tensor,
     forbidden: Tensor | None,
     held: Held | None,
+    given: Given | None,
     out: CommitStats,
 ) -> None:
     step = max(1, PIECE // weight.shape[1])
@@ -37,4 +38,4 @@ def head_commit(
         logits *= scale
     if held is not None:
         logits.masked_fill_(held.rows.unsqueeze(1) & held.tokens, -torch.inf)
-    reference.commit_from_logits(logits, temperature, seed, forbidden, out)
+    reference.commit_from_logits(logits, temperature, seed, forbidden, given, out)

@@ -1,6 +1,6 @@
 """The fast way: each program holds the rows and walks through a part of the vocabulary; a second launch merges the parts.
 
-What is written between the two are eight numbers per row and part. N rows, V vocabulary, E hidden size, S parts.
+What is written between the two are nine numbers per row and part. N rows, V vocabulary, E hidden size, S parts.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dllm_kernels.choose import processors
-from dllm_kernels.commit_from_logits.contract import CommitStats
-from dllm_kernels.commit_from_logits.triton import gumbel_of, merge, store_part
+from dllm_kernels.commit_from_logits.contract import CommitStats, Given
+from dllm_kernels.commit_from_logits.triton import allowed_logit, gumbel_of, merge, store_part
 
 if TYPE_CHECKING:
     from dllm_kernels.head_commit import Held
@@ -35,10 +35,11 @@ def _head_kernel(
     forbidden_ptr,
     held_ptr,
     held_rows_ptr,
+    given_ptr,
     seed_ptr,
     seed,
     temperature,
-    numbers_ptr,  # [6, S, N] float32: best, second, total, weighted, picked score, picked logit
+    numbers_ptr,  # [7, S, N] float32: best, second, total, weighted, picked score, picked logit, given logit
     indices_ptr,  # [2, S, N] int32: best, picked
     N,
     V,
@@ -46,6 +47,7 @@ def _head_kernel(
     HAS_SCALE: tl.constexpr,
     HAS_FORBIDDEN: tl.constexpr,
     HAS_HELD: tl.constexpr,
+    HAS_GIVEN: tl.constexpr,
     HAS_ROW_SEEDS: tl.constexpr,
     IS_SAMPLING: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -70,6 +72,10 @@ def _head_kernel(
         # [BLOCK_N]
         holds = tl.load(held_rows_ptr + row, mask=in_rows, other=0) != 0
     picked_index = best_index
+    given_logit = best
+    if HAS_GIVEN:
+        # [BLOCK_N]
+        given = tl.load(given_ptr + row, mask=in_rows, other=-1)
 
     # A run of neighbouring tiles: the lower part has the lower indices, which is how ties are broken.
     for tile in range(tiles * part // parts, tiles * (part + 1) // parts):
@@ -101,12 +107,15 @@ def _head_kernel(
         if HAS_FORBIDDEN:
             # [BLOCK_V]
             allowed = allowed & (tl.load(forbidden_ptr + column, mask=in_vocabulary, other=1) == 0)
-        z = tl.where(allowed[None, :] & (z == z), z, -infinity)
         if HAS_HELD:
             # [BLOCK_V]
             is_held = tl.load(held_ptr + column, mask=in_vocabulary, other=0) != 0
             z = tl.where(is_held[None, :] & holds[:, None], -infinity, z)
-        z = tl.minimum(z, 3.4028234663852886e38)
+        z = allowed_logit(z, allowed[None, :])
+        if HAS_GIVEN:
+            given_logit = tl.maximum(
+                given_logit, tl.max(tl.where(column[None, :] == given[:, None], z, -infinity), axis=1)
+            )
 
         # As in commit_from_logits, a vector of rows at a time.
         tile_best = tl.max(z, axis=1)
@@ -157,9 +166,11 @@ def _head_kernel(
         picked_score,
         picked_logit,
         picked_index,
+        given_logit,
         numbers_ptr,
         indices_ptr,
         IS_SAMPLING,
+        HAS_GIVEN,
     )
 
 
@@ -171,6 +182,7 @@ def head_commit(
     seed: int | Tensor,
     forbidden: Tensor | None,
     held: Held | None,
+    given: Given | None,
     out: CommitStats,
 ) -> None:
     rows, size = hidden.shape
@@ -181,7 +193,7 @@ def head_commit(
     is_sampling = temperature != 0.0
     block_v = SAMPLING_BLOCK_V if is_sampling else BLOCK_V
     parts = max(1, min(triton.cdiv(vocabulary, block_v), 2 * processors(hidden.device) // row_tiles))
-    numbers = torch.empty(6, parts, rows, dtype=torch.float32, device=hidden.device)
+    numbers = torch.empty(7, parts, rows, dtype=torch.float32, device=hidden.device)
     indices = torch.empty(2, parts, rows, dtype=torch.int32, device=hidden.device)
     has_row_seeds = isinstance(seed, Tensor)
     _head_kernel[(parts, row_tiles)](
@@ -191,6 +203,7 @@ def head_commit(
         None if forbidden is None else forbidden.view(dtype=_BYTE),
         None if held is None else held.tokens.view(dtype=_BYTE),
         None if held is None else held.rows.view(dtype=_BYTE),
+        None if given is None else given.token,
         seed if has_row_seeds else None,
         0 if has_row_seeds else seed,
         float(temperature),
@@ -202,6 +215,7 @@ def head_commit(
         HAS_SCALE=scale is not None,
         HAS_FORBIDDEN=forbidden is not None,
         HAS_HELD=held is not None,
+        HAS_GIVEN=given is not None,
         HAS_ROW_SEEDS=has_row_seeds,
         IS_SAMPLING=is_sampling,
         BLOCK_N=block_n,
@@ -210,4 +224,4 @@ def head_commit(
         num_warps=8 if is_sampling or block_n == MAX_BLOCK_N else 4,
         num_stages=4,
     )
-    merge(numbers, indices, out, is_sampling)
+    merge(numbers, indices, out, given, is_sampling)

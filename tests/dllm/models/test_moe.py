@@ -10,14 +10,7 @@ import torch
 from torch import Tensor
 
 from dllm.errors import ConfigError
-from dllm.layers.moe import (
-    Choice,
-    MoeFeedForward,
-    choose_experts,
-    dense_experts,
-    grouped_experts,
-    looped_experts,
-)
+from dllm.layers.moe import MoeFeedForward, choose_experts
 from dllm.spec import MoeSpec, dialogue_spec
 
 SOFTMAX = MoeSpec(experts=8, experts_per_token=3, expert_size=10, normalise=False)
@@ -135,31 +128,6 @@ def test_groups_are_ranked_by_their_two_best_not_by_their_best() -> None:
     # The single best expert is alone in the first group; the second group has the better pair.
     logits = torch.tensor([[3.0, -9.0, -9.0, 2.0, 2.5, -9.0]])
     assert sorted(choose_experts(logits, moe).experts[0].tolist()) == [3, 4]
-
-
-@pytest.mark.parametrize("tokens", [1, 5, 33])
-@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
-def test_all_ways_to_run_the_experts_agree(tokens: int, activation: str) -> None:
-    generator = torch.Generator().manual_seed(tokens)
-    gate_up = torch.randn(6, 16, 8, generator=generator)
-    down = torch.randn(6, 8, 8, generator=generator)
-    x = torch.randn(tokens, 8, generator=generator)
-    experts = torch.rand(tokens, 6, generator=generator).argsort(-1)[:, :2]
-    choice = Choice(experts, torch.rand(tokens, 2, generator=generator))
-    looped = looped_experts(x, choice, gate_up, down, activation)  # type: ignore[arg-type]
-    # float32 products of a few dozen terms of order ten.
-    for other in (grouped_experts, dense_experts):
-        torch.testing.assert_close(other(x, choice, gate_up, down, activation), looped, atol=1e-4, rtol=1e-4)  # type: ignore[arg-type]
-
-
-def test_dense_experts_in_small_portions_equal_one_portion(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = feed_forward(SOFTMAX)
-    x = torch.randn(9, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    choice = choose_experts(x @ module.gate.double().T, SOFTMAX)
-    weights = (module.experts.gate_up_proj, module.experts.down_proj)
-    whole = dense_experts(x, choice, *weights, "silu")
-    monkeypatch.setattr("dllm.layers.moe.DENSE_ELEMENTS", 2 * 8 * 20)
-    torch.testing.assert_close(dense_experts(x, choice, *weights, "silu"), whole, atol=EXACT, rtol=EXACT)
 
 
 @pytest.mark.parametrize("moe", [SOFTMAX, SIGMOID, CAPPED])
