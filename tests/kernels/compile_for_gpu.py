@@ -21,6 +21,7 @@ import torch
 
 import dllm_kernels
 from dllm_kernels import Cache, Canvas, Choice, ExpertWeights, Given, HeadNorms, Target, choose
+from dllm_kernels.four_bits import Groups
 from dllm_kernels.quantise_rows import quantise_rows
 from dllm_kernels.route_experts import Rules
 from dllm_kernels.select import RULES, CanvasColumns, RuleColumns, ScoreColumns, select
@@ -140,6 +141,12 @@ def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
     rules = RuleColumns(whole(4), empty(4, dtype=torch.float32), whole(4), whole(4), whole(4))
     held = dllm_kernels.Held(empty(2000, dtype=torch.bool), empty(32, dtype=torch.bool))
     canvas = CanvasColumns(whole(4, 64), flags, single, whole(4), whole(4), whole(4))
+    eight, x_eight = empty(24_576, 4096, dtype=torch.float8_e4m3fn), empty(64, 4096, dtype=torch.float8_e4m3fn)
+    row_scale, x_scale = empty(24_576, dtype=torch.float32), empty(64, 1, dtype=torch.float32)
+    four = {
+        group: Groups(empty(24_576, 2048, dtype=torch.uint8), empty(24_576, 4096 // group, dtype=torch.bfloat16))
+        for group in (64, 128)
+    }
     routed = empty(32, 256, dtype=torch.float32)
     choice, many = (Choice(whole(rows, 8), empty(rows, 8, dtype=torch.float32)) for rows in (32, 256))
     experts = ExpertWeights(empty(16, 1024, 2048), empty(16, 2048, 512))
@@ -172,6 +179,12 @@ def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
             scale=empty(6144, dtype=torch.float32),
             bias=empty(6144),
         ),
+        lambda: dllm_kernels.skinny_linear(empty(64, 4096), eight, scale=row_scale, gate="silu"),
+        lambda: dllm_kernels.skinny_linear(x_eight, eight, scale=row_scale, x_scale=x_scale, gate="silu", dtype=dtype),
+        lambda: dllm_kernels.skinny_linear(x_eight, eight[:4096], scale=row_scale[:4096], x_scale=x_scale, dtype=dtype),
+        lambda: dllm_kernels.skinny_linear(hidden, four[64].packed, scale=four[64].scale, gate="silu"),
+        lambda: dllm_kernels.skinny_linear(empty(256, 4096), four[64].packed, scale=four[64].scale, bias=empty(24_576)),
+        lambda: dllm_kernels.skinny_linear(hidden, four[128].packed, scale=four[128].scale, gate="silu"),
         lambda: dllm_kernels.route_experts(routed, Rules(8, "sigmoid", 8, 4, scale=2.5), bias=routed[0]),
         lambda: dllm_kernels.route_experts(routed, Rules(8, normalise=False)),
         lambda: dllm_kernels.route_experts(routed, Rules(8, "sigmoid", per_block=32), blocks=whole(32)),

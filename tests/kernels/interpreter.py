@@ -35,7 +35,7 @@ def mend() -> None:
         return own(data, source, target, rounding)
 
     def dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
-        left, right = (widen(one.data) if one.dtype.scalar == tl.bfloat16 else one.data for one in (a, b))
+        left, right = (values_of(one.data, one.dtype.scalar) for one in (a, b))
         # Half-precision products are exact in float32, and added there.
         total = np.matmul(left.astype(d.data.dtype), right.astype(d.data.dtype)) + d.data
         return TensorHandle(total, d.dtype.scalar)
@@ -55,6 +55,17 @@ def mend() -> None:
     interpreter._convert_float = convert
     InterpreterBuilder.create_splat = splat
     InterpreterBuilder.create_dot = dot
+
+
+def values_of(data: Any, kind: Any) -> Any:
+    """Numbers of an operand of a product, of which the interpreter keeps small floats as bit patterns."""
+    import triton.language as tl
+
+    if kind == tl.bfloat16:
+        return widen(data)
+    if kind == tl.float8e4nv:
+        return torch.from_numpy(np.array(data)).view(torch.float8_e4m3fn).float().numpy()
+    return data
 
 
 def narrow(data: Any) -> Any:

@@ -15,6 +15,9 @@ from torch import Tensor
 from dllm_kernels.choose import processors
 from dllm_kernels.swiglu.triton import activate
 
+IMPRECISE = 64
+"""Hopper's units add products of e4m3 in 14 bits: after so many the sum goes on in float32 (arXiv:2412.19437, section 3.3.2, has 128)."""
+
 
 class Plan(NamedTuple):
     """How a product is cut up."""
@@ -40,11 +43,16 @@ def plan_of(rows: int, results: int, inputs: int, x_bytes: int, count: int) -> P
 
 @triton.jit
 def _epilogue(
-    product, up, row, column, inside, scale_ptr, bias_ptr, residual_ptr, R,
-    HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, IS_GATED: tl.constexpr, IS_SILU: tl.constexpr,
+    product, up, row, column, inside, scale_ptr, x_scale_ptr, bias_ptr, residual_ptr, M, R,
+    HAS_SCALE: tl.constexpr, HAS_X_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, IS_GATED: tl.constexpr, IS_SILU: tl.constexpr,
 ):  # fmt: skip
     """What follows a product [BLOCK_M, BLOCK_N], in float32; `up` is the second half of a gated one."""
     in_outputs = column < R
+    if HAS_X_SCALE:
+        x_scale = tl.load(x_scale_ptr + row, mask=row < M, other=0.0)[:, None]
+        product = product * x_scale
+        if IS_GATED:
+            up = up * x_scale
     if HAS_SCALE:
         product = product * tl.load(scale_ptr + column, mask=in_outputs, other=0.0)[None, :]
     if HAS_BIAS:
@@ -61,11 +69,31 @@ def _epilogue(
     return product
 
 
+@triton.jit
+def add_four_bits(
+    product, weight_ptr, weight_start, scale_ptr, scale_start, group, in_outputs, x_low, x_high, HALF: tl.constexpr
+):
+    """Add the products of one group of inputs to [BLOCK_N, BLOCK_M]. The scale, which the whole group shares, multiplies them at the end."""
+    byte = group * HALF + tl.arange(0, HALF)
+    # [BLOCK_N, HALF]
+    packed = tl.load(
+        weight_ptr + weight_start + byte[None, :], mask=in_outputs[:, None], other=0, eviction_policy="evict_first"
+    )
+    low = ((packed & 15).to(tl.int8) - 8).to(x_low.dtype)
+    high = ((packed >> 4).to(tl.int8) - 8).to(x_low.dtype)
+    both = tl.dot(low, tl.trans(x_low), input_precision="ieee")
+    both = tl.dot(high, tl.trans(x_high), both, input_precision="ieee")
+    # [BLOCK_N]
+    scale = tl.load(scale_ptr + scale_start + group, mask=in_outputs, other=0.0).to(tl.float32)
+    return product + both * scale[:, None]
+
+
 @triton.jit(do_not_specialize=["M"])
 def _linear_kernel(
     x_ptr,
     weight_ptr,
     scale_ptr,
+    x_scale_ptr,
     bias_ptr,
     residual_ptr,
     out_ptr,  # [M, R], or where there are parts [X, M, N] float32
@@ -73,11 +101,14 @@ def _linear_kernel(
     R,
     K,
     HAS_SCALE: tl.constexpr,
+    HAS_X_SCALE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     IS_GATED: tl.constexpr,
     IS_SILU: tl.constexpr,
     HAS_PARTS: tl.constexpr,
+    IMPRECISE: tl.constexpr,  # inputs whose products of e4m3 are added in fewer bits
+    GROUP: tl.constexpr,  # inputs of a group of weights in four bits, which is a tile; else 0
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -90,29 +121,48 @@ def _linear_kernel(
     in_outputs = column < R
     # 64-bit addresses: 262,144 outputs of 8,192 inputs pass 2^31.
     x_start = row.to(tl.int64)[:, None] * K
-    weight_start = column.to(tl.int64)[:, None] * K
-    up_start = (column.to(tl.int64) + R)[:, None] * K
     # Outputs are the product's rows: Hopper's unit takes 64 of them at least, and of columns as few as there are.
     product = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     up = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    tiles = tl.cdiv(K, BLOCK_K)
-    for tile in range(tiles * part // parts, tiles * (part + 1) // parts):
-        inner = tile * BLOCK_K + tl.arange(0, BLOCK_K)
-        in_inputs = inner < K
-        # [BLOCK_M, BLOCK_K]
-        x = tl.load(x_ptr + x_start + inner[None, :], mask=in_rows[:, None] & in_inputs[None, :], other=0.0)
-        # [BLOCK_N, BLOCK_K], read once and by nobody else: it need not stay in the cache.
-        inside_weight = in_outputs[:, None] & in_inputs[None, :]
-        w = tl.load(
-            weight_ptr + weight_start + inner[None, :], mask=inside_weight, other=0, eviction_policy="evict_first"
-        )
-        product = tl.dot(w.to(x.dtype), tl.trans(x), product, input_precision="ieee")
-        if IS_GATED:
-            # [BLOCK_N, BLOCK_K]
+    tiles = tl.cdiv(K, GROUP if GROUP > 0 else BLOCK_K)
+    first, last = tiles * part // parts, tiles * (part + 1) // parts
+    if GROUP > 0:
+        HALF: tl.constexpr = GROUP // 2
+        scale_start, up_scale_start = column.to(tl.int64) * tiles, (column.to(tl.int64) + R) * tiles
+        for group in range(first, last):
+            low, high = group * GROUP + tl.arange(0, HALF), group * GROUP + HALF + tl.arange(0, HALF)
+            # [BLOCK_M, HALF] each
+            x_low = tl.load(x_ptr + x_start + low[None, :], mask=in_rows[:, None] & (low < K)[None, :], other=0.0)
+            x_high = tl.load(x_ptr + x_start + high[None, :], mask=in_rows[:, None] & (high < K)[None, :], other=0.0)
+            product = add_four_bits(
+                product, weight_ptr, scale_start[:, None] * HALF, scale_ptr, scale_start, group, in_outputs, x_low, x_high, HALF
+            )  # fmt: skip
+            if IS_GATED:
+                up = add_four_bits(
+                    up, weight_ptr, up_scale_start[:, None] * HALF, scale_ptr, up_scale_start, group, in_outputs, x_low, x_high, HALF
+                )  # fmt: skip
+    else:
+        weight_start = column.to(tl.int64)[:, None] * K
+        up_start = (column.to(tl.int64) + R)[:, None] * K
+        for tile in range(first, last):
+            inner = tile * BLOCK_K + tl.arange(0, BLOCK_K)
+            in_inputs = inner < K
+            # [BLOCK_M, BLOCK_K]
+            x = tl.load(x_ptr + x_start + inner[None, :], mask=in_rows[:, None] & in_inputs[None, :], other=0.0)
+            # [BLOCK_N, BLOCK_K], read once and by nobody else: it need not stay in the cache.
+            inside_weight = in_outputs[:, None] & in_inputs[None, :]
             w = tl.load(
-                weight_ptr + up_start + inner[None, :], mask=inside_weight, other=0, eviction_policy="evict_first"
+                weight_ptr + weight_start + inner[None, :], mask=inside_weight, other=0.0, eviction_policy="evict_first"
             )
-            up = tl.dot(w.to(x.dtype), tl.trans(x), up, input_precision="ieee")
+            product = tl.dot(
+                w.to(x.dtype), tl.trans(x), product, input_precision="ieee", max_num_imprecise_acc=IMPRECISE
+            )
+            if IS_GATED:
+                # [BLOCK_N, BLOCK_K]
+                w = tl.load(
+                    weight_ptr + up_start + inner[None, :], mask=inside_weight, other=0.0, eviction_policy="evict_first"
+                )
+                up = tl.dot(w.to(x.dtype), tl.trans(x), up, input_precision="ieee", max_num_imprecise_acc=IMPRECISE)
 
     product = tl.trans(product)
     up = tl.trans(up)
@@ -125,8 +175,8 @@ def _linear_kernel(
             tl.store(out_ptr + place + R, up, mask=inside)
     else:
         result = _epilogue(
-            product, up, row, column, inside, scale_ptr, bias_ptr, residual_ptr, R,
-            HAS_SCALE, HAS_BIAS, HAS_RESIDUAL, IS_GATED, IS_SILU,
+            product, up, row, column, inside, scale_ptr, x_scale_ptr, bias_ptr, residual_ptr, M, R,
+            HAS_SCALE, HAS_X_SCALE, HAS_BIAS, HAS_RESIDUAL, IS_GATED, IS_SILU,
         )  # fmt: skip
         place = row.to(tl.int64)[:, None] * R + column[None, :]
         tl.store(out_ptr + place, result.to(out_ptr.dtype.element_ty), mask=inside)
@@ -136,6 +186,7 @@ def _linear_kernel(
 def _finish_kernel(
     parts_ptr,
     scale_ptr,
+    x_scale_ptr,
     bias_ptr,
     residual_ptr,
     out_ptr,
@@ -143,6 +194,7 @@ def _finish_kernel(
     R,
     X,
     HAS_SCALE: tl.constexpr,
+    HAS_X_SCALE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     IS_GATED: tl.constexpr,
@@ -165,20 +217,28 @@ def _finish_kernel(
             # [1, BLOCK_N]
             up += tl.load(start + place + R, mask=inside, other=0.0)
     result = _epilogue(
-        product, up, row, column, inside, scale_ptr, bias_ptr, residual_ptr, R,
-        HAS_SCALE, HAS_BIAS, HAS_RESIDUAL, IS_GATED, IS_SILU,
+        product, up, row, column, inside, scale_ptr, x_scale_ptr, bias_ptr, residual_ptr, M, R,
+        HAS_SCALE, HAS_X_SCALE, HAS_BIAS, HAS_RESIDUAL, IS_GATED, IS_SILU,
     )  # fmt: skip
     place = row.to(tl.int64)[:, None] * R + column[None, :]
     tl.store(out_ptr + place, result.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def skinny_linear(
-    x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, residual: Tensor | None, gate: str | None
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    x_scale: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gate: str | None,
+    dtype: torch.dtype,
+    group: int,
 ) -> Tensor:
     rows, inputs = x.shape
     outputs = weight.shape[0]
     results = outputs if gate is None else outputs // 2
-    out = torch.empty(rows, results, dtype=x.dtype, device=x.device)
+    out = torch.empty(rows, results, dtype=dtype, device=x.device)
     if not rows:
         return out
     plan = plan_of(rows, results, inputs, x.element_size(), processors(x.device))
@@ -186,7 +246,9 @@ def skinny_linear(
     if plan.parts > 1:
         target = torch.empty(plan.parts, rows, outputs, dtype=torch.float32, device=x.device)
     flags = {
-        "HAS_SCALE": scale is not None,
+        # Of weights in four bits the scales go into the product.
+        "HAS_SCALE": scale is not None and not group,
+        "HAS_X_SCALE": x_scale is not None,
         "HAS_BIAS": bias is not None,
         "HAS_RESIDUAL": residual is not None,
         "IS_GATED": gate is not None,
@@ -197,6 +259,7 @@ def skinny_linear(
         x,
         weight,
         scale,
+        x_scale,
         bias,
         residual,
         target,
@@ -205,6 +268,8 @@ def skinny_linear(
         inputs,
         **flags,
         HAS_PARTS=plan.parts > 1,
+        IMPRECISE=IMPRECISE if x_scale is not None else None,
+        GROUP=group,
         BLOCK_M=plan.block_m,
         BLOCK_N=plan.block_n,
         BLOCK_K=plan.block_k,
@@ -214,6 +279,17 @@ def skinny_linear(
     if plan.parts > 1:
         block_n = min(triton.next_power_of_2(results), 512)
         _finish_kernel[(rows, triton.cdiv(results, block_n))](
-            target, scale, bias, residual, out, rows, results, plan.parts, **flags, BLOCK_N=block_n, num_warps=4
+            target,
+            scale,
+            x_scale,
+            bias,
+            residual,
+            out,
+            rows,
+            results,
+            plan.parts,
+            **flags,
+            BLOCK_N=block_n,
+            num_warps=4,
         )
     return out
