@@ -31,6 +31,7 @@ from dllm.hub_codec import HubCodec
 from dllm.models import builtin
 from dllm.models.family import DecodeDefaults, Family, Network, Slot
 from dllm.models.registry import family_named, family_of
+from dllm.packing import pack
 from dllm.parallel import Cut, Team, connect, divide
 from dllm.quantize import Quantisation, copy_tied_head, places, swap_layers
 from dllm.shards import Stored, check_types, list_tensors, main_dtype, read_tensors, write_tensors
@@ -102,6 +103,7 @@ def load(
     progress: Callable[[LoadProgress], None] | None = None,
     quantize: Quantisation | None = None,
     team: Team | None = None,
+    packed: bool = False,
 ) -> Checkpoint:
     """Read a checkpoint.
 
@@ -115,6 +117,8 @@ def load(
         quantize: Store weights in eight bits. Each tensor is quantised as it is read: the model never exists in full precision.
         team: Keep this rank's part of every tensor alone (`dllm.parallel`). `Checkpoint.spec` tells of the whole model, the network's own
             `spec` of the part.
+        packed: Lay weights out for the products of this CPU (`dllm.packing`). For networks that write: such a one cannot be trained, copied
+            or saved. Nothing happens where it would not help, or beside a team.
 
     Raises:
         ConfigError: If the device cannot do the quantisation, or the model cannot be divided so.
@@ -151,6 +155,8 @@ def load(
         copy_tied_head(model)
     if team is not None and cut is not None:
         connect(model, team, cut)
+    elif packed:
+        pack(model)
     size = sum(stored[name].bytes for name in wanted if name in stored)
     seconds = time.perf_counter() - start
     network = cast(LoadedNetwork, model.eval().requires_grad_(False))

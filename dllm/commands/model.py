@@ -49,10 +49,10 @@ def load(args: argparse.Namespace, stream: TextIO | None = None, team: Team | No
     if team is not None:
         return loader.load(source(args.model), team.device, dtype, quantize=quantize, team=team)
     if not stream.isatty():
-        return loader.load(source(args.model), place, dtype, quantize=quantize)
+        return loader.load(source(args.model), place, dtype, quantize=quantize, packed=True)
     bar = LoadBar(stream)
     try:
-        checkpoint = loader.load(source(args.model), place, dtype, quantize=quantize, progress=bar)
+        checkpoint = loader.load(source(args.model), place, dtype, quantize=quantize, progress=bar, packed=True)
     finally:
         bar.clear()
     print(

@@ -216,6 +216,7 @@ def _load_llm(config: Config, source: Path | str | None, reason: str) -> Diffusi
             _dtype(config.models.dtype, device),
             quantize=Quantisation("int8") if config.models.dtype == "int8" else None,
             template_options={"enable_thinking": False},
+            packed=True,
         )
     except (DllmError, RuntimeError) as error:  # RuntimeError: torch has no such device, or no memory on it
         raise BackendError("llm", f"could not load {config.models.llm!r} on {device}: {error}") from error
