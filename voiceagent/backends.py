@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,6 +107,16 @@ class Transcriber(Protocol):
         ...
 
     async def aclose(self) -> None: ...
+
+
+@runtime_checkable
+class HasProcesses(Protocol):
+    """A backend that works in processes of its own on this machine's processors."""
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor time that they have taken for callers so far; it never falls."""
+        ...
 
 
 class Utterance(Protocol):
@@ -281,6 +291,14 @@ class QualityCurve:
     steps: tuple[int, ...]
     quality: tuple[tuple[float, ...], ...] = field(default=())
     """[len(widths)][len(steps)]"""
+
+
+@runtime_checkable
+class IsAsked(Protocol):
+    """A drafter whose engine answers questions beside its drafts: whether a turn is complete, which words were misheard."""
+
+    asked_s: float
+    """Time of the engine that they have taken so far."""
 
 
 class Drafter(Protocol):

@@ -18,6 +18,7 @@ from voiceagent.budget_curve import quality_at, steps_for, useful_steps
 from voiceagent.budget_load import LOAD_LOW, Admission, EngineLoad
 from voiceagent.budget_margin import Margin
 from voiceagent.costs import Cost, CostModel, Stage
+from voiceagent.foresight import Foresight
 from voiceagent.playout import SECONDS_PER_CHAR
 
 
@@ -137,6 +138,14 @@ class TurnRequest:
     acknowledgements: Sequence[str] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a caller is turned away: in one word, for those who count, and in a sentence."""
+
+    code: str
+    reason: str
+
+
 OVERDUE_S = 1.0
 """Words that are not known so long after their end are overdue, whatever the recogniser."""
 OVERDUE = 3.0
@@ -165,19 +174,44 @@ class BudgetController:
     """What callers wait for; early drafts take what is left of the engine."""
     speculation: EngineLoad = field(default_factory=EngineLoad)
     margin: Margin = field(default_factory=Margin)
+    foresight: Foresight = field(default_factory=Foresight)
+    """Of the processors, which the recogniser and the voice need as well."""
+    spare_s: float = 0.0
+    """Time of the engine so far that fewer steps would have saved."""
 
     # --- room for one more --------------------------------------------------------------------------------------------
 
-    def refusal(self, now: float) -> str | None:
-        """Why nobody more can be served on time, or None: the engine is full, or callers wait for a recogniser that others keep busy."""
+    def refusal(self, now: float) -> Refusal | None:
+        """Why nobody more can be served on time, or None.
+
+        The processors would be full, as can be foreseen; where that was wrong, callers wait for a recogniser that others keep busy, or the engine
+        is full.
+        """
+        if (reason := self.foresight.refusal()) is not None:
+            return Refusal("processors_full", reason)
         limit_s = max(OVERDUE_S, OVERDUE * self.costs.predict(Stage.ASR).p95)
         overdue = sum(now - ended > limit_s for ended in self.awaited.values())
         if overdue >= OVERDUE_CALLERS:
-            return (
+            return Refusal(
+                "recogniser_full",
                 f"the recogniser is full: {overdue} callers have waited for more than {limit_s:.1f} s until their words are known; "
-                "try again later"
+                "try again later",
             )
-        return self.admission.refusal(now)
+        reason = self.admission.refusal(now)
+        return None if reason is None else Refusal("engine_full", reason)
+
+    def room(self, now: float) -> float:
+        """What engine and processors leave of the steps above the floor, in [0, 1]."""
+        return min(self.load.room(now), self.foresight.room())
+
+    def busy(self, now: float) -> str:
+        """What leaves less than all of that, as part of a sentence; empty where nothing does."""
+        engine, processors = self.load.room(now), self.foresight.room()
+        if min(engine, processors) >= 1.0:
+            return ""
+        if engine <= processors:
+            return f", with the engine {self.load.share(now):.0%} busy"
+        return f", with the processors {self.foresight.fullness(self.foresight.callers):.0%} full"
 
     # --- what happened ------------------------------------------------------------------------------------------------
 
@@ -199,20 +233,46 @@ class BudgetController:
             self.costs.observe(Stage.PREFILL, max(wall_s, compute_s), tokens, company)
 
     def stepped(
-        self, now: float, compute_s: float, wall_s: float, canvas_width: int, *, batch: int = 1, company: int = 1
+        self,
+        now: float,
+        compute_s: float,
+        wall_s: float,
+        canvas_width: int,
+        *,
+        batch: int = 1,
+        company: int = 1,
+        steps_done: int = 0,
     ) -> None:
-        """A draft had a step. Its forward took `compute_s` for all `batch` drafts in it, and `wall_s` have passed since the step before."""
+        """A draft had a step, behind `steps_done` others of its phase.
+
+        Its forward took `compute_s` for all `batch` drafts in it, and `wall_s` have passed since the step before.
+        """
         self.load.worked(now, compute_s / batch)
+        if steps_done >= self.settings.min_steps:
+            self.spare_s += compute_s / batch
         self.costs.observe(Stage.STEP, max(wall_s, compute_s), canvas_width, company)
 
     def speculated(self, now: float, compute_s: float) -> None:
         """An early draft has taken so much of the engine's time."""
         self.speculation.worked(now, compute_s)
+        self.spare_s += compute_s
+
+    def rated(self, now: float, forwards: int, canvas_width: int, *, is_early: bool) -> None:
+        """What was written before was asked for again, in so many forwards: of an early draft, or of one that a caller waits for."""
+        seconds = forwards * self.costs.predict(Stage.STEP, canvas_width).p50
+        if is_early:
+            self.speculated(now, seconds)
+        else:
+            self.load.worked(now, seconds)
+
+    def may_go_on(self, now: float) -> bool:
+        """Whether an early draft that has begun is still within the share of all of them."""
+        return self.speculation.share(now) < self.settings.speculation_share
 
     def may_speculate(self, now: float) -> bool:
         """Whether an early draft may be begun: nobody waits for a first clause, the engine has time, and this is within its share."""
-        has_time = self.load.share(now) < LOAD_LOW
-        return not self.first_drafts and has_time and self.speculation.share(now) < self.settings.speculation_share
+        has_time = self.load.share(now) < LOAD_LOW and self.foresight.room() > 0.0
+        return not self.first_drafts and has_time and self.may_go_on(now)
 
     # --- what steps are worth -----------------------------------------------------------------------------------------
 
@@ -230,7 +290,7 @@ class BudgetController:
     def affordable_steps(self, canvas_width: int, now: float) -> int:
         """Useful steps that the engine's load leaves to one draft: steps shrink before anybody's wait grows (rule 4)."""
         floor, useful = self.settings.min_steps, self.useful_steps(canvas_width)
-        return floor + math.floor((useful - floor) * self.load.room(now) + 1e-9)
+        return floor + math.floor((useful - floor) * self.room(now) + 1e-9)
 
     def wanted_steps(self, when_late: WhenLate) -> int:
         """Steps of the first clause that this policy will not go below to be on time."""

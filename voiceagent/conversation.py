@@ -65,6 +65,7 @@ class Conversation:
         self._agent = agent
         self._clock = clock
         self._emit = emit
+        self._foresight = budget.foresight
         self._notes: NoteTaker | None = agent.notes() if agent.notes else None
         self._history = History()
         self._tasks = TaskGroup()
@@ -139,7 +140,11 @@ class Conversation:
     async def run(self) -> None:
         """Listen until closed. A failing turn is reported in its own events and does not end the conversation."""
         self._asking.warm(self.settings)
-        await self._listening.run()
+        self._foresight.callers += 1
+        try:
+            await self._listening.run()
+        finally:
+            self._foresight.callers -= 1
 
     async def aclose(self, *, drain_s: float = 0.0) -> None:
         """End the conversation; with `drain_s` the reply under way may first be said to its end, for at most that long."""

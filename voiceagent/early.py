@@ -54,6 +54,8 @@ class EarlyDraft:
     revised: DraftRevised | None = None
     steps: list[DraftStepped] = field(default_factory=list)
     end: DraftFinished | DraftFailed | None = None
+    is_stopped: bool = False
+    """All early drafts have had their share of the engine: it stands as it is, for a later one to start from."""
 
     def take(self, event: DraftEvent) -> None:
         match event:
@@ -213,7 +215,7 @@ class EarlyDrafts:
             speculation.forgo()
             told = speculation if speculation.drafts else None
             return Beginning(self.llm, unheard=unheard, speculation=told)
-        is_hit = asks_alike(request, early.request)
+        is_hit = asks_alike(request, early.request) and not early.is_stopped
         speculation.release(is_hit=is_hit)
         return Beginning(self.llm, early, is_hit, None, speculation)
 
@@ -244,15 +246,25 @@ class EarlyDrafts:
         match event:
             case DraftRevised():
                 self._speculation.revised(event.kept_tokens, event.forwards)
+                if self._early is not None:
+                    width = self._early.request.plan.canvas_width
+                    self.budget.rated(event.at, event.forwards, width, is_early=True)
             case DraftStepped():
                 self._speculation.stepped(has_clause=bool(event.committed_text))
                 self.budget.speculated(event.at, event.compute_s / event.batch)
+                self._stop_beyond_share(event.at)
             case DraftFinished():
                 self._speculation.written()
             case DraftPrefilled():
                 self.budget.speculated(event.at, event.compute_s)
             case DraftFailed():
                 pass
+
+    def _stop_beyond_share(self, now: float) -> None:
+        early = self._early
+        if early is not None and early.draft is not None and not self.budget.may_go_on(now):
+            early.is_stopped = True
+            early.draft.cancel()
 
     def _plan(self, plan: StepPlan) -> StepPlan:
         """All the steps that help: nobody waits yet. The turn's own plan comes when it is over."""

@@ -62,7 +62,9 @@ class ToolError(VoiceAgentError, RuntimeError):
 
 
 class OverloadedError(VoiceAgentError, RuntimeError):
-    """The server cannot take another conversation on time."""
+    """The server cannot take another conversation on time. `code` says in one word what is full."""
+
+    code = "overloaded"
 
     def __init__(self, active: int, limit: int) -> None:
         super().__init__(f"{active} conversations are active and the limit is {limit}; try again later")
@@ -73,5 +75,6 @@ class OverloadedError(VoiceAgentError, RuntimeError):
 class EngineFullError(OverloadedError):
     """One more caller would make everybody late."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, code: str, reason: str) -> None:
         VoiceAgentError.__init__(self, reason)
+        self.code = code

@@ -315,6 +315,8 @@ class Reply:
         if not is_news:
             return
         self._stepped_at = event.at
+        if not self.llm.info.is_remote:
+            self.budget.rated(event.at, event.forwards, self._canvas_width(), is_early=False)
         if self.trace.speculation is not None:
             self.trace.speculation.revised(event.kept_tokens, event.forwards)
 
@@ -337,10 +339,10 @@ class Reply:
             self._rest_steps += 1
             self._first_clause_done()
             # It may have given way to others, so that its pace is of its own choosing: a forward is what it costs.
-            self._learn_step(event, event.compute_s, event.batch)
+            self._learn_step(event, event.compute_s, event.batch, self._rest_steps - 1)
         else:
             self._first_steps += 1
-            self._learn_step(event, wall_s, max(company, event.batch))
+            self._learn_step(event, wall_s, max(company, event.batch), self._first_steps - 1)
         self.trace.steps.append(
             StepRecord(
                 event.step,
@@ -362,12 +364,20 @@ class Reply:
         early_s = None if is_news else max(self.trace.marks["draft_start"] - event.at, 0.0)
         self.emit(ResponseStepped.of(self.request.response_id, event, early_s))
 
-    def _learn_step(self, event: DraftStepped, wall_s: float, company: int) -> None:
+    def _learn_step(self, event: DraftStepped, wall_s: float, company: int, steps_done: int) -> None:
         width = len(event.canvas)
         if self.llm.info.is_remote:
             self.budget.costs.observe(Stage.STEP, event.compute_s, width, event.batch)
         else:
-            self.budget.stepped(event.at, event.compute_s, wall_s, width, batch=event.batch, company=company)
+            self.budget.stepped(
+                event.at,
+                event.compute_s,
+                wall_s,
+                width,
+                batch=event.batch,
+                company=company,
+                steps_done=steps_done,
+            )
 
     def _replan(self, event: DraftStepped, company: int) -> None:
         """Before the next step: what is left of the plan follows what has happened."""
@@ -383,8 +393,7 @@ class Reply:
             reason = "" if again is None else f"{again.steps_first} steps for the first clause"
         if again is not None:
             others = f" beside {company - 1} others" if company > 1 else ""
-            load = self.budget.load.share(now)
-            busy = f", with the engine {load:.0%} busy" if self.budget.load.room(now) < 1.0 else ""
+            busy = self.budget.busy(now)
             self._draft.replan(again)
             if (again.steps_first, again.steps_rest) == (self._plan.steps_first, self._plan.steps_rest):
                 self._plan = again  # Who may share its forwards is nobody's news.

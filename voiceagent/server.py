@@ -65,6 +65,11 @@ class Runtime(Protocol):
         """The settings of a conversation before its client has said anything."""
         ...
 
+    @property
+    def fullness(self) -> Mapping[str, float]:
+        """By part of the machine, how much of what it can do in time is taken; from 1 on nobody more is let in, or only the floor is granted."""
+        ...
+
     def open_conversation(
         self, emit: Callable[[ConversationEvent], None], settings: SessionSettings
     ) -> ConversationPort:
@@ -95,7 +100,7 @@ class RealtimeServer:
         self._access = settings.access
         self._connections: dict[Connection | PhoneCall, _Caller | None] = {}
         """Who is connected, and their conversation once they have one."""
-        self.telemetry = Telemetry(self._callers_by_door, settings.max_sessions)
+        self.telemetry = Telemetry(self._callers_by_door, settings.max_sessions, self._fullness)
         self._loop_load = LoopLoad()
         self._nobody = asyncio.Event()
         self._nobody.set()
@@ -112,7 +117,7 @@ class RealtimeServer:
             try:
                 await self._converse(websocket, connection)
             except OverloadedError as error:
-                await self._deny(websocket, _overloaded(str(error)))
+                await self._deny(websocket, _overloaded(str(error)), error.code)
 
     async def twilio(self, websocket: WebSocket) -> None:
         """A phone bridge of `WS /telephony/twilio`, from its handshake to its end."""
@@ -182,8 +187,8 @@ class RealtimeServer:
         self.telemetry.conversations.add(door)
         return conversation
 
-    async def _deny(self, websocket: WebSocket, refusal: _Refusal) -> None:
-        self.telemetry.refusals.add(refusal.code)
+    async def _deny(self, websocket: WebSocket, refusal: _Refusal, why: str | None = None) -> None:
+        self.telemetry.refusals.add(why or refusal.code)
         await websocket.send_denial_response(refusal)
 
     def _refusal(self, websocket: WebSocket) -> _Refusal | None:
@@ -245,6 +250,9 @@ class RealtimeServer:
     def _callers_by_door(self) -> Mapping[tuple[str, ...], float]:
         doors = [caller.session.door for caller in self._connections.values() if caller is not None]
         return {(door,): float(doors.count(door)) for door in get_args(Door)}
+
+    def _fullness(self) -> Mapping[tuple[str, ...], float]:
+        return {(part,): full for part, full in self._runtime.fullness.items()}
 
     def _why_full(self) -> str | None:
         """Why nobody can be let in now, or None."""

@@ -47,9 +47,14 @@ STEPS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 128.0
 
 
 class Telemetry:
-    """The meters of one server. `callers` tells who is there now, by door."""
+    """The meters of one server. `callers` tells who is there now, by door, `fullness` how full the machine is, by part."""
 
-    def __init__(self, callers: Callable[[], Mapping[tuple[str, ...], float]], limit: int) -> None:
+    def __init__(
+        self,
+        callers: Callable[[], Mapping[tuple[str, ...], float]],
+        limit: int,
+        fullness: Callable[[], Mapping[tuple[str, ...], float]],
+    ) -> None:
         self.conversations = Counter("voiceagent_conversations_total", "Conversations that began.", ["door"])
         self.refusals = Counter("voiceagent_refusals_total", "Clients that were not let in.", ["reason"])
         self.turns = Counter("voiceagent_turns_total", "Replies that ended, greetings included.", ["status"])
@@ -117,6 +122,7 @@ class Telemetry:
         limits: Mapping[tuple[str, ...], float] = {(): float(limit)}
         self._metrics: Sequence[Metric] = (
             Gauge("voiceagent_callers", "Conversations now.", callers, ["door"]),
+            Gauge("voiceagent_fullness_ratio", "Share that is taken of what can be done in time.", fullness, ["part"]),
             Gauge("voiceagent_callers_limit", "Conversations that are let in at one time.", lambda: limits),
             self.conversations,
             self.refusals,

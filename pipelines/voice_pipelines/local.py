@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from voiceagent.backends import (
     DraftPrefilled,
     DraftRequest,
     DraftStepped,
+    HasProcesses,
+    IsAsked,
     PromptTurn,
     StepPlan,
     Transcriber,
@@ -31,12 +34,14 @@ from voiceagent.backends import (
     TurnScorer,
 )
 from voiceagent.budget import BudgetController, BudgetSettings
+from voiceagent.budget_load import LOAD_HIGH
 from voiceagent.clock import Clock, MonotonicClock
 from voiceagent.config import Config
 from voiceagent.conversation import Conversation
 from voiceagent.costs import CostModel, Stage
 from voiceagent.errors import BackendError, ConfigError, EngineFullError
 from voiceagent.events import ConversationEvent, TurnTraced
+from voiceagent.foresight import PERIOD_S, SPEECH_ON_PROCESSORS
 from voiceagent.session import SessionSettings
 
 CALIBRATION_CLAUSES = (
@@ -63,6 +68,7 @@ class LocalRuntime:
     endpoint_info: BackendInfo = SILENCE_ALONE
     memory: Memory | None = None
     """Where stage times and timelines outlive this process; None forgets them."""
+    _watching: asyncio.Task[None] | None = None
 
     @property
     def ready(self) -> bool:
@@ -82,6 +88,12 @@ class LocalRuntime:
             return settings
         return replace(settings, turn_detection=replace(detection, weighs_words=False))
 
+    @property
+    def fullness(self) -> Mapping[str, float]:
+        foresight = self.budget.foresight
+        engine = self.budget.load.share(self.clock.now()) / LOAD_HIGH
+        return {"processors": foresight.fullness(foresight.callers), "engine": engine}
+
     def open_conversation(
         self, emit: Callable[[ConversationEvent], None], settings: SessionSettings | None = None
     ) -> Conversation:
@@ -90,8 +102,8 @@ class LocalRuntime:
         Raises:
             EngineFullError: If one more caller would make those who are there late.
         """
-        if (reason := self.budget.refusal(self.clock.now())) is not None:
-            raise EngineFullError(reason)
+        if (refusal := self.budget.refusal(self.clock.now())) is not None:
+            raise EngineFullError(refusal.code, refusal.reason)
         return Conversation(
             backends=self.backends,
             agent=self.agent,
@@ -100,6 +112,26 @@ class LocalRuntime:
             emit=emit if self.memory is None else self._remembering(emit, self.memory),
             budget=self.budget,
         )
+
+    def watch_processors(self) -> None:
+        """From now on read every second what callers need of the processors and what questions take of the engine, until closed."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        foresight = self.budget.foresight
+        foresight.cores = float(cores or 1)
+        if isinstance(self.backends.asr, HasProcesses):
+            foresight.guess = SPEECH_ON_PROCESSORS
+        self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        asr, llm, budget, asked_s = self.backends.asr, self.backends.llm, self.budget, None
+        while True:
+            now = self.clock.now()
+            helpers_s = asr.cpu_s if isinstance(asr, HasProcesses) else 0.0
+            budget.foresight.read(now, time.process_time() + helpers_s - budget.spare_s)
+            if isinstance(llm, IsAsked):
+                before, asked_s = asked_s, llm.asked_s
+                budget.load.worked(now, 0.0 if before is None else asked_s - before)
+            await self.clock.sleep_until(now + PERIOD_S)
 
     def _remembering(
         self, emit: Callable[[ConversationEvent], None], memory: Memory
@@ -116,6 +148,9 @@ class LocalRuntime:
         if self.memory is not None and not self.is_closed:
             self.memory.save(self.budget.costs)
         self.is_closed = True
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         parts = self.backends
         others = [part for part in (parts.scorer, parts.repairer, self.toolbox) if part is not None]
         await asyncio.gather(*(part.aclose() for part in (parts.vad, parts.asr, parts.llm, parts.tts, *others)))
@@ -170,6 +205,7 @@ async def build(
             runtime.memory.restore(budget.costs)
         # Also what is remembered is held against a few times of today: a slower machine shows within them.
         await calibrate(runtime)
+        runtime.watch_processors()
         loaded.pop_all()
     return runtime
 

@@ -38,7 +38,8 @@ from voiceagent.clock import Clock, ManualClock, MonotonicClock
 from voiceagent.config import Config
 from voiceagent.config_sections import TurnConfig
 from voiceagent.costs import CostModel, Stage
-from voiceagent.errors import BackendError, ConfigError
+from voiceagent.errors import BackendError, ConfigError, EngineFullError
+from voiceagent.foresight import SPEECH_ON_PROCESSORS
 
 
 def configure(folder: Path, *assignments: str) -> Config:
@@ -193,6 +194,35 @@ def test_words_are_not_weighed_where_nobody_can_judge_them() -> None:
     runtime.backends = replace(runtime.backends, scorer=ScriptedScorer(0.9))
     detection = runtime.default_settings.turn_detection
     assert detection is not None and detection.weighs_words
+
+
+# --- what callers need ------------------------------------------------------------------------------------------------
+
+
+def test_what_recognisers_in_processes_of_their_own_take_is_learned_and_a_full_machine_refuses() -> None:
+    class Worker(ScriptedTranscriber):
+        cpu_s = 0.0
+
+    async def main() -> None:
+        clock = ManualClock()
+        runtime = made_of(clock, ScriptedDrafter(clock))
+        asr = Worker()
+        runtime.backends = replace(runtime.backends, asr=asr)
+        runtime.watch_processors()
+        foresight = runtime.budget.foresight
+        assert foresight.cores is not None and foresight.cores >= 1 and foresight.need == SPEECH_ON_PROCESSORS
+        foresight.cores, foresight.callers = 2.0, 8
+        for _ in range(60):
+            await clock.advance(1.0)
+            asr.cpu_s += 1.6
+        assert foresight.need.mean == pytest.approx(0.2, rel=0.1)
+        assert runtime.fullness["processors"] >= 1.0
+        with pytest.raises(EngineFullError, match="9 callers would need") as refused:
+            runtime.open_conversation(lambda event: None)
+        assert refused.value.code == "processors_full"
+        await runtime.aclose()
+
+    run_async(main())
 
 
 # --- calibration ------------------------------------------------------------------------------------------------------

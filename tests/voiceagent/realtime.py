@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_args
@@ -95,6 +95,10 @@ class StandinRuntime:
     @property
     def infos(self) -> Sequence[BackendInfo]:
         return (LevelDetector.info, self.asr.info, self.llm.info, self.tts.info)
+
+    @property
+    def fullness(self) -> Mapping[str, float]:
+        return {"processors": 0.25}
 
     def open_conversation(self, emit: Callable[[ConversationEvent], None], settings: SessionSettings) -> Any:
         conversation = Conversation(

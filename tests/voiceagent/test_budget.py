@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from voiceagent.backends import QualityCurve, StepPlan
 from voiceagent.budget import YIELD_MARGIN_S, BudgetController, BudgetSettings, TurnRequest, WhenLate
-from voiceagent.budget_load import Admission
+from voiceagent.budget_load import MEMORY_S, Admission
 from voiceagent.budget_margin import MAY_MISS, MOST_S, Margin
 from voiceagent.costs import Cost, CostModel, Stage
+from voiceagent.foresight import Foresight, Need
 
 EXACT = {
     Stage.ASR: Cost(0.0, 0.0),
@@ -378,8 +379,9 @@ def test_callers_who_wait_for_their_words_close_the_door_before_they_are_answere
         planner.recognised(0.1, company=1)
     planner.awaited = {"one": 10.0, "another": 10.5}
     assert planner.refusal(11.2) is None, "one has waited for more than a second, the other has not"
-    reason = planner.refusal(11.6)
-    assert reason is not None and "2 callers have waited for more than 1.0 s" in reason
+    refusal = planner.refusal(11.6)
+    assert refusal is not None and refusal.code == "recogniser_full"
+    assert "2 callers have waited for more than 1.0 s" in refusal.reason
     del planner.awaited["one"]
     assert planner.refusal(20.0) is None, "one alone may have met a recogniser that hangs"
 
@@ -391,6 +393,53 @@ def test_a_recogniser_that_always_takes_long_may_take_its_time() -> None:
     planner.awaited = {"one": 10.0, "another": 10.0}
     assert planner.refusal(12.0) is None
     assert planner.refusal(12.5) is not None
+
+
+def with_processors(callers: int, **settings: float) -> BudgetController:
+    planner = controller(**settings)
+    planner.foresight = Foresight(cores=2.0, guess=Need(0.1, 0.0), callers=callers)
+    return planner
+
+
+def test_the_door_closes_before_processors_are_full_whoever_is_on_time() -> None:
+    assert with_processors(15).refusal(0.0) is None
+    refusal = with_processors(16).refusal(0.0)
+    assert refusal is not None and refusal.code == "processors_full" and "17 callers" in refusal.reason
+
+
+def test_an_engine_that_is_full_all_the_same_is_the_reason() -> None:
+    planner = with_processors(4)
+    for _ in range(20):
+        planner.admission.count(1.0, is_crowded=True)
+    refusal = planner.refusal(1.0)
+    assert refusal is not None and refusal.code == "engine_full"
+
+
+def test_full_processors_take_steps_from_everybody_and_early_drafts_away_before_anybody_is_refused() -> None:
+    steps = [with_processors(callers, min_steps=2).affordable_steps(32, 0.0) for callers in (1, 9, 11, 13, 16)]
+    assert steps == sorted(steps, reverse=True)
+    assert steps[:2] == [24, 24] and 2 < steps[3] < steps[2] < 24 and steps[4] == 2
+    assert with_processors(9).busy(0.0) == ""
+    assert with_processors(12).busy(0.0) == ", with the processors 75% full"
+    assert with_processors(12).may_speculate(0.0) and not with_processors(16).may_speculate(0.0)
+
+
+def test_what_fewer_steps_would_have_saved_is_told_apart() -> None:
+    planner = controller(min_steps=2)
+    for done in range(5):
+        planner.stepped(0.0, 0.02, 0.02, 32, batch=2, steps_done=done)
+    assert planner.spare_s == pytest.approx(3 * 0.01)
+    planner.speculated(0.0, 0.5)
+    assert planner.spare_s == pytest.approx(0.53), "nobody had waited for an early draft"
+
+
+def test_asking_again_for_what_was_written_is_work_of_the_engine() -> None:
+    planner = controller()
+    planner.rated(0.0, 2, 32, is_early=False)
+    step_s = planner.costs.predict(Stage.STEP, 32).p50
+    assert planner.load.share(0.0) == pytest.approx(2 * step_s / MEMORY_S)
+    planner.rated(0.0, 2, 32, is_early=True)
+    assert planner.speculation.share(0.0) == pytest.approx(2 * step_s / MEMORY_S)
 
 
 def test_the_door_does_not_flap() -> None:

@@ -44,6 +44,7 @@ from voiceagent.events import (
     TranscriptFinal,
     TurnTraced,
 )
+from voiceagent.foresight import Foresight
 from voiceagent.session import ResponseOptions, SessionSettings, TurnDetection
 from voiceagent.tools import ToolCall
 from voiceagent.turn import Phase
@@ -231,6 +232,20 @@ def test_the_drafts_being_written_are_counted_until_they_end() -> None:
 
     talk(scenario, written=("One word after the other without an end to it",), step_s=0.05)
     assert (1, 1) in counts and counts[-1] == (0, 0)
+
+
+def test_callers_are_counted_while_they_are_there() -> None:
+    foresights: list[Foresight] = []
+
+    async def scenario(line: Line) -> None:
+        foresights.append(line.conversation._replying.budget.foresight)
+        await line.clock.settle()
+        assert foresights[0].callers == 1
+        await line.conversation.aclose()
+        assert foresights[0].callers == 0
+
+    talk(scenario)
+    assert foresights[0].callers == 0
 
 
 def test_utterances_are_counted_while_they_are_recognised_and_not_when_they_are_over_or_dropped() -> None:

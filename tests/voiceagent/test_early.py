@@ -33,6 +33,7 @@ from voiceagent.backends import (
     Transcript,
 )
 from voiceagent.budget import BudgetController, BudgetSettings, Grant, TurnRequest
+from voiceagent.budget_load import MEMORY_S
 from voiceagent.clock import ManualClock
 from voiceagent.conversation import Conversation
 from voiceagent.early import SHOWN
@@ -290,6 +291,27 @@ def test_a_draft_that_is_not_finished_at_the_end_goes_on_where_it_is() -> None:
     steps: Any = line.of(TurnTraced)[0].timeline["steps"]
     numbers = [step["step"] for step in steps]
     assert numbers and numbers[0] > 1 and numbers[-1] == 8, "the steps before the end were not the turn's"
+
+
+def test_a_draft_beyond_the_share_of_all_stops_and_the_reply_starts_from_it() -> None:
+    class Long(ScriptedDrafter):
+        def __init__(self, clock: ManualClock, *texts: str | Exception | ToolCall) -> None:
+            super().__init__(clock, *texts, steps=8, step_s=0.05)
+
+    async def scenario(line: Line) -> None:
+        # Others have had nearly all of it.
+        share_s = line.budget.settings.speculation_share * MEMORY_S
+        line.budget.speculation.worked(line.clock.now() + 1.0, share_s - 0.12)
+        await line.play(tone(0.8), silence(0.3))
+        (draft,) = line.llm.drafts
+        assert draft.is_cancelled, "within a step"
+        await line.play(silence(0.3))
+        await line.clock.advance(10.0)
+
+    line = talk(scenario, SPOKEN, llm=Long)
+    assert line.said == REPLY
+    assert line.llm.revised == [(line.llm.drafts[0], None)]
+    assert line.speculation["outcome"] == "repaired" and 0 < line.speculation["early_steps"] < 8
 
 
 def test_a_call_that_was_drafted_is_made_once_the_turn_is_over_and_not_before() -> None:

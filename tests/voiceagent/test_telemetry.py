@@ -12,6 +12,7 @@ from tests.voiceagent.telephony.phone import phone
 from tests.voiceagent.test_metrics import read
 from tests.voiceagent.test_server import KEYED, House, get, pump, refusal, serve, speak
 from voiceagent.clock import ManualClock
+from voiceagent.errors import EngineFullError
 from voiceagent.events import (
     CallItem,
     ConversationEvent,
@@ -56,7 +57,7 @@ MISSED = {
 
 
 def telemetry() -> Telemetry:
-    return Telemetry(lambda: {("realtime",): 1.0}, 4)
+    return Telemetry(lambda: {("realtime",): 1.0}, 4, lambda: {("processors",): 0.5})
 
 
 def test_a_turn_that_met_its_target_has_slack_and_its_stages_are_counted() -> None:
@@ -291,6 +292,23 @@ def test_clients_that_are_turned_away_are_counted_by_reason() -> None:
         assert counted == {"invalid_api_key": 2, "forbidden_origin": 1, "no_start": 1}
 
     serve(scenario, settings=KEYED)
+
+
+def test_what_was_full_is_told_of_those_who_are_turned_away_and_how_full_it_is() -> None:
+    async def scenario(house: House) -> None:
+        def full(conversation: object) -> object:
+            raise EngineFullError("processors_full", "the processors are full: try again later")
+
+        house.runtime.wrap = full
+        assert "processors are full" in (await refusal(house)).body["error"]["message"]
+        async with phone(house.app, house.clock) as caller:
+            await caller.dial()
+            assert "processors are full" in (await caller.closing()).reason
+        found = await samples(house)
+        assert found["voiceagent_refusals_total|processors_full"] == 2
+        assert found["voiceagent_fullness_ratio|processors"] == 0.25
+
+    serve(scenario)
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/sessions"])

@@ -168,7 +168,7 @@ class PhoneCall:
                 return
             self._conversation = self._open(self.emit)
         except OverloadedError as error:
-            self._refuse("overloaded", Close(1013, str(error)))
+            self._refuse(error.code, Close(1013, str(error)))
             return
         self._stream_sid = start.stream_sid
         _log.info("call %s is conversation %s", start.call_sid, self._conversation.id)

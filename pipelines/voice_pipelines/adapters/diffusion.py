@@ -165,6 +165,7 @@ class DiffusionDrafter:
     def __init__(self, checkpoint: Checkpoint, info: BackendInfo, *, max_batch: int = 8) -> None:
         self.info = info
         self.counts = DiffusionCounts()
+        self.asked_s = 0.0
         self.quality_curve = read_quality_curve(checkpoint.path / "quality_curve.json")
         self.min_steps = floor_steps(self.quality_curve)
         self._spec, self.codec, self._defaults = checkpoint.spec, checkpoint.codec, checkpoint.defaults
@@ -229,7 +230,15 @@ class DiffusionDrafter:
         Raises:
             EngineClosedError, EngineFailedError: If the engine ends before.
         """
-        return await self._runner.call(question)
+
+        def timed(engine: Engine) -> T:
+            began = time.perf_counter()
+            try:
+                return question(engine)
+            finally:
+                self.asked_s += time.perf_counter() - began
+
+        return await self._runner.call(timed)
 
     async def aclose(self) -> None:
         await self._runner.aclose()

@@ -1,0 +1,170 @@
+import math
+
+import pytest
+
+from tests.voiceagent.crowd import Costs, Crowd
+from voiceagent.foresight import (
+    DEVIATIONS,
+    KNOWN_CALLER_S,
+    MEMORY_S,
+    ROOMY,
+    SPEECH_ON_PROCESSORS,
+    Foresight,
+    Need,
+)
+
+TARGET_S = 0.6
+
+
+def told(foresight: Foresight, *busy_s: float, callers: int, start: float = 0.0) -> float:
+    """A second each in which so much was needed, with so many callers throughout. Returns when it is over."""
+    foresight.callers, worked_s = callers, 0.0
+    foresight.read(start, worked_s)
+    for seconds in busy_s:
+        start, worked_s = start + 1.0, worked_s + seconds
+        foresight.read(start, worked_s)
+    return start
+
+
+def crowd(
+    arrivals: list[float], until: float, *, seed: int, foresight: Foresight | None, costs: Costs | None = None
+) -> Crowd:
+    """Callers at a machine of two cores, behind the door where there is one."""
+
+    def admits(callers: int) -> bool:
+        if foresight is None:
+            return True
+        foresight.callers = callers
+        return foresight.refusal() is None
+
+    def read(now: float, worked_s: float, callers: int) -> None:
+        if foresight is not None:
+            foresight.callers = callers
+            foresight.read(now, worked_s)
+
+    made = Crowd(2, admits=admits, read=read, costs=costs, seed=seed)
+    made.run(arrivals, until)
+    return made
+
+
+# --- on a machine with callers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("over_s", [40.0, 6.0, 0.5])
+def test_callers_who_come_fast_are_let_in_up_to_what_the_machine_holds(over_s: float, seed: int) -> None:
+    arrivals = [over_s * number / 28 for number in range(28)]
+    door = Foresight(cores=2.0, guess=SPEECH_ON_PROCESSORS)
+    behind_it = crowd(arrivals, over_s + 40.0, seed=seed, foresight=door)
+    assert behind_it.refused
+    assert behind_it.on_time(TARGET_S, since=0.0) >= 0.95
+    assert len(behind_it.callers) >= 11, "no more are turned away than have to be: some 18 would just be on time"
+    without = crowd(arrivals, over_s + 40.0, seed=seed, foresight=None)
+    assert without.on_time(TARGET_S, since=over_s) < 0.8
+
+
+def test_the_same_callers_are_more_where_each_needs_less() -> None:
+    arrivals = [float(number) for number in range(40)]
+    plain, cheap = (
+        crowd(arrivals, 60.0, seed=1, foresight=Foresight(cores=2.0, guess=SPEECH_ON_PROCESSORS), costs=costs)
+        for costs in (Costs(), Costs(speech=0.05, reply=0.03, rest=0.03))
+    )
+    assert len(cheap.callers) > 1.4 * len(plain.callers)
+    assert cheap.on_time(TARGET_S, since=0.0) >= 0.95
+
+
+def test_who_leaves_makes_room_for_another() -> None:
+    foresight = Foresight(cores=2.0)
+    told(foresight, *[1.2] * 30, callers=12)
+    assert foresight.refusal() is None
+    foresight.callers = 16
+    assert foresight.refusal() is not None
+    foresight.callers = 12
+    assert foresight.refusal() is None
+
+
+# --- what is learned ------------------------------------------------------------------------------------------------------
+
+
+def test_a_caller_needs_the_mean_and_varies_by_their_share_of_what_all_vary() -> None:
+    foresight = Foresight(cores=2.0)
+    told(foresight, *[0.4, 0.8] * 200, callers=10)
+    need = foresight.need
+    assert need is not None
+    assert need.mean == pytest.approx(0.06, rel=0.02)
+    assert need.variance == pytest.approx(0.2**2 / 10, rel=0.05)
+    assert need.of(20) == pytest.approx(20 * need.mean + DEVIATIONS * math.sqrt(20 * need.variance))
+
+
+def test_nobody_is_refused_before_anything_is_known_unless_there_is_a_guess() -> None:
+    foresight = Foresight(cores=2.0, callers=500)
+    assert foresight.need is None and foresight.refusal() is None and foresight.room() == 1.0
+    guessing = Foresight(cores=2.0, guess=Need(0.1, 0.01), callers=500)
+    assert guessing.refusal() is not None and guessing.room() == 0.0
+
+
+def test_a_guess_gives_way_to_what_is_seen() -> None:
+    foresight = Foresight(cores=2.0, guess=Need(0.5, 0.0))
+    told(foresight, *[0.5] * 3, callers=10)
+    need = foresight.need
+    assert need is not None and need.mean == pytest.approx(
+        0.05 + 0.45 * KNOWN_CALLER_S / (KNOWN_CALLER_S + 30.0), rel=0.1
+    )
+
+
+def test_an_old_need_is_forgotten_while_callers_are_there_and_kept_while_nobody_is() -> None:
+    foresight = Foresight(cores=2.0)
+    end = told(foresight, *[1.0] * 60, callers=10)
+    end = told(foresight, *[0.0] * 600, callers=0, start=end)
+    need = foresight.need
+    assert need is not None and need.mean == pytest.approx(0.1, rel=0.1)
+    told(foresight, *[0.2] * round(4 * MEMORY_S), callers=10, start=end)
+    need = foresight.need
+    assert need is not None and need.mean == pytest.approx(0.02, rel=0.1)
+
+
+def test_a_machine_without_a_number_of_cores_and_a_first_caller_are_never_refused() -> None:
+    foresight = Foresight(cores=None)
+    told(foresight, *[5.0] * 60, callers=50)
+    assert foresight.refusal() is None and foresight.room() == 1.0
+    tiny = Foresight(cores=1.0, guess=Need(5.0, 1.0))
+    assert tiny.refusal() is None
+    tiny.callers = 1
+    assert tiny.refusal() is not None
+
+
+def test_readings_that_do_not_move_on_or_go_back_do_no_harm() -> None:
+    foresight = Foresight(cores=2.0)
+    end = told(foresight, *[1.0] * 30, callers=10)
+    foresight.read(end, 0.0)
+    foresight.read(end - 5.0, 3.0)
+    foresight.read(end + 1.0, 0.0)
+    need = foresight.need
+    assert need is not None and 0.0 <= need.mean < 0.11 and need.variance >= 0.0
+    foresight.read(end + 600.0, 600.0)
+    assert foresight.need == need, "nobody knows who was there meanwhile"
+
+
+def test_the_reason_tells_what_would_be_needed_and_what_there_is() -> None:
+    foresight = Foresight(cores=2.0)
+    told(foresight, *[1.3] * 60, callers=13)
+    foresight.callers = 16
+    reason = foresight.refusal()
+    assert reason == ("the processors are full: 17 callers would need 1.7 of 2 cores at their busiest; try again later")
+    assert len(reason.encode()) <= 123, "it fits into the close frame of a websocket (RFC 6455, 5.5)"
+
+
+# --- fewer steps before that ----------------------------------------------------------------------------------------------
+
+
+def test_steps_shrink_before_anybody_is_refused() -> None:
+    foresight = Foresight(cores=2.0)
+    told(foresight, *[1.0] * 60, callers=10)
+    roomy = next(n for n in range(1, 99) if foresight.fullness(n) > ROOMY)
+    full = next(n for n in range(1, 99) if foresight.fullness(n) > 1.0)
+    assert full in (16, 17) and roomy < full, "0.8 of two cores, a tenth of a core each"
+    rooms = []
+    for foresight.callers in range(1, full + 1):
+        rooms.append(foresight.room())
+    assert rooms[: roomy - 1] == [1.0] * (roomy - 1) and rooms[-1] == 0.0
+    assert rooms == sorted(rooms, reverse=True) and 0.0 < rooms[full - 3] < 0.5

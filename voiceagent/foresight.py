@@ -1,0 +1,119 @@
+"""Whether the processors hold one caller more, foreseen from what those who are there need. Pure; every reading is passed in.
+
+Lateness tells that a machine is full when it is too late: whoever was let in before it showed stays. So each caller's need is learned
+while there is room. A caller is busy for some seconds and idle for some more, each at their own times, so that what `n` of them need at their
+busiest is the mean of their sum and some of its deviations: the rule of equivalent capacity (Guérin, Ahmadi and Naghshineh 1991,
+"Equivalent capacity and its application to bandwidth allocation in high-speed networks", IEEE JSAC 9(7), the Gaussian case).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+PERIOD_S = 1.0
+"""Between two readings: what is above the mean for so long makes an answer late."""
+LONGEST_S = 5.0
+"""The same, beyond which nobody knows how many callers there were."""
+MEMORY_S = 30.0
+"""Over which callers' needs are averaged: some turns of each."""
+CEILING = 0.8
+"""Share of the processors that callers may need at their busiest: the rest is the system's, and that of whoever else is there."""
+DEVIATIONS = 2.0
+"""What is called their busiest: one second in forty is busier."""
+KNOWN_CALLER_S = 10.0
+"""Seconds of callers from which their need is known."""
+ROOMY = 0.6
+"""Fullness up to which everybody gets all the steps that help; from 1 on, where nobody more is let in, the floor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What one caller needs: mean and variance of the cores that are busy for them in one second."""
+
+    mean: float
+    variance: float
+
+    def of(self, callers: int) -> float:
+        """Cores that so many keep busy at their busiest."""
+        return callers * self.mean + DEVIATIONS * math.sqrt(callers * self.variance)
+
+
+SPEECH_ON_PROCESSORS = Need(mean=0.06, variance=0.012)
+"""Guess where PocketSphinx hears, before anybody has called: a tenth of a core while somebody speaks and what a reply takes, of a quiet
+AMD EPYC. It weighs `KNOWN_CALLER_S` seconds of callers."""
+
+
+@dataclass(slots=True)
+class Foresight:
+    """One machine's processors. Without `cores` nobody is refused and nothing is known.
+
+    Args:
+        cores: Processors that may be used, in cores.
+        guess: What a caller needs before anybody has called; None refuses nobody until that is known.
+    """
+
+    cores: float | None = None
+    guess: Need | None = None
+    callers: int = 0
+    """Conversations now, kept up to date by them."""
+    _at: float | None = None
+    _worked_s: float = 0.0
+    _callers_then: int = 0
+    _caller_s: float = 0.0
+    _cpu_s: float = 0.0
+    _squares: float = 0.0
+
+    def read(self, now: float, worked_s: float) -> None:
+        """Take a reading, `PERIOD_S` or so after the one before: processor seconds that callers have needed until now, in all.
+
+        What fewer steps would have saved is no need and not in it. Seconds without callers teach nothing, nor does a gap between readings.
+        """
+        before, since = self._worked_s, self._at
+        callers, self._callers_then = (self._callers_then + self.callers) / 2, self.callers
+        self._at, self._worked_s = now, worked_s
+        if since is None or not since < now <= since + LONGEST_S or callers == 0:
+            return
+        period_s, busy_s = now - since, max(worked_s - before, 0.0)
+        kept = math.exp(-period_s / MEMORY_S)
+        need = self.need
+        expected_s = busy_s if need is None else need.mean * callers * period_s
+        self._caller_s = self._caller_s * kept + callers * period_s
+        self._cpu_s = self._cpu_s * kept + busy_s
+        self._squares = self._squares * kept + (busy_s - expected_s) ** 2
+
+    @property
+    def need(self) -> Need | None:
+        """One caller's, or None where nobody can say."""
+        guess, weight = self.guess, KNOWN_CALLER_S
+        if guess is None:
+            if self._caller_s < KNOWN_CALLER_S:
+                return None
+            guess, weight = Need(0.0, 0.0), 0.0
+        seen = self._caller_s + weight
+        return Need(
+            (self._cpu_s + guess.mean * weight) / seen,
+            (self._squares + guess.variance * weight) / seen,
+        )
+
+    def fullness(self, callers: int) -> float:
+        """What so many callers need at their busiest, as a share of what they may; 0 where nobody can say."""
+        need = self.need
+        if need is None or self.cores is None or callers <= 0:
+            return 0.0
+        return need.of(callers) / (CEILING * self.cores)
+
+    def room(self) -> float:
+        """What is left of the steps above the floor: 1 up to `ROOMY`, 0 where nobody more is let in."""
+        return min(max((1.0 - self.fullness(self.callers)) / (1.0 - ROOMY), 0.0), 1.0)
+
+    def refusal(self) -> str | None:
+        """Why there is no room for one caller more, or None. A first caller is always let in."""
+        if self.callers == 0 or self.fullness(self.callers + 1) <= 1.0:
+            return None
+        need = self.need
+        assert need is not None and self.cores is not None
+        return (
+            f"the processors are full: {self.callers + 1} callers would need {need.of(self.callers + 1):.1f} "
+            f"of {self.cores:g} cores at their busiest; try again later"
+        )
