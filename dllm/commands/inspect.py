@@ -24,13 +24,14 @@ BYTES = {"float32": 4, "bfloat16": 2}
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("inspect", help="what a checkpoint is, what it needs, what is missing")
     model.add_model_arguments(parser, with_device=False)
+    parser.add_argument("checkpoint", nargs="?", help="the same as --model")
     parser.add_argument("--family", help="name of a family, whatever the configuration says")
     parser.add_argument("--json", action="store_true")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    report = inspect(_folder(args.model), args.family)
+    report = inspect(_folder(args.checkpoint or args.model), args.family)
     if args.json:
         print(json.dumps(report))
         return 0

@@ -17,6 +17,7 @@ from voice_pipelines.download import FetchError
 from voice_pipelines.models import (
     PIPER_UPGRADE,
     FoundModel,
+    WhisperChoice,
     entry_for,
     find_llm,
     find_piper,
@@ -104,15 +105,15 @@ def choose_asr(config: Config) -> LoadTranscriber:
         from voice_pipelines.asr.vocabulary import Vocabulary
 
         phrases = config.vocabulary.phrases
-        return await PocketSphinxTranscriber.create(Vocabulary(phrases, config.vocabulary.slots) if phrases else None)
+        vocabulary = Vocabulary(phrases, config.vocabulary.slots) if phrases else None
+        return await PocketSphinxTranscriber.create(vocabulary, upgrade=whisper_upgrade(_whisper_choice(config)))
 
     return load
 
 
 def _choose_whisper(config: Config, size: str) -> LoadTranscriber | None:
     """The Whisper of that size, or the one that suits the machine; None when `auto` finds none on disk."""
-    root, language = root_folder(config), config.agent.language
-    choice = device_choice(language, use_cuda=config.models.device.startswith(("auto", "cuda")))
+    root, language, choice = root_folder(config), config.agent.language, _whisper_choice(config)
     found: FoundModel | None
     if size:
         path = root / "whisper" / size
@@ -137,6 +138,11 @@ def _choose_whisper(config: Config, size: str) -> LoadTranscriber | None:
         )
 
     return load
+
+
+def _whisper_choice(config: Config) -> WhisperChoice:
+    """The Whisper that suits the machine and the language."""
+    return device_choice(config.agent.language, use_cuda=config.models.device.startswith(("auto", "cuda")))
 
 
 def choose_llm(config: Config) -> Callable[[], Drafter]:

@@ -34,12 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.verbose:
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request to a remote model
     try:
-        return int(args.act(args))
+        status = int(args.act(args))
+        sys.stdout.flush()
+        return status
     except VoiceAgentError as error:
         print(f"voiceagent {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Whoever read the output has enough. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +172,12 @@ def test_a_command_that_is_none_shows_its_usage(capsys: Capture, words: list[str
         main(words)
     assert caught.value.code == 2
     assert "usage: voiceagent" in capsys.readouterr().err
+
+
+def test_a_reader_who_has_enough_ends_the_command_without_a_word() -> None:
+    code = "import sys; from voice_pipelines.cli import main; sys.exit(main(['models', 'list']))"
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -21,7 +21,9 @@ from tests.voiceagent.standins import (
 )
 from voice_pipelines import settings
 from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, device_of
+from voice_pipelines.doctor import device_choice
 from voice_pipelines.local import LocalRuntime, build, calibrate, choose_scorer
+from voice_pipelines.models import whisper_upgrade
 from voiceagent.agent import AgentProfile
 from voiceagent.backends import (
     BackendInfo,
@@ -139,6 +141,22 @@ def test_auto_takes_the_voice_that_was_fetched(tmp_path: Path) -> None:
         assert voice.info.name == "Piper en_US-clicks-medium" and voice.info.reason
         run_async(voice.aclose())
     assert choose_tts(configure(tmp_path, "models.tts=espeak"))().info.name == "espeak"
+
+
+def test_the_fallback_names_the_recogniser_that_suits_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+
+    async def create(*_: object, upgrade: str) -> None:
+        told.append(upgrade)
+
+    monkeypatch.setattr("voice_pipelines.adapters.pocketsphinx.PocketSphinxTranscriber.create", create)
+    for cores in (2, 64):
+        monkeypatch.setattr("voice_pipelines.doctor.available_cores", lambda cores=cores: cores)
+        run_async(choose_asr(configure(tmp_path, "models.device=cpu"))())
+        told.append(whisper_upgrade(device_choice(use_cuda=False)))
+    assert told[0] == told[1] != told[2] == told[3]
 
 
 def test_auto_takes_the_whisper_that_was_fetched(tmp_path: Path) -> None:

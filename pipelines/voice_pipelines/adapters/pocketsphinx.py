@@ -30,7 +30,6 @@ from voiceagent.errors import BackendError, OverloadedError
 
 _log = logging.getLogger(__name__)
 
-_UPGRADE = "voiceagent models fetch whisper-small.en"
 _PCM_SCALE = 32_767.0
 
 
@@ -77,12 +76,14 @@ class PocketSphinxTranscriber:
         *,
         cache: Path | None = None,
         clock: Clock | None = None,
+        upgrade: str | None = None,
     ) -> PocketSphinxTranscriber:
         """Build or find the language model, start the workers in parallel, and wait until all are ready.
 
         Args:
             vocabulary: What the agent's callers say; None decodes with everyday language alone.
             cache: Folder for built language models; None is the user's cache folder.
+            upgrade: The command that fetches something better.
 
         Raises:
             BackendError: If the model cannot be built or a worker cannot load it.
@@ -95,7 +96,7 @@ class PocketSphinxTranscriber:
             if vocabulary
             else "with everyday language only"
         )
-        info = BackendInfo("asr", "pocketsphinx", f"fallback, {words}; no Whisper model on disk", _UPGRADE)
+        info = BackendInfo("asr", "pocketsphinx", f"fallback, {words}; no Whisper model on disk", upgrade)
         transcriber = PocketSphinxTranscriber(request, options.max_waiting, info, clock or MonotonicClock())
         try:
             async with asyncio.TaskGroup() as starting:

@@ -212,8 +212,10 @@ def serve(source: int, out: int, request: WorkerRequest) -> None:
 
 
 def main() -> None:
-    # Ctrl-C reaches the whole process group; the runtime decides when a caller has been served.
+    # Ctrl-C reaches the whole process group, and a service manager's SIGTERM every process of the service; the runtime decides when a caller
+    # has been served, and a worker whose runtime is gone finds its input at an end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Whatever a library prints must not end up between the messages.
     out = os.dup(1)
     os.dup2(2, 1)

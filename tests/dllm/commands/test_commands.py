@@ -331,7 +331,7 @@ def test_inspect_tells_a_checkpoint_s_sizes_and_tokens(checkpoints: Path, capsys
     assert body["decoding"]["mask"] == "block_causal"
     assert body["special tokens"]["mask"] == "95 <mask>"
     assert body["missing"] == []
-    assert main(["inspect", "--model", str(checkpoints / "dllm_llama")]) == 0
+    assert main(["inspect", str(checkpoints / "dllm_llama")]) == 0, "named like that it is a checkpoint as well"
     printed = capsys.readouterr().out
     assert "missing: nothing" in printed
     assert "self_speculative" in printed

@@ -110,6 +110,18 @@ def test_a_worker_that_dies_fails_its_own_utterances_and_is_replaced(cache):
     run_async(main(), timeout_s=120)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_of_the_server_ends_no_callers_utterance(cache, number: signal.Signals):
+    async def main():
+        async with transcriber(cache) as asr:
+            utterance = await asr.open(ignore)
+            os.kill(utterance.worker.pid, number)
+            utterance.feed(ORDER)
+            return await utterance.finish()
+
+    assert said(run_async(main(), timeout_s=120).text) == ORDER_TEXT
+
+
 def test_after_the_only_worker_died_the_next_caller_gets_its_replacement(cache):
     async def main():
         async with transcriber(cache) as asr:
