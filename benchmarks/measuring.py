@@ -7,35 +7,25 @@ import math
 import os
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
+
+from dllm.machine import commit, device_name, system_name
 
 
 def about(device: torch.device) -> dict[str, str]:
     """Machine, commit and versions, as they are written at the head of results."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
     return {
-        "device": f"{device.type}: {name}",
-        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, load {load} at the start",
+        "device": f"{device.type}: {device_name(device)}",
+        "system": f"{system_name()}, load {load} at the start",
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
         **{package: _version(package) for package in ("torch", "triton", "transformers")},
         "commit": commit(),
     }
-
-
-def commit() -> str:
-    """The commit that is measured, with a mark where files differ from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-    except OSError:
-        return "unknown"
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -71,14 +61,6 @@ def flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = [timed(lambda: left @ right, device) for _ in range(7)][2:]
     return 2 * size**3 / statistics.median(seconds)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _version(package: str) -> str:

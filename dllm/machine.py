@@ -1,8 +1,10 @@
-"""What is computed on: its name, for records and tables, and whether it multiplies in bfloat16."""
+"""What is computed on: its name and the commit of the code, for records and tables, and whether it multiplies in bfloat16."""
 
 from __future__ import annotations
 
+import os
 import platform
+import subprocess
 from pathlib import Path
 
 import torch
@@ -31,3 +33,17 @@ def processor_name() -> str:
     except OSError:
         return usual
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), usual)
+
+
+def system_name() -> str:
+    """Operating system, architecture and processors."""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
+
+
+def commit() -> str:
+    """The commit of the code that runs, with a mark where files differ from it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    except OSError:
+        return "unknown"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dllm.commands import decoding, geometries, model
-from dllm.drafts import DraftSpec, Failed, Finished, Prefilled, Stepped
+from dllm.drafts import DraftSpec, Finished, Prefilled, Stepped
 from dllm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -151,15 +151,11 @@ def measure(engine: Engine, drafts: Sequence[DraftSpec], rounds: int) -> Measure
 
 
 def _write(engine: Engine, drafts: Sequence[DraftSpec]) -> list[Stepped | Prefilled | Finished]:
+    from dllm.rounds import run_out
+
     for draft in drafts:
         engine.submit(draft)
-    kept: list[Stepped | Prefilled | Finished] = []
-    while engine.drafts:
-        for event in engine.run_round():
-            if isinstance(event, Failed):
-                raise event.error
-            if isinstance(event, Stepped | Prefilled | Finished):
-                kept.append(event)
+    kept = [event for event in run_out(engine) if isinstance(event, Stepped | Prefilled | Finished)]
     for draft in drafts:
         engine.forget(draft.conversation)
     return kept

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
-import os
 import platform
-import subprocess
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +16,7 @@ import torch
 from dllm import loader
 from dllm.errors import DataError
 from dllm.loader import Checkpoint
-from dllm.machine import processor_name
+from dllm.machine import commit, processor_name, system_name
 from dllm.train.config import TrainConfig
 from dllm.train.data import Split, find_sources
 from dllm.train.files import read_objects
@@ -182,18 +180,9 @@ def training_config(run: Path | None) -> TrainConfig | None:
 def about_machine() -> dict[str, Any]:
     return {
         "processor": processor_name(),
-        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "system": system_name(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "commit": _commit(),
+        "commit": commit(),
     }
-
-
-def _commit() -> str:
-    """The commit of the code that measures, with a mark where files differ from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-    except OSError:
-        return "unknown"

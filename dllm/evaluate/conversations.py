@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from dllm.calls import Tool, failure_note, read_call, result_note, with_tools
-from dllm.drafts import DraftSpec, Failed, Finished, Plan
+from dllm.drafts import DraftSpec, Finished, Plan
 from dllm.engine import Engine
 from dllm.errors import CallError, ConfigError, DllmError
 from dllm.habits import family_options
 from dllm.loader import Checkpoint
+from dllm.rounds import run_out
 from dllm.text import spoken_form
 
 CALLERS = Path(__file__).with_name("callers.toml")
@@ -127,15 +128,8 @@ def _write(
     # As at run time: a call holds no pins.
     spec = DraftSpec(tuple(prompt), "page", width, plan, spans, options, unpinned=codec.special.call)
     engine.submit(spec)
-    while True:
-        for event in engine.run_round():
-            match event:
-                case Finished():
-                    return event
-                case Failed(error=error):
-                    raise error
-                case _:
-                    pass
+    [finished] = [event for event in run_out(engine) if isinstance(event, Finished)]
+    return finished
 
 
 def _answer(text: str, caller: Caller) -> str:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from dllm.canvas import TokenTable
 from dllm.draft import Draft
-from dllm.drafts import Committed, DraftSpec, Failed, Finished, Plan
+from dllm.drafts import Committed, DraftSpec, Finished, Plan
 from dllm.engine import Engine
 from dllm.evaluate.prompts import Prompt
 from dllm.models.family import Network
 from dllm.options import DecodeOptions
+from dllm.rounds import run_out
 
 CHUNK = 16
 """Prompts that are in the cache at once."""
@@ -90,24 +91,21 @@ class Writer:
         ]
         first: dict[Draft, float] = {}
         done: dict[Draft, Written] = {}
-        while engine.drafts:
-            for event in engine.run_round():
-                match event:
-                    case Failed(error=error):
-                        raise error
-                    case Committed(draft=draft):
-                        first.setdefault(draft, self._clock() - began)
-                    case Finished(draft=draft, usage=usage):
-                        seconds = self._clock() - began
-                        done[draft] = Written(
-                            event.tokens,
-                            usage.forwards_denoise + usage.forwards_commit,
-                            event.steps_first,
-                            event.steps_rest,
-                            event.reason == "end_of_turn" and usage.guards == 0,
-                            seconds,
-                            first.get(draft, seconds),
-                        )
-                    case _:
-                        pass
+        for event in run_out(engine):
+            match event:
+                case Committed(draft=draft):
+                    first.setdefault(draft, self._clock() - began)
+                case Finished(draft=draft, usage=usage):
+                    seconds = self._clock() - began
+                    done[draft] = Written(
+                        event.tokens,
+                        usage.forwards_denoise + usage.forwards_commit,
+                        event.steps_first,
+                        event.steps_rest,
+                        event.reason == "end_of_turn" and usage.guards == 0,
+                        seconds,
+                        first.get(draft, seconds),
+                    )
+                case _:
+                    pass
         return [done[draft] for draft in drafts]

@@ -32,11 +32,12 @@ import torch
 from torch import Tensor
 
 from dllm.codec import Codec
-from dllm.drafts import DraftSpec, Failed, Finished, Plan
+from dllm.drafts import DraftSpec, Finished, Plan
 from dllm.engine import Engine
 from dllm.errors import ConfigError, PromptTooLongError, RewardError
 from dllm.habits import STEPS_PER_TOKEN, family_options, usual_steps, widest_canvas
 from dllm.loader import Checkpoint
+from dllm.rounds import run_out
 from dllm.spec import ModelSpec
 from dllm.text import DialogueCodec
 from dllm.train.canvases import frozen_copy
@@ -232,18 +233,12 @@ def write_replies(
             draft = engine.submit(DraftSpec(question.prompt, str(place), question.width, plan, options=own))
             numbers[draft.number] = place, at
     written: list[dict[int, Reply]] = [{} for _ in asked]
-    while engine.drafts:
-        for event in engine.run_round():
-            match event:
-                case Finished(tokens=tokens, reason=reason):
-                    place, at = numbers[event.draft.number]
-                    is_finished = reason == "end_of_turn"
-                    whole = (*tokens, spec.special.end) if is_finished else tokens
-                    written[place][at] = Reply(whole, reply_text(codec, tokens), is_finished)
-                case Failed(error=error):
-                    raise error
-                case _:
-                    pass
+    for event in run_out(engine):
+        if isinstance(event, Finished):
+            place, at = numbers[event.draft.number]
+            is_finished = event.reason == "end_of_turn"
+            whole = (*event.tokens, spec.special.end) if is_finished else event.tokens
+            written[place][at] = Reply(whole, reply_text(codec, event.tokens), is_finished)
     return [[replies[at] for at in range(len(replies))] for replies in written]
 
 

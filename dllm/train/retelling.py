@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from dllm.draft import Draft
-from dllm.drafts import DraftSpec, Failed, Finished, Plan
+from dllm.drafts import DraftSpec, Finished, Plan
 from dllm.engine import Engine
 from dllm.errors import ConfigError
 from dllm.evaluate.metrics import facts_in, invented_figures, repeats
 from dllm.loader import Checkpoint
 from dllm.options import DecodeOptions
+from dllm.rounds import run_out
 from dllm.text import DialogueCodec, spoken_form
 from dllm.train.corpus import encode_prompt
 from dllm.train.data import Turn, dialogue_of
@@ -105,17 +106,8 @@ def _as_heard(turns: Sequence[Turn]) -> list[Turn]:
 
 def _written(engine: Engine, places: dict[Draft, int]) -> dict[int, tuple[int, ...]]:
     """Replies that the model ended itself, by their place."""
-    found: dict[int, tuple[int, ...]] = {}
-    while engine.drafts:
-        for event in engine.run_round():
-            match event:
-                case Failed(error=error):
-                    raise error
-                case Finished(draft=draft, tokens=tokens, reason="end_of_turn"):
-                    found[places[draft]] = tokens
-                case _:
-                    pass
-    return found
+    ended = (event for event in run_out(engine) if isinstance(event, Finished) and event.reason == "end_of_turn")
+    return {places[event.draft]: event.tokens for event in ended}
 
 
 def write_lines(path: Path, bodies: Iterator[dict[str, Any]]) -> None:

@@ -12,10 +12,11 @@ import torch
 
 from dllm import loader
 from dllm.codec import Codec
-from dllm.drafts import DraftSpec, Failed, Finished, Plan
+from dllm.drafts import DraftSpec, Finished, Plan
 from dllm.engine import Engine
 from dllm.errors import ConfigError, DllmError
 from dllm.habits import family_options, usual_steps, widest_canvas
+from dllm.rounds import run_out
 from dllm.spec import ModelSpec
 from dllm.train.config import TrainConfig
 from dllm.train.corpus import Corpus
@@ -94,14 +95,5 @@ def write_replies(
 
 def _reply(engine: Engine, spec: DraftSpec) -> tuple[int, ...]:
     engine.submit(spec)
-    tokens: tuple[int, ...] = ()
-    while engine.drafts:
-        for event in engine.run_round():
-            match event:
-                case Finished(tokens=tokens):
-                    pass
-                case Failed(error=error):
-                    raise error
-                case _:
-                    pass
-    return tokens
+    [finished] = [event for event in run_out(engine) if isinstance(event, Finished)]
+    return finished.tokens

@@ -18,11 +18,12 @@ from typing import Protocol
 
 from dllm.canvas import TokenTable
 from dllm.codec import Codec
-from dllm.drafts import CellState, DraftSpec, Failed, Finished, Plan, Stepped
+from dllm.drafts import CellState, DraftSpec, Finished, Plan, Stepped
 from dllm.engine import Engine
 from dllm.errors import ConfigError, DataError, PromptTooLongError
 from dllm.models.family import Network
 from dllm.options import DecodeOptions
+from dllm.rounds import run_out
 from dllm.spec import ModelSpec
 from dllm.text import DialogueCodec
 from dllm.train.canvases import canvas_width
@@ -186,25 +187,20 @@ def write(
         asked[draft.number] = number, asking
         steps[draft.number] = [0] * draft.canvas.width
     written: list[Trajectory | None] = [None] * len(askings)
-    while engine.drafts:
-        for event in engine.run_round():
-            number, asking = asked[event.draft.number]
-            match event:
-                case Stepped(canvas=cells, step=step):
-                    known = steps[event.draft.number]
-                    for at, cell in enumerate(cells):
-                        if not known[at] and cell.state in (CellState.COMMITTED, CellState.PINNED):
-                            known[at] = step
-                case Finished(tokens=tokens, reason="end_of_turn"):
-                    known = steps[event.draft.number]
-                    end = table.end
-                    canvas = (*tokens, *[end] * (len(known) - len(tokens)))
-                    one = Trajectory(asking.prompt, canvas, tuple(known), len(tokens) + 1)
-                    written[number] = one if is_good(one, asking, table) else None
-                case Failed(error=error):
-                    raise error
-                case _:
-                    pass
+    for event in run_out(engine):
+        number, asking = asked[event.draft.number]
+        known = steps[event.draft.number]
+        match event:
+            case Stepped(canvas=cells, step=step):
+                for at, cell in enumerate(cells):
+                    if not known[at] and cell.state in (CellState.COMMITTED, CellState.PINNED):
+                        known[at] = step
+            case Finished(tokens=tokens, reason="end_of_turn"):
+                canvas = (*tokens, *[table.end] * (len(known) - len(tokens)))
+                one = Trajectory(asking.prompt, canvas, tuple(known), len(tokens) + 1)
+                written[number] = one if is_good(one, asking, table) else None
+            case _:
+                pass
     return written
 
 

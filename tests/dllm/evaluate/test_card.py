@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         ):
             patch.setattr(f"dllm.evaluate.measurements.{name}", value)
         # Whoever commits while the tests run changes no card.
-        patch.setattr("dllm.evaluate.about._commit", lambda: "0123abc")
+        patch.setattr("dllm.evaluate.about.commit", lambda: "0123abc")
         assert main(command(root)) == 0
         yield root
 
