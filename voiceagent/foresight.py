@@ -17,10 +17,14 @@ LONGEST_S = 5.0
 """The same, beyond which nobody knows how many callers there were."""
 MEMORY_S = 30.0
 """Over which callers' needs are averaged: some turns of each."""
+OTHERS_MEMORY_S = 10.0
+"""The same of what other programs take: it comes and goes, and nobody has to wait until it is forgotten."""
 CEILING = 0.8
-"""Share of the processors that callers may need at their busiest: the rest is the system's, and that of whoever else is there."""
+"""Share of what others leave of the processors that callers may need at their busiest: processors that are all busy make everybody wait."""
 DEVIATIONS = 2.0
 """What is called their busiest: one second in forty is busier."""
+LEAST_FREE = 0.1
+"""Cores that nobody is taken to be without."""
 KNOWN_CALLER_S = 10.0
 """Seconds of callers from which their need is known."""
 ROOMY = 0.6
@@ -57,24 +61,33 @@ class Foresight:
     guess: Need | None = None
     callers: int = 0
     """Conversations now, kept up to date by them."""
+    others: float = 0.0
+    """Cores that other programs keep busy, of late."""
     _at: float | None = None
+    _others_s: float = 0.0
     _worked_s: float = 0.0
     _callers_then: int = 0
     _caller_s: float = 0.0
     _cpu_s: float = 0.0
     _squares: float = 0.0
 
-    def read(self, now: float, worked_s: float) -> None:
-        """Take a reading, `PERIOD_S` or so after the one before: processor seconds that callers have needed until now, in all.
+    def read(self, now: float, worked_s: float, others_s: float = 0.0) -> None:
+        """Take a reading, `PERIOD_S` or so after the one before: processor seconds that callers have needed until now, in all, and those
+        that other programs have taken of the same processors.
 
         What fewer steps would have saved is no need and not in it. Seconds without callers teach nothing, nor does a gap between readings.
         """
         before, since = self._worked_s, self._at
         callers, self._callers_then = (self._callers_then + self.callers) / 2, self.callers
-        self._at, self._worked_s = now, worked_s
-        if since is None or not since < now <= since + LONGEST_S or callers == 0:
+        taken_s = others_s - self._others_s
+        self._at, self._worked_s, self._others_s = now, worked_s, others_s
+        if since is None or not since < now <= since + LONGEST_S:
             return
         period_s, busy_s = now - since, max(worked_s - before, 0.0)
+        fades = math.exp(-period_s / OTHERS_MEMORY_S)
+        self.others = self.others * fades + taken_s / period_s * (1.0 - fades)
+        if callers == 0:
+            return
         kept = math.exp(-period_s / MEMORY_S)
         need = self.need
         expected_s = busy_s if need is None else need.mean * callers * period_s
@@ -96,12 +109,15 @@ class Foresight:
             (self._squares + guess.variance * weight) / seen,
         )
 
+    @property
+    def free(self) -> float:
+        """Cores that other programs leave; infinite where nobody knows of any."""
+        return math.inf if self.cores is None else min(max(self.cores - self.others, LEAST_FREE), self.cores)
+
     def fullness(self, callers: int) -> float:
         """What so many callers need at their busiest, as a share of what they may; 0 where nobody can say."""
         need = self.need
-        if need is None or self.cores is None or callers <= 0:
-            return 0.0
-        return need.of(callers) / (CEILING * self.cores)
+        return 0.0 if need is None or callers <= 0 else need.of(callers) / (CEILING * self.free)
 
     def room(self) -> float:
         """What is left of the steps above the floor: 1 up to `ROOMY`, 0 where nobody more is let in."""
@@ -112,8 +128,8 @@ class Foresight:
         if self.callers == 0 or self.fullness(self.callers + 1) <= 1.0:
             return None
         need = self.need
-        assert need is not None and self.cores is not None
+        assert need is not None
         return (
-            f"the processors are full: {self.callers + 1} callers would need {need.of(self.callers + 1):.1f} "
-            f"of {self.cores:g} cores at their busiest; try again later"
+            f"the processors are full: {self.callers + 1} callers would need {need.of(self.callers + 1):.1f} cores at their busiest, "
+            f"{self.free:.1f} are free; try again later"
         )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from voice_pipelines import processors
 from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, choose_vad, find_smart_turn
 from voice_pipelines.remembering import Memory, memory_folder
 from voice_pipelines.settings import agent_profile
@@ -115,9 +116,8 @@ class LocalRuntime:
 
     def watch_processors(self) -> None:
         """From now on read every second what callers need of the processors and what questions take of the engine, until closed."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         foresight = self.budget.foresight
-        foresight.cores = float(cores or 1)
+        foresight.cores = float(len(processors.usable()))
         if isinstance(self.backends.asr, HasProcesses):
             foresight.guess = SPEECH_ON_PROCESSORS
         self._watching = asyncio.create_task(self._watch())
@@ -126,8 +126,10 @@ class LocalRuntime:
         asr, llm, budget, asked_s = self.backends.asr, self.backends.llm, self.budget, None
         while True:
             now = self.clock.now()
-            helpers_s = asr.cpu_s if isinstance(asr, HasProcesses) else 0.0
-            budget.foresight.read(now, time.process_time() + helpers_s - budget.spare_s)
+            worked_s = time.process_time() + (asr.cpu_s if isinstance(asr, HasProcesses) else 0.0)
+            busy_s = processors.busy_s(processors.usable())
+            others_s = 0.0 if busy_s is None else busy_s - worked_s
+            budget.foresight.read(now, worked_s - budget.spare_s, others_s)
             if isinstance(llm, IsAsked):
                 before, asked_s = asked_s, llm.asked_s
                 budget.load.worked(now, 0.0 if before is None else asked_s - before)

@@ -19,7 +19,7 @@ from tests.voiceagent.standins import (
     ScriptedTranscriber,
     ToneSynthesizer,
 )
-from voice_pipelines import settings
+from voice_pipelines import processors, settings
 from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, device_of
 from voice_pipelines.doctor import device_choice
 from voice_pipelines.local import LocalRuntime, build, calibrate, choose_scorer
@@ -217,7 +217,9 @@ def test_words_are_not_weighed_where_nobody_can_judge_them() -> None:
 # --- what callers need ------------------------------------------------------------------------------------------------
 
 
-def test_what_recognisers_in_processes_of_their_own_take_is_learned_and_a_full_machine_refuses() -> None:
+def test_what_recognisers_in_processes_of_their_own_take_is_learned_and_a_full_machine_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Worker(ScriptedTranscriber):
         cpu_s = 0.0
 
@@ -226,6 +228,7 @@ def test_what_recognisers_in_processes_of_their_own_take_is_learned_and_a_full_m
         runtime = made_of(clock, ScriptedDrafter(clock))
         asr = Worker()
         runtime.backends = replace(runtime.backends, asr=asr)
+        monkeypatch.setattr(processors, "busy_s", lambda used: None)
         runtime.watch_processors()
         foresight = runtime.budget.foresight
         assert foresight.cores is not None and foresight.cores >= 1 and foresight.need == SPEECH_ON_PROCESSORS

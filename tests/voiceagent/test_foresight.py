@@ -126,7 +126,7 @@ def test_an_old_need_is_forgotten_while_callers_are_there_and_kept_while_nobody_
 def test_a_machine_without_a_number_of_cores_and_a_first_caller_are_never_refused() -> None:
     foresight = Foresight(cores=None)
     told(foresight, *[5.0] * 60, callers=50)
-    assert foresight.refusal() is None and foresight.room() == 1.0
+    assert foresight.refusal() is None and foresight.room() == 1.0 and foresight.free == math.inf
     tiny = Foresight(cores=1.0, guess=Need(5.0, 1.0))
     assert tiny.refusal() is None
     tiny.callers = 1
@@ -150,8 +150,40 @@ def test_the_reason_tells_what_would_be_needed_and_what_there_is() -> None:
     told(foresight, *[1.3] * 60, callers=13)
     foresight.callers = 16
     reason = foresight.refusal()
-    assert reason == ("the processors are full: 17 callers would need 1.7 of 2 cores at their busiest; try again later")
+    assert reason == (
+        "the processors are full: 17 callers would need 1.7 cores at their busiest, 2.0 are free; try again later"
+    )
     assert len(reason.encode()) <= 123, "it fits into the close frame of a websocket (RFC 6455, 5.5)"
+
+
+# --- what others take -----------------------------------------------------------------------------------------------------
+
+
+def test_what_other_programs_take_is_not_there_for_callers_and_comes_back() -> None:
+    foresight = Foresight(cores=2.0, guess=Need(0.1, 0.0), callers=10)
+
+    def pass_by(start: float, seconds: int, others: float) -> float:
+        taken_s = foresight._others_s
+        for second in range(1, seconds + 1):
+            foresight.read(start + second, 1.0 * (start + second), taken_s + others * second)
+        return start + seconds
+
+    foresight.read(0.0, 0.0, 0.0)
+    assert foresight.refusal() is None
+    end = pass_by(0.0, 40, 1.0)
+    assert foresight.free == pytest.approx(1.0, abs=0.05)
+    assert "1.0 are free" in (foresight.refusal() or "")
+    assert foresight.room() == 0.0, "those who are there get the fewest steps"
+    pass_by(end, 40, 0.0)
+    assert foresight.refusal() is None and foresight.free == pytest.approx(2.0, abs=0.05)
+
+
+def test_work_that_is_told_late_is_others_for_a_moment_only() -> None:
+    foresight = Foresight(cores=2.0, callers=5)
+    for second in range(60):
+        late_s = 0.1 * (second % 2)
+        foresight.read(float(second), 0.5 * second - late_s, late_s)
+    assert 1.9 <= foresight.free <= 2.0
 
 
 # --- fewer steps before that ----------------------------------------------------------------------------------------------
