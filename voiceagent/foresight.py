@@ -9,7 +9,8 @@ busiest is the mean of their sum and some of its deviations: the rule of equival
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 
 PERIOD_S = 1.0
 """Between two readings: what is above the mean for so long makes an answer late."""
@@ -25,6 +26,8 @@ DEVIATIONS = 2.0
 """What is called their busiest: one second in forty is busier."""
 LEAST_FREE = 0.1
 """Cores that nobody is taken to be without."""
+SETTLED = 5
+"""Readings after which a caller has spoken. While more than half have not, they would teach that callers need nothing."""
 KNOWN_CALLER_S = 10.0
 """Seconds of callers from which their need is known."""
 ROOMY = 0.6
@@ -66,7 +69,8 @@ class Foresight:
     _at: float | None = None
     _others_s: float = 0.0
     _worked_s: float = 0.0
-    _callers_then: int = 0
+    _lately: deque[int] = field(default_factory=lambda: deque([0], maxlen=SETTLED + 1))
+    """Callers at the last readings."""
     _caller_s: float = 0.0
     _cpu_s: float = 0.0
     _squares: float = 0.0
@@ -75,10 +79,12 @@ class Foresight:
         """Take a reading, `PERIOD_S` or so after the one before: processor seconds that callers have needed until now, in all, and those
         that other programs have taken of the same processors.
 
-        What fewer steps would have saved is no need and not in it. Seconds without callers teach nothing, nor does a gap between readings.
+        What fewer steps would have saved is no need and not in it. Nothing is learned of seconds without callers, of a gap between readings, and
+        of callers who have just come and not spoken yet.
         """
         before, since = self._worked_s, self._at
-        callers, self._callers_then = (self._callers_then + self.callers) / 2, self.callers
+        self._lately.append(self.callers)
+        callers = min(self._lately)
         taken_s = others_s - self._others_s
         self._at, self._worked_s, self._others_s = now, worked_s, others_s
         if since is None or not since < now <= since + LONGEST_S:
@@ -86,7 +92,7 @@ class Foresight:
         period_s, busy_s = now - since, max(worked_s - before, 0.0)
         fades = math.exp(-period_s / OTHERS_MEMORY_S)
         self.others = self.others * fades + taken_s / period_s * (1.0 - fades)
-        if callers == 0:
+        if callers == 0 or 2 * callers < self.callers:
             return
         kept = math.exp(-period_s / MEMORY_S)
         need = self.need

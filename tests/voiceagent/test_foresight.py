@@ -8,6 +8,7 @@ from voiceagent.foresight import (
     KNOWN_CALLER_S,
     MEMORY_S,
     ROOMY,
+    SETTLED,
     SPEECH_ON_PROCESSORS,
     Foresight,
     Need,
@@ -105,11 +106,24 @@ def test_nobody_is_refused_before_anything_is_known_unless_there_is_a_guess() ->
 
 def test_a_guess_gives_way_to_what_is_seen() -> None:
     foresight = Foresight(cores=2.0, guess=Need(0.5, 0.0))
-    told(foresight, *[0.5] * 3, callers=10)
+    told(foresight, *[0.5] * (SETTLED + 3), callers=10)
     need = foresight.need
     assert need is not None and need.mean == pytest.approx(
-        0.05 + 0.45 * KNOWN_CALLER_S / (KNOWN_CALLER_S + 30.0), rel=0.1
+        0.05 + 0.45 * KNOWN_CALLER_S / (KNOWN_CALLER_S + 40.0), rel=0.1
     )
+
+
+def test_callers_who_have_just_come_do_not_teach_that_callers_need_nothing() -> None:
+    foresight = Foresight(cores=2.0)
+    end = told(foresight, *[0.2] * 60, callers=2)
+    worked_s = foresight._worked_s
+    foresight.callers = 12
+    for second in range(1, 1 + SETTLED):
+        foresight.read(end + second, worked_s + 0.2 * second)
+        assert foresight.need is not None and foresight.need.mean == pytest.approx(0.1, rel=0.01)
+    for second in range(1 + SETTLED, 60):
+        foresight.read(end + second, worked_s + 0.2 * second)
+    assert foresight.need is not None and foresight.need.mean < 0.03, "they need no more now"
 
 
 def test_an_old_need_is_forgotten_while_callers_are_there_and_kept_while_nobody_is() -> None:
