@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import run_async
+from tests.voiceagent.house import House, pump, refusal, serve, speak, text_item
 from tests.voiceagent.realtime import StandinRuntime, connect
 from tests.voiceagent.standins import ScriptedDrafter, ToneSynthesizer, silence, tone
 from tests.voiceagent.telephony.phone import phone
-from tests.voiceagent.test_server import House, pump, refusal, serve, speak, text_item
 from voiceagent.backends import Samples
 from voiceagent.lag import COMPANY, WATCHED, LoopLoad, watch_lag
 from voiceagent.server import create_app

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import run_async
+from tests.voiceagent.conversing import Line
 from tests.voiceagent.standins import LevelDetector, ScriptedDrafter, ScriptedTranscriber, ToneSynthesizer
-from tests.voiceagent.test_conversation import Line
 from tests.voiceagent.test_wire_commands import make_codec, receive, update
 from voiceagent.agent import AgentProfile
 from voiceagent.backends import BackendInfo, Backends, Proposal, TurnSoFar

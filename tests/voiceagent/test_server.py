@@ -5,95 +5,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, replace
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
-from starlette.applications import Starlette
 
-from tests.conftest import run_async
-from tests.voiceagent.realtime import AsgiClient, Refused, StandinRuntime, check_events, connect
-from tests.voiceagent.standins import ScriptedDrafter, ScriptedTranscriber, silence, tone, voice
-from voiceagent.audio import PCM16_24K, StreamingResampler
-from voiceagent.clock import ManualClock
+from tests.voiceagent.house import REPLY, House, get, pump, refusal, serve, speak, text_item
+from tests.voiceagent.realtime import check_events, connect
+from tests.voiceagent.standins import tone, voice
+from voiceagent.audio import PCM16_24K
 from voiceagent.conversation import Conversation
-from voiceagent.errors import OverloadedError
-from voiceagent.server import create_app
 from voiceagent.server_settings import ServerSettings
 from voiceagent.tools import ToolCall
-
-REPLY = "Sure. What size would you like?"
-
-
-@dataclass
-class House:
-    clock: ManualClock
-    runtime: StandinRuntime
-    app: Starlette
-
-    async def settle(self) -> None:
-        await self.clock.settle()
-
-
-def serve(
-    scenario: Callable[[House], Awaitable[None]],
-    *,
-    settings: ServerSettings | None = None,
-    heard: tuple[str | Exception, ...] = ("a mocha please",),
-    written: tuple[str | Exception | ToolCall, ...] = (REPLY,),
-    wrap: Callable[[Conversation], Any] | None = None,
-) -> House:
-    async def main() -> House:
-        clock = ManualClock(100.0)
-        runtime = StandinRuntime(clock, ScriptedDrafter(clock, *written), ScriptedTranscriber(*heard))
-        if wrap is not None:
-            runtime.wrap = wrap
-        app = create_app(runtime, settings or ServerSettings(), clock=clock, wall_clock=lambda: 1_795_216_400.0)
-        house = House(clock, runtime, app)
-        await scenario(house)
-        await clock.settle()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        assert not others, f"left running: {others}"
-        return house
-
-    return run_async(main())
-
-
-def pcm(samples: np.ndarray) -> bytes:
-    resampler = StreamingResampler(16_000, 24_000)
-    return PCM16_24K.encode(np.concatenate([resampler.push(samples), resampler.flush()]))
-
-
-def pieces(audio: bytes, size: int = 4_801) -> Iterator[str]:
-    """Base64 chunks that do not respect the borders of samples."""
-    for start in range(0, len(audio), size):
-        yield base64.b64encode(audio[start : start + size]).decode()
-
-
-async def speak(house: House, client: AsgiClient, samples: np.ndarray | None = None) -> None:
-    spoken = np.concatenate([tone(0.8), silence(0.7)]) if samples is None else samples
-    for piece in pieces(pcm(spoken)):
-        await client.send("input_audio_buffer.append", audio=piece)
-        await house.clock.advance(0.1)
-
-
-async def pump(house: House, work: Awaitable[Any]) -> Any:
-    """Move the clock until `work` is done."""
-    task = asyncio.ensure_future(work)
-    for _ in range(4000):
-        if task.done():
-            return await task
-        await house.clock.advance(0.02)
-    task.cancel()
-    raise AssertionError("nothing happened in 80 s of the manual clock")
-
-
-def text_item(text: str) -> dict[str, Any]:
-    return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
-
 
 # --- talking ----------------------------------------------------------------------------------------------------------
 
@@ -499,114 +422,6 @@ def test_a_client_that_vanishes_leaves_nothing_running(moment: str) -> None:
     serve(scenario, written=("one two three. " * 30,))  # `serve` checks for tasks that are left
 
 
-# --- letting in -------------------------------------------------------------------------------------------------------
-
-
-async def refusal(house: House, query: str = "model=m", **how: Any) -> Refused:
-    with pytest.raises(Refused) as caught:
-        async with connect(house.app, query, **how):
-            pass
-    return caught.value
-
-
-KEYED = ServerSettings(host="0.0.0.0", api_key="secret-key", allowed_origins=("https://app.example",))
-
-
-def test_handshakes_without_and_with_subprotocols_are_answered_as_clients_need() -> None:
-    async def scenario(house: House) -> None:
-        async with connect(house.app, headers={"authorization": "Bearer secret-key"}) as client:
-            assert client.subprotocol is None
-        offered = ["realtime", "openai-insecure-api-key.secret-key", "openai-agents-sdk.0.20.0"]
-        async with connect(house.app, subprotocols=offered) as client:
-            assert client.subprotocol == "realtime"
-
-    serve(scenario, settings=KEYED)
-
-
-def test_a_wrong_or_missing_key_is_refused_before_the_upgrade_and_never_shown(caplog: pytest.LogCaptureFixture) -> None:
-    async def scenario(house: House) -> None:
-        for how in (
-            {},
-            {"headers": {"authorization": "Bearer wrong-key"}},
-            {"subprotocols": ["realtime", "openai-insecure-api-key.wrong-key"]},
-        ):
-            refused = await refusal(house, **how)
-            assert refused.status == 401
-            assert refused.body["error"]["code"] == "invalid_api_key"
-            assert refused.body["error"]["type"] == "authentication_error"
-            assert "wrong-key" not in str(refused.body) + str(refused.headers)
-        assert not house.runtime.conversations
-
-    with caplog.at_level(logging.DEBUG):
-        serve(scenario, settings=KEYED)
-    assert "wrong-key" not in caplog.text and "secret-key" not in caplog.text
-
-
-def test_foreign_pages_and_rebound_names_are_refused() -> None:
-    async def open_house(house: House) -> None:
-        refused = await refusal(house, headers={"origin": "http://evil.org"})
-        assert (refused.status, refused.body["error"]["code"]) == (403, "forbidden_origin")
-        refused = await refusal(house, headers={"origin": "http://evil.org", "host": "evil.org"})
-        assert (refused.status, refused.body["error"]["code"]) == (403, "forbidden_host")
-        async with connect(house.app, headers={"origin": "http://localhost:8080"}) as client:
-            await client.next()
-
-    async def keyed_house(house: House) -> None:
-        key = {"authorization": "Bearer secret-key", "host": "voice.example"}
-        assert (await refusal(house, headers={**key, "origin": "http://evil.org"})).status == 403
-        for origin in ("https://app.example", "https://voice.example"):
-            async with connect(house.app, headers={**key, "origin": origin}) as client:
-                await client.next()
-
-    serve(open_house)
-    serve(keyed_house, settings=KEYED)
-
-
-def test_nobody_is_let_in_over_the_limit_and_a_place_that_is_left_is_free_again() -> None:
-    async def scenario(house: House) -> None:
-        async with connect(house.app):
-            refused = await refusal(house)
-            assert (refused.status, refused.headers["retry-after"]) == (503, "5")
-            assert "1 conversations are active and the limit is 1" in refused.body["error"]["message"]
-            ready = await get(house, "/readyz")
-            assert ready.status_code == 503 and "limit is 1" in ready.json()["reason"]
-        async with connect(house.app) as client:
-            await client.next()
-
-    serve(scenario, settings=ServerSettings(max_sessions=1))
-
-
-def test_a_runtime_that_is_loading_or_overloaded_refuses_with_the_reason() -> None:
-    async def scenario(house: House) -> None:
-        house.runtime.ready = False
-        assert "loading" in (await refusal(house)).body["error"]["message"]
-        house.runtime.ready = True
-
-        def overloaded(conversation: Conversation) -> Any:
-            raise OverloadedError(3, 3)
-
-        house.runtime.wrap = overloaded
-        refused = await refusal(house)
-        assert refused.status == 503 and "3 conversations" in refused.body["error"]["message"]
-
-    serve(scenario)
-
-
-@pytest.mark.parametrize("query", ["call_id=rtc_1", "intent=transcription"])
-def test_kinds_of_session_that_are_not_offered_are_not_found(query: str) -> None:
-    async def scenario(house: House) -> None:
-        assert (await refusal(house, query)).status == 404
-
-    serve(scenario)
-
-
-def test_a_websocket_to_any_other_address_is_refused() -> None:
-    async def scenario(house: House) -> None:
-        assert (await refusal(house, path="/v1/else")).status == 403
-
-    serve(scenario)
-
-
 # --- ending -----------------------------------------------------------------------------------------------------------
 
 
@@ -664,66 +479,3 @@ def test_draining_ends_although_a_client_does_not_read() -> None:
             assert client.close_now == (1001, "the server is shutting down")
 
     serve(scenario, settings=ServerSettings(drain_s=1.0))
-
-
-# --- http -------------------------------------------------------------------------------------------------------------
-
-
-async def get(house: House, path: str, **headers: str) -> httpx.Response:
-    transport = httpx.ASGITransport(house.app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8080") as client:
-        return await client.get(path, headers=headers)
-
-
-def test_readiness_names_the_parts_and_whether_a_key_is_needed() -> None:
-    async def scenario(house: House) -> None:
-        assert (await get(house, "/healthz")).json() == {"status": "ok"}
-        ready = await get(house, "/readyz")
-        assert ready.status_code == 200
-        body = ready.json()
-        assert (body["ready"], body["reason"], body["key_required"]) == (True, None, False)
-        assert body["agent"] == {"name": "café", "greeting": "Welcome."}
-        assert [part["part"] for part in body["parts"]] == ["vad", "asr", "llm", "tts"]
-        assert all(part["reason"] for part in body["parts"])
-
-    serve(scenario)
-
-
-def test_the_page_and_its_files_come_with_their_types_and_a_policy() -> None:
-    async def scenario(house: House) -> None:
-        page = await get(house, "/")
-        assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
-        assert page.headers["cache-control"] == "no-cache" and page.headers["etag"]
-        policy = page.headers["content-security-policy"]
-        assert "script-src 'self'" in policy and "unsafe" not in policy
-        assert "connect-src 'self' ws://localhost:8080 wss://localhost:8080" in policy
-        assert page.headers["permissions-policy"] == "microphone=(self)"
-        for path in ("/app.js", "/static/app.js"):
-            script = await get(house, path)
-            assert script.status_code == 200 and script.headers["content-type"].startswith("text/javascript")
-        assert (await get(house, "/app.js", **{"if-none-match": script.headers["etag"]})).status_code == 304
-        for path in ("/../server.py", "/%2e%2e/server.py", "/static/..%2fserver.py", "/nothing.js"):
-            assert (await get(house, path)).status_code == 404
-
-    serve(scenario)
-
-
-def test_an_open_server_shows_nothing_to_a_rebound_name() -> None:
-    async def scenario(house: House) -> None:
-        for path in ("/", "/readyz", "/app.js"):
-            assert (await get(house, path, host="evil.org")).status_code == 403
-
-    serve(scenario)
-    serve(lambda house: _shown(house), settings=replace(KEYED))
-
-
-async def _shown(house: House) -> None:
-    assert (await get(house, "/readyz", host="voice.example")).status_code == 200
-
-
-def test_a_strange_host_header_does_not_get_into_the_policy() -> None:
-    async def scenario(house: House) -> None:
-        page = await get(house, "/readyz", host="a; script-src *")
-        assert "script-src *" not in page.headers["content-security-policy"]
-
-    serve(scenario, settings=KEYED)

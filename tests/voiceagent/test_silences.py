@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from tests.voiceagent.conversing import REPLY, Line, talk
+from tests.voiceagent.house import House, pump, serve, speak
 from tests.voiceagent.realtime import connect
 from tests.voiceagent.standins import ToneSynthesizer, silence, tone
 from tests.voiceagent.telephony.phone import Phone, phone
-from tests.voiceagent.test_conversation import REPLY, Line, talk
-from tests.voiceagent.test_server import House, pump, serve, speak
 from voiceagent.config import load_config
 from voiceagent.errors import ConfigError
 from voiceagent.events import CallItem, ConversationEnded, Item, OutputItem, ResponseCalled, ResponseFinished

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests.voiceagent.conversing import Line, talk
 from tests.voiceagent.standins import ScriptedTranscriber, silence, tone
-from tests.voiceagent.test_conversation import Line, talk
 from voiceagent.barge_in import Dismissed
 from voiceagent.echo import EchoGate
 from voiceagent.errors import BackendError

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from tests.voiceagent.house import KEYED, House, get, pump, refusal, serve, speak
 from tests.voiceagent.realtime import connect
 from tests.voiceagent.standins import tone, voice
 from tests.voiceagent.telephony.phone import phone
 from tests.voiceagent.test_metrics import read
-from tests.voiceagent.test_server import KEYED, House, get, pump, refusal, serve, speak
 from voiceagent.clock import ManualClock
 from voiceagent.errors import EngineFullError
 from voiceagent.events import (

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from websockets.asyncio.client import connect as connect_websocket
 
 from tests.conftest import run_async
+from tests.voiceagent.house import House, get, serve
 from tests.voiceagent.realtime import Refused, connect
 from tests.voiceagent.standins import silence, tone
 from tests.voiceagent.telephony.phone import PATH, Phone, media_message, phone, start_message, to_ulaw
-from tests.voiceagent.test_server import House, get, serve
 from tests.voiceagent.test_serving import Place, scene
 from voiceagent.audio import PCMU_8K
 from voiceagent.clock import ManualClock

@@ -1,0 +1,211 @@
+"""Callers and clients who cut a conversation short: speech over speech, cancellations, coughs, and what history then holds."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+
+from tests.voiceagent.conversing import REPLY, Line, talk
+from tests.voiceagent.standins import ToneSynthesizer, silence, tone
+from voiceagent.events import (
+    Item,
+    ItemTruncated,
+    ResponseFinished,
+    ResponseItemStarted,
+    ResponseStarted,
+    TranscriptFinal,
+    TurnTraced,
+)
+from voiceagent.session import ResponseOptions, SessionSettings, TurnDetection
+from voiceagent.turn import Phase
+
+
+def test_barge_in_stops_the_voice_cancels_the_draft_and_keeps_only_heard_words() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(1.0)
+        await line.speak_turn()
+        await line.clock.advance(10.0)
+
+    line = talk(scenario, heard=("a mocha please", "no a latte"), step_s=0.5)
+    first, second = line.of(ResponseFinished)
+    assert (first.status, first.reason) == ("cancelled", "turn_detected")
+    assert first.item is not None and first.item.status == "incomplete"
+    assert first.item.text is not None and REPLY.startswith(first.item.text) and len(first.item.text) < len(REPLY)
+    assert second.status == "completed"
+    assert line.llm.drafts[0].is_cancelled
+    prompt = " | ".join(turn.text for turn in line.llm.drafts[1].request.turns)
+    assert REPLY not in prompt
+    end = line.events.index(first)
+    late = [e for e in line.events[end + 1 :] if getattr(e, "response_id", None) == first.response_id]
+    assert [type(event) for event in late] == [TurnTraced]
+
+
+def test_speech_over_a_finished_reply_cuts_the_history_at_a_word() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(0.3)
+        assert line.of(ResponseFinished)[0].status == "completed"
+        assert line.conversation.phase is Phase.SPEAKING
+        await line.speak_turn()
+        await line.clock.advance(10.0)
+
+    line = talk(scenario, step_s=0.0)
+    said = [turn for turn in line.llm.drafts[1].request.turns if turn.role == "agent"]
+    assert len(said) == 1
+    assert said[0].text and REPLY.startswith(said[0].text) and said[0].text != REPLY
+    assert len(line.of(TurnTraced)) == 2
+
+
+def test_an_interruption_by_the_client_cuts_the_reply_and_changes_nothing_when_nobody_speaks() -> None:
+    async def scenario(line: Line) -> None:
+        line.conversation.interrupt()
+        await line.speak_turn()
+        await line.clock.advance(0.3)
+        line.conversation.interrupt()
+        assert line.conversation.phase is Phase.IDLE
+        line.conversation.interrupt()
+        await line.clock.advance(10.0)
+
+    line = talk(scenario, step_s=0.0)
+    (kept,) = [item.text for item in line.conversation._history if isinstance(item, Item) and item.role == "agent"]
+    assert kept and REPLY.startswith(kept) and kept != REPLY
+    assert len(line.llm.drafts) == 1
+
+
+def test_the_clients_truncation_decides_what_was_heard() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(10.0)
+        item = line.of(ResponseItemStarted)[0].item
+        line.conversation.truncate_item(item.id, 0.5)
+        assert line.of(ItemTruncated)[0].text == "Sure, one"
+        line.conversation.truncate_item(item.id, 999.0)
+        assert line.of(ItemTruncated)[1].text == REPLY
+
+    talk(scenario)
+
+
+def test_a_cancelled_response_ends_at_once_and_another_can_start() -> None:
+    async def scenario(line: Line) -> None:
+        response = line.conversation.create_response()
+        await line.clock.advance(0.015)
+        line.conversation.cancel_response(response)
+        assert line.conversation.active_response_id is None
+        line.conversation.create_response()
+        await line.clock.advance(10.0)
+
+    line = talk(scenario)
+    assert [event.status for event in line.of(ResponseFinished)] == ["cancelled", "completed"]
+    assert line.of(ResponseFinished)[0].reason == "client_cancelled"
+
+
+def test_without_interruption_the_reply_is_finished_and_the_next_turn_answered_after_it() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(0.2)
+        await line.speak_turn()
+        await line.clock.advance(20.0)
+
+    settings = SessionSettings(instructions="x", turn_detection=TurnDetection(interrupt_response=False))
+    line = talk(scenario, settings=settings)
+    assert [event.status for event in line.of(ResponseFinished)] == ["completed", "completed"]
+    first, second = line.of(ResponseStarted)
+    names = [(type(e).__name__, getattr(e, "response_id", "")) for e in line.events]
+    assert names.index(("ResponseFinished", first.response_id)) < names.index(("ResponseStarted", second.response_id))
+
+
+def test_cleared_audio_is_never_transcribed() -> None:
+    async def scenario(line: Line) -> None:
+        await line.play(tone(0.8))
+        line.conversation.clear_audio()
+        await line.play(silence(1.0))
+        await line.clock.advance(5.0)
+
+    line = talk(scenario)
+    assert "AudioCleared" in line.names()
+    assert not line.of(TranscriptFinal)
+    assert all(utterance.is_cancelled for utterance in line.asr.utterances)
+
+
+def test_two_utterances_that_are_recognised_together_get_one_answer() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.speak_turn()
+        gate.set()
+        await line.clock.advance(20.0)
+
+    gate = asyncio.Event()
+    line = talk(scenario, heard=("a mocha", "and a latte"), gate=gate)
+    assert len(line.of(ResponseStarted)) == 1
+    assert line.llm.drafts[0].request.turns[-1].text.endswith("and a latte") or "latte" in str(
+        line.llm.drafts[0].request
+    )
+
+
+def test_a_cough_while_the_words_are_recognised_does_not_lose_the_answer() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.play(tone(0.4))
+        gate.set()
+        await line.play(silence(0.6))
+        await line.clock.advance(20.0)
+
+    gate = asyncio.Event()
+    line = talk(scenario, heard=("a mocha please", ""), gate=gate)
+    assert [event.text for event in line.of(TranscriptFinal)] == ["a mocha please", ""]
+    assert [event.status for event in line.of(ResponseFinished)] == ["completed"]
+
+
+def test_a_cough_before_the_answer_is_audible_only_delays_it() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.play(np.concatenate([tone(0.4), silence(0.6)]))
+        await line.clock.advance(20.0)
+
+    line = talk(scenario, heard=("a mocha please", ""), step_s=0.3)
+    assert [event.status for event in line.of(ResponseFinished)] == ["cancelled", "completed"]
+
+
+def test_audio_of_a_turn_that_was_recognised_is_not_heard_again_by_a_commit() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(20.0)
+        await line.play(silence(0.2))
+        line.conversation.commit_audio()
+        await line.clock.advance(1.0)
+
+    line = talk(scenario, heard=("a mocha please", ""))
+    first, second = line.asr.utterances
+    assert first.fed > 16_000 * 0.8
+    assert second.fed <= 16_000 * 0.4
+
+
+def test_an_interruption_cuts_every_reply_that_is_still_playing() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(0.3)
+        line.conversation.create_response(ResponseOptions())
+        await line.clock.advance(0.3)
+        await line.speak_turn()
+        await line.clock.advance(20.0)
+
+    line = talk(scenario, step_s=0.0)
+    said = [turn.text for turn in line.llm.drafts[-1].request.turns if turn.role == "agent"]
+    assert len(said) == 1, "nothing of the second reply was heard: it waited behind the first"
+    assert REPLY.startswith(said[0]) and said[0] != REPLY
+
+
+def test_what_plays_on_of_a_reply_that_failed_is_cut_where_the_caller_interrupts() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(0.2)
+        await line.speak_turn()
+        await line.clock.advance(20.0)
+
+    first = "One mocha for you with quite a lot of extra foam on the top of it."
+    line = talk(scenario, written=(f"{first} Broken words.", REPLY), tts=ToneSynthesizer(fail_on="Broken"))
+    assert [event.status for event in line.of(ResponseFinished)] == ["failed", "completed"]
+    (said,) = [turn.text for turn in line.llm.drafts[-1].request.turns if turn.role == "agent"]
+    assert said and first.startswith(said) and said != first

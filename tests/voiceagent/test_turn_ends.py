@@ -1,0 +1,74 @@
+"""Turns that end by their words, in whole conversations."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.voiceagent.conversing import Line, talk
+from tests.voiceagent.standins import ScriptedScorer, silence, tone
+from voiceagent.errors import BackendError
+from voiceagent.events import SpeechStarted, SpeechStopped
+from voiceagent.session import SessionSettings, TurnDetection
+
+BY_WORDS = SessionSettings(
+    instructions="You take orders.",
+    turn_detection=TurnDetection(weighs_words=True, silence_s=0.6, min_silence_s=0.2, max_silence_s=1.0),
+)
+
+
+def end_of_turn_s(scorer: ScriptedScorer) -> float:
+    """Silence from the end of a caller's words to the moment when their turn was over."""
+    times: list[float] = []
+
+    async def scenario(line: Line) -> None:
+        await line.play(tone(0.8))
+        began = line.clock.now()
+        while not line.of(SpeechStopped):
+            await line.play(silence(0.02))
+        times.append(line.clock.now() - began)
+
+    line = talk(scenario, heard=("mocha",), settings=BY_WORDS, scorer=scorer)
+    assert line.of(SpeechStarted)
+    return times[0]
+
+
+def test_words_that_are_complete_end_the_turn_and_others_keep_it_open() -> None:
+    assert end_of_turn_s(ScriptedScorer(0.99)) == pytest.approx(0.2, abs=0.07)
+    assert end_of_turn_s(ScriptedScorer(0.01)) == pytest.approx(1.0, abs=0.07)
+
+
+def test_a_scorer_that_fails_or_never_answers_leaves_silence_alone() -> None:
+    for scorer in (ScriptedScorer(BackendError("endpoint", "no such model")), ScriptedScorer(None)):
+        assert end_of_turn_s(scorer) == pytest.approx(0.6, abs=0.07)
+
+
+def test_the_scorer_is_told_the_conversation_and_asked_once_for_the_same_words() -> None:
+    scorer = ScriptedScorer(0.99)
+
+    async def scenario(line: Line) -> None:
+        line.conversation.greet()
+        await line.clock.advance(10.0)
+        await line.speak_turn()
+        await line.clock.advance(10.0)
+
+    talk(scenario, heard=("mocha",), settings=BY_WORDS, scorer=scorer)
+    assert [[(turn.role, turn.text) for turn in asked.turns] for asked in scorer.asked] == [
+        [("system", "You take orders."), ("agent", "Welcome to the café."), ("user", "mocha")]
+    ]
+
+
+def test_words_after_an_unanswered_turn_are_judged_together_with_it() -> None:
+    scorer = ScriptedScorer(0.99)
+    settings = SessionSettings(
+        turn_detection=TurnDetection(weighs_words=True, min_silence_s=0.2, create_response=False)
+    )
+
+    async def scenario(line: Line) -> None:
+        for _ in range(2):
+            await line.speak_turn()
+
+    talk(scenario, heard=("tea", "please"), settings=settings, scorer=scorer)
+    assert [[(turn.role, turn.text) for turn in asked.turns] for asked in scorer.asked] == [
+        [("user", "tea")],
+        [("user", "tea please")],
+    ]
