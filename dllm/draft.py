@@ -48,6 +48,9 @@ class Live:
     """Window token at which shadow rows begin (WINO), one per live position; 0 without."""
     commits: int = 0
     """Window tokens, from the first, whose keys and values this forward makes final."""
+    alike: int = 1
+    """Steps, this one included, for which the draft wants just this with one step less left each time, as long as an open position is
+    undecided and nothing has become certain."""
 
 
 @dataclass(frozen=True, slots=True)

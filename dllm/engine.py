@@ -19,7 +19,7 @@ from torch import Tensor
 from dllm.cache import CachedText, PrefixCache
 from dllm.canvas import Canvas, TokenTable
 from dllm.costs import EngineLoad, StepCosts
-from dllm.denoise import Denoiser, Outcome
+from dllm.denoise import Denoiser, Repeat
 from dllm.draft import Draft, Live, Pass, Work
 from dllm.drafts import (
     Cell,
@@ -38,15 +38,19 @@ from dllm.drafts import (
 )
 from dllm.errors import CacheFullError, ConfigError, PinsDoNotFitError, PromptTooLongError
 from dllm.extent import TokenClasses
+from dllm.graphs import Graphs
 from dllm.guard import History
 from dllm.masks import visible
 from dllm.models.family import LayerStore, Network
 from dllm.options import DecodeOptions
+from dllm.outcome import Outcome, Visit
 from dllm.pins import has_room, keep_room
 from dllm.process import Processor, Vocabulary
 from dllm.revision import Rescore, Reviser, forget_kept, with_shadow
 from dllm.sampling import Guesses, Picker
+from dllm.stepping import Forward, Round
 from dllm.strategy import FullMask, choose_strategy
+from dllm.visits import goes_on_from, steps_before, steps_together
 from dllm.window import Window, Workspace
 
 PREFILL_CHUNK = 512
@@ -73,6 +77,11 @@ class Engine:
         cache_bytes: Size of the prefix cache.
         clock: Reads the time that deadlines refer to, in seconds.
         forward: Runs the network, where that is not the network's own call (`dllm.graphs.cuda_graphs`).
+        steps_per_visit: Most denoising steps between two looks at their outcome. New plans, cancels, drafts and deadlines take effect at the
+            next one, and events come for all of them together; what is written is the same.
+
+    Raises:
+        ConfigError: If a number is out of range.
     """
 
     def __init__(
@@ -84,7 +93,11 @@ class Engine:
         cache_bytes: int = 128 * 2**20,
         clock: Callable[[], float] = time.monotonic,
         forward: Callable[..., Tensor] | None = None,
+        steps_per_visit: int = 1,
     ) -> None:
+        if steps_per_visit < 1:
+            raise ConfigError("steps_per_visit", steps_per_visit, "at least 1")
+        self.steps_per_visit = steps_per_visit
         self.model, self.table, self.max_batch, self._clock = model, table, max_batch, clock
         self.spec = model.spec
         self._device = next(iter(model.parameters())).device  # type: ignore[attr-defined]
@@ -92,7 +105,7 @@ class Engine:
         grid = self.spec.block if self.spec.mask_kind == "block_causal" else 1
         page = max(16, grid)
         self.cache = PrefixCache(model, cache_bytes if self._is_cached else 0, page if page % grid == 0 else grid, grid)
-        self.workspace = Workspace(model, max_batch, forward)
+        self.workspace, self._forward = Workspace(model, max_batch, forward), forward
         self.costs = StepCosts()
         self._classes = TokenClasses(table, self.spec.vocab_size, self._device)
         forbidden = {*table.forbidden, *self.spec.special.forbidden, table.mask}
@@ -507,24 +520,76 @@ class Engine:
 
     def _step(self, works: list[tuple[Draft, Work]], events: list[Event]) -> None:
         began = self._clock()
-        works, hidden = self._forward(works)
+        works, forward, ids, recorded = self._arranged(works)
+        count = self._count(works, began)
         outcomes: dict[int, Outcome | Exception] = {}
         lives = [(row, draft, work) for row, (draft, work) in enumerate(works) if isinstance(work, Live)]
-        if lives:
-            rows = [row for row, _, _ in lives]
-            own = hidden if len(rows) == len(hidden) else hidden[rows]
-            decided = self._denoiser.advance([draft for _, draft, _ in lives], [live for _, _, live in lives], own)
-            for (row, draft, live), outcome in zip(lives, decided, strict=True):
-                outcomes[row] = outcome
-                if not isinstance(outcome, Exception):
+        drafts = [draft for _, draft, _ in lives]
+        visit: Visit | None = None
+        if len(lives) == len(works):
+            visit = self._denoiser.visit(drafts, [live for _, _, live in lives], forward, ids, count, recorded)
+        else:
+            hidden = forward(None)
+            if lives:
+                own = hidden[[row for row, _, _ in lives]]
+                visit = self._denoiser.visit(drafts, [live for _, _, live in lives], lambda _: own, None, 1)
+            for row, (draft, work) in enumerate(works):
+                if isinstance(work, Pass):
+                    outcomes[row] = self._absorb(draft, work, hidden[row])
+        if visit is not None:
+            for index, (row, draft, live) in enumerate(lives):
+                outcomes[row] = visit.put(draft, index, 0)
+                if not isinstance(outcomes[row], Exception):
                     self._commit(draft, live.window, live.commits)
                     if isinstance(draft.strategy, FullMask):
-                        draft.strategy.keep_carry(hidden[row], live)
-        for row, (draft, work) in enumerate(works):
-            if isinstance(work, Pass):
-                outcomes[row] = self._absorb(draft, work, hidden[row])
-        seconds = self._clock() - began
-        self.costs.observe_step(len(works), max(work.window.length for _, work in works), seconds)
+                        draft.strategy.keep_carry(visit.hidden[index], live)
+        seconds = (self._clock() - began) / count
+        for _ in range(count):
+            self.costs.observe_step(len(works), max(work.window.length for _, work in works), seconds)
+        self._tell(works, outcomes, seconds, events)
+        if visit is not None and count > 1:
+            self._replay(visit, [(draft, live) for _, draft, live in lives], began, seconds, events)
+
+    def _replay(
+        self, visit: Visit, lives: list[tuple[Draft, Live]], began: float, seconds: float, events: list[Event]
+    ) -> None:
+        """The further steps of a visit, as if each had had one of its own. What a draft would have done otherwise by then is dropped."""
+        going = list(enumerate(lives))
+        for step in range(1, len(visit.steps)):
+            going = [
+                (row, (draft, live))
+                for row, (draft, live) in going
+                if visit.goes_on(row, step - 1) and self._wants(draft, live, step, began)
+            ]
+            outcomes = {index: visit.put(draft, row, step) for index, (row, (draft, _)) in enumerate(going)}
+            self._tell([pair for _, pair in going], outcomes, seconds, events, batch=len(lives))
+
+    def _wants(self, draft: Draft, live: Live, step: int, began: float) -> bool:
+        """Whether a draft, as it stands after some steps of a visit, would take just the step that was taken for it."""
+        if draft not in self._drafts:
+            return False
+        draft.steps_left_now = draft.steps_left(began)
+        return goes_on_from(draft.strategy.next(draft), live, step)
+
+    def _count(self, works: Sequence[tuple[Draft, Work]], now: float) -> int:
+        """Steps until the next visit."""
+        most = self.steps_per_visit
+        if most == 1:
+            return 1
+        deadline = min(draft.deadline for draft, _ in works)
+        length = max(work.window.length for _, work in works)
+        step_s = self.costs.load(0, len(works), length, 0).step_p95_s
+        return steps_together(works, most, steps_before(deadline, now, step_s, most))
+
+    def _tell(
+        self,
+        works: Sequence[tuple[Draft, Work]],
+        outcomes: dict[int, Outcome | Exception],
+        seconds: float,
+        events: list[Event],
+        batch: int | None = None,
+    ) -> None:
+        """The events of one step."""
         for row, (draft, work) in sorted(enumerate(works), key=lambda entry: entry[1][0].number):
             outcome = outcomes[row]
             if isinstance(outcome, Exception):
@@ -546,13 +611,15 @@ class Engine:
                     outcome.committed,
                     outcome.forced,
                     seconds,
-                    len(works),
+                    batch or len(works),
                 )
             )
             events += self._conclude(draft)
 
-    def _forward(self, works: list[tuple[Draft, Work]]) -> tuple[list[tuple[Draft, Work]], Tensor]:
-        """Run all windows at once; the works in the order of their rows, and hidden states [B, T, E]."""
+    def _arranged(
+        self, works: list[tuple[Draft, Work]]
+    ) -> tuple[list[tuple[Draft, Work]], Forward, Tensor, Repeat | None]:
+        """All windows side by side: the works in the order of their rows, how to run them, their tokens [B, T], and recordings of steps."""
         # A full-mask draft whose row went to somebody else has lost what it kept there.
         works = [(draft, self._refreshed(draft, work)) for draft, work in works]
         longest = max(work.window.length for _, work in works)
@@ -561,7 +628,19 @@ class Engine:
         extra: dict[str, Any] = {}
         if self.spec.self_conditioning:
             extra["soft"] = self._soft([work for _, work in works], longest)
-        return works, self.workspace.forward(arranged, **extra)
+
+        def recorded(steps: Round, count: int) -> tuple[Tensor, Tensor] | None:
+            assert isinstance(self._forward, Graphs)
+            given = (arranged.ids, arranged.positions, arranged.mask, arranged.start)
+            return self._forward.visit(steps, count, given, self.workspace.rows(len(works)))
+
+        may_record = isinstance(self._forward, Graphs) and not extra
+        return (
+            works,
+            lambda ids: self.workspace.forward(arranged, ids, **extra),
+            arranged.ids,
+            recorded if may_record else None,
+        )
 
     def _place(self, works: Sequence[tuple[Draft, Work]]) -> list[int]:
         """Give the drafts the first rows of the workspace, with room for their windows; which of them stands in each."""

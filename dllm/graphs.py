@@ -1,30 +1,37 @@
-"""CUDA graphs of a network's forward: a hundred small launches become one.
+"""CUDA graphs of a network's forward, and of whole visits of denoising steps: a hundred or a thousand small launches become one.
 
 A recorded graph reads and writes fixed addresses, so every shape has input buffers of its own. Before a replay the inputs are copied into
 them; what it gives is copied out, so that no later replay overwrites what somebody still reads. To keep shapes few, the slots that
 are read are rounded up and the mask says which of them count: every forward has a mask with a row per query, and a start per draft.
 One recording then serves every company of so many drafts with windows of that length, wherever their texts end.
 
+A visit is recorded with all of its steps, forwards, choices and stop tests, for drafts whose steps never look at logits; then the host sends
+what has changed, starts one graph, and reads one result.
+
 A shape is recorded when it comes a second time: many come once. Recordings are few (the one used longest ago goes first) and their total
 time is bounded; whatever is not recorded runs as it is, with the same result. They are worth nothing once the workspace
 has moved to other memory, and go then.
 
-Dimensions: B drafts, T window tokens, S slots, E hidden size.
+Dimensions: B drafts, T window tokens, S slots, E hidden size, C columns of a visit's results.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from dllm.errors import ConfigError
 from dllm.models.family import LayerStore, Network, Sight
+
+if TYPE_CHECKING:
+    from dllm.stepping import Round
 
 SLOT_STEP = 256
 """Slots that are read are rounded up to a multiple of it. At 512 stored tokens that is at most a third more of what is small beside the
@@ -44,6 +51,10 @@ class Shape(NamedTuple):
     slots: int
     is_counted: bool = False
     """Attention is the kernel's: a number per query stands for the mask."""
+    steps: int = 0
+    """Denoising steps of a visit; 0 for a forward alone."""
+    facts: tuple[object, ...] = ()
+    """What else the steps of a visit decide on the host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +98,7 @@ class CudaRecorder:
         return graph.replay, result
 
 
-_Given: TypeAlias = tuple[Tensor, Tensor, Tensor | Sight | None, int | Tensor]
+Given: TypeAlias = tuple[Tensor, Tensor, Tensor | Sight | None, int | Tensor]
 """Tokens, positions, mask and start of one forward, as the caller gave them."""
 
 
@@ -140,19 +151,21 @@ class _Inputs:
 class _Recording:
     inputs: _Inputs
     replay: Callable[[], object]
-    hidden: Tensor
-    """[B, T, E]: overwritten by the next replay of any recording."""
+    result: Tensor
+    """[B, T, E] hidden states, or a visit's [steps, B, C]: overwritten by the next replay of any recording."""
+    round: Round | None = None
+    """Of a visit: its columns are read by the replay."""
 
     @property
     def size_bytes(self) -> int:
         inputs = self.inputs
         mask = inputs.mask.visible if isinstance(inputs.mask, Sight) else inputs.mask
-        parts = (inputs.ids, inputs.positions, mask, inputs.start, self.hidden)
+        parts = (inputs.ids, inputs.positions, mask, inputs.start, self.result)
         return sum(part.numel() * part.element_size() for part in parts)
 
 
 class Graphs:
-    """The forward of a network, recorded where that pays. Called like the network itself.
+    """The forward of a network, recorded where that pays. Called like the network itself; `visit` is for whole visits.
 
     Args:
         recorder: What records; `CudaRecorder` where there is a GPU.
@@ -205,17 +218,44 @@ class Graphs:
         """Hidden states [B, T, E]; see `Network.__call__`. The result is the caller's: no later call changes it."""
 
         with torch.inference_mode():
+            given = (ids, positions, mask, start)
             recording = None
             if stores is not None and not extra and ids.shape[1] <= MAX_LENGTH:
-                self._check_places(stores)
-                read = min(-(-_slots_read(ids, mask, start) // SLOT_STEP) * SLOT_STEP, stores[0].keys.shape[2])
-                shape = Shape(ids.shape[0], ids.shape[1], read, isinstance(mask, Sight))
-                recording = self._find(shape, stores, (ids, positions, mask, start))
+                shape = self._shape(given, stores)
+                recording = self._find(shape, lambda: self._record(shape, list(stores), given))
             if recording is None:
                 return self._model(ids, positions, mask, stores, start, **extra)
-            recording.inputs.fill(ids, positions, mask, start)
+            recording.inputs.fill(*given)
             recording.replay()
-            return recording.hidden.clone()
+            return recording.result.clone()
+
+    def visit(
+        self, steps: Round, count: int, given: Given, stores: Sequence[LayerStore]
+    ) -> tuple[Tensor, Tensor] | None:
+        """The results of a visit's steps [count, B, C], as `Round.run` gives them, and the last hidden states [B, T, E]; None where the visit
+        is not recorded. Both are the caller's until the next call.
+
+        Args:
+            steps: Reads every open position (`is_whole`), and nobody's logits.
+            given: Tokens, positions, mask and start of its windows.
+        """
+        if given[0].shape[1] > MAX_LENGTH:
+            return None
+        shape = self._shape(given, stores)._replace(steps=count, facts=steps.facts)
+        recording = self._find(shape, lambda: self._record(shape, list(stores), given, steps))
+        if recording is None:
+            return None
+        assert recording.round is not None
+        recording.inputs.fill(*given)
+        recording.round.fill(steps)
+        recording.replay()
+        return recording.result, recording.round.hidden
+
+    def _shape(self, given: Given, stores: Sequence[LayerStore]) -> Shape:
+        self._check_places(stores)
+        ids, _, mask, start = given
+        read = min(-(-_slots_read(ids, mask, start) // SLOT_STEP) * SLOT_STEP, stores[0].keys.shape[2])
+        return Shape(ids.shape[0], ids.shape[1], read, isinstance(mask, Sight))
 
     def _check_places(self, stores: Sequence[LayerStore]) -> None:
         """Forget everything when the keys and values live elsewhere now: recordings know addresses only."""
@@ -224,32 +264,38 @@ class Graphs:
             self._recordings.clear()
             self._places = places
 
-    def _find(self, shape: Shape, stores: Sequence[LayerStore], given: _Given) -> _Recording | None:
+    def _find(self, shape: Shape, record: Callable[[], _Recording | None]) -> _Recording | None:
         """The recording for a shape, made now if it is time; None where there is none."""
         recording = self._recordings.get(shape)
         if recording is None and shape in self._met and shape not in self._refused and self.seconds < self._budget_s:
-            recording = self._record(shape, list(stores), given)
+            recording = record()
         self._met.add(shape)
         if recording is not None:
             self._recordings[shape] = recording
             self._recordings.move_to_end(shape)
         return recording
 
-    def _record(self, shape: Shape, stores: list[LayerStore], given: _Given) -> _Recording | None:
+    def _record(
+        self, shape: Shape, stores: list[LayerStore], given: Given, steps: Round | None = None
+    ) -> _Recording | None:
         began = self._clock()
         while len(self._recordings) >= self._max_graphs:
             self._recordings.popitem(last=False)
         inputs = _Inputs.of(shape, stores[0].keys.dtype, stores[0].keys.device)
         # Recording runs the forward, which writes keys and values: with these inputs just those that the replay writes again.
         inputs.fill(*given)
+
+        def forward(ids: Tensor | None) -> Tensor:
+            tokens = inputs.ids if ids is None else ids
+            return self._model(tokens, inputs.positions, inputs.mask, stores, inputs.start)
+
+        run, own = (lambda: forward(None)), None
+        if steps is not None:
+            own = steps.for_recording()
+            run = functools.partial(own.run, forward, inputs.ids, shape.steps)
         recording, error = None, ""
         try:
-            recording = _Recording(
-                inputs,
-                *self._recorder.record(
-                    lambda: self._model(inputs.ids, inputs.positions, inputs.mask, stores, inputs.start)
-                ),
-            )
+            recording = _Recording(inputs, *self._recorder.record(run), own)
         except RuntimeError as failure:  # networks that ask the host something in the middle cannot be recorded
             error = str(failure) or type(failure).__name__
             self._refused.add(shape)

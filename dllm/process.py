@@ -302,12 +302,12 @@ def sample(logits: Tensor, options: DecodeOptions, seeds: Tensor) -> CommitStats
     return CommitStats(token, torch.where(token >= 0, probability, 0.0), best.margin, best.entropy)
 
 
-def draw_seeds(seed: int, step: Tensor | int, positions: Tensor) -> Tensor:
+def draw_seeds(seed: Tensor | int, step: Tensor | int, positions: Tensor) -> Tensor:
     """A seed per position for `sample`, [n] int64 in [0, 2^63): a function of the draft's seed, its step and the position only.
 
     Args:
-        seed: In [0, 2^62).
-        step: int64 scalar in [0, 2^32), on the positions' device if a tensor.
+        seed: In [0, 2^62); an int64 tensor that broadcasts against the positions, on their device, gives each its own.
+        step: In [0, 2^32); likewise.
         positions: [n] int64.
     """
     zero = torch.zeros_like(positions)

@@ -156,6 +156,8 @@ class BlockWise:
             steps_left=left,
             carry=self.carry if prompt + lo == start and self._spec.logit_shift else None,
             commits=done,
+            # A finished block in front goes once it is stored; another block joins when there are more of them than steps.
+            alike=1 if done or live > 1 or self._pipeline > 1 else left - blocks_left + 1 if self._is_grid else left,
         )
 
     def seed_position(self, draft: Draft) -> int | None:
@@ -315,6 +317,7 @@ class FullMask:
             stop=stop_of(draft),
             steps_left=draft.steps_left_now,
             carry=carry if self._spec.logit_shift else None,
+            alike=1 if is_cached or live > 1 else draft.steps_left_now - blocks_left + 1,
         )
 
     def keep_carry(self, hidden: Tensor, live: Live) -> None:

@@ -171,10 +171,13 @@ class Workspace:
 
     def forward(self, arranged: Arranged, ids: Tensor | None = None, **extra: Any) -> Tensor:
         """Hidden states [B, T, E] of the first B rows; `ids` [B, T] replaces the arranged tokens."""
-        rows = len(arranged.lengths)
-        stores = [LayerStore(store.keys[:rows], store.values[:rows]) for store in self.stores]
         tokens = arranged.ids if ids is None else ids
+        stores = self.rows(len(arranged.lengths))
         return self._run(tokens, arranged.positions, arranged.mask, stores, arranged.start, **extra)
+
+    def rows(self, count: int) -> list[LayerStore]:
+        """Keys and values of the first rows, per layer [count, G, S, D]."""
+        return [LayerStore(store.keys[:count], store.values[:count]) for store in self.stores]
 
     def _mask(self, windows: Sequence[Window], length: int) -> Tensor | Sight | None:
         is_counted = self.model.takes_sight and runs_kernels(self._probe) and all(map(_is_beginning, windows))

@@ -37,6 +37,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=8, help="canvases per forward")
+    parser.add_argument("--graphs", action="store_true", help="record steps as CUDA graphs; not under torchrun")
+    parser.add_argument("--steps-per-visit", type=int, default=1, help="most steps between two visits of the host")
     parser.add_argument("--cache-mb", type=int, default=512, help="size of the prefix cache")
     parser.add_argument("--api-key-file", type=Path, help="one key per line; without it everybody is let in")
     parser.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="may be repeated; * is all")
@@ -93,8 +95,20 @@ def _listen(args: argparse.Namespace) -> socket.socket:
 def _engine(args: argparse.Namespace, checkpoint: Checkpoint, **options: Any) -> Engine:
     from dllm.engine import Engine
 
-    size = args.cache_mb * 2**20
-    return Engine(checkpoint.model, checkpoint.codec.token_table, max_batch=args.batch, cache_bytes=size, **options)
+    if args.graphs:
+        from dllm.graphs import cuda_graphs
+
+        if "clock" in options:
+            raise ConfigError("--graphs", "given", "nothing under torchrun: what ranks tell each other is not recorded")
+        options["forward"] = cuda_graphs(checkpoint.model, lambda told: print(told, file=sys.stderr, flush=True))
+    return Engine(
+        checkpoint.model,
+        checkpoint.codec.token_table,
+        max_batch=args.batch,
+        cache_bytes=args.cache_mb * 2**20,
+        steps_per_visit=args.steps_per_visit,
+        **options,
+    )
 
 
 async def _serve(

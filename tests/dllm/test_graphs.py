@@ -19,6 +19,7 @@ from dllm.graphs import MAX_LENGTH, CudaRecorder, Graphs, Recorded, Shape, cuda_
 from dllm.models.family import LayerStore
 from dllm.models.transformer import Transformer
 from dllm.options import DecodeOptions
+from dllm.stepping import Round
 from tests.dllm import tiny
 from tests.dllm.decoding import draft_spec, engine_of, finished, prompt_of, run, table_of
 
@@ -253,20 +254,48 @@ def test_on_the_gpu_nothing_waits_between_the_forward_and_the_one_visit(monkeypa
         engine.submit(draft_spec(prompt_of(40, at), 24, conversation=f"c{at}"))
     engine.run_round()  # prompts are stored
     engine.run_round()
-    advance, store, visits = Denoiser.advance, Denoiser._store, []
+    visit, look, visits = Denoiser.visit, Round.look, []
 
-    def watched_advance(*args: Any) -> Any:
+    def watched_visit(*args: Any) -> Any:
         torch.cuda.set_sync_debug_mode("error")
-        return advance(*args)
+        return visit(*args)
 
-    def watched_store(*args: Any) -> Any:
+    def watched_look(*args: Any) -> Any:
         torch.cuda.set_sync_debug_mode("default")
         visits.append(1)
-        return store(*args)
+        return look(*args)
 
-    monkeypatch.setattr(Denoiser, "advance", watched_advance)
-    monkeypatch.setattr(Denoiser, "_store", watched_store)
+    monkeypatch.setattr(Denoiser, "visit", watched_visit)
+    monkeypatch.setattr(Round, "look", watched_look)
     with waiting_is_an_error():
         torch.cuda.set_sync_debug_mode("default")
         events = run(engine)
     assert visits and sum(type(event).__name__ == "Finished" for event in events) == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("steps_per_visit", [1, 4])
+def test_on_the_gpu_whole_visits_are_recorded_and_say_the_same(steps_per_visit: int) -> None:
+    model, told = tiny.model().cuda(), list[Recorded]()
+    replies = []
+    for is_recorded in (False, True):
+        forward = cuda_graphs(model, told.append) if is_recorded else None
+        engine = Engine(
+            model,
+            table_of(model.spec),
+            max_batch=3,
+            cache_bytes=2**20,
+            clock=lambda: 0.0,
+            forward=forward,
+            steps_per_visit=steps_per_visit if is_recorded else 1,
+        )
+        drafts = [
+            engine.submit(
+                draft_spec(prompt_of(40, at), 24, DecodeOptions(temperature=at / 2, seed=at), conversation=f"c{at}")
+            )
+            for at in (0, 0, 2, 2, 0, 2)
+        ]
+        events = run(engine)
+        replies.append([finished(events, draft).tokens for draft in drafts])
+    assert replies[0] == replies[1]
+    assert any(recorded.shape.steps and not recorded.error for recorded in told), told

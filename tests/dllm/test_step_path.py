@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from dllm.denoise import Denoiser, _Round
+from dllm.denoise import Denoiser
 from dllm.drafts import DraftSpec, Plan
 from dllm.options import DecodeOptions, Rule
+from dllm.stepping import Round
 from dllm.window import Workspace
 from dllm_kernels.mix_experts import reference as experts
 from tests.dllm import tiny
@@ -44,27 +45,27 @@ class StepPath:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.forwards = self.steps = 0
         self._guard = ExitStack()
-        forward, advance, store = Workspace.forward, Denoiser.advance, _Round._store
+        forward, visit, look = Workspace.forward, Denoiser.visit, Round.look
 
         def watched_forward(*args: Any, **kwargs: Any) -> Tensor:
             self.forwards += 1
             with no_host_sync(), _Uploads():
                 return forward(*args, **kwargs)
 
-        def watched_advance(*args: Any) -> Any:
-            self.steps += 1
+        def watched_visit(*args: Any) -> Any:
+            self.steps += args[5]
             with self._guard:
                 self._guard.enter_context(no_host_sync())
                 self._guard.enter_context(_Uploads())
-                return advance(*args)
+                return visit(*args)
 
-        def watched_store(*args: Any) -> Any:
+        def watched_look(*args: Any) -> Any:
             self._guard.close()
-            return store(*args)
+            return look(*args)
 
         patch.setattr(Workspace, "forward", watched_forward)
-        patch.setattr(Denoiser, "advance", watched_advance)
-        patch.setattr(_Round, "_store", watched_store)
+        patch.setattr(Denoiser, "visit", watched_visit)
+        patch.setattr(Round, "look", watched_look)
 
 
 def write_together(model: Any, specs: list[DraftSpec]) -> None:
