@@ -1,4 +1,4 @@
-"""Text to tokens and back: how a dialogue becomes one token sequence, and how a recogniser would have written a sentence.
+"""Text to tokens and back: how a dialogue becomes one token sequence.
 
 How text is joined. White space runs become one space and each turn is stripped. A turn is `role token, " " + text, <end>`: the text
 always starts with a space, so a word is the same token at the start of a turn and in its middle, and any cut at a word boundary
@@ -26,7 +26,6 @@ from dllm.calls import Call, Tool, result_note, with_tools, write_call
 from dllm.canvas import TokenTable
 from dllm.codec import ChatRole, Message
 from dllm.errors import CheckpointError, ConfigError, SpecialTokenError
-from dllm.numerals import cardinal, ordinal, year
 from dllm.spec import DialogueTokens
 
 Role: TypeAlias = Literal["system", "user", "note", "agent"]
@@ -274,63 +273,3 @@ _BYTES = _byte_alphabet()
 def bytes_of_byte_level(text: str) -> bytes:
     """The bytes that a byte-level vocabulary's token text stands for; characters outside GPT-2's alphabet stand for themselves."""
     return b"".join(bytes((_BYTES[char],)) if char in _BYTES else char.encode("utf-8") for char in text)
-
-
-# --- as a recogniser writes -------------------------------------------------------------------------------------------
-
-_MONEY = re.compile(r"\$\s?(\d[\d,]*)(?:\.(\d\d))?\b")
-_CLOCK = re.compile(r"\b(\d{1,2})(?::(\d\d))?\s?([ap])\.?m\b\.?", re.IGNORECASE)
-_CLOCK_24 = re.compile(r"\b(\d{1,2}):(\d\d)\b")
-_ORDINAL = re.compile(r"\b(\d{1,4})(?:st|nd|rd|th)\b", re.IGNORECASE)
-_DECIMAL = re.compile(r"\b(\d[\d,]*)\.(\d+)\b")
-_NUMBER = re.compile(r"\d[\d,]*\d|\d")
-_NOT_SPOKEN = re.compile(r"[^a-z'\s]")
-_LOOSE_APOSTROPHE = re.compile(r"(?<![a-z])'|'(?![a-z])")
-_SYMBOLS = {"%": " percent ", "&": " and ", "+": " plus ", "@": " at ", "=": " equals "}
-
-
-def spoken_form(text: str) -> str:
-    """Text as a recogniser would write it: lower case, no punctuation but apostrophes, figures as words.
-
-    "$30" is "thirty dollars", "7 pm" is "seven p m". Letters outside a-z are dropped with their marks: the built-in recognisers
-    write none.
-    """
-    text = text.replace("\u2019", "'")
-    for symbol, words in _SYMBOLS.items():
-        text = text.replace(symbol, words)
-    text = _MONEY.sub(_spoken_money, text)
-    text = _CLOCK.sub(_spoken_clock, text)
-    text = _CLOCK_24.sub(_spoken_clock, text)
-    text = _ORDINAL.sub(lambda found: f" {ordinal(int(found[1]))} ", text)
-    text = _DECIMAL.sub(
-        lambda found: f" {_digits(found[1])} point {' '.join(cardinal(int(digit)) for digit in found[2])} ", text
-    )
-    text = _NUMBER.sub(lambda found: f" {_digits(found[0])} ", text)
-    text = _NOT_SPOKEN.sub(" ", text.lower())
-    return clean(_LOOSE_APOSTROPHE.sub(" ", text))
-
-
-def _spoken_money(found: re.Match[str]) -> str:
-    dollars, cents = _digits(found[1]), found[2]
-    spoken = f" {dollars} dollar{'' if dollars == 'one' else 's'} "
-    return spoken + (f"and {cardinal(int(cents))} cents " if cents and int(cents) else "")
-
-
-def _spoken_clock(found: re.Match[str]) -> str:
-    hour, minute = cardinal(int(found[1])), found[2]
-    if minute is None or minute == "00":
-        spoken_minute = "" if found.lastindex == 3 or minute is None else "o'clock"
-    else:
-        spoken_minute = ("oh " if minute[0] == "0" else "") + cardinal(int(minute))
-    half = f"{found[3].lower()} m" if found.re is _CLOCK else ""
-    return f" {hour} {spoken_minute} {half} "
-
-
-def _digits(figures: str) -> str:
-    """A cardinal up to 9999; longer ones and those with a leading zero digit by digit, as people dictate them."""
-    plain = figures.replace(",", "")
-    if (len(plain) > 1 and plain[0] == "0") or len(plain) > (7 if "," in figures else 4):
-        return " ".join(cardinal(int(digit)) for digit in plain)
-    if len(plain) == 4 and "," not in figures and plain[0] in "12" and plain[1:3] != "00":
-        return year(int(plain))
-    return cardinal(int(plain))

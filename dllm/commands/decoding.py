@@ -274,7 +274,7 @@ def messages(args: argparse.Namespace, text: str) -> list[Message]:
 def chat_tokens(chat: Sequence[Message], checkpoint: Checkpoint) -> tuple[int, ...]:
     """The built-in model's users speak: their turns are written as a recogniser would."""
     if checkpoint.spec.dialogue is not None:
-        from dllm.text import spoken_form
+        from dllm.spoken import spoken_form
 
         chat = [
             dataclasses.replace(message, text=spoken_form(message.text)) if message.role == "user" else message

@@ -16,7 +16,7 @@ from dllm.errors import CallError, ConfigError, DllmError
 from dllm.habits import family_options
 from dllm.loader import Checkpoint
 from dllm.rounds import run_out
-from dllm.text import spoken_form
+from dllm.spoken import spoken_form
 
 CALLERS = Path(__file__).with_name("callers.toml")
 MOST_CALLS = 3

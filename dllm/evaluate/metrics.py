@@ -15,7 +15,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from dllm.evaluate.bootstrap import Floats
-from dllm.text import clean, spoken_form
+from dllm.spoken import spoken_form
+from dllm.text import clean
 
 # --- overlap with the reference ---------------------------------------------------------------------------------------
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from dllm.evaluate.bootstrap import Estimate, estimate, estimate_of
 from dllm.evaluate.metrics import area_under_curve, calibration_error, reliability
 from dllm.evaluate.replies import Limit
-from dllm.text import DialogueCodec, spoken_form
+from dllm.spoken import spoken_form
+from dllm.text import DialogueCodec
 from dllm.train.data import Dialogue, alike_words
 
 CONTEXT = 200

@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 from dllm.calls import Call, Tool, read_call, with_tools, write_call
 from dllm.errors import CallError, ConfigError, DataError
-from dllm.text import ROLES, DialogueCodec, Role, clean, spoken_form
+from dllm.spoken import spoken_form
+from dllm.text import ROLES, DialogueCodec, Role, clean
 from dllm.train.config import SourceConfig, TrainConfig
 from dllm.train.files import check_text, read_objects
 

@@ -27,7 +27,8 @@ from dllm.codec import Codec
 from dllm.errors import CallError, ConfigError, DataError, PromptTooLongError
 from dllm.models.family import Network
 from dllm.spec import ModelSpec
-from dllm.text import DialogueCodec, clean, spoken_form
+from dllm.spoken import spoken_form
+from dllm.text import DialogueCodec, clean
 from dllm.train.canvases import Asked, State, canvas_width, check_spec, frozen_copy, logits_at
 from dllm.train.corpus import encode_prompt
 from dllm.train.data import Turn, dialogue_of

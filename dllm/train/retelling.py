@@ -25,7 +25,8 @@ from dllm.evaluate.metrics import facts_in, invented_figures, repeats
 from dllm.loader import Checkpoint
 from dllm.options import DecodeOptions
 from dllm.rounds import run_out
-from dllm.text import DialogueCodec, spoken_form
+from dllm.spoken import spoken_form
+from dllm.text import DialogueCodec
 from dllm.train.corpus import encode_prompt
 from dllm.train.data import Turn, dialogue_of
 from dllm.train.files import read_objects

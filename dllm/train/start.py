@@ -15,7 +15,8 @@ from dllm.codec import Codec
 from dllm.errors import ConfigError
 from dllm.models.transformer import Transformer
 from dllm.spec import ModelSpec
-from dllm.text import DialogueCodec, spoken_form, train_tokenizer
+from dllm.spoken import spoken_form
+from dllm.text import DialogueCodec, train_tokenizer
 from dllm.train.config import TrainConfig
 from dllm.train.corpus import Corpus, Item, find_files, read_items
 from dllm.train.data import Mixture, Split, source_weights

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from dllm.codec import Message
 from dllm.errors import CheckpointError, ConfigError, SpecialTokenError
 from dllm.spec import DialogueTokens
-from dllm.text import DialogueCodec, clean, spoken_form
+from dllm.spoken import spoken_form
+from dllm.text import DialogueCodec, clean
 from tests.dllm import tiny
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from dllm.calls import Call, read_call, typed_arguments, write_call
 from dllm.calls import Tool as CalledTool
-from dllm.text import spoken_form
+from dllm.spoken import spoken_form
 from dllm.train.data import read_dialogues
 from voice_pipelines.rehearsal.__main__ import SOURCES, dialogues, main, write_dialogue
 from voice_pipelines.rehearsal.facts import Conversation, imagine_business

@@ -14,7 +14,8 @@ from typing import Any
 from dllm.codec import Codec
 from dllm.errors import ConfigError, DataError
 from dllm.spec import ModelSpec
-from dllm.text import DialogueCodec, spoken_form
+from dllm.spoken import spoken_form
+from dllm.text import DialogueCodec
 from dllm.train.config import SourceConfig, TrainConfig
 from dllm.train.corpus import answer_text, encode_prompt, turn_tokens
 from dllm.train.data import Dialogue, RowMaker, Turn, dialogue_of

@@ -15,7 +15,8 @@ from typing import Literal, Protocol, TypeAlias
 from dllm.calls import with_tools
 from dllm.codec import ChatRole, Codec, Message
 from dllm.errors import ConfigError
-from dllm.text import DialogueCodec, spoken_form
+from dllm.spoken import spoken_form
+from dllm.text import DialogueCodec
 from voice_pipelines.adapters.diffusion_calls import encode_call, function_body, known_tools
 from voice_pipelines.adapters.remote_wire import MUST_SAY
 from voiceagent.backends import PromptTurn

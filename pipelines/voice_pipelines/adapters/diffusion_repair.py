@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 
 from dllm.engine import Engine
 from dllm.errors import ConfigError, DllmError
-from dllm.text import DialogueCodec, spoken_form
+from dllm.spoken import spoken_form
+from dllm.text import DialogueCodec
 from dllm.transcript import HeardTurn
 from voice_pipelines.adapters.diffusion import DiffusionDrafter
 from voice_pipelines.asr.pronounce import bundled_dictionary

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dllm.numerals import cardinal
-from dllm.text import spoken_form
+from dllm.spoken import spoken_form
 from voice_pipelines.rehearsal.words import (
     address,
     bare,

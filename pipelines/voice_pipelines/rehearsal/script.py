@@ -4,7 +4,8 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dllm.text import clean, spoken_form
+from dllm.spoken import spoken_form
+from dllm.text import clean
 from voice_pipelines.rehearsal.words import sentence
 
 MOST_WORDS = 35
