@@ -23,23 +23,27 @@ import math
 import random
 import time
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from asr import decoder_for
 from measuring import about, percentile
+from numpy.typing import NDArray
 from tapes import TAIL_S, Tape, TapeMaker, draw_pause, entries
 
 from dllm import loader
-from dllm.text import spoken_form
+from dllm.spoken import spoken_form
 from dllm.transcript import TurnEnd
 from voice_pipelines.adapters.diffusion import DiffusionDrafter
-from voice_pipelines.adapters.diffusion_turns import NO_SOUND, DiffusionTurnScorer, trusted
+from voice_pipelines.adapters.diffusion_turns import NO_SOUND, DiffusionTurnScorer, joined
+from voice_pipelines.adapters.turn_words import TurnWordsScorer
 from voice_pipelines.asr.vocabulary import Vocabulary
 from voice_pipelines.settings import load
+from voice_pipelines.turn_end.model import TurnEndModel
 from voiceagent.backends import BackendInfo, PromptTurn, TurnSoFar
 from voiceagent.config import Config
 from voiceagent.endpoint import EndpointSettings, Evidence, decide
@@ -47,10 +51,13 @@ from voiceagent.endpoint_dictation import is_dictation
 from voiceagent.endpoint_words import PauseWords, Question
 from voiceagent.vad import WINDOW_SAMPLES, VoiceActivity, VoicedUtterance
 
+Floats = NDArray[np.float64]
+
 ROOT = Path(__file__).parent.parent
 KINDS = ("order", "command", "telephone", "noisy", "number", "read", "long")
 TO_THE_AGENT = ("order", "command", "telephone")
 """What callers of this agent say, and its recogniser can read."""
+PAUSED, AS_THEY_ARE = "with a pause", "as they are"
 EARLY_S = 0.15
 """An endpoint so long before the end of speech is a cut-off (the recordings' times are no more exact)."""
 GOAL = 0.05
@@ -61,10 +68,15 @@ TEXT_LAG_S = 0.1
 """How long after a dialogue turn's words their text is there."""
 
 SILENCES = tuple(round(0.1 + 0.05 * step, 2) for step in range(48))
-COSTS = tuple(round(0.2 * 2 ** (step / 2), 3) for step in range(17))
-SHORTEST, LONGEST = (0.1, 0.15, 0.2, 0.3), (0.8, 1.0, 1.2, 1.5, 1.8, 2.1)
-SETTLES, DICTATIONS = (0.0, 0.1, 0.2), (0.5, 0.8, 1.0, 1.2, 1.5)
+COSTS = tuple(round(0.25 * 2 ** (step / 3), 2) for step in range(25))
+FOLDS, SHUFFLES = 5, 10
 SILENCE_WINDOW_S = WINDOW_SAMPLES / 16_000
+
+
+Judge: TypeAlias = Literal["both", "words", "model"]
+"""`both`: the turn-end model with the built-in one, as the server has it where that one writes the replies. `words`: the turn-end model alone,
+as beside any other. `model`: the built-in one alone."""
+Moments: TypeAlias = tuple[tuple[VoicedUtterance, Evidence | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +87,7 @@ class Case:
     kind: str
     speaker: str
     end_s: float
-    moments: tuple[tuple[VoicedUtterance, Evidence | None], ...]
+    moments: Moments
     last_s: float
     """Where it ends, should nothing be decided."""
 
@@ -104,7 +116,9 @@ class Point:
 class Scores:
     """The model's answers, kept in a file: each is asked for once per model."""
 
-    def __init__(self, model: Path | None, cache: Path) -> None:
+    def __init__(self, model: Path | None, cache: Path, judge: Judge) -> None:
+        self._judge = judge
+        self._words = TurnEndModel.load()
         checkpoint = loader.load(model)
         digest = hashlib.sha256((checkpoint.path / "model.safetensors").read_bytes()).hexdigest()
         self.model = {"weights_sha256": digest, "parameters": sum(p.numel() for p in checkpoint.model.parameters())}  # type: ignore[attr-defined]
@@ -113,13 +127,13 @@ class Scores:
             json.loads(self._file.read_text("utf-8")) if self._file.is_file() else {}
         )
         self._drafter = DiffusionDrafter(checkpoint, BackendInfo("llm", "the model", "benchmark"))
-        self._scorer = DiffusionTurnScorer(self._drafter)
+        self._scorer = DiffusionTurnScorer(self._drafter, TurnWordsScorer())
         self._warmed: tuple[PromptTurn, ...] | None = None
         self.seconds: list[float] = []
         """Processor time of the answers that were asked for now: others run on this machine."""
 
     async def __aenter__(self) -> Scores:
-        await DiffusionTurnScorer.create(self._drafter)
+        await DiffusionTurnScorer.create(self._drafter, TurnWordsScorer())
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -127,7 +141,17 @@ class Scores:
         self._file.write_text(json.dumps(self._known), "utf-8")
         await self._drafter.aclose()
 
-    async def ask(self, before: tuple[PromptTurn, ...], words: str) -> TurnEnd:
+    async def ask(self, before: tuple[PromptTurn, ...], words: str) -> float:
+        """Probability that nothing follows, as the judge has it."""
+        asked = next((turn.text for turn in reversed(before) if turn.role == "agent"), "")
+        of_words = self._words.completeness(words, asked)
+        if self._judge == "words":
+            return of_words
+        end = await self._ask_model(before, words)
+        # The mean of one and the same is the model's alone.
+        return joined(end, of_words if self._judge == "both" else end.probability)
+
+    async def _ask_model(self, before: tuple[PromptTurn, ...], words: str) -> TurnEnd:
         key = json.dumps([[turn.role, turn.text] for turn in before] + [words])
         if key not in self._known:
             if before != self._warmed:
@@ -161,7 +185,7 @@ async def case_of(tape: Tape, speaker: str, before: tuple[PromptTurn, ...], scor
         while heard and heard[0].at_s <= at / 16_000:
             words.hear(heard.pop(0).text, at)
         if asked is not None:
-            words.answer(asked, trusted(await scores.ask(before, asked.text)))
+            words.answer(asked, await scores.ask(before, asked.text))
             asked = None
         if (utterance := activity.utterance) is None:
             continue
@@ -189,9 +213,11 @@ def endpoint_s(case: Case, settings: EndpointSettings, *, with_words: bool) -> f
 # --- dialogues --------------------------------------------------------------------------------------------------------
 
 
-async def dialogue_cases(paths: Sequence[Path], per_dataset: int, seed: int, scores: Scores) -> list[Case]:
-    """Turns with a pause in the middle. A case's speaker is its dialogue: halves share none."""
-    cases = []
+async def dialogue_cases(
+    paths: Sequence[Path], per_dataset: int, seed: int, scores: Scores
+) -> tuple[list[Case], list[Case]]:
+    """Turns with a pause in the middle, and the same without one. A case's speaker is its dialogue: folds share none."""
+    paused, whole = [], []
     for path in paths:
         with lzma.open(path, "rt", encoding="utf-8") as file:
             dialogues = [json.loads(line) for line in file]
@@ -201,22 +227,21 @@ async def dialogue_cases(paths: Sequence[Path], per_dataset: int, seed: int, sco
             words = text.split()
             at, pause_s = draw_pause(name, len(words) - 1, seed)
             asked = before[-1].text if before and before[-1].role == "agent" else ""
-            middle, whole = " ".join(words[: at + 1]), " ".join(words)
-            ends = await scores.ask(before, middle), await scores.ask(before, whole)
-            cases.append(
-                Case(
-                    name,
-                    path.name.partition(".")[0],
-                    name.partition("#")[0],
-                    10.0 + pause_s,
-                    (
-                        *_pause(10.0, pause_s, trusted(ends[0]), is_dictation(middle, asked)),
-                        *_pause(10.0 + pause_s, TAIL_S, trusted(ends[1]), is_dictation(whole, asked)),
-                    ),
-                    10.0 + pause_s + TAIL_S,
-                )
-            )
-    return cases
+            first, said = " ".join(words[: at + 1]), " ".join(words)
+            chances = [await scores.ask(before, some) for some in (first, said)]
+            held = [is_dictation(some, asked) for some in (first, said)]
+            source, dialogue = path.name.partition(".")[0], name.partition("#")[0]
+
+            def case(
+                pause_s: float, moments: Moments, name: str = name, source: str = source, dialogue: str = dialogue
+            ) -> Case:
+                end_s = 10.0 + pause_s
+                return Case(name, source, dialogue, end_s, moments, end_s + TAIL_S)
+
+            middle = _pause(10.0, pause_s, chances[0], held[0])
+            paused.append(case(pause_s, (*middle, *_pause(10.0 + pause_s, TAIL_S, chances[1], held[1]))))
+            whole.append(case(0.0, tuple(_pause(10.0, TAIL_S, chances[1], held[1]))))
+    return paused, whole
 
 
 def _turns(dialogue: dict[str, Any]) -> Iterable[tuple[str, tuple[PromptTurn, ...], str]]:
@@ -249,93 +274,137 @@ def _pause(
 # --- curves -----------------------------------------------------------------------------------------------------------
 
 
-def measure(cases: Sequence[Case], settings: EndpointSettings, *, with_words: bool) -> Point:
-    delays, cut_off, unanswered = [], 0, 0
-    for case in cases:
-        found = endpoint_s(case, settings, with_words=with_words)
-        if found is None:
-            unanswered += 1
-            found = case.last_s
-        if found < case.end_s - EARLY_S:
-            cut_off += 1
-        else:
-            delays.append(found - case.end_s)
-    named = ("cut_off_cost_s", "min_silence_s", "max_silence_s", "dictation_silence_s", "settle_s")
-    setting = {name: getattr(settings, name) for name in (named if with_words else ("silence_s",))}
-    if not delays:
-        return Point(setting, len(cases), cut_off, unanswered, *[math.inf] * 4)
-    spread = [percentile(delays, share) for share in (0.5, 0.95, 0.99)]
-    return Point(setting, len(cases), cut_off, unanswered, sum(delays) / len(delays), *spread)
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Cases under a row of settings that differ in one number."""
+
+    name: str
+    """Of that number."""
+    values: tuple[float, ...]
+    delays: Floats
+    """[S, N] seconds from the true end of speech to the endpoint, or to the end of what there is."""
+    unanswered: NDArray[np.bool_]
+    """[S, N] nothing was decided."""
+
+    def point(self, at: int, cases: NDArray[np.bool_] | None = None) -> Point:
+        """What one setting came to, on some of the cases."""
+        some = np.ones(self.delays.shape[1], bool) if cases is None else cases
+        return point_of({self.name: self.values[at]}, self.delays[at, some], int(self.unanswered[at, some].sum()))
+
+    def points(self) -> list[Point]:
+        return [self.point(at) for at in range(len(self.values))]
+
+    def best(self, goal: float = GOAL, cases: NDArray[np.bool_] | None = None) -> int:
+        """The fastest setting within the goal; the one with fewest cut-offs where none is."""
+        points = [self.point(at, cases) for at in range(len(self.values))]
+        fit = [at for at, point in enumerate(points) if point.share <= goal]
+        return (
+            min(fit, key=lambda at: points[at].mean_s)
+            if fit
+            else min(range(len(points)), key=lambda at: points[at].cut_off)
+        )
+
+    def beside(self, other: Curve) -> Curve:
+        """The same settings on the cases of both."""
+        assert self.values == other.values
+        delays = np.concatenate([self.delays, other.delays], axis=1)
+        return Curve(self.name, self.values, delays, np.concatenate([self.unanswered, other.unanswered], axis=1))
 
 
-def silence_curve(cases: Sequence[Case]) -> list[Point]:
-    return [measure(cases, EndpointSettings(silence_s=silence_s), with_words=False) for silence_s in SILENCES]
+def point_of(setting: dict[str, float], delays: Floats, unanswered: int = 0) -> Point:
+    """Shares and delays; an utterance that was cut off has no delay."""
+    cut_off = delays < -EARLY_S
+    kept = sorted(delays[~cut_off].tolist())
+    if not kept:
+        return Point(setting, len(delays), int(cut_off.sum()), unanswered, *[math.inf] * 4)
+    spread = [percentile(kept, share) for share in (0.5, 0.95, 0.99)]
+    return Point(setting, len(delays), int(cut_off.sum()), unanswered, sum(kept) / len(kept), *spread)
 
 
-def words_curve(cases: Sequence[Case], settings: EndpointSettings) -> list[Point]:
-    return [measure(cases, replace(settings, cut_off_cost_s=cost), with_words=True) for cost in COSTS]
+def curve_of(cases: Sequence[Case], settings: EndpointSettings, *, with_words: bool) -> Curve:
+    name, grid = ("cut_off_cost_s", COSTS) if with_words else ("silence_s", SILENCES)
+    values = tuple(sorted({*grid, getattr(settings, name)}))
+    found = [
+        [endpoint_s(case, replace(settings, **{name: value}), with_words=with_words) for case in cases]
+        for value in values
+    ]
+    delays = [
+        [(case.last_s if end is None else end) - case.end_s for end, case in zip(row, cases, strict=True)]
+        for row in found
+    ]
+    return Curve(name, values, np.array(delays), np.array([[end is None for end in row] for row in found]))
 
 
-def best(points: Iterable[Point]) -> Point | None:
-    """The fastest that cuts off no more than it may."""
-    return min((point for point in points if point.share <= GOAL), key=lambda point: point.mean_s, default=None)
+def folds(speakers: Sequence[str], count: int, seed: int) -> Iterator[NDArray[np.bool_]]:
+    """Which cases are reported, fold by fold; the others choose. No speaker is on both sides."""
+    known = sorted(set(speakers))
+    random.Random(seed).shuffle(known)
+    place = {speaker: at % count for at, speaker in enumerate(known)}
+    mine = np.array([place[speaker] for speaker in speakers])
+    yield from (mine == fold for fold in range(count))
 
 
-def choose(cases: Sequence[Case]) -> EndpointSettings:
-    """Settings that are fastest within the goal on these cases, one number after the other."""
-    settings = EndpointSettings(max_silence_s=max(LONGEST))
-    axes: tuple[tuple[str, Sequence[float]], ...] = (
-        ("max_silence_s", LONGEST),
-        ("min_silence_s", SHORTEST),
-        ("dictation_silence_s", DICTATIONS),
-        ("settle_s", SETTLES),
-    )
-    for name, values in axes:
-        found = {value: best(words_curve(cases, replace(settings, **{name: value}))) for value in values}
-        fit = {value: point for value, point in found.items() if point is not None}
-        if fit:
-            settings = replace(settings, **{name: min(fit, key=lambda value: fit[value].mean_s)})
-    point = best(words_curve(cases, settings))
-    return settings if point is None else EndpointSettings(**point.setting)
+def held_out(curve: Curve, speakers: Sequence[str]) -> dict[str, Any]:
+    """What settings come to on speakers who had no part in choosing them: the mean of all shuffles, and the least and most of them."""
+    rounds, chosen = [], []
+    for seed in range(SHUFFLES):
+        delays = np.empty(curve.delays.shape[1])
+        for reported in folds(speakers, FOLDS, seed):
+            at = curve.best(GOAL, ~reported)
+            chosen.append(curve.values[at])
+            delays[reported] = curve.delays[at, reported]
+        rounds.append(point_of({}, delays))
+    shares, means = [point.share for point in rounds], [point.mean_s for point in rounds]
+    return {
+        "cases": len(speakers),
+        "cut off": {"mean": sum(shares) / SHUFFLES, "least": min(shares), "most": max(shares)},
+        "mean_s": {"mean": sum(means) / SHUFFLES, "least": min(means), "most": max(means)},
+        f"{curve.name} chosen": {"least": min(chosen), "median": percentile(sorted(chosen), 0.5), "most": max(chosen)},
+    }
 
 
-def halves(cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
-    """Tune on the first, report on the second; no speaker is in both."""
-    parts: tuple[list[Case], list[Case]] = ([], [])
-    for case in cases:
-        parts[hashlib.sha256(case.speaker.encode()).digest()[0] % 2].append(case)
-    return parts
+def compare(name: str, cases: Sequence[Case], defaults: EndpointSettings, also: Sequence[Case] = ()) -> dict[str, Any]:
+    """Silence alone beside silence with the words, on the same cases.
 
-
-def compare(name: str, cases: Sequence[Case], defaults: EndpointSettings) -> dict[str, Any]:
-    """Both curves on the half that is reported, the settings chosen on the other, and what they come to."""
-    tuned, reported = halves(cases)
-    chosen = choose(tuned)
-    chosen_silence = best(silence_curve(tuned))
-    alone, words = silence_curve(reported), words_curve(reported, chosen)
+    Args:
+        also: Cases without a pause of the same speakers: a second half of turns in which nobody pauses.
+    """
+    alone, words = (curve_of(cases, defaults, with_words=with_words) for with_words in (False, True))
+    parts = {case.kind: np.array([each.kind == case.kind for each in cases]) for case in cases}
+    speakers = [case.speaker for case in cases]
+    if also:
+        # Every turn weighs alike: those without a pause as often as it takes to be half.
+        times = max(round(len(cases) / len(also)), 1)
+        others = [curve_of(also, defaults, with_words=with_words) for with_words in (False, True)]
+        for _ in range(times):
+            alone, words = alone.beside(others[0]), words.beside(others[1])
+        speakers += [case.speaker for case in also] * times
+        parts = {}
     result: dict[str, Any] = {
         "name": name,
-        "cases": {"chosen on": len(tuned), "reported on": len(reported)},
-        "chosen": measure(reported, chosen, with_words=True),
-        "chosen silence": None
-        if chosen_silence is None
-        else measure(reported, EndpointSettings(**chosen_silence.setting), with_words=False),
-        "best words within the goal": best(words),
-        "best silence within the goal": best(alone),
-        "defaults": measure(reported, defaults, with_words=True),
-        "default silence": measure(reported, defaults, with_words=False),
-        "silence curve": alone,
-        "words curve": words,
-        "by kind": {},
+        "cases": len(speakers),
+        "speakers": len(set(speakers)),
+        "silence held out": held_out(alone, speakers),
+        "words held out": held_out(words, speakers),
+        "best silence within the goal": alone.point(alone.best()),
+        "best words within the goal": words.point(words.best()),
+        "default silence": point_at(alone, defaults.silence_s),
+        "defaults": point_at(words, defaults.cut_off_cost_s),
+        "silence curve": alone.points(),
+        "words curve": words.points(),
+        "by kind": {
+            kind: {
+                "default silence": point_at(alone, defaults.silence_s, part),
+                "defaults": point_at(words, defaults.cut_off_cost_s, part),
+            }
+            for kind, part in sorted(parts.items())
+        },
     }
-    for kind in sorted({case.kind for case in reported}):
-        some = [case for case in reported if case.kind == kind]
-        result["by kind"][kind] = {
-            "chosen": measure(some, chosen, with_words=True),
-            "defaults": measure(some, defaults, with_words=True),
-            "default silence": measure(some, defaults, with_words=False),
-        }
     return result
+
+
+def point_at(curve: Curve, value: float, cases: NDArray[np.bool_] | None = None) -> Point:
+    return curve.point(curve.values.index(value), cases)
 
 
 def told(label: str, point: Point | None) -> str:
@@ -348,20 +417,32 @@ def told(label: str, point: Point | None) -> str:
     )
 
 
+def told_held_out(label: str, found: dict[str, Any]) -> str:
+    share, mean = found["cut off"], found["mean_s"]
+    return (
+        f"| {label} | {100 * share['mean']:.1f} % ({100 * share['least']:.1f} to {100 * share['most']:.1f}) "
+        f"| {mean['mean']:.3f} ({mean['least']:.3f} to {mean['most']:.3f}) | | | | |"
+    )
+
+
 def report(result: dict[str, Any]) -> str:
     lines = [
         f"\n## {result['name']}\n",
-        f"Settings chosen on {result['cases']['chosen on']} cases, reported on {result['cases']['reported on']} others.\n",
+        f"{result['cases']} cases of {result['speakers']} speakers or dialogues; held out: {FOLDS} folds, {SHUFFLES} times.\n",
         "| | cut off | mean delay, s | p50 | p95 | p99 | setting |",
         "| --- | --- | --- | --- | --- | --- | --- |",
+        *[told_held_out(name, result[name]) for name in ("silence held out", "words held out")],
     ]
-    names = ("chosen silence", "chosen", "best silence within the goal", "best words within the goal")
-    lines += [told(name, result[name]) for name in (*names, "default silence", "defaults")]
-    alone, words = result["best silence within the goal"], result["best words within the goal"]
-    if alone is not None and words is not None:
-        lines.append(f"\nBest within the goal: the words are {100 * (1 - words.mean_s / alone.mean_s):.0f} % sooner.")
+    names = ("best silence within the goal", "best words within the goal", "default silence", "defaults")
+    lines += [told(name, result[name]) for name in names]
     for kind, points in result["by kind"].items():
         lines += [told(f"{kind}: {name}", point) for name, point in points.items()]
+    sooner = {
+        "held out": 1 - result["words held out"]["mean_s"]["mean"] / result["silence held out"]["mean_s"]["mean"],
+        "best within the goal": 1
+        - result["best words within the goal"].mean_s / result["best silence within the goal"].mean_s,
+    }
+    lines += [f"\n{how}: the words are {100 * share:.0f} % sooner." for how, share in sooner.items()]
     return "\n".join(lines)
 
 
@@ -405,21 +486,34 @@ async def run(
 ) -> list[dict[str, Any]]:
     defaults = config.turn.detection().endpoint()
     results = []
-    async with Scores(options.model, options.cache) as scores:
+    async with Scores(options.model, options.cache, options.judge) as scores:
+        found: dict[str, list[Case]] = {}
         for how, recorded in tapes.items():
-            cases = []
+            found[how] = []
             for tape, speaker in recorded:
                 said = ASKED.get(tape.kind, config.agent.greeting)
                 before = (PromptTurn("system", config.agent.instructions), PromptTurn("agent", said))
-                cases.append(await case_of(tape, speaker, before, scores))
-            wanted = [case for case in cases if case.kind in TO_THE_AGENT]
-            results += [compare(f"{', '.join(TO_THE_AGENT)} {how}", wanted, defaults)]
-            results += [compare(f"all recordings {how}", cases, defaults)]
-            print("\n".join(map(report, results[-2:])), flush=True)
+                found[how].append(await case_of(tape, speaker, before, scores))
         if dialogues:
-            cases = await dialogue_cases(dialogues, options.turns, options.seed, scores)
-            results.append(compare("dialogue turns cut in the middle", cases, defaults))
-            print(report(results[-1]), flush=True)
+            found["dialogues"], found["whole dialogues"] = await dialogue_cases(
+                dialogues, options.turns, options.seed, scores
+            )
+        sets = [
+            ("callers of the agent", [PAUSED, AS_THEY_ARE], TO_THE_AGENT),
+            ("all recordings", [PAUSED, AS_THEY_ARE], None),
+            ("dialogue turns", ["dialogues", "whole dialogues"], None),
+        ]
+        for name, (paused, whole), kinds in sets:
+            cases, others = (
+                [case for case in found.get(how, ()) if kinds is None or case.kind in kinds] for how in (paused, whole)
+            )
+            if cases:
+                results.append(compare(f"{name}, each with a pause", cases, defaults))
+            if cases and others:
+                results.append(compare(f"{name}, half of them with a pause", cases, defaults, others))
+            if others:
+                results.append(compare(f"{name}, none with a pause", others, defaults))
+        print("\n".join(map(report, results)), flush=True)
         times = scores.seconds
         print(f"\nmodel {scores.model}")
         if times:
@@ -454,6 +548,7 @@ def main() -> None:
         "--preset", type=Path, default=ROOT / "pipelines/voice_pipelines/presets/cafe.toml", help="agent"
     )
     parser.add_argument("--kinds", nargs="+", default=KINDS, help="kinds of recordings")
+    parser.add_argument("--judge", choices=("both", "words", "model"), default="both", help="who judges the words")
     parser.add_argument("--every", type=int, default=1, help="take every n-th recording only, for a quick look")
     parser.add_argument(
         "--every-as-recorded", type=int, default=1, help="the same for recordings without a pause; 0 takes none"
@@ -471,12 +566,12 @@ def main() -> None:
     with options.preset.open("rb") as file:
         vocabulary = Vocabulary.from_table(tomllib.load(file)["vocabulary"])
     # Before the event loop: the voice detector brings its own.
-    tapes = {"with a pause": tapes_of(options, vocabulary, with_pause=True)}
+    tapes = {PAUSED: tapes_of(options, vocabulary, with_pause=True)}
     if options.every_as_recorded:
-        tapes["as they are"] = tapes_of(options, vocabulary, with_pause=False)
+        tapes[AS_THEY_ARE] = tapes_of(options, vocabulary, with_pause=False)
     results = asyncio.run(run(options, config, tapes, dialogues))
     if options.save is not None:
-        table = {**machine, "data": options.data.name, "seed": options.seed, "results": results}
+        table = {**machine, "data": options.data.name, "seed": options.seed, "judge": options.judge, "results": results}
         options.save.write_text(json.dumps(table, indent=1, default=as_json) + "\n", "utf-8")
     if options.plot is not None:
         plot([result for result in results if "words curve" in result], options.plot)

@@ -47,14 +47,15 @@ from dllm.draft import Draft as EngineDraft
 from dllm.drafts import Event, Prefilled
 from dllm.engine import Engine
 from dllm.runner import EngineRunner
-from dllm.text import spoken_form
+from dllm.spoken import spoken_form
 from dllm.transcript import turn_end
 from voice_pipelines.adapters.diffusion import DiffusionDrafter
-from voice_pipelines.adapters.diffusion_turns import trusted
+from voice_pipelines.adapters.diffusion_turns import joined
 from voice_pipelines.asr.vocabulary import Vocabulary
 from voice_pipelines.cafe.hearing import COUNT_WORDS
 from voice_pipelines.cafe.order import cafe_notes
 from voice_pipelines.settings import load
+from voice_pipelines.turn_end.model import TurnEndModel
 from voiceagent.asking import Asking
 from voiceagent.backends import (
     BackendInfo,
@@ -176,6 +177,7 @@ class Turn:
     imagine: Callable[[str], DraftRequest]
     conversation: str
     clock: ManualClock = field(default_factory=lambda: ManualClock(time.monotonic()))
+    words: TurnEndModel = field(default_factory=TurnEndModel.load)
     ahead_s: float = 0.0
     """How far the engine has worked beyond the clock."""
 
@@ -191,7 +193,8 @@ class Turn:
     def completeness(self, words: str) -> float:
         turns = [turn for turn in self.imagine(words).turns if turn.role != "note"]
         tokens = self.drafter.prompts.write(self.conversation, turns)
-        return trusted(turn_end(self.runner.engine, tokens[:-2]))
+        asked = next((turn.text for turn in reversed(turns) if turn.role == "agent"), "")
+        return joined(turn_end(self.runner.engine, tokens[:-2]), self.words.completeness(words, asked))
 
     async def pass_time(self, seconds: float) -> None:
         """The engine works in it, if it has something to do."""

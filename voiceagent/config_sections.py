@@ -100,7 +100,7 @@ class TurnConfig:
 
     endpoint: str = documented(
         "silence",
-        "What ends a caller's turn: `silence` alone, or `words` and silence; `auto` takes the words where a model can judge them.",
+        "What ends a caller's turn: `silence` alone, or `words` and silence; `auto` takes the words where a model knows the language.",
         "'auto', 'words' or 'silence'",
         lambda v: v in ("auto", "words", "silence"),
     )

@@ -5,7 +5,8 @@ the words say, where somebody has looked at them:
 
 * *Complete or not.* A model gives the probability that nothing follows. Waiting costs time where the caller has finished, and ending
   costs a cut-off where they have not; the silence asked for is the one at which the two together cost least, given how long speakers
-  pause within a turn. So the trade-off is one number, `cut_off_cost_s`: the seconds of waiting that a cut-off is worth.
+  pause within a turn. So the trade-off is one number, `cut_off_cost_s`: the seconds of waiting that a cut-off is worth. That silence
+  itself makes an end more probable is part of it: whoever weighs anew in each window what waiting on costs comes to the same moment.
 * *Being dictated.* Digits, spellings, addresses come in groups, and no group tells whether another follows: they get longer.
 * *Settled.* A recogniser that still changes its mind may have heard a word that its text does not show: it gets a moment.
 
@@ -44,8 +45,9 @@ class EndpointSettings:
     pauses wants more: every dictated number and half of the sentences read aloud were cut off at either."""
     max_utterance_s: float = 60.0
     """1 to 3600. Voice or noise that goes on for longer is a turn by force: nothing may listen for ever."""
-    cut_off_cost_s: float = 6.0
-    """0.01 to 1000. Seconds of waiting that avoiding one cut-off is worth."""
+    cut_off_cost_s: float = 2.0
+    """0.01 to 1000. Seconds of waiting that avoiding one cut-off is worth. Where half of the turns have a pause in them, the default cuts off
+    4.2 % of 261 spoken orders and commands and 3.5 % of 960 turns of dialogues; where each has one, it takes 5 and 3 to cut off one in twenty."""
     min_silence_s: float = 0.2
     """0.05 to 10. No turn ends sooner, however complete it sounds: the recogniser needs as long for the last word."""
     max_silence_s: float = 2.0

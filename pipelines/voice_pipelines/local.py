@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from voice_pipelines import processors
 from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, choose_vad, find_smart_turn
@@ -44,6 +45,9 @@ from voiceagent.errors import BackendError, ConfigError, EngineFullError
 from voiceagent.events import ConversationEvent, TurnTraced
 from voiceagent.foresight import PERIOD_S, SPEECH_ON_PROCESSORS
 from voiceagent.session import SessionSettings
+
+if TYPE_CHECKING:
+    from voice_pipelines.adapters.turn_words import TurnWordsScorer
 
 CALIBRATION_CLAUSES = (
     "Sure.",
@@ -222,28 +226,40 @@ async def choose_scorer(
         BackendError: If the file is no Smart Turn.
     """
     from voice_pipelines.adapters.smart_turn import JointScorer, SmartTurnScorer
+    from voice_pipelines.adapters.turn_words import TurnWordsScorer
 
     if config.turn.endpoint == "silence":
         return None, SILENCE_ALONE
-    reason = f"{llm.info.name} cannot say whether a turn is complete"
     scorers: list[TurnScorer] = []
+    reason = ""
+    if config.agent.language == "en":
+        words = await asyncio.to_thread(TurnWordsScorer)
+        known, reason = await _know_topics(words, llm)
+        scorers.append(known)
+    else:
+        reason = f"the turn-end model knows English, and agent.language is {config.agent.language}"
+    if smart_turn is not None:
+        scorers.append(await asyncio.to_thread(SmartTurnScorer, smart_turn))
+    if scorers:
+        scorer = scorers[0] if len(scorers) == 1 else JointScorer(scorers)
+        return scorer, replace(scorer.info, reason=f"{scorer.info.reason}; {reason}") if reason else scorer.info
+    if config.turn.endpoint == "words":
+        raise ConfigError("turn.endpoint", "words", f"`auto` or `silence`: {reason}")
+    return None, BackendInfo("endpoint", "silence", reason)
+
+
+async def _know_topics(words: TurnWordsScorer, llm: Drafter) -> tuple[TurnScorer, str]:
+    """The turn-end model with the language model beside it, where that was taught the question, or alone and why."""
     if not llm.info.is_remote:  # Whoever has a remote model may lack the packages of ours.
         from voice_pipelines.adapters.diffusion import DiffusionDrafter
         from voice_pipelines.adapters.diffusion_turns import DiffusionTurnScorer
 
         if isinstance(llm, DiffusionDrafter):
             try:
-                scorers.append(await DiffusionTurnScorer.create(llm))
+                return await DiffusionTurnScorer.create(llm, words), ""
             except BackendError as error:
-                reason = str(error).removeprefix("endpoint: ")
-    if smart_turn is not None:
-        scorers.append(await asyncio.to_thread(SmartTurnScorer, smart_turn))
-    if scorers:
-        scorer = scorers[0] if len(scorers) == 1 else JointScorer(scorers)
-        return scorer, scorer.info
-    if config.turn.endpoint == "words":
-        raise ConfigError("turn.endpoint", "words", f"`auto` or `silence`: {reason}")
-    return None, BackendInfo("endpoint", "silence", reason)
+                return words, str(error).removeprefix("endpoint: ")
+    return words, ""
 
 
 async def choose_repairer(config: Config, llm: Drafter) -> TranscriptRepairer | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from voiceagent.endpoint import EndpointSettings
@@ -39,17 +40,23 @@ def case(
     return bench.Case(name, "order", name, end_s, moments, end_s + tail_s)
 
 
+def measured(bench: ModuleType, cases: list[Any], settings: EndpointSettings, *, with_words: bool) -> Any:
+    """What these settings came to."""
+    curve = bench.curve_of(cases, settings, with_words=with_words)
+    return bench.point_at(curve, settings.cut_off_cost_s if with_words else settings.silence_s)
+
+
 def test_an_endpoint_in_the_pause_is_a_cut_off_and_has_no_delay(bench: ModuleType) -> None:
     settings = EndpointSettings(silence_s=0.5)
-    point = bench.measure([case(bench, 0.7), case(bench, 0.3)], settings, with_words=False)
+    point = measured(bench, [case(bench, 0.7), case(bench, 0.3)], settings, with_words=False)
     assert (point.cases, point.cut_off, point.unanswered, point.share) == (2, 1, 0, 0.5)
     assert point.mean_s == pytest.approx(0.5, abs=WINDOW_S), "of the one that was not cut off"
 
 
 def test_words_that_are_unfinished_are_waited_for_and_complete_ones_are_answered_sooner(bench: ModuleType) -> None:
     cases = [case(bench, 0.7, middle=0.02, whole=0.98)]
-    alone = bench.measure(cases, EndpointSettings(silence_s=0.8), with_words=False)
-    words = bench.measure(cases, EndpointSettings(cut_off_cost_s=6.0), with_words=True)
+    alone = measured(bench, cases, EndpointSettings(silence_s=0.8), with_words=False)
+    words = measured(bench, cases, EndpointSettings(cut_off_cost_s=6.0), with_words=True)
     assert alone.cut_off == words.cut_off == 0
     assert words.mean_s < alone.mean_s / 2
 
@@ -69,17 +76,17 @@ def test_a_decision_just_before_the_end_is_no_cut_off(bench: ModuleType) -> None
     found = case(bench, 0.5)
     late = bench.Case(found.name, found.kind, found.speaker, found.end_s - 0.9, found.moments, found.last_s)
     settings = EndpointSettings(silence_s=0.45)
-    assert bench.measure([found], settings, with_words=False).cut_off == 1
-    assert bench.measure([late], settings, with_words=False).cut_off == 0
+    assert measured(bench, [found], settings, with_words=False).cut_off == 1
+    assert measured(bench, [late], settings, with_words=False).cut_off == 0
 
 
 def test_a_turn_that_nothing_ended_counts_as_ended_with_its_recording(bench: ModuleType) -> None:
-    point = bench.measure([case(bench, 0.3, tail_s=0.4)], EndpointSettings(silence_s=0.8), with_words=False)
+    point = measured(bench, [case(bench, 0.3, tail_s=0.4)], EndpointSettings(silence_s=0.8), with_words=False)
     assert (point.unanswered, point.cut_off) == (1, 0) and point.mean_s == pytest.approx(0.4)
 
 
 def test_where_everybody_is_cut_off_there_is_no_delay(bench: ModuleType) -> None:
-    point = bench.measure([case(bench, 1.5)], EndpointSettings(silence_s=0.3), with_words=False)
+    point = measured(bench, [case(bench, 1.5)], EndpointSettings(silence_s=0.3), with_words=False)
     assert point.share == 1.0 and point.mean_s == math.inf
     shown = bench.as_json(point)
     assert shown["mean_s"] is None and json.dumps(shown, allow_nan=False)
@@ -87,43 +94,60 @@ def test_where_everybody_is_cut_off_there_is_no_delay(bench: ModuleType) -> None
 
 def test_a_curve_of_silences_trades_cut_offs_for_delay(bench: ModuleType) -> None:
     cases = [case(bench, 0.2 + 0.1 * number, name=str(number)) for number in range(12)]
-    curve = bench.silence_curve(cases)
-    assert [point.setting["silence_s"] for point in curve] == sorted(bench.SILENCES)
+    curve = bench.curve_of(cases, EndpointSettings(), with_words=False).points()
+    assert [point.setting["silence_s"] for point in curve] == sorted(bench.SILENCES), "the default is among them"
     shares = [point.share for point in curve]
     assert shares == sorted(shares, reverse=True) and shares[0] == 1.0 and shares[-1] == 0.0
 
 
-def test_the_best_is_the_fastest_within_the_goal_and_may_not_exist(bench: ModuleType) -> None:
-    def point(cut_off: int, mean_s: float) -> Any:
-        return bench.Point({}, 100, cut_off, 0, mean_s, 0.0, 0.0, 0.0)
-
-    slow, fast, hasty = point(0, 1.0), point(5, 0.6), point(6, 0.2)
-    assert bench.best([slow, fast, hasty]) is fast
-    assert bench.best([hasty]) is None
-
-
-def test_settings_are_chosen_within_the_goal_and_beat_silence_where_the_words_are_right(bench: ModuleType) -> None:
-    cases = [case(bench, 0.25 + 0.05 * number, name=str(number)) for number in range(20)]
-    chosen = bench.choose(cases)
-    point = bench.measure(cases, chosen, with_words=True)
-    alone = bench.best(bench.silence_curve(cases))
-    assert point.share <= bench.GOAL and point.mean_s < alone.mean_s
+def test_the_best_is_the_fastest_within_the_goal_or_cuts_off_fewest(bench: ModuleType) -> None:
+    delays = np.array([[1.0] * 20, [0.6] * 19 + [-1.0], [0.2] * 18 + [-1.0] * 2])
+    slow, fast, hasty = (
+        bench.Curve("silence_s", (0.1 * at,), delays[at : at + 1], np.zeros((1, 20), bool)) for at in range(3)
+    )
+    every = bench.Curve("silence_s", (0.3, 0.2, 0.1), delays, np.zeros((3, 20), bool))
+    assert every.best() == 1 and every.best(goal=0.0) == 0
+    hastier = bench.Curve("silence_s", (0.2, 0.1), delays[[1, 2]], np.zeros((2, 20), bool))
+    assert hastier.best(goal=0.01) == 0, "the one with fewest cut-offs"
+    both = slow.beside(bench.Curve("silence_s", slow.values, delays[2:], np.zeros((1, 20), bool)))
+    assert both.point(0).cases == 40 and both.point(0).cut_off == 2
+    assert fast.point(0, np.arange(20) < 19).share == 0.0 and hasty.point(0).share == 0.1
 
 
-def test_no_speaker_is_in_both_halves_and_nobody_is_lost(bench: ModuleType) -> None:
-    cases = [case(bench, 0.3, name=f"speaker {number % 30}") for number in range(90)]
-    tuned, reported = bench.halves(cases)
-    assert len(tuned) + len(reported) == 90 and tuned and reported
-    assert not {case.speaker for case in tuned} & {case.speaker for case in reported}
-    assert bench.halves(cases) == (tuned, reported)
+def test_words_that_are_right_beat_silence_on_speakers_who_had_no_part_in_choosing(bench: ModuleType) -> None:
+    cases = [case(bench, 0.25 + 0.05 * (number % 20), name=str(number)) for number in range(60)]
+    result = bench.compare("made cases", cases, EndpointSettings())
+    words, alone = result["words held out"], result["silence held out"]
+    assert words["cut off"]["mean"] <= 0.1 and words["mean_s"]["mean"] < alone["mean_s"]["mean"] / 2
+    assert words["mean_s"]["least"] <= words["mean_s"]["mean"] <= words["mean_s"]["most"]
+
+
+def test_no_speaker_is_on_both_sides_and_everybody_is_reported_once(bench: ModuleType) -> None:
+    speakers = [f"speaker {number % 30}" for number in range(90)]
+    parts = list(bench.folds(speakers, 5, 0))
+    assert sum(parts).tolist() == [1] * 90
+    for part in parts:
+        reported = {speaker for speaker, is_reported in zip(speakers, part, strict=True) if is_reported}
+        assert reported and not reported & {
+            speaker for speaker, is_reported in zip(speakers, part, strict=True) if not is_reported
+        }
+    assert not np.array_equal(parts[0], next(bench.folds(speakers, 5, 1))), "another shuffle"
+
+
+def test_turns_without_a_pause_are_half_of_all(bench: ModuleType) -> None:
+    paused = [case(bench, 0.7, name=f"speaker {number}") for number in range(30)]
+    also = [case(bench, 0.0, name=f"speaker {number}") for number in range(10)]
+    result = bench.compare("made cases", paused, EndpointSettings(silence_s=0.35), also)
+    assert result["cases"] == 60
+    assert result["default silence"].share == 0.5, "of those who pause all, of the others nobody"
 
 
 def test_what_is_compared_is_told_with_its_numbers(bench: ModuleType) -> None:
     cases = [case(bench, 0.25 + 0.05 * (number % 20), name=f"speaker {number}") for number in range(40)]
     result = bench.compare("made cases", cases, EndpointSettings())
     text = bench.report(result)
-    assert "## made cases" in text and "Best within the goal: the words are" in text
-    assert f"reported on {result['cases']['reported on']} others" in text
+    assert "## made cases" in text and "held out: the words are" in text
+    assert "40 cases of 40 speakers" in text
     assert json.dumps(result, default=bench.as_json)
     assert bench.told("nothing", None).startswith("| nothing | –")
 
@@ -145,9 +169,9 @@ def test_a_tape_is_replayed_with_the_text_that_was_there_and_an_answer_one_windo
         def __init__(self) -> None:
             self.asked = []
 
-        async def ask(self, before: object, words: str) -> Any:
+        async def ask(self, before: object, words: str) -> float:
             self.asked.append(words)
-            return bench.TurnEnd(0.9, 1.0)
+            return 0.9
 
     scores = Scores()
     tapes = importlib.import_module("tapes")
@@ -159,5 +183,5 @@ def test_a_tape_is_replayed_with_the_text_that_was_there_and_an_answer_one_windo
     assert scores.asked == ["a", "a tea"], "each text is asked about once, and only in the pause"
     answers = [evidence.completeness for utterance, evidence in found.moments if utterance.is_paused and evidence]
     assert answers[-1] == 0.9 and None in answers
-    point = bench.measure([found], EndpointSettings(cut_off_cost_s=6.0), with_words=True)
+    point = measured(bench, [found], EndpointSettings(cut_off_cost_s=6.0), with_words=True)
     assert point.cut_off == 0 and point.mean_s < 0.5

@@ -15,6 +15,7 @@ from tests.voice_pipelines.test_diffusion import INFO, with_drafter
 from voice_pipelines.adapters import diffusion_turns
 from voice_pipelines.adapters.diffusion import DiffusionDrafter
 from voice_pipelines.adapters.diffusion_turns import DiffusionTurnScorer
+from voice_pipelines.adapters.turn_words import TurnWordsScorer
 from voiceagent.backends import PromptTurn, TurnSoFar
 from voiceagent.errors import BackendError
 
@@ -23,6 +24,7 @@ TURNS = (
     PromptTurn("agent", "Hello!"),
     PromptTurn("user", "I'd like a large mocha with"),
 )
+WORDS = TurnWordsScorer()
 CALL = TurnSoFar("call", TURNS, (), diffusion_turns.NO_SOUND)
 
 
@@ -36,12 +38,13 @@ def test_the_words_are_judged_as_a_recogniser_writes_them_behind_the_conversatio
             *text.encode_text("i'd like a large mocha with"),
         ]
         (expected,) = turn_ends(model(), [prompt])
-        scorer = DiffusionTurnScorer(drafter)
+        scorer = DiffusionTurnScorer(drafter, WORDS)
         found = await scorer.ask(CALL)
         assert found.probability == pytest.approx(expected, rel=1e-4)
         drafter.warm("call", TURNS[:2])
         assert (await scorer.ask(CALL)).probability == pytest.approx(expected, rel=1e-4)
-        assert await scorer.completeness(CALL) == pytest.approx(diffusion_turns.trusted(found), rel=1e-4)
+        words = await WORDS.completeness(CALL)
+        assert await scorer.completeness(CALL) == pytest.approx(diffusion_turns.joined(found, words), rel=1e-4)
 
     with_drafter(scenario)
 
@@ -49,7 +52,7 @@ def test_the_words_are_judged_as_a_recogniser_writes_them_behind_the_conversatio
 def test_a_model_that_was_not_taught_the_question_is_not_asked() -> None:
     async def scenario(drafter: DiffusionDrafter) -> None:
         with pytest.raises(BackendError, match=r"endpoint: tiny was not taught when a turn is complete: it finds"):
-            await DiffusionTurnScorer.create(drafter)
+            await DiffusionTurnScorer.create(drafter, WORDS)
 
     with_drafter(scenario)
 
@@ -61,7 +64,7 @@ def test_a_model_that_knows_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
     async def scenario(drafter: DiffusionDrafter) -> None:
-        assert (await DiffusionTurnScorer.create(drafter)).info.part == "endpoint"
+        assert (await DiffusionTurnScorer.create(drafter, WORDS)).info.part == "endpoint"
 
     with_drafter(scenario)
 
@@ -69,7 +72,7 @@ def test_a_model_that_knows_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_another_family_is_refused(tmp_path: Path) -> None:
     async def scenario(drafter: DiffusionDrafter) -> None:
         with pytest.raises(BackendError, match="endpoint: .*built-in family"):
-            await DiffusionTurnScorer.create(drafter)
+            await DiffusionTurnScorer.create(drafter, WORDS)
 
     with_drafter(scenario, families.checkpoint("sdar", tmp_path))
 
@@ -80,13 +83,14 @@ def test_an_engine_that_has_ended_is_a_failure_of_this_question_alone() -> None:
         drafter = DiffusionDrafter(Checkpoint(tiny.spec, tiny, codec(), Path("nowhere")), INFO)
         await drafter.aclose()
         with pytest.raises(BackendError, match="endpoint: "):
-            await DiffusionTurnScorer(drafter).completeness(CALL)
+            await DiffusionTurnScorer(drafter, WORDS).completeness(CALL)
 
     run_async(main())
 
 
 def test_words_that_make_no_sense_to_the_model_are_not_taken_for_complete() -> None:
     known, strange = diffusion_turns.MOST_SURPRISE - 1, diffusion_turns.MOST_SURPRISE + 1
-    assert diffusion_turns.trusted(TurnEnd(0.95, known)) == 0.95
-    assert diffusion_turns.trusted(TurnEnd(0.95, strange)) == diffusion_turns.NO_IDEA
-    assert diffusion_turns.trusted(TurnEnd(0.02, strange)) == 0.02
+    assert diffusion_turns.joined(TurnEnd(0.95, known), 0.95) == pytest.approx(0.95)
+    assert 0.5 < diffusion_turns.joined(TurnEnd(0.95, known), 0.2) < 0.95, "they meet in the middle"
+    assert diffusion_turns.joined(TurnEnd(0.95, strange), 0.95) == diffusion_turns.NO_IDEA
+    assert diffusion_turns.joined(TurnEnd(0.02, strange), 0.02) == pytest.approx(0.02)

@@ -20,6 +20,7 @@ from tests.voiceagent.standins import (
     ToneSynthesizer,
 )
 from voice_pipelines import processors, settings
+from voice_pipelines.adapters.turn_words import TurnWordsScorer
 from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, device_of
 from voice_pipelines.doctor import device_choice
 from voice_pipelines.local import LocalRuntime, build, calibrate, choose_scorer
@@ -38,7 +39,7 @@ from voiceagent.backends import (
 from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock, ManualClock, MonotonicClock
 from voiceagent.config import Config
-from voiceagent.config_sections import TurnConfig
+from voiceagent.config_sections import AgentConfig, TurnConfig
 from voiceagent.costs import CostModel, Stage
 from voiceagent.errors import BackendError, ConfigError, EngineFullError
 from voiceagent.foresight import SPEECH_ON_PROCESSORS
@@ -188,17 +189,21 @@ def test_what_was_loaded_before_a_failure_is_closed_again(tmp_path: Path) -> Non
 
 
 def test_who_judges_the_words_is_said_and_asking_for_it_in_vain_is_an_error() -> None:
-    async def main(endpoint: str) -> tuple[object, BackendInfo]:
+    async def main(endpoint: str, language: str = "en") -> tuple[object, BackendInfo]:
         drafter = ScriptedDrafter(ManualClock())
-        return await choose_scorer(Config(turn=TurnConfig(endpoint=endpoint)), drafter)
+        config = Config(agent=AgentConfig(language=language), turn=TurnConfig(endpoint=endpoint))
+        return await choose_scorer(config, drafter)
 
     assert run_async(main("silence")) == (None, BackendInfo("endpoint", "silence", "chosen in the configuration"))
-    scorer, info = run_async(main("auto"))
-    assert scorer is None and info.name == "silence" and "scripted cannot say" in info.reason
+    for endpoint in ("auto", "words"):
+        scorer, info = run_async(main(endpoint))
+        assert isinstance(scorer, TurnWordsScorer) and info == scorer.info, "whatever model replies"
+    scorer, info = run_async(main("auto", "de"))
+    assert scorer is None and info.name == "silence" and "knows English, and agent.language is de" in info.reason
     with pytest.raises(
-        ConfigError, match=r"turn\.endpoint = 'words': expected `auto` or `silence`: scripted cannot say"
+        ConfigError, match=r"turn\.endpoint = 'words': expected `auto` or `silence`: the turn-end model"
     ):
-        run_async(main("words"))
+        run_async(main("words", "de"))
 
 
 def test_words_are_not_weighed_where_nobody_can_judge_them() -> None:

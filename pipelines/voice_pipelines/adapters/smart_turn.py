@@ -8,7 +8,6 @@ one output of one value, the probability. Sizes and names are read from the file
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from voice_pipelines.turn_end.odds import together
 from voiceagent.backends import INPUT_RATE_HZ, BackendInfo, Samples, TurnScorer, TurnSoFar
 from voiceagent.errors import BackendError
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 WINDOW_S = 8
 MELS, FRAMES = 80, 100 * WINDOW_S
 _VARIANCE_FLOOR = 1e-7
-_CERTAIN = 1e-4
-"""Probabilities are kept so far from 0 and 1: one scorer that is quite sure must not silence the others."""
 
 
 class SmartTurnScorer:
@@ -74,7 +72,7 @@ class JointScorer:
         unforeseen = [failure for failure in failures if not isinstance(failure, BackendError)]
         if unforeseen or not known:
             raise (unforeseen or failures)[0]
-        return 1 / (1 + math.exp(-sum(map(_log_odds, known)) / len(known)))
+        return together(known)
 
     async def aclose(self) -> None:
         await asyncio.gather(*(scorer.aclose() for scorer in self._scorers))
@@ -86,11 +84,6 @@ def log_mel(audio: Samples, features: Any) -> NDArray[np.float32]:
     window = np.concatenate([np.zeros(max(size - audio.size, 0), np.float32), audio[-size:]])
     level = (window - window.mean()) / np.sqrt(window.var() + _VARIANCE_FLOOR)
     return np.asarray(features(level.astype(np.float32), padding=0), np.float32)
-
-
-def _log_odds(probability: float) -> float:
-    p = min(max(probability, _CERTAIN), 1 - _CERTAIN)
-    return math.log(p / (1 - p))
 
 
 def _feature_extractor() -> Any:

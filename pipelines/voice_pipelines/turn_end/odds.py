@@ -1,0 +1,19 @@
+"""Several probabilities of one thing as one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+CERTAIN = 1e-4
+"""Probabilities are kept so far from 0 and 1: one judge that is quite sure must not silence the others."""
+
+
+def together(probabilities: Sequence[float]) -> float:
+    """The mean of their log-odds, as a probability; at least one is given."""
+    return 1 / (1 + math.exp(-sum(map(_log_odds, probabilities)) / len(probabilities)))
+
+
+def _log_odds(probability: float) -> float:
+    p = min(max(probability, CERTAIN), 1 - CERTAIN)
+    return math.log(p / (1 - p))

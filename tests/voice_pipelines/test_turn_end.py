@@ -1,0 +1,169 @@
+"""A small model of words says whether a turn is over: as taught, however the words are written, beside any language model."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import run_async
+from voice_pipelines.adapters.turn_words import TurnWordsScorer
+from voice_pipelines.turn_end import training
+from voice_pipelines.turn_end.model import FIRST, MOST_ASKED, MOST_WORDS, TurnEndModel, crosses, rows
+from voice_pipelines.turn_end.training import Network, Turn, batch_of, measure, misheard, read_turns
+from voiceagent.backends import PromptTurn, Samples, TurnSoFar
+from voiceagent.errors import BackendError
+
+SILENCE: Samples = np.zeros(0, np.float32)
+
+
+@pytest.fixture(scope="module")
+def model() -> TurnEndModel:
+    return TurnEndModel.load()
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("What can I get you?", "I'd like a"),
+        ("What can I get you?", "can i get a large"),
+        ("Anything else?", "and could you also"),
+        ("", "how much is the"),
+        ("Where would you like to go?", "i want to fly to"),
+    ],
+)
+def test_words_that_lack_their_end_are_less_probably_a_turn_than_those_that_have_it(
+    model: TurnEndModel, asked: str, words: str
+) -> None:
+    whole = {"i want to fly to": "i want to fly to san francisco"}.get(words, f"{words} coffee please")
+    assert model.completeness(words, asked) < model.completeness(whole, asked) - 0.3
+
+
+def test_text_of_any_recogniser_is_read_alike(model: TurnEndModel) -> None:
+    typed, heard = "A large mocha, for $4 at 7 pm, please!", "a large mocha for four dollars at seven p m please"
+    assert model.completeness(typed, "What can I get you?") == model.completeness(heard, "what can i get you")
+
+
+def test_without_words_nothing_is_known_and_no_text_is_certain(model: TurnEndModel) -> None:
+    assert model.completeness("") == model.completeness("?!") == 0.5
+    for words in ("yes", "zzyzx " * 500, "привет", "thank you goodbye " * 30):
+        assert 0.0 < model.completeness(words) < 1.0
+
+
+def test_only_the_newest_words_count(model: TurnEndModel) -> None:
+    newest = ["yes"] * MOST_WORDS
+    assert (
+        model.log_odds(["one"] * 40, ["no", *newest]).tolist() == model.log_odds(["one"] * MOST_ASKED, newest).tolist()
+    )
+
+
+def test_network_and_model_agree_for_turns_of_all_lengths_side_by_side(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = Network().eval()
+    torch.nn.init.normal_(network.crossed.weight)
+    turns = [
+        ((), ("yes",)),
+        (("what", "else"), ("a", "large", "tea", "please")),
+        (("word",) * 30, ("no",) * MOST_WORDS),
+    ]
+    training.save(network, tmp_path / "weights.npz")
+    model = TurnEndModel.load(tmp_path / "weights.npz")
+    for module in (network.words, network.endings, network.crossed, network.output, network.recurrent):
+        module.half().float()
+    batch = batch_of(turns)
+    with torch.no_grad():
+        expected = network(batch.words, batch.endings, batch.entries)
+    for row, (asked, words) in enumerate(turns):
+        # float32 either way, summed in another order.
+        np.testing.assert_allclose(model.log_odds(asked, words), expected[row, : len(words)], rtol=1e-4, atol=1e-4)
+
+
+def test_what_stands_behind_a_place_does_not_change_it(model: TurnEndModel) -> None:
+    words = "can i get a coffee and a muffin please".split()
+    whole = model.log_odds(["hello"], words)
+    for count in range(1, len(words)):
+        np.testing.assert_allclose(model.log_odds(["hello"], words[:count]), whole[:count], rtol=1e-4, atol=1e-4)
+
+
+def test_table_entries_tell_order_kind_and_place() -> None:
+    hashes, endings = rows([((), ("a", "tea")), ((), ("tea", "a"))])
+    assert hashes.shape == endings.shape == (2, FIRST + 2)
+    entries = crosses(hashes[:, FIRST:])
+    assert entries.min() >= 0 and entries.shape[:2] == (2, 2)
+    assert entries[0, 1, 0] == entries[1, 0, 0], "the same last word"
+    assert entries[0, 1, 1] != entries[1, 1, 1], "another order"
+    assert len(set(entries[0, 1].tolist())) == entries.shape[2], "kinds do not meet"
+
+
+def test_weights_that_lack_a_part_or_are_none_are_named(tmp_path: Path, model: TurnEndModel) -> None:
+    weights = dict(model._weights)
+    with pytest.raises(BackendError, match=r"endpoint: turn-end weights: .*output"):
+        TurnEndModel({name: value for name, value in weights.items() if name != "output"})
+    with pytest.raises(BackendError, match=r"table has shape None"):
+        TurnEndModel({name: value for name, value in weights.items() if name != "table"})
+    with pytest.raises(BackendError, match=r"bias has shape \(2,\), expected \(1,\)"):
+        TurnEndModel({**weights, "bias": np.zeros(2, np.float32)})
+    for content in (b"", b"PK\x03\x04 no archive", b"text"):
+        path = tmp_path / "weights.npz"
+        path.write_bytes(content)
+        with pytest.raises(BackendError, match=r"endpoint: cannot load"):
+            TurnEndModel.load(path)
+    with pytest.raises(BackendError, match=r"endpoint: cannot load"):
+        TurnEndModel.load(tmp_path / "nowhere.npz")
+
+
+def test_the_scorer_reads_what_the_agent_said_last_and_the_callers_words(model: TurnEndModel) -> None:
+    turns = (
+        PromptTurn("system", "Be brief."),
+        PromptTurn("agent", "Which day?"),
+        PromptTurn("note", "the table is free"),
+        PromptTurn("user", "next friday"),
+    )
+
+    async def ask(*turns: PromptTurn) -> float:
+        return await TurnWordsScorer().completeness(TurnSoFar("call", turns, (), SILENCE))
+
+    assert run_async(ask(*turns)) == model.completeness("next friday", "Which day?")
+    assert run_async(ask(turns[-1])) == model.completeness("next friday")
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_turns_are_read_with_the_question_before_them(tmp_path: Path) -> None:
+    path = tmp_path / "made.train.jsonl"
+    path.write_text(
+        '{"turns": [{"role": "system", "text": "x"}, {"role": "user", "text": "Hi!"}, {"role": "agent", "text": "A tea?"}, '
+        '{"role": "user", "text": "..."}, {"role": "note", "text": "n"}, {"role": "user", "text": "Yes, 2."}]}\n'
+    )
+    assert read_turns(path, 9, 0) == [Turn((), ("hi",)), Turn(("a", "tea"), ("yes", "two"))]
+    assert len(read_turns(path, 1, 0)) == 1
+
+
+def test_misheard_words_are_never_none_and_half_of_the_turns_stay_as_they_are() -> None:
+    rng = random.Random(0)
+    said, others = ["a", "large", "tea", "please"], [("x",), ("y", "z")]
+    heard = [misheard(said, others, rng) for _ in range(400)]
+    assert all(heard) and all(set(words) <= {*said, "x", "y", "z"} for words in heard)
+    assert 160 < sum(words == said for words in heard) < 290
+
+
+def test_places_of_a_turn_weigh_as_much_as_its_end() -> None:
+    batch = batch_of([((), ("a", "b", "c")), ((), ("yes",))])
+    assert batch.weight.tolist() == [[0.5, 0.5, 1.0], [1.0, 0.0, 0.0]]
+    assert batch.is_end.tolist() == [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+
+
+def test_a_few_turns_are_learned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(training, "BATCH", 8)
+    monkeypatch.setattr(training, "RATE", 0.05)
+    monkeypatch.setattr(training, "UNCHANGED", 1.0)
+    turns = [Turn(("what", "else"), ("a", size, "tea", "please")) for size in ("small", "large", "huge", "cold")] * 4
+    network = training.train(turns, [("x",)], seed=0, epochs=5)
+    training.save(network, tmp_path / "weights.npz")
+    found = measure(TurnEndModel.load(tmp_path / "weights.npz"), [*turns, Turn((), ("yes",))])
+    assert found.turns == len(turns), "a single word has no place to pause"
+    assert found.area > 0.99 and found.nats < 0.3
