@@ -30,6 +30,8 @@ from dllm_kernels import (
     skinny_linear,
     swiglu,
 )
+from dllm_kernels.four_bits import quantise_groups, unpack_groups
+from dllm_kernels.quantise_rows import Rows, quantise_rows
 from dllm_kernels.rotary import reference as rotary
 from dllm_kernels.route_experts import Rules
 from dllm_kernels.select import RULES, RuleColumns, ScoreColumns, select
@@ -306,8 +308,11 @@ def product(
     )
 
     def eager(x: Tensor, weight: Tensor, scale: Tensor | None, gate: str | None) -> Tensor:
-        wide = weight if scale is None else (weight.to(x.dtype) * scale.to(x.dtype)[:, None])
-        out = F.linear(x, wide)
+        if scale is not None and weight.dtype == torch.uint8:
+            weight = unpack_groups(weight, scale, x.shape[1]).to(x.dtype)
+        elif scale is not None:
+            weight = weight.to(x.dtype) * scale.to(x.dtype)[:, None]
+        out = F.linear(x, weight)
         if gate is None:
             return out
         first, second = out.chunk(2, dim=-1)
@@ -317,19 +322,27 @@ def product(
         whole = _randn(device, dtype, outputs, inputs, scale=0.02)
         eight = torch.randint(-127, 128, whole.shape, dtype=torch.int8, device=device)
         scale = torch.full((outputs,), 1e-4, device=device)
+        halves = quantise_rows(whole, torch.float8_e4m3fn)
+        four = quantise_groups(whole)
         for rows in counts:
             x = _randn(device, dtype, rows, inputs)
-            for weight, factors in ((whole, None), (eight, scale)):
+            kinds = (
+                ("", whole, None),
+                (", int8", eight, scale),
+                (", e4m3", halves.values, halves.scale.squeeze(1)),
+                (", int4", *four),
+            )
+            for kind, weight, factors in kinds:
 
                 def library(x: Tensor = x, whole: Tensor = whole, gated: str | None = gated) -> Tensor:
                     return eager(x, whole, None, gated)
 
                 yield Case(
                     "skinny_linear",
-                    f"{size.name} {name}, {rows} rows{'' if factors is None else ', int8'}",
+                    f"{size.name} {name}, {rows} rows{kind}",
                     dtype,
                     weight.numel() * weight.element_size(),
-                    2 * rows * weight.numel(),
+                    2 * rows * whole.numel(),
                     lambda x=x, weight=weight, factors=factors, gated=gated: skinny_linear(  # type: ignore[misc]
                         x, weight, scale=factors, gate=gated
                     ),
@@ -338,6 +351,33 @@ def product(
                     library,
                     f"F.linear in {str(dtype).removeprefix('torch.')}",
                 )
+            x_halves, in_eight = quantise_rows(x, torch.float8_e4m3fn), halves.scale.squeeze(1)
+
+            def eight_by_eight(
+                x: Rows = x_halves, w: Rows = halves, scale: Tensor = in_eight, gated: str | None = gated
+            ) -> Tensor:
+                return skinny_linear(x.values, w.values, scale=scale, x_scale=x.scale, gate=gated, dtype=dtype)
+
+            scaled: Callable[[], object] | None = None
+            if device.type == "cuda" and gated is None:
+
+                def scaled(x: Rows = x_halves, w: Rows = halves) -> Tensor:
+                    return torch._scaled_mm(
+                        x.values, w.values.t(), scale_a=x.scale, scale_b=w.scale.t(), out_dtype=torch.bfloat16
+                    )
+
+            yield Case(
+                "skinny_linear",
+                f"{size.name} {name}, {rows} rows, e4m3 by e4m3",
+                dtype,
+                whole.numel(),
+                2 * rows * whole.numel(),
+                eight_by_eight,
+                eager,
+                (x_halves.values.to(dtype) * x_halves.scale.to(dtype), halves.values, in_eight, gated),
+                scaled,
+                "torch._scaled_mm" if scaled else "",
+            )
 
 
 def mixture(

@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -23,8 +22,8 @@ from measuring import about, percentile, timed
 from dllm import loader
 from dllm.drafts import Cell, DraftSpec, Event, Failed, Finished, Plan, Stepped
 from dllm.engine import Engine
-from dllm.evaluate.likelihood import causal_log_likelihood
-from dllm.evaluate.steps import EvalPrompt, prompts_from_rows
+from dllm.evaluate.likelihood import causal_log_likelihoods
+from dllm.evaluate.prompts import Prompt, held_back, prompts_of
 from dllm.models.transformer import Transformer
 from dllm.options import DecodeOptions
 from dllm.quantize import Quantisation
@@ -43,7 +42,7 @@ CONFIG = Path(loader.__file__).parent / "configs" / "builtin.toml"
 def variants() -> dict[str, loader.Checkpoint]:
     """The same weights in each type. fp8 is the CPU's reference: its beliefs are what a GPU's would be, its time is not."""
     found = {"float32": loader.load(), "bfloat16": loader.load(dtype=torch.bfloat16)}
-    for mode in ("int8", "int8-dynamic", "fp8"):
+    for mode in ("int8", "int8-dynamic", "fp8", "int4"):
         for head in (False, True):
             found[mode + (" + head" if head else "")] = loader.load(quantize=Quantisation(mode, head))  # type: ignore[arg-type]
     return found
@@ -88,14 +87,12 @@ def step_times(checkpoints: dict[str, loader.Checkpoint], batch: int, repeats: i
     }
 
 
-def beliefs(
-    checkpoint: loader.Checkpoint, prompts: Sequence[EvalPrompt]
-) -> tuple[list[tuple[Cell, ...]], list[Finished]]:
+def beliefs(checkpoint: loader.Checkpoint, prompts: Sequence[Prompt]) -> tuple[list[tuple[Cell, ...]], list[Finished]]:
     """Every prompt's canvas after its first step, and its reply, one draft at a time."""
     canvases, replies = [], []
     engine = Engine(checkpoint.model, checkpoint.codec.token_table)
     for index, entry in enumerate(prompts):
-        engine.submit(DraftSpec(entry.prompt, f"eval{index}", WIDTH, PLAN))
+        engine.submit(DraftSpec(entry.tokens, f"eval{index}", WIDTH, PLAN))
         first: tuple[Cell, ...] | None = None
         while engine.drafts:
             for event in engine.run_round():
@@ -114,7 +111,7 @@ def beliefs(
 
 
 def calibration(
-    checkpoints: dict[str, loader.Checkpoint], prompts: Sequence[EvalPrompt], judge: Transformer
+    checkpoints: dict[str, loader.Checkpoint], prompts: Sequence[Prompt], judge: Transformer
 ) -> dict[str, dict[str, float]]:
     """How far each type is from the first.
 
@@ -140,7 +137,7 @@ def calibration(
         total = sum(max(len(one.tokens), len(other.tokens)) for one, other in zip(replies, base_replies, strict=True))
         with torch.inference_mode():
             scores = [
-                causal_log_likelihood(judge, entry.prompt, reply.tokens)
+                causal_log_likelihoods(judge, entry.tokens, [reply.tokens])[0] / (len(reply.tokens) + 1)
                 for entry, reply in zip(prompts, replies, strict=True)
             ]
         report[name] = {
@@ -184,8 +181,11 @@ def main() -> None:
     if args.data:
         torch.set_num_threads(args.threads[0])
         codec = checkpoints["float32"].dialogue_codec
-        mixture = Mixture(args.data, codec, replace(TrainConfig.load(CONFIG), renamed_share=0.0), "dev")
-        prompts = prompts_from_rows(mixture.row(number) for number in range(args.prompts))
+        mixture = Mixture(args.data, codec, held_back(TrainConfig.load(CONFIG)), "dev")
+        found = prompts_of(mixture, codec, args.prompts)
+        fitting = [prompt for source in found.values() for prompt in source if prompt.fits(WIDTH)]
+        # Of all sources alike.
+        prompts = fitting[:: max(1, len(fitting) // args.prompts)][: args.prompts]
         judge = checkpoints["float32"].model
         assert isinstance(judge, Transformer)
         report["prompts"] = len(prompts)

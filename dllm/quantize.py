@@ -1,4 +1,4 @@
-"""Eight-bit weights: which parts of a network are quantised, and how tensors reach them while a checkpoint is read.
+"""Weights in eight or four bits: which parts of a network are quantised, and how tensors reach them while a checkpoint is read.
 
 Projections of attention and feed-forwards, and experts. Embeddings, norms, routers, modulations and noise embeddings stay as they are,
 and so does the output head unless asked for: thresholds act on its probabilities.
@@ -43,7 +43,7 @@ class Quantisation:
             ConfigError: If the mode is not for that device.
         """
         if self.mode == "int8-dynamic" and device.type != "cpu":
-            raise ConfigError("quantize", self.mode, f"int8 or fp8 on {device.type}; int8-dynamic is for the CPU")
+            raise ConfigError("quantize", self.mode, f"int8, fp8 or int4 on {device.type}; int8-dynamic is for the CPU")
 
 
 @dataclass(frozen=True, slots=True)

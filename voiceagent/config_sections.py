@@ -366,9 +366,9 @@ class ModelsConfig:
     dtype: str = documented(
         "auto",
         "Numbers that the diffusion model computes in; `auto` on a CPU is bfloat16 where it has units for it, else float32, and on a GPU "
-        "that of the files. `int8` is eight-bit weights.",
-        "'auto', 'float32', 'bfloat16', 'float16' or 'int8'",
-        lambda v: v in ("auto", "float32", "bfloat16", "float16", "int8"),
+        "that of the files. `int8`, `fp8` and `int4` are weights in so many bits.",
+        "'auto', 'float32', 'bfloat16', 'float16', 'int8', 'fp8' or 'int4'",
+        lambda v: v in ("auto", "float32", "bfloat16", "float16", "int8", "fp8", "int4"),
     )
     threads: int = documented(
         0,

@@ -29,7 +29,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, with_device: bool = 
     if with_device:
         parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
         parser.add_argument("--dtype", help="float32, bfloat16 or float16; default: float32 on CPU, else as stored")
-        parser.add_argument("--quantize", help="int8, int8-dynamic (CPU) or fp8 weights, with a scale per row")
+        parser.add_argument("--quantize", help="int8, int8-dynamic (CPU), fp8 or int4 weights")
 
 
 def load(args: argparse.Namespace, stream: TextIO | None = None, team: Team | None = None) -> Checkpoint:

@@ -2,6 +2,7 @@
 
 from dllm_kernels.canvas_attention import Cache as Cache
 from dllm_kernels.canvas_attention import Canvas as Canvas
+from dllm_kernels.canvas_attention import cache_in_eight_bits as cache_in_eight_bits
 from dllm_kernels.canvas_attention import canvas_attention as canvas_attention
 from dllm_kernels.choose import use as use
 from dllm_kernels.commit_from_logits import CommitStats as CommitStats

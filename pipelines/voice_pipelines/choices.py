@@ -10,7 +10,7 @@ import functools
 import os
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from voice_pipelines.doctor import available_cores, device_choice
 from voice_pipelines.download import FetchError
@@ -208,7 +208,7 @@ def _load_llm(config: Config, source: Path | str | None, reason: str) -> Diffusi
     from dllm.quantize import Quantisation
     from voice_pipelines.adapters.diffusion import DiffusionDrafter
 
-    device = device_of(config)
+    device, weights = device_of(config), _weights(config.models.dtype)
     if config.models.threads:
         torch.set_num_threads(config.models.threads)
     elif device == "cpu":
@@ -220,7 +220,7 @@ def _load_llm(config: Config, source: Path | str | None, reason: str) -> Diffusi
             source,
             device,
             _dtype(config.models.dtype, device),
-            quantize=Quantisation("int8") if config.models.dtype == "int8" else None,
+            quantize=Quantisation(weights) if weights is not None else None,
             template_options={"enable_thinking": False},
             packed=True,
         )
@@ -231,9 +231,17 @@ def _load_llm(config: Config, source: Path | str | None, reason: str) -> Diffusi
         "built-in diffusion model" if source is None else checkpoint.path.name if isinstance(source, Path) else source
     )
     stored = next(checkpoint.model.parameters()).dtype
-    numbers = "int8" if config.models.dtype == "int8" else str(stored).removeprefix("torch.")
+    numbers = weights or str(stored).removeprefix("torch.")
     info = BackendInfo("llm", f"{name}, {size:.1f} M parameters on {device} ({numbers})", reason)
     return DiffusionDrafter(checkpoint, info, max_batch=CPU_BATCH if device == "cpu" else DEVICE_BATCH)
+
+
+_FEW_BITS: tuple[Literal["int8", "fp8", "int4"], ...] = ("int8", "fp8", "int4")
+
+
+def _weights(wanted: str) -> Literal["int8", "fp8", "int4"] | None:
+    """In how many bits weights are held, where that is less than they are computed in."""
+    return next((mode for mode in _FEW_BITS if mode == wanted), None)
 
 
 def _dtype(wanted: str, device: str) -> torch.dtype | None:
@@ -242,7 +250,7 @@ def _dtype(wanted: str, device: str) -> torch.dtype | None:
 
     from dllm import machine
 
-    if wanted in ("auto", "int8"):
+    if wanted == "auto" or _weights(wanted) is not None:
         return torch.bfloat16 if device == "cpu" and machine.has_bfloat16_units() else None
     found: torch.dtype = getattr(torch, wanted)
     return found

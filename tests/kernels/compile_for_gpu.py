@@ -136,6 +136,8 @@ def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
     query, new, pages = empty(2, 32, 32, 128), empty(2, 8, 32, 128), empty(70, 8, 16, 128)
     prefix, wide = empty(2, dtype=torch.int32), empty(2, 4, 600, 256)
     table, visible = empty(2, 35, dtype=torch.int32), empty(2, 32, dtype=torch.int32)
+    pages_eight, store_eight = pages.to(torch.float8_e4m3fn), store.to(torch.float8_e4m3fn)
+    page_scale, slot_scale = empty(70, 8, 1, dtype=torch.float32), empty(2, 8, 1024, dtype=torch.float32)
     single = empty(4, 64, dtype=torch.float32)
     scores, flags = ScoreColumns(whole(4, 64), single, single, single), empty(4, 64, dtype=torch.bool)
     rules = RuleColumns(whole(4), empty(4, dtype=torch.float32), whole(4), whole(4), whole(4))
@@ -150,6 +152,12 @@ def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
     routed = empty(32, 256, dtype=torch.float32)
     choice, many = (Choice(whole(rows, 8), empty(rows, 8, dtype=torch.float32)) for rows in (32, 256))
     experts = ExpertWeights(empty(16, 1024, 2048), empty(16, 2048, 512))
+    four_bits = ExpertWeights(
+        empty(16, 1024, 1024, dtype=torch.uint8),
+        empty(16, 2048, 256, dtype=torch.uint8),
+        empty(16, 1024, 32, dtype=torch.bfloat16),
+        empty(16, 2048, 8, dtype=torch.bfloat16),
+    )
     scales = empty(16, 1024, dtype=torch.float32), empty(16, 2048, dtype=torch.float32)
     return [
         lambda: dllm_kernels.commit_from_logits(logits),
@@ -170,6 +178,12 @@ def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
         lambda: dllm_kernels.head_commit(hidden, empty(9, 4096, dtype=torch.int8), scale=empty(9, dtype=torch.float32)),
         lambda: dllm_kernels.canvas_attention(query, Cache(pages, pages, table), visible, Canvas(new, new, prefix)),
         lambda: dllm_kernels.canvas_attention(query, Cache(store, store), visible),
+        lambda: dllm_kernels.canvas_attention(
+            query, Cache(pages_eight, pages_eight, table, page_scale, page_scale), visible, Canvas(new, new, prefix)
+        ),
+        lambda: dllm_kernels.canvas_attention(
+            query, Cache(store_eight, store_eight, None, slot_scale, slot_scale), visible
+        ),
         lambda: dllm_kernels.canvas_attention(empty(2, 8, 32, 256), Cache(wide, wide), visible),
         lambda: dllm_kernels.skinny_linear(hidden, empty(4096, 4096), residual=hidden),
         lambda: dllm_kernels.skinny_linear(hidden, empty(24_576, 4096), gate="silu"),
@@ -196,6 +210,7 @@ def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
             empty(256, 2048), many, ExpertWeights(*(part.to(torch.int8) for part in experts[:2]), *scales)
         ),
         lambda: dllm_kernels.mix_experts(empty(256, 2048), many, experts),
+        lambda: dllm_kernels.mix_experts(empty(32, 2048), choice, four_bits),
         lambda: dllm_kernels.rotate_and_store(empty(2, 32, 48, 128), turn, turn, (32, 8), norms, target=target),
     ]
 

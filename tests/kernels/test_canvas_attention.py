@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dllm_kernels import Cache, Canvas, canvas_attention
+from dllm_kernels import Cache, Canvas, cache_in_eight_bits, canvas_attention
 from dllm_kernels.choose import Kind
 from tests.kernels.both import DTYPES, KINDS, on, randn
 
@@ -106,6 +106,79 @@ def test_pages_and_a_canvas_of_its_own_are_one_row_of_slots(kind: Kind, page: in
 
 
 @both
+@each_dtype
+@pytest.mark.parametrize("by_slot", [True, False])
+def test_a_cache_in_eight_bits_is_read_as_its_numbers_times_their_scales(
+    kind: Kind, dtype: torch.dtype, by_slot: bool
+) -> None:
+    """In rows and in pages, which hold nothing of the canvas; what is in no draft's sight, and its scales, may be anything."""
+    rows, heads, groups, length, size, page = 2, 4, 2, 5, 16, 8
+    q = randn(rows, heads, length, size, dtype=dtype)
+    keys, values = (randn(rows, groups, 64, size, scale=scale) for scale in (1.0, 3.0))
+    new = [randn(rows, groups, length, size, dtype=dtype, scale=scale) for scale in (1.0, 2.0)]
+    prefix = whole([37, 16]).flatten()
+    visible = prefix.unsqueeze(1) + torch.arange(1, length + 1, dtype=torch.int32)
+    stored = cache_in_eight_bits(keys, values, by_slot=by_slot)
+    held = [part.float() * scale.unsqueeze(3) for part, scale in ((stored[0], stored[3]), (stored[1], stored[4]))]
+    for row in range(rows):
+        for part, mine in zip(held, new, strict=True):
+            part[row, :, prefix[row] : prefix[row] + length] = mine[row].float()
+    expected = plain(q, *held, visible)
+    canvas = Canvas(*new, prefix)
+    assert_close(on(kind, canvas_attention, q, stored, visible, canvas), expected)
+
+    pages = [part.view(rows, groups, 8, page, size).transpose(1, 2).flatten(0, 1) for part in (keys, values)]
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    shuffled = [torch.empty_like(part).index_copy_(0, order, part) for part in pages]
+    paged_cache = cache_in_eight_bits(*shuffled, order.to(torch.int32).view(rows, 8), by_slot=by_slot)
+    assert paged_cache.key_scale is not None and paged_cache.key_scale.shape == (16, groups, page if by_slot else 1)
+    if not by_slot:
+        held = [
+            (part.float() * scale.unsqueeze(3))[order].view(rows, 8, groups, page, size).transpose(1, 2).flatten(2, 3)
+            for part, scale in ((paged_cache[0], paged_cache[3]), (paged_cache[1], paged_cache[4]))
+        ]
+        for row in range(rows):
+            for part, mine in zip(held, new, strict=True):
+                part[row, :, prefix[row] : prefix[row] + length] = mine[row].float()
+        expected = plain(q, *held, visible)
+    # The last pages are behind what the second draft sees.
+    for part in (paged_cache.keys.view(torch.uint8), paged_cache.values.view(torch.uint8)):
+        part[order[8 + 3 :]] = 0x7F  # NaN
+    for scale in (paged_cache.key_scale, paged_cache.value_scale):
+        assert scale is not None
+        scale[order[8 + 3 :]] = torch.nan
+    assert_close(on(kind, canvas_attention, q, paged_cache, visible, canvas), expected)
+
+
+@pytest.mark.parametrize("by_slot", [True, False])
+def test_the_error_of_eight_bits_is_within_its_bound(by_slot: bool) -> None:
+    """Of the reference in float32, against exact attention to what was stored."""
+    q, keys = randn(2, 4, 6, 32, scale=2.0), randn(2, 2, 50, 32)
+    values = randn(2, 2, 50, 32, scale=4.0)
+    keys[:, :, 7] *= 20.0
+    visible = (torch.arange(12, dtype=torch.int32).view(2, 6) * 17) % 50 + 1
+    cache = cache_in_eight_bits(keys, values, by_slot=by_slot)
+    found = canvas_attention(q, cache, visible).double()
+    exact = plain(q, keys, values, visible)
+    assert cache.key_scale is not None and cache.value_scale is not None
+    wide_q = q.double().view(2, 2, 12, 32)
+    seen = (torch.arange(50) < visible.unsqueeze(2)).repeat(1, 2, 1).unsqueeze(1)
+    errors = [
+        torch.maximum(part.abs() / 16, scale.unsqueeze(3) / 1024).double()
+        for part, scale in ((keys, cache.key_scale), (values, cache.value_scale))
+    ]
+    moved = (wide_q.abs() @ errors[0].transpose(2, 3) * 32**-0.5).masked_fill(~seen, 0.0).amax(-1, keepdim=True)
+    scores = (wide_q @ keys.double().transpose(2, 3) * 32**-0.5).masked_fill(~seen, -torch.inf)
+    away = (values.double().unsqueeze(2) - exact.view(2, 2, 12, 1, 32)).abs()
+    spread = (scores.softmax(-1).unsqueeze(4) * away).sum(3)
+    largest = errors[1].unsqueeze(2).masked_fill(~seen.unsqueeze(4), 0.0).amax(3)
+    bound = largest + torch.expm1(2 * moved) * spread
+    error = (found - exact).abs().view(2, 2, 12, 32)
+    assert (error <= bound * (1 + 1e-6) + 1e-5).all()
+    assert error.max() > 1e-3, "eight bits do err"
+
+
+@both
 def test_the_canvas_is_divided_over_the_prefix_when_few_programs_share_it(kind: Kind) -> None:
     q, keys, values = randn(1, 2, 4, 16), randn(1, 1, 700, 16), randn(1, 1, 700, 16, scale=3.0)
     for most in (1, 127, 128, 300, 700):
@@ -135,6 +208,10 @@ def test_scores_far_apart_do_not_overflow(kind: Kind) -> None:
         ({"cache": Cache(*torch.zeros(2, 2, 1, 6, 8))}, "keys"),
         ({"cache": Cache(torch.zeros(1, 1, 6, 8), torch.zeros(1, 1, 5, 8))}, "values"),
         ({"cache": Cache(*torch.zeros(2, 9, 1, 6, 8), torch.zeros(1, 3))}, "table"),
+        ({"cache": Cache(*torch.zeros(2, 1, 1, 6, 8).to(torch.float8_e4m3fn))}, "keys"),
+        ({"cache": Cache(*torch.zeros(2, 1, 1, 6, 8), None, *torch.ones(2, 1, 1, 6))}, "keys"),
+        ({"cache": Cache(*torch.zeros(2, 1, 1, 6, 8).to(torch.float8_e4m3fn), None, torch.ones(1, 1, 6))}, "value_scale"),
+        ({"cache": Cache(*torch.zeros(2, 1, 1, 6, 8).to(torch.float8_e4m3fn), None, *torch.ones(2, 1, 1, 5))}, "key_scale"),
         ({"visible": torch.zeros(1, 4, dtype=torch.int64)}, "visible"),
         ({"canvas": Canvas(*torch.zeros(2, 1, 1, 4, 8), torch.zeros(2, dtype=torch.int32))}, "prefix"),
         ({"canvas": Canvas(*torch.zeros(2, 1, 1, 5, 8), torch.zeros(1, dtype=torch.int32))}, "canvas keys"),
@@ -163,6 +240,10 @@ def test_on_the_gpu_at_a_published_size(dtype: torch.dtype, rows: int) -> None:
     stored_values, _ = paged(values, 16)
     assert_close(on("triton", canvas_attention, q, Cache(keys, values), visible), expected)
     assert_close(on("triton", canvas_attention, q, Cache(stored, stored_values, table), visible), expected)
+    eight = cache_in_eight_bits(stored.nan_to_num(0.0), stored_values.nan_to_num(0.0), table)
+    assert_close(
+        on("triton", canvas_attention, q, eight, visible), on("reference", canvas_attention, q, eight, visible).double()
+    )
 
 
 @pytest.mark.gpu

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dllm_kernels import Choice, ExpertWeights, mix_experts, use
 from dllm_kernels.choose import Kind
+from dllm_kernels.four_bits import quantise_groups, unpack_groups
 from dllm_kernels.mix_experts import reference
 from dllm_kernels.mix_experts.reference import dense_experts, grouped_experts, looped_experts
 from tests.kernels.both import DTYPES, KINDS, on, randn
@@ -86,6 +87,17 @@ def test_weights_in_eight_bits_have_a_scale_per_output(kind: Kind, dtype: torch.
 
 
 @both
+@each_dtype
+@pytest.mark.parametrize("group", [32, 128])
+def test_weights_in_four_bits_have_a_scale_per_group(kind: Kind, dtype: torch.dtype, group: int) -> None:
+    x, choice, weights = given(9, 2, 4, 160, 37)
+    (gate_up, gate_up_scale), (down, down_scale) = (quantise_groups(part, group) for part in weights[:2])
+    packed = ExpertWeights(gate_up, down, gate_up_scale, down_scale)
+    held = ExpertWeights(unpack_groups(gate_up, gate_up_scale, 160), unpack_groups(down, down_scale, 37))
+    assert_close(on(kind, mix_experts, x.to(dtype), choice, packed), plain(x.to(dtype), choice, held), dtype)
+
+
+@both
 def test_experts_that_nobody_chose_are_not_read_and_a_token_is_alone_in_its_company(kind: Kind) -> None:
     x, choice, weights = given(12, 2, 6, 24, 16)
     chosen = set(choice.experts[:5].flatten().tolist())
@@ -152,6 +164,8 @@ def test_gradients_reach_everything_where_kernels_are_wanted_too() -> None:
         ({"weights": ExpertWeights(torch.zeros(3, 10, 4), torch.zeros(3, 5, 5))}, "down"),
         ({"weights": ExpertWeights(torch.zeros(3, 10, 4).half(), torch.zeros(3, 4, 5))}, "gate_up"),
         ({"weights": ExpertWeights(torch.zeros(3, 10, 4), torch.zeros(3, 4, 5), torch.ones(3, 10))}, "down_scale"),
+        ({"weights": ExpertWeights(*torch.zeros(2, 3, 10, 16, dtype=torch.uint8))}, "gate_up.*none"),
+        ({"weights": ExpertWeights(torch.zeros(3, 10, 16, dtype=torch.uint8), torch.zeros(3, 4, 32, dtype=torch.uint8), *torch.zeros(2, 3, 10, 1).bfloat16())}, "down"),
         ({"weights": ExpertWeights(torch.zeros(3, 10, 4), torch.zeros(3, 4, 5), torch.ones(3, 10), torch.ones(3, 4))}, "gate_up"),
         ({"choice": Choice(torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3, 2))}, "experts"),
         ({"choice": Choice(torch.zeros(2, 2, dtype=torch.int32), torch.zeros(2, 2))}, "experts"),

@@ -106,6 +106,7 @@ def test_a_folder_without_a_checkpoint_is_a_readable_error(tmp_path: Path) -> No
         ("float32", True, "float32"),
         ("bfloat16", False, "bfloat16"),
         ("int8", False, "int8"),
+        ("int4", False, "int4"),
     ],
 )
 def test_the_diffusion_model_computes_in_what_the_machine_is_good_at(
@@ -130,7 +131,7 @@ def test_the_diffusion_model_computes_in_what_the_machine_is_good_at(
 
 
 def test_numbers_that_nobody_computes_in_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected 'auto', 'float32', 'bfloat16', 'float16' or 'int8'"):
+    with pytest.raises(ConfigError, match="expected 'auto', 'float32', 'bfloat16', 'float16', 'int8', 'fp8' or 'int4'"):
         configure(tmp_path, "models.dtype=float8")
 
 

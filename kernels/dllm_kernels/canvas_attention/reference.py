@@ -16,10 +16,9 @@ def canvas_attention(
 ) -> Tensor:
     rows, heads, length, size = q.shape
     wide = torch.promote_types(q.dtype, torch.float32)
-    keys, values = (
-        _slots(stored, cache.table, longest, None if canvas is None else new, canvas).to(wide)
-        for stored, new in zip(cache[:2], (None, None) if canvas is None else canvas[:2], strict=True)
-    )
+    new = (None, None) if canvas is None else (canvas.keys, canvas.values)
+    keys = _slots(cache.keys, cache.key_scale, cache.table, longest, new[0], canvas, wide)
+    values = _slots(cache.values, cache.value_scale, cache.table, longest, new[1], canvas, wide)
     groups = keys.shape[1]
     grouped = q.to(wide).reshape(rows, groups, heads // groups * length, size)
     scores = grouped @ keys.transpose(2, 3) * scale
@@ -31,17 +30,36 @@ def canvas_attention(
     return (weights @ values).to(q.dtype).view(rows, heads, length, size)
 
 
-def _slots(stored: Tensor, table: Tensor | None, longest: int, new: Tensor | None, canvas: Canvas | None) -> Tensor:
+def _slots(
+    stored: Tensor,
+    scale: Tensor | None,
+    table: Tensor | None,
+    longest: int,
+    new: Tensor | None,
+    canvas: Canvas | None,
+    dtype: torch.dtype,
+) -> Tensor:
     """[B, G, longest, D]: pages put together, and the canvas behind its prefix."""
+    if scale is None:
+        found = _found(stored, table, longest).to(dtype)
+    else:
+        # Eight-bit floats are gathered as the bytes they are.
+        found = _found(stored.view(torch.uint8), table, longest).view(stored.dtype).to(dtype)
+        found = found * _found(scale.expand(stored.shape[:3]).unsqueeze(3), table, longest).to(dtype)
+    if new is None or canvas is None:
+        return found.nan_to_num(0.0)
+    inside = torch.arange(longest, device=stored.device) - canvas.prefix.unsqueeze(1)
+    place = inside.clamp(0, new.shape[2] - 1).long()[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3])
+    mine = new.gather(2, place).to(dtype)
+    return torch.where((inside >= 0)[:, None, :, None], mine, found).nan_to_num(0.0)
+
+
+def _found(stored: Tensor, table: Tensor | None, longest: int) -> Tensor:
+    """[B, G, longest, D] of the cache alone; behind its end the last slot."""
     if table is not None:
         rows, count = table.shape
         _, groups, page, size = stored.shape
         pages = stored[table.clamp(0, len(stored) - 1).flatten()].view(rows, count, groups, page, size)
         stored = pages.transpose(1, 2).reshape(rows, groups, count * page, size)
     at = torch.arange(longest, device=stored.device)
-    found = stored[:, :, at.clamp_max(max(stored.shape[2] - 1, 0))]
-    if new is None or canvas is None:
-        return found.nan_to_num(0.0)
-    inside = at - canvas.prefix.unsqueeze(1)
-    place = inside.clamp(0, new.shape[2] - 1).long()[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3])
-    return torch.where((inside >= 0)[:, None, :, None], new.gather(2, place), found).nan_to_num(0.0)
+    return stored[:, :, at.clamp_max(max(stored.shape[2] - 1, 0))]

@@ -26,6 +26,7 @@ LEAST_SLOTS = 128
 @triton.jit
 def _rows_of(
     stored_ptr,
+    scale_ptr,
     canvas_ptr,
     slot,
     page,
@@ -37,16 +38,24 @@ def _rows_of(
     page_stride,
     slot_stride,
     head_start,
+    scale_start,
+    scale_slot_stride,
     prefix,
+    dtype: tl.constexpr,
     D: tl.constexpr,
     PAGE: tl.constexpr,
     IS_PAGED: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
     HAS_CANVAS: tl.constexpr,
 ):
-    """Keys or values of a tile of slots, [BLOCK_N, BLOCK_D]; zeros where nobody sees."""
+    """Keys or values of a tile of slots, [BLOCK_N, BLOCK_D] in the dtype of the queries; zeros where nobody sees."""
     inside = slot % PAGE if IS_PAGED else slot
     start = page * page_stride + head_start + inside.to(tl.int64) * slot_stride
     found = tl.load(stored_ptr + start[:, None] + dim[None, :], mask=from_cache[:, None] & in_head[None, :], other=0.0)
+    if HAS_SCALE:
+        # [BLOCK_N]
+        scale = tl.load(scale_ptr + scale_start + inside * scale_slot_stride, mask=from_cache, other=0.0)
+        found = (found.to(tl.float32) * scale[:, None]).to(dtype)
     if HAS_CANVAS:
         place = canvas_row + (slot - prefix).to(tl.int64) * D
         new = tl.load(
@@ -61,6 +70,8 @@ def _attention_kernel(
     q_ptr,
     keys_ptr,
     values_ptr,
+    key_scale_ptr,
+    value_scale_ptr,
     table_ptr,
     canvas_keys_ptr,
     canvas_values_ptr,
@@ -74,12 +85,15 @@ def _attention_kernel(
     page_stride,
     head_stride,
     slot_stride,
+    scale_head_stride,
+    scale_slot_stride,
     total_queries,  # B * H * T
     G: tl.constexpr,
     SHARED: tl.constexpr,  # query heads of a key/value head
     D: tl.constexpr,
     PAGE: tl.constexpr,
     IS_PAGED: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
     HAS_CANVAS: tl.constexpr,
     HAS_PARTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -121,9 +135,11 @@ def _attention_kernel(
             page = tl.load(table_ptr + row * M + slot // PAGE, mask=from_cache, other=0).to(tl.int64)
         else:
             page = row + (slot * 0).to(tl.int64)
+        scale_start = (page * G + group) * scale_head_stride
         k = _rows_of(
-            keys_ptr, canvas_keys_ptr, slot, page, from_cache, from_canvas, in_head, dim, canvas_row,
-            page_stride, slot_stride, head_start, prefix, D, PAGE, IS_PAGED, HAS_CANVAS,
+            keys_ptr, key_scale_ptr, canvas_keys_ptr, slot, page, from_cache, from_canvas, in_head, dim, canvas_row,
+            page_stride, slot_stride, head_start, scale_start, scale_slot_stride, prefix, q.dtype, D, PAGE, IS_PAGED,
+            HAS_SCALE, HAS_CANVAS,
         )  # fmt: skip
         # Float32 goes through the tensor cores in three passes, which keep its digits: without them the tiles spill by the kilobyte.
         scores = tl.dot(q, tl.trans(k), input_precision="tf32x3") * scale
@@ -135,8 +151,9 @@ def _attention_kernel(
         grown = tl.exp2(top - base)
         total = total * grown + tl.sum(weights, axis=1)
         v = _rows_of(
-            values_ptr, canvas_values_ptr, slot, page, from_cache, from_canvas, in_head, dim, canvas_row,
-            page_stride, slot_stride, head_start, prefix, D, PAGE, IS_PAGED, HAS_CANVAS,
+            values_ptr, value_scale_ptr, canvas_values_ptr, slot, page, from_cache, from_canvas, in_head, dim, canvas_row,
+            page_stride, slot_stride, head_start, scale_start, scale_slot_stride, prefix, q.dtype, D, PAGE, IS_PAGED,
+            HAS_SCALE, HAS_CANVAS,
         )  # fmt: skip
         mixed = tl.dot(weights.to(v.dtype), v, mixed * grown[:, None], input_precision="tf32x3")
         top = new_top
@@ -187,6 +204,7 @@ def canvas_attention(
     query_tiles = triton.cdiv(shared * length, block_m)
     busy = rows * groups * query_tiles
     parts = max(1, min(2 * processors(q.device) // busy, longest // LEAST_SLOTS))
+    scale_slots = None if cache.key_scale is None else cache.key_scale.shape[2]
     out = torch.empty_like(q)
     divided, log_sum = None, None
     if parts > 1:
@@ -196,6 +214,8 @@ def canvas_attention(
         q,
         cache.keys,
         cache.values,
+        cache.key_scale,
+        cache.value_scale,
         cache.table,
         None if canvas is None else canvas.keys,
         None if canvas is None else canvas.values,
@@ -209,12 +229,15 @@ def canvas_attention(
         cache.keys.stride(0),
         cache.keys.stride(1),
         cache.keys.stride(2),
+        0 if scale_slots is None else scale_slots,
+        0 if scale_slots == 1 else 1,
         rows * heads * length,
         G=groups,
         SHARED=shared,
         D=size,
         PAGE=page if cache.table is not None else 1,
         IS_PAGED=cache.table is not None,
+        HAS_SCALE=scale_slots is not None,
         HAS_CANVAS=canvas is not None,
         HAS_PARTS=divided is not None,
         BLOCK_M=block_m,

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dllm_kernels.four_bits import unpack_groups
 from dllm_kernels.route_experts import Choice
 from dllm_kernels.swiglu.reference import swiglu
 
@@ -18,7 +19,7 @@ DENSE_ELEMENTS = 1 << 26
 """Most intermediate elements that `dense_experts` holds at once: 256 MB in float32."""
 
 
-def mix_experts(x: Tensor, choice: Choice, weights: ExpertWeights, activation: str) -> Tensor:
+def mix_experts(x: Tensor, choice: Choice, weights: ExpertWeights, activation: str, group: int) -> Tensor:
     """On an accelerator nothing here waits for the device: bf16 goes through a grouped matrix product (whose rows are whole 16 bytes), all
     else through all experts (at the 32 or so tokens of a canvas nearly all experts are touched anyway). On the CPU the touched experts
     are visited one by one."""
@@ -26,12 +27,13 @@ def mix_experts(x: Tensor, choice: Choice, weights: ExpertWeights, activation: s
         gate_up: Matrices = weights.gate_up
         down: Matrices = weights.down
         if weights.gate_up_scale is not None and weights.down_scale is not None:
-            gate_up = PackedExperts(weights.gate_up, weights.gate_up_scale, x.dtype)
-            down = PackedExperts(weights.down, weights.down_scale, x.dtype)
+            size = weights.gate_up.shape[1] // 2
+            gate_up = PackedExperts(weights.gate_up, weights.gate_up_scale, x.shape[1], x.dtype)
+            down = PackedExperts(weights.down, weights.down_scale, size, x.dtype)
         return looped_experts(x, choice, gate_up, down, activation)
-    whole_gate_up = _whole(weights.gate_up, weights.gate_up_scale, x.dtype)
-    whole_down = _whole(weights.down, weights.down_scale, x.dtype)
-    if x.dtype == torch.bfloat16 and not x.shape[-1] % 8 and not weights.down.shape[-1] % 8:
+    whole_gate_up = _whole(weights.gate_up, weights.gate_up_scale, x.shape[1], x.dtype)
+    whole_down = _whole(weights.down, weights.down_scale, weights.gate_up.shape[1] // 2, x.dtype)
+    if x.dtype == torch.bfloat16 and not x.shape[-1] % 8 and not whole_down.shape[-1] % 8:
         return grouped_experts(x, choice, whole_gate_up, whole_down, activation)
     return dense_experts(x, choice, whole_gate_up, whole_down, activation)
 
@@ -48,16 +50,21 @@ class Matrices(Protocol):
 class PackedExperts:
     """Experts' weights that become floats as they are asked for, one expert at a time."""
 
-    def __init__(self, values: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
-        self._values, self._scale, self._dtype = values, scale, dtype
+    def __init__(self, values: Tensor, scale: Tensor, inputs: int, dtype: torch.dtype) -> None:
+        self._values, self._scale, self._inputs, self._dtype = values, scale, inputs, dtype
         self.shape = values.shape
 
     def __getitem__(self, expert: int) -> Tensor:
-        return (self._values[expert].float() * self._scale[expert].unsqueeze(-1)).to(self._dtype)
+        values, scale = self._values[expert], self._scale[expert]
+        if values.dtype == torch.uint8:
+            return unpack_groups(values, scale, self._inputs).to(self._dtype)
+        return (values.float() * scale.unsqueeze(-1)).to(self._dtype)
 
 
-def _whole(values: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """[X, ., .], all at once."""
+def _whole(values: Tensor, scale: Tensor | None, inputs: int, dtype: torch.dtype) -> Tensor:
+    """[X, ., inputs], all at once."""
+    if scale is not None and values.dtype == torch.uint8:
+        return unpack_groups(values, scale, inputs).to(dtype)
     return values if scale is None else values.to(dtype) * scale.unsqueeze(-1).to(dtype)
 
 

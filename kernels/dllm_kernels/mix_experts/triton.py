@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dllm_kernels.route_experts import Choice
+from dllm_kernels.skinny_linear.triton import add_four_bits
 from dllm_kernels.swiglu.triton import activate
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def _product_kernel(
     HAS_SCALE: tl.constexpr,
     IS_GATED: tl.constexpr,
     IS_SILU: tl.constexpr,
+    GROUP: tl.constexpr,  # inputs of a group of weights in four bits, else 0
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -83,19 +85,39 @@ def _product_kernel(
         # Outputs are the product's rows, as in skinny_linear: tokens are few.
         product = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         up = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-        for start in range(0, L, BLOCK_K):
-            inner = start + tl.arange(0, BLOCK_K)
-            in_inputs = inner < L
-            # [BLOCK_M, BLOCK_K]
-            x = tl.load(x_ptr + x_start + inner[None, :], mask=in_rows[:, None] & in_inputs[None, :], other=0.0)
-            inside_weight = in_outputs[:, None] & in_inputs[None, :]
-            # [BLOCK_N, BLOCK_K]
-            w = tl.load(weight_ptr + weight_start + inner[None, :], mask=inside_weight, other=0.0)
-            product = tl.dot(w.to(x.dtype), tl.trans(x), product, input_precision="ieee")
-            if IS_GATED:
+        if GROUP > 0:
+            HALF: tl.constexpr = GROUP // 2
+            groups = tl.cdiv(L, GROUP)
+            for group in range(groups):
+                low, high = group * GROUP + tl.arange(0, HALF), group * GROUP + HALF + tl.arange(0, HALF)
+                # [BLOCK_M, HALF] each
+                x_low = tl.load(x_ptr + x_start + low[None, :], mask=in_rows[:, None] & (low < L)[None, :], other=0.0)
+                x_high = tl.load(
+                    x_ptr + x_start + high[None, :], mask=in_rows[:, None] & (high < L)[None, :], other=0.0
+                )
+                start = (first_row + column) * groups
+                product = add_four_bits(
+                    product, weight_ptr, start[:, None] * HALF, scale_ptr, start, group, in_outputs, x_low, x_high, HALF
+                )  # fmt: skip
+                if IS_GATED:
+                    start += R * groups
+                    up = add_four_bits(
+                        up, weight_ptr, start[:, None] * HALF, scale_ptr, start, group, in_outputs, x_low, x_high, HALF
+                    )  # fmt: skip
+        else:
+            for start in range(0, L, BLOCK_K):
+                inner = start + tl.arange(0, BLOCK_K)
+                in_inputs = inner < L
+                # [BLOCK_M, BLOCK_K]
+                x = tl.load(x_ptr + x_start + inner[None, :], mask=in_rows[:, None] & in_inputs[None, :], other=0.0)
+                inside_weight = in_outputs[:, None] & in_inputs[None, :]
                 # [BLOCK_N, BLOCK_K]
-                w = tl.load(weight_ptr + weight_start + (R * L + inner)[None, :], mask=inside_weight, other=0.0)
-                up = tl.dot(w.to(x.dtype), tl.trans(x), up, input_precision="ieee")
+                w = tl.load(weight_ptr + weight_start + inner[None, :], mask=inside_weight, other=0.0)
+                product = tl.dot(w.to(x.dtype), tl.trans(x), product, input_precision="ieee")
+                if IS_GATED:
+                    # [BLOCK_N, BLOCK_K]
+                    w = tl.load(weight_ptr + weight_start + (R * L + inner)[None, :], mask=inside_weight, other=0.0)
+                    up = tl.dot(w.to(x.dtype), tl.trans(x), up, input_precision="ieee")
         product = tl.trans(product)
         up = tl.trans(up)
         if HAS_SCALE:
@@ -125,9 +147,9 @@ def _combine_kernel(products_ptr, weights_ptr, out_ptr, E, K: tl.constexpr, BLOC
     tl.store(out_ptr + row * E + column, total.to(out_ptr.dtype.element_ty), mask=in_row)
 
 
-def mix_experts(x: Tensor, choice: Choice, weights: ExpertWeights, activation: str) -> Tensor:
+def mix_experts(x: Tensor, choice: Choice, weights: ExpertWeights, activation: str, group: int) -> Tensor:
     rows, hidden = x.shape
-    experts, _, size = weights.down.shape
+    experts, size = len(weights.gate_up), weights.gate_up.shape[1] // 2
     per_token = choice.experts.shape[1]
     choices = rows * per_token
     out = torch.empty_like(x)
@@ -142,16 +164,25 @@ def mix_experts(x: Tensor, choice: Choice, weights: ExpertWeights, activation: s
     block_m = min(max(triton.next_power_of_2(2 * choices // experts), 16), 64)
     inner = torch.empty(choices, size, dtype=x.dtype, device=x.device)
     products = torch.empty(choices, hidden, dtype=torch.float32, device=x.device)
+    # Of weights in four bits the scales go into the product.
+    has_scale = weights.gate_up_scale is not None and not group
     # Weights that are turned to floats on their way take registers: with tiles of 128 inputs they spill.
     block_k = 32 if x.element_size() == 4 else 128 if weights.gate_up_scale is None else 64
-    options = {"BLOCK_M": block_m, "BLOCK_N": BLOCK_N, "BLOCK_K": block_k, "num_warps": 4, "num_stages": 3}
+    options = {
+        "GROUP": group,
+        "BLOCK_M": block_m,
+        "BLOCK_N": BLOCK_N,
+        "BLOCK_K": block_k,
+        "num_warps": 4,
+        "num_stages": 3,
+    }
     _product_kernel[(triton.cdiv(size, BLOCK_N), experts)](
         x, order, starts, weights.gate_up, weights.gate_up_scale, inner, size, hidden,
-        K=per_token, HAS_SCALE=weights.gate_up_scale is not None, IS_GATED=True, IS_SILU=activation == "silu", **options,
+        K=per_token, HAS_SCALE=has_scale, IS_GATED=True, IS_SILU=activation == "silu", **options,
     )  # fmt: skip
     _product_kernel[(triton.cdiv(hidden, BLOCK_N), experts)](
         inner, order, starts, weights.down, weights.down_scale, products, hidden, size,
-        K=per_token, HAS_SCALE=weights.down_scale is not None, IS_GATED=False, IS_SILU=False, **options,
+        K=per_token, HAS_SCALE=has_scale, IS_GATED=False, IS_SILU=False, **options,
     )  # fmt: skip
     block_e = min(triton.next_power_of_2(hidden), BLOCK_E)
     _combine_kernel[(rows, triton.cdiv(hidden, block_e))](
