@@ -181,7 +181,9 @@ def _explain(args: argparse.Namespace) -> int:
         folder = memory_folder(_config(args))
         found = find_turn(folder, args.turn)
         if found is None:
-            print(f"no turn {args.turn!r} is remembered in {folder}", file=sys.stderr)
+            nothing = f"nothing is remembered in {folder} yet: `voiceagent run` and `say` do, with budget.remember on"
+            other = f"no turn {args.turn!r} is remembered in {folder}"
+            print(nothing if args.turn == "last" else other, file=sys.stderr)
             return 1
         timeline = found
     print("\n".join(explain(timeline)))

@@ -104,6 +104,8 @@ def test_a_turn_is_explained_from_memory_and_from_a_file(tmp_path: Path, capsys:
     assert "140 ms late because of recognising the last words" in capsys.readouterr().out
     assert main(["explain", "resp_8", *setting]) == 1
     assert "no turn 'resp_8' is remembered" in capsys.readouterr().err
+    assert main(["explain", "--set", f"budget.folder={tmp_path / 'empty'}"]) == 1
+    assert "nothing is remembered in" in capsys.readouterr().err
     said = tmp_path / "said.json"
     said.write_text(json.dumps({"reply": "hi", "timeline": late}), "utf-8")
     assert main(["explain", "--file", str(said)]) == 0
