@@ -54,12 +54,13 @@ gpu-bench:
 	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu-bench needs a CUDA device, and torch sees none")'
 	@# One part that fails must not take the others with it; the last line fails if any did.
 	@rm -rf $(GPU_OUT)/failed $(GPU_OUT)/tests && mkdir -p $(GPU_OUT)/tests
-	(printf '%s -m gpu\n' $(GPU_TESTS); printf '%s -m "not gpu"\n' $(UNMARKED_TESTS)) | timeout 240 xargs -P $(GPU_JOBS) -L 1 sh -c \
+	(printf '%s -m gpu\n' $(GPU_TESTS); printf '%s -m "not gpu"\n' $(UNMARKED_TESTS)) | timeout 200 xargs -P $(GPU_JOBS) -L 1 sh -c \
 		'$(GPU_PYTHON) -m pytest -q -W default -p no:cacheprovider "$$@" > $(GPU_OUT)/tests/$$(basename $$1 .py)-$${3%% *}.txt 2>&1' sh \
 		|| echo tests >> $(GPU_OUT)/failed
 	@tail -q -n 3 $(GPU_OUT)/tests/*.txt
-	timeout 130 $(GPU_PYTHON) benchmarks/kernels.py --budget 110 --compile-budget 40 --save $(GPU_OUT) || echo kernels >> $(GPU_OUT)/failed
-	timeout 190 $(GPU_PYTHON) benchmarks/engine.py --device cuda --graphs --budget 150 --seconds 4 --save $(GPU_OUT)/engine.json --plot $(GPU_OUT)/engine.png || echo engine >> $(GPU_OUT)/failed
+	timeout 115 $(GPU_PYTHON) benchmarks/kernels.py --budget 95 --compile-budget 35 --save $(GPU_OUT) || echo kernels >> $(GPU_OUT)/failed
+	timeout 130 $(GPU_PYTHON) benchmarks/step.py --device cuda --budget 95 --compile-budget 45 --seconds 1.5 --save $(GPU_OUT) || echo step >> $(GPU_OUT)/failed
+	timeout 130 $(GPU_PYTHON) benchmarks/engine.py --device cuda --graphs --budget 95 --seconds 3 --save $(GPU_OUT)/engine.json --plot $(GPU_OUT)/engine.png || echo engine >> $(GPU_OUT)/failed
 	@if [ -e $(GPU_OUT)/failed ]; then echo "failed: $$(tr '\n' ' ' < $(GPU_OUT)/failed)"; exit 1; fi
 
 # Data, training, export. What is there is kept and a run that has begun goes on, so that `make train-builtin LEG_MINUTES=8` is one leg

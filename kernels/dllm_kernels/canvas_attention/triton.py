@@ -5,13 +5,14 @@ B drafts, T canvas tokens, S slots, M pages of a draft, H query heads, G key/val
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from dllm_kernels import tuning
 from dllm_kernels.choose import processors
 
 if TYPE_CHECKING:
@@ -21,6 +22,32 @@ MAX_BLOCK_M = 64
 BLOCK_N = 64
 LEAST_SLOTS = 128
 """Slots a part should at least have: below it, merging costs more than what is shared out."""
+
+
+class Tiles(NamedTuple):
+    """How queries and keys are cut up."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+def reasoned(queries: int, size: int, q_bytes: int) -> Tiles:
+    """queries: Those that share a key/value head; size: of a head."""
+    block_d = max(triton.next_power_of_2(size), 16)
+    is_wide = block_d > 128 or q_bytes == 4
+    return Tiles(
+        min(max(triton.next_power_of_2(queries), 16), MAX_BLOCK_M if block_d <= 256 else 16),
+        BLOCK_N // 2 if is_wide else BLOCK_N,
+        8 if block_d > 128 else 4,
+        2 if is_wide else 3,
+    )
+
+
+def shape_of(dtype: torch.dtype, queries: int, size: int) -> str:
+    """The tuning bucket."""
+    return tuning.bucket(dtype, queries=min(max(triton.next_power_of_2(queries), 16), 512), head=size)
 
 
 @triton.jit
@@ -199,9 +226,13 @@ def canvas_attention(
     groups, page = cache.keys.shape[1], cache.keys.shape[2]
     shared = heads // groups
     block_d = max(triton.next_power_of_2(size), 16)
-    is_wide = block_d > 128 or q.element_size() == 4
-    block_m = min(max(triton.next_power_of_2(shared * length), 16), MAX_BLOCK_M if block_d <= 256 else 16)
-    query_tiles = triton.cdiv(shared * length, block_m)
+    tiles = tuning.tiles(
+        "canvas_attention",
+        q.device,
+        shape_of(cache.keys.dtype, shared * length, size),
+        reasoned(shared * length, size, q.element_size()),
+    )
+    query_tiles = triton.cdiv(shared * length, tiles.block_m)
     busy = rows * groups * query_tiles
     parts = max(1, min(2 * processors(q.device) // busy, longest // LEAST_SLOTS))
     scale_slots = None if cache.key_scale is None else cache.key_scale.shape[2]
@@ -240,11 +271,11 @@ def canvas_attention(
         HAS_SCALE=scale_slots is not None,
         HAS_CANVAS=canvas is not None,
         HAS_PARTS=divided is not None,
-        BLOCK_M=block_m,
-        BLOCK_N=BLOCK_N // 2 if is_wide else BLOCK_N,
+        BLOCK_M=tiles.block_m,
+        BLOCK_N=tiles.block_n,
         BLOCK_D=block_d,
-        num_warps=8 if block_d > 128 else 4,
-        num_stages=2 if is_wide else 3,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
     )
     if divided is not None:
         _merge_parts_kernel[(rows * heads * length,)](

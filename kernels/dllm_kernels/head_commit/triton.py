@@ -5,13 +5,14 @@ What is written between the two are nine numbers per row and part. N rows, V voc
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from dllm_kernels import tuning
 from dllm_kernels.choose import processors
 from dllm_kernels.commit_from_logits.contract import CommitStats, Given
 from dllm_kernels.commit_from_logits.triton import allowed_logit, gumbel_of, merge, store_part
@@ -25,6 +26,30 @@ SAMPLING_BLOCK_V = 64
 BLOCK_E = 64
 MAX_BLOCK_N = 64
 _BYTE = torch.uint8
+
+
+class Tiles(NamedTuple):
+    """How the vocabulary and the inputs are cut up."""
+
+    block_v: int
+    block_e: int
+    num_warps: int
+    num_stages: int
+
+
+def reasoned(rows: int, hidden_bytes: int, is_sampling: bool) -> Tiles:
+    return Tiles(
+        SAMPLING_BLOCK_V if is_sampling else BLOCK_V,
+        BLOCK_E if hidden_bytes == 2 else BLOCK_E // 2,
+        8 if is_sampling or rows > MAX_BLOCK_N // 2 else 4,
+        4,
+    )
+
+
+def shape_of(dtype: torch.dtype, rows: int, vocabulary: int, inputs: int, is_sampling: bool) -> str:
+    """The tuning bucket."""
+    few = min(max(triton.next_power_of_2(rows), 16), MAX_BLOCK_N)
+    return tuning.bucket(dtype, rows=few, vocabulary=vocabulary, inputs=inputs, sampling=int(is_sampling))
 
 
 @triton.jit(do_not_specialize=["seed", "N"])
@@ -191,8 +216,9 @@ def head_commit(
     row_tiles = triton.cdiv(rows, block_n)
     # Two programs to a processor, so that one computes while the other waits for weights.
     is_sampling = temperature != 0.0
-    block_v = SAMPLING_BLOCK_V if is_sampling else BLOCK_V
-    parts = max(1, min(triton.cdiv(vocabulary, block_v), 2 * processors(hidden.device) // row_tiles))
+    shape = shape_of(weight.dtype, rows, vocabulary, size, is_sampling)
+    tiles = tuning.tiles("head_commit", hidden.device, shape, reasoned(rows, hidden.element_size(), is_sampling))
+    parts = max(1, min(triton.cdiv(vocabulary, tiles.block_v), 2 * processors(hidden.device) // row_tiles))
     numbers = torch.empty(7, parts, rows, dtype=torch.float32, device=hidden.device)
     indices = torch.empty(2, parts, rows, dtype=torch.int32, device=hidden.device)
     has_row_seeds = isinstance(seed, Tensor)
@@ -219,9 +245,9 @@ def head_commit(
         HAS_ROW_SEEDS=has_row_seeds,
         IS_SAMPLING=is_sampling,
         BLOCK_N=block_n,
-        BLOCK_V=block_v,
-        BLOCK_E=BLOCK_E if hidden.element_size() == 2 else BLOCK_E // 2,
-        num_warps=8 if is_sampling or block_n == MAX_BLOCK_N else 4,
-        num_stages=4,
+        BLOCK_V=tiles.block_v,
+        BLOCK_E=tiles.block_e,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
     )
     merge(numbers, indices, out, given, is_sampling)

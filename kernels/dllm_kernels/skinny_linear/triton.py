@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dllm_kernels import tuning
 from dllm_kernels.choose import processors
 from dllm_kernels.swiglu.triton import activate
 
@@ -39,6 +40,12 @@ def plan_of(rows: int, results: int, inputs: int, x_bytes: int, count: int) -> P
     # A part should walk through a few tiles, or filling its pipeline is most of its time.
     parts = max(1, min(2 * count // programs, inputs // (4 * block_k), 16))
     return Plan(block_m, block_n, block_k, parts, 8 if block_m == 128 else 4, 3 if x_bytes == 4 else 4)
+
+
+def shape_of(dtype: torch.dtype, rows: int, outputs: int, inputs: int, is_gated: bool) -> str:
+    """The tuning bucket; of the weights' dtype."""
+    few = min(max(triton.next_power_of_2(rows), 16), 256)
+    return tuning.bucket(dtype, rows=few, outputs=outputs, inputs=inputs, gated=int(is_gated))
 
 
 @triton.jit
@@ -241,7 +248,9 @@ def skinny_linear(
     out = torch.empty(rows, results, dtype=dtype, device=x.device)
     if not rows:
         return out
-    plan = plan_of(rows, results, inputs, x.element_size(), processors(x.device))
+    reasoned = plan_of(rows, results, inputs, x.element_size(), processors(x.device))
+    shape = shape_of(weight.dtype, rows, outputs, inputs, gate is not None)
+    plan = tuning.tiles("skinny_linear", x.device, shape, reasoned)
     target = out
     if plan.parts > 1:
         target = torch.empty(plan.parts, rows, outputs, dtype=torch.float32, device=x.device)
