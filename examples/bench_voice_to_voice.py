@@ -155,9 +155,12 @@ def show_log(results: Sequence[CallResult]) -> None:
         print(f"  {latency} ms  said: {turn.said}\n             heard: {turn.heard}\n             reply: {turn.reply}")
 
 
-def plot(path: Path, rounds: Sequence[dict[str, Any]]) -> None:
-    import matplotlib
-
+def plot(path: Path, rounds: Sequence[dict[str, Any]]) -> bool:
+    """Draw the distributions and the server's stages; False where matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -181,6 +184,7 @@ def plot(path: Path, rounds: Sequence[dict[str, Any]]) -> None:
     right.set(xlabel="callers", ylabel="ms (median of each stage)", title="Where the server spends it")
     right.legend()
     figure.savefig(path, dpi=130)
+    return True
 
 
 async def run(args: argparse.Namespace, url: str, startup: list[str]) -> int:
@@ -215,8 +219,9 @@ async def run(args: argparse.Namespace, url: str, startup: list[str]) -> int:
     }
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "voice_to_voice.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    plot(args.out / "voice_to_voice.png", rounds)
-    print(f"\nwritten: {args.out / 'voice_to_voice.json'} and .png")
+    has_picture = plot(args.out / "voice_to_voice.png", rounds)
+    picture = "and .png" if has_picture else "(no picture: matplotlib is missing, pip install 'voiceagent[bench]')"
+    print(f"\nwritten: {args.out / 'voice_to_voice.json'} {picture}")
     return 0 if all(entry["summary"]["voice_to_voice"] for entry in rounds) else 1
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,3 +63,10 @@ def test_an_answer_without_a_timeline_still_counts() -> None:
     report = bench.summarise([bench.CallResult([answered])])
     assert report["voice_to_voice"]["count"] == 1
     assert report["server_stages"] == {} and report["steps_granted_first_clause"] is None
+
+
+def test_without_matplotlib_there_is_no_picture_and_nothing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert not bench.plot(tmp_path / "picture.png", []) and not (tmp_path / "picture.png").exists()
