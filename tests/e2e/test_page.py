@@ -102,10 +102,13 @@ def test_a_spoken_order_is_transcribed_and_answered_aloud(open_with: OpenWith, d
     assert float(opened.state("loudest") or 0) > 0.01
     expect(page.locator("#draft-counter")).to_have_text(re.compile(r"step \d+ of \d+"))
     expect(page.locator("#draft-tokens .is-committed").first).to_be_visible()
-    page.locator("#draft-slider").focus()
-    page.keyboard.press("Home")
-    expect(page.locator("#draft-counter")).to_have_text(re.compile(r"step 1 of \d+"))
-    expect(page.locator("#draft-live")).to_be_visible()
+    told = r"^(drafted .* before your turn was over|other words came, .* kept .*|before the first clause|while the first clause plays)"
+    expect(page.locator("#draft-summary")).to_have_text(re.compile(told))
+    if not page.locator("#draft-counter").inner_text().endswith("of 1"):  # a reply of one step has no other to look at
+        page.locator("#draft-slider").focus()
+        page.keyboard.press("Home")
+        expect(page.locator("#draft-counter")).to_have_text(re.compile(r"step 1 of \d+"))
+        expect(page.locator("#draft-live")).to_be_visible()
 
     # The waterfall has the stages of a spoken turn; both clocks agree on a plausible answer time.
     names = page.locator("#waterfall .stage .name").all_inner_texts()
