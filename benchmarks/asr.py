@@ -2,6 +2,7 @@
 
     python benchmarks/asr.py --data tests/data
     python benchmarks/asr.py --data ../shared/data/speech --kinds order telephone noisy
+    python benchmarks/asr.py --data ../shared/data/speech --kinds order --compare topn=2 topn=2,maxhmmpf=30000   # beside the shipped settings
 
 The folder holds `manifest.jsonl` (`path`, `kind`, `text`, perhaps `speech_start_s` and `speech_end_s`, one recording a line) and 16 kHz
 recordings. Each is cut to what the voice detector would pass on, 0.3 s before the speech to 0.5 s after it, and decoded in blocks of
@@ -20,7 +21,7 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,15 @@ class Tally:
     with_text: int = 0
     all_right: int = 0
     finals_s: list[float] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        self.clips += other.clips
+        self.audio_s += other.audio_s
+        self.cpu_s += other.cpu_s
+        self.errors += other.errors
+        self.with_text += other.with_text
+        self.all_right += other.all_right
+        self.finals_s += other.finals_s
 
 
 def plain_words(text: str) -> list[str]:
@@ -117,6 +127,37 @@ def measure(decoder: SphinxDecoder, recordings: list[Clip], log: list[dict[str, 
     return tallies
 
 
+def compare(
+    files: ModelFiles, settings: dict[str, DecoderOptions], recordings: list[Clip]
+) -> dict[str, dict[str, Tally]]:
+    """Every recording by every decoder in turn, so that whatever else the machine does meets all alike."""
+    decoders = {name: SphinxDecoder(files, options) for name, options in settings.items()}
+    found: dict[str, dict[str, Tally]] = {name: {} for name in settings}
+    for number, clip in enumerate(recordings):
+        # Now the one first, now the other: the first has the recording's audio to fetch.
+        for name in sorted(settings, reverse=bool(number % 2)):
+            for kind, tally in measure(decoders[name], [clip], []).items():
+                found[name].setdefault(kind, Tally()).add(tally)
+    return found
+
+
+def search(text: str) -> DecoderOptions:
+    """Settings such as `topn=2,beam=1e-48` in place of the shipped ones; nothing is those.
+
+    Raises:
+        ValueError: If one is not a number, or there is none of that name.
+    """
+    changes: dict[str, float] = {}
+    shipped = DecoderOptions()
+    for pair in filter(None, text.split(",")):
+        name, _, value = pair.partition("=")
+        kind = type(getattr(shipped, name, None))
+        if kind not in (int, float):
+            raise ValueError(f"{pair!r}: expected a number of the search, such as topn=2")
+        changes[name] = kind(value)
+    return replace(shipped, **changes)  # type: ignore[arg-type]
+
+
 def row(kind: str, tally: Tally) -> dict[str, object]:
     finals = sorted(tally.finals_s)
     return {
@@ -149,14 +190,20 @@ def table(rows: list[dict[str, object]]) -> str:
 
 
 def decoder_for(vocabulary: Vocabulary | None, cache: Path) -> tuple[SphinxDecoder, float]:
-    """A decoder, and the CPU seconds that building its language model took (0 when it was in the cache)."""
+    """A decoder with the shipped settings, and the same of its files."""
+    files, built_s = files_for(vocabulary, cache)
+    return SphinxDecoder(files, DecoderOptions()), built_s
+
+
+def files_for(vocabulary: Vocabulary | None, cache: Path) -> tuple[ModelFiles, float]:
+    """A decoder's files, and the CPU seconds that building its language model took (0 when it was in the cache)."""
     options = LanguageOptions()
     files, is_there = cached_files(cache, vocabulary, options)
     began = time.process_time()
     if not is_there:
         build(vocabulary, options, files)
     built_s = time.process_time() - began
-    return SphinxDecoder(ModelFiles(files.language_model, files.dictionary), DecoderOptions()), built_s
+    return files, built_s
 
 
 def about() -> dict[str, object]:
@@ -183,17 +230,29 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the results")
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "asr", help="folder for built language models")
+    parser.add_argument(
+        "--compare",
+        nargs="*",
+        metavar="NAME=VALUE[,…]",
+        help="only these settings of the search beside the shipped ones, with the vocabulary; printed, not written",
+    )
     parser.add_argument("--errors", action="store_true", help="print what was misheard")
     options = parser.parse_args()
     with options.preset.open("rb") as file:
         vocabulary = Vocabulary.from_table(tomllib.load(file)["vocabulary"])
     recordings = list(clips(options.data, options.kinds, options.every))
+    if options.compare is not None:
+        settings = {"shipped": DecoderOptions(), **{text: search(text) for text in options.compare}}
+        for name, kinds in compare(files_for(vocabulary, options.cache)[0], settings, recordings).items():
+            print(f"\n## {name}\n\n{table([row(kind, tally) for kind, tally in sorted(kinds.items())])}", flush=True)
+        return
     result: dict[str, object] = {**about(), "recordings": options.data.name, "every": options.every, "runs": {}}
     text = [
         f"# Recognition of {options.data.name}\n\n{result['machine']}; commit {result['commit']}; load average {result['load_average']}"
     ]
     for name, words in (("with the vocabulary", vocabulary), ("everyday language only", None)):
-        decoder, built_s = decoder_for(words, options.cache)
+        files, built_s = files_for(words, options.cache)
+        decoder = SphinxDecoder(files, DecoderOptions())
         log: list[dict[str, object]] = []
         tallies = measure(decoder, recordings, log)
         rows = [row(kind, tally) for kind, tally in sorted(tallies.items())]

@@ -271,7 +271,7 @@ class BudgetController:
 
     def may_speculate(self, now: float) -> bool:
         """Whether an early draft may be begun: nobody waits for a first clause, the engine has time, and this is within its share."""
-        has_time = self.load.share(now) < LOAD_LOW and self.foresight.room() > 0.0
+        has_time = self.load.share(now) < LOAD_LOW
         return not self.first_drafts and has_time and self.may_go_on(now)
 
     # --- what steps are worth -----------------------------------------------------------------------------------------

@@ -267,12 +267,12 @@ class EarlyDrafts:
             early.draft.cancel()
 
     def _plan(self, plan: StepPlan) -> StepPlan:
-        """All the steps that help: nobody waits yet. The turn's own plan comes when it is over."""
-        budget = self.budget
+        """All the steps that help and that load leaves: nobody waits yet. The turn's own plan comes when it is over."""
+        budget, now = self.budget, self.clock.now()
         return replace(
             plan,
-            steps_first=budget.useful_steps(budget.clause_width),
-            steps_rest=budget.useful_steps(plan.canvas_width),
+            steps_first=budget.affordable_steps(budget.clause_width, now),
+            steps_rest=budget.affordable_steps(plan.canvas_width, now),
             fact_threshold=budget.settings.fact_threshold,
             is_speculative=True,
         )

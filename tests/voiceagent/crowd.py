@@ -23,10 +23,10 @@ VOICE_S = 0.06
 class Costs:
     """Processor seconds: of a second of speech, of a reply up to its first clause, of what follows, and of a second of a call beside that."""
 
-    speech: float = 0.1
+    speech: float = 0.115
     reply: float = 0.06
     rest: float = 0.06
-    call: float = 0.008
+    call: float = 0.012
 
 
 @dataclass(slots=True)
@@ -148,9 +148,9 @@ class Crowd:
             self.worked_s += took
 
     def _of_recogniser(self, number: int, now: float) -> list[Caller]:
-        """Its callers with work: who has finished first, then those who began last."""
+        """Its callers with work: who has finished first, then those who pause, then those who speak."""
         mine = [one for one in self.callers if one.recogniser == number and one.waiting_s(now) > 1e-9]
-        return sorted(mine, key=lambda one: (not one.has_ended(now), -one.begins_at))
+        return sorted(mine, key=lambda one: (not one.has_ended(now), now < one.end, one.begins_at))
 
     def _is_known(self, caller: Caller, now: float) -> bool:
         return caller.has_ended(now) and caller.waiting_s(now) <= 1e-9

@@ -8,6 +8,7 @@ the runtime is killed.
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import signal
@@ -19,14 +20,17 @@ from pathlib import Path
 from typing import assert_never
 
 from voice_pipelines.asr.cepstrum import MeanOptions
-from voice_pipelines.asr.decoder import BLOCK_SAMPLES, DecoderOptions, Hypothesis, SphinxDecoder
+from voice_pipelines.asr.decoder import BLOCK_SAMPLES, DecoderOptions, Hypothesis, SphinxDecoder, level_dbfs
 from voice_pipelines.asr.junk import JunkOptions
 from voice_pipelines.asr.model import ModelFiles
 from voice_pipelines.asr.wire import Kind, Message, MessageReader
+from voiceagent.backends import INPUT_RATE_HZ
 from voiceagent.transcript import LocalAgreement
 
 _BLOCK_BYTES = 2 * BLOCK_SAMPLES
 _READ_BYTES = 1 << 16
+PAUSE_S, PAUSE_DB = 0.1, 15.0
+"""A caller pauses whose audio has been so much quieter than their loudest for so long: `MeanOptions` takes three blocks for it."""
 TELL_EVERY_S = 0.1
 """Processor time between two messages about it."""
 
@@ -58,6 +62,9 @@ class _Utterance:
     id: int
     audio: bytearray = field(default_factory=bytearray)
     """What has come while there was no decoder."""
+    loudest_dbfs: float = -math.inf
+    quiet_s: float = 0.0
+    """How long its newest audio has been quiet."""
     is_finished: bool = False
     decoder: SphinxDecoder | None = None
     agreement: LocalAgreement = field(default_factory=lambda: LocalAgreement(agreeing=3, holdback=1))
@@ -73,7 +80,16 @@ class _Utterance:
     def waiting_bytes(self) -> int:
         return len(self.audio) + (0 if self.decoder is None else self.decoder.waiting_bytes)
 
+    @property
+    def is_pausing(self) -> bool:
+        """Whether the newest audio is quiet: the caller has probably finished, and their words are wanted soon."""
+        return self.quiet_s >= PAUSE_S
+
     def push(self, pcm: bytes) -> None:
+        level = level_dbfs(pcm)
+        self.loudest_dbfs = max(self.loudest_dbfs, level)
+        is_quiet = level < self.loudest_dbfs - PAUSE_DB
+        self.quiet_s = self.quiet_s + len(pcm) / 2 / INPUT_RATE_HZ if is_quiet else 0.0
         if self.decoder is None:
             self.audio += pcm
         else:
@@ -143,10 +159,18 @@ class Worker:
         return True
 
     def _next(self) -> _Utterance | None:
-        """The utterance with work and a decoder whose turn it is: callers who have finished first, the least left to do first."""
+        """The utterance with work and a decoder whose turn it is, the earliest needed first.
+
+        First come callers who have finished, the least left to do first; then those who pause, for their words will be wanted next; then those who
+        speak. Among equals it goes round.
+        """
         waiting = [utterance for id in self._turns if (utterance := self._utterances[id]).has_work]
         waiting.sort(
-            key=lambda utterance: (not utterance.is_finished, utterance.waiting_bytes if utterance.is_finished else 0)
+            key=lambda utterance: (
+                not utterance.is_finished,
+                utterance.waiting_bytes if utterance.is_finished else 0,
+                not utterance.is_pausing,
+            )
         )
         return next((utterance for utterance in waiting if self._equip(utterance)), None)
 

@@ -100,6 +100,22 @@ def test_a_caller_who_has_finished_comes_before_one_who_still_speaks(model):
     assert [(message.kind, message.utterance) for message in answers] == [(Kind.FINAL, 2)]
 
 
+def test_a_caller_who_pauses_comes_before_those_who_speak(model):
+    driven = Driven(model, max_decoders=3)
+    for id in (1, 2, 3):
+        driven.tell(Kind.OPEN, id)
+        driven.tell(Kind.AUDIO, id, PCM[: 12 * 3_200])
+    driven.work_until_idle()
+    loud, silence = PCM[9 * 1_600 : 17 * 1_600], b"\x00" * 1_600
+    for id in (1, 2, 3):
+        for start in range(0, len(loud), 1_600):
+            driven.tell(Kind.AUDIO, id, silence if id == 2 else loud[start : start + 1_600])
+    driven.worker.work()
+    waiting = {id: utterance.waiting_bytes for id, utterance in driven.worker._utterances.items()}
+    assert waiting[2] == 3 * 3_200 and waiting[1] == waiting[3] == 4 * 3_200
+    driven.close()
+
+
 def test_messages_about_utterances_that_are_over_change_nothing(driven):
     driven.tell(Kind.OPEN, 1)
     driven.tell(Kind.CANCEL, 1)
