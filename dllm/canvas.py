@@ -66,6 +66,10 @@ class Canvas:
     def is_decided(self, position: int) -> bool:
         return self.states[position] in (CellState.COMMITTED, CellState.PINNED)
 
+    def decided(self) -> list[bool]:
+        """`is_decided` of every position."""
+        return [state is CellState.COMMITTED or state is CellState.PINNED for state in self.states]
+
     def is_fact(self, position: int) -> bool:
         """Whether a figure or the beginning of a name stands here (`TokenClasses.is_fact`)."""
         table, token = self.table, self.tokens[position]
@@ -75,11 +79,12 @@ class Canvas:
 
     def masked(self) -> list[int]:
         """Positions not decided yet, ascending."""
-        return [position for position in range(self.width) if not self.is_decided(position)]
+        return [position for position, is_decided in enumerate(self.decided()) if not is_decided]
 
     def model_input(self) -> list[int]:
         """What the network reads: decided tokens, and mask tokens elsewhere."""
-        return [token if self.is_decided(at) else self.table.mask for at, token in enumerate(self.tokens)]
+        mask = self.table.mask
+        return [token if is_decided else mask for token, is_decided in zip(self.tokens, self.decided(), strict=True)]
 
     def guess(self, position: int, token: int, confidence: float) -> None:
         self.tokens[position], self.confidence[position] = token, confidence

@@ -127,6 +127,8 @@ class Engine:
     def memory(self) -> Memory:
         weights = sum(part.numel() * part.element_size() for part in self.model.parameters())  # type: ignore[attr-defined]
         weights += sum(part.numel() * part.element_size() for part in self.model.buffers())  # type: ignore[attr-defined]
+        decoder = getattr(self.model, "decoder", None)
+        weights += 0 if decoder is None else decoder.held_bytes
         return Memory(weights, self.cache.limit_bytes, self.workspace.size_bytes)
 
     def load(self, width: int = 32) -> EngineLoad:

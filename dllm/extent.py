@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dllm.canvas import SOFT_BOUNDARY_WORDS, TokenTable
+from dllm.staging import counting
 
 _END, _SENTENCE, _CLAUSE, _DIGIT, _WORD_START, _WORD, _CAPITAL, _CONTINUES = (1 << bit for bit in range(8))
 
@@ -56,7 +57,7 @@ class TokenClasses:
         in_sentence = torch.zeros_like(tokens, dtype=torch.bool)
         in_sentence[:, 1:] = (bits[:, :-1] & (_SENTENCE | _END)) == 0
         begins_name = (bits & _CAPITAL).bool() & in_sentence
-        at = torch.arange(tokens.shape[1], device=tokens.device)
+        at = counting(tokens.shape[1], tokens.device)
         begins = torch.where((bits & _CONTINUES).bool(), 0, at).cummax(dim=1).values
         """Where the word of each position begins."""
         return (bits & _DIGIT).bool() | begins_name.gather(1, begins)
@@ -78,7 +79,7 @@ def _ids(tokens: frozenset[int], vocab_size: int, device: torch.device) -> Tenso
 
 def first_where(found: Tensor, otherwise: Tensor) -> Tensor:
     """[B] int64: the first true position of each row of `found` [B, W], else `otherwise` [B]."""
-    at = torch.arange(found.shape[1], device=found.device)
+    at = counting(found.shape[1], found.device)
     first = torch.where(found, at, found.shape[1]).amin(dim=1)
     return torch.minimum(first, otherwise)
 
@@ -96,7 +97,7 @@ def reply_end(classes: Tensor, width: Tensor) -> Tensor:
 def first_clause_end(classes: Tensor, width: Tensor) -> Tensor:
     """[B] positions in the first clause, its boundary included, or the width. See `Canvas.first_clause_end` for what a clause is."""
     columns = classes.shape[1]
-    at = torch.arange(columns, device=classes.device)
+    at = counting(columns, classes.device)
     words = (classes & _WORD_START).bool().cumsum(dim=1)
     closes = ((classes & _SENTENCE).bool() & (words > 0)) | (
         (classes & _CLAUSE).bool() & (words >= SOFT_BOUNDARY_WORDS)

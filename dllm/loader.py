@@ -31,7 +31,7 @@ from dllm.hub_codec import HubCodec
 from dllm.models import builtin
 from dllm.models.family import DecodeDefaults, Family, Network, Slot
 from dllm.models.registry import family_named, family_of
-from dllm.packing import pack
+from dllm.packing import compile_layers, pack
 from dllm.parallel import Cut, Team, connect, divide
 from dllm.quantize import Quantisation, copy_tied_head, places, swap_layers
 from dllm.shards import Stored, check_types, list_tensors, main_dtype, read_tensors, write_tensors
@@ -80,6 +80,8 @@ class Checkpoint:
     """What loading took, fetching left out."""
     bytes: int = 0
     """Weights read from disk."""
+    compiled: str = ""
+    """What `dllm.packing.compile_layers` tells, where it was asked for."""
 
     @property
     def dialogue_codec(self) -> DialogueCodec:
@@ -104,6 +106,7 @@ def load(
     quantize: Quantisation | None = None,
     team: Team | None = None,
     packed: bool = False,
+    compiled: bool = False,
 ) -> Checkpoint:
     """Read a checkpoint.
 
@@ -119,6 +122,8 @@ def load(
             `spec` of the part.
         packed: Lay weights out for the products of this CPU (`dllm.packing`). For networks that write: such a one cannot be trained, copied
             or saved. Nothing happens where it would not help, or beside a team.
+        compiled: Beyond that, compile all layers of a small network into one call for one thread (`dllm.packing.compile_layers`). Takes a C
+            compiler, and seconds the first time.
 
     Raises:
         ConfigError: If the device cannot do the quantisation, or the model cannot be divided so.
@@ -153,14 +158,16 @@ def load(
     _fill(model, wanted, stored, progress, cut)
     if quantize is not None and quantize.head and spec.tie_word_embeddings:
         copy_tied_head(model)
+    told = ""
     if team is not None and cut is not None:
         connect(model, team, cut)
-    elif packed:
+    elif packed or compiled:
+        told = compile_layers(model) if compiled else ""
         pack(model)
     size = sum(stored[name].bytes for name in wanted if name in stored)
     seconds = time.perf_counter() - start
     network = cast(LoadedNetwork, model.eval().requires_grad_(False))
-    return Checkpoint(spec, network, codec, path, chosen, chosen.defaults, round(seconds, 3), size)
+    return Checkpoint(spec, network, codec, path, chosen, chosen.defaults, round(seconds, 3), size, told)
 
 
 def read_config(path: Path) -> dict[str, Any]:

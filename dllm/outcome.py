@@ -64,7 +64,7 @@ def _keep(draft: Draft, values: Sequence[float], size: int) -> Outcome | Excepti
         draft.finishes_now, draft.guards = True, draft.guards + 1
     elif action == Action.HOLD_ENDS:
         draft.guards += 1
-    for at in range(canvas.width):
-        if canvas.is_decided(at) and canvas.tokens[at] == canvas.table.mask:
+    for at, is_decided in enumerate(canvas.decided()):
+        if is_decided and canvas.tokens[at] == canvas.table.mask:
             return NoTokenLeftError(at)
     return Outcome(committed, forced)

@@ -17,7 +17,7 @@ from torch import Tensor
 from dllm.canvas import TokenTable
 from dllm.errors import ConfigError
 from dllm.options import DecodeOptions
-from dllm.staging import staged
+from dllm.staging import counting, staged
 from dllm_kernels import CommitStats, commit_from_logits
 from dllm_kernels.philox import philox_4x32
 
@@ -263,7 +263,7 @@ class _Phrases:
         logits.index_add_(1, self._targets, _impossible(completes))
 
     def joint(self, known: Tensor, is_new: Tensor) -> Tensor:
-        starts = torch.arange(len(known), device=known.device)
+        starts = counting(len(known), known.device)
         waits = torch.zeros_like(is_new)
         for phrase, span in zip(self._phrases, self._spans, strict=True):
             if len(phrase) > 1:
@@ -349,7 +349,7 @@ def _around(known: Tensor, positions: Tensor, offsets: Iterable[int]) -> Tensor:
 def _last_new(found: Tensor, length: int, is_new: Tensor) -> Tensor:
     """[W] bool: the last new position of each found span [start, start + length) with two of them. `found` is [W] bool by start."""
     width, count = len(found), is_new.cumsum(0)
-    at = torch.arange(width, device=found.device)
+    at = counting(width, found.device)
     # A found span never reaches past the canvas.
     end = (at + (length - 1)).clamp_max(width - 1)
     waits = found & (count[end] - count + is_new >= 2)

@@ -52,7 +52,7 @@ class Picker:
         """The same with the canvas as it stands on the host."""
         canvas = draft.canvas
         tokens = staged(canvas.tokens, self._device)
-        decided = staged([canvas.is_decided(at) for at in range(canvas.width)], self._device)
+        decided = staged(canvas.decided(), self._device)
         self.process_on(logits, staged(positions, self._device), tokens, decided)
 
     def pick(self, draft: Draft, logits: Tensor, positions: Sequence[int]) -> Guesses:

@@ -28,7 +28,7 @@ from dllm.reading import Reading
 from dllm.revision import Seen
 from dllm.schedule import deadline_floors
 from dllm.selection import RuleTable, Scores, select
-from dllm.staging import staged
+from dllm.staging import counting, staged
 from dllm_kernels import CommitStats
 
 if TYPE_CHECKING:
@@ -65,11 +65,11 @@ class Round:
         canvases = [draft.canvas for draft in drafts]
         self.size = max(canvas.width for canvas in canvases)
         self.tokens = self._cells([canvas.tokens for canvas in canvases], shared.mask)
-        self.decided = self._cells([[canvas.is_decided(at) for at in range(canvas.width)] for canvas in canvases], True)
+        self.decided = self._cells([canvas.decided() for canvas in canvases], True)
         self.confidence = self._cells([canvas.confidence for canvas in canvases], 0.0)
         self.was_decided = self.decided
 
-        self.at = torch.arange(self.size, device=self.device)
+        self.at = counting(self.size, self.device)
         options = [draft.spec.options for draft in drafts]
         # One transfer for all that is counted: each costs as much as a few operations.
         counted = [
@@ -296,7 +296,7 @@ class Round:
             if pinned[row]:
                 padding = self.size - canvas.width
                 self.tokens[row] = staged([*canvas.tokens, *[self.shared.mask] * padding], self.device)
-                fixed = [canvas.is_decided(at) for at in range(canvas.width)] + [True] * padding
+                fixed = canvas.decided() + [True] * padding
                 self.decided[row] = staged(fixed, self.device)
         return allowed, pinned
 
@@ -434,10 +434,11 @@ class Round:
 def _wanted(draft: Draft, live: Live) -> list[int]:
     """Canvas positions whose logits a step needs: undecided ones, and decided ones that may be overwritten."""
     edits = draft.spec.options.edit_threshold is not None
+    decided, states = draft.canvas.decided(), draft.canvas.states
     return [
         at
         for at in range(live.open_lo, live.open_hi)
-        if not draft.canvas.is_decided(at) or (edits and draft.canvas.states[at] is CellState.COMMITTED)
+        if not decided[at] or (edits and states[at] is CellState.COMMITTED)
     ] or [live.open_lo]
 
 

@@ -372,9 +372,15 @@ class ModelsConfig:
     )
     threads: int = documented(
         0,
-        "CPU threads of the diffusion model; 0 leaves one core to the rest.",
+        "CPU threads of the diffusion model; 0 is one where its layers are compiled, else all cores but one.",
         "an integer from 0 to 256",
         within(0, 256),
+    )
+    compile: bool = documented(
+        True,
+        "Whether a small model's layers are compiled for this processor (AVX-512) by the C compiler on the path, if there is one. For one "
+        "thread.",
+        "true or false",
     )
     folder: str = documented("", "Where fetched models are kept; empty is the user's data folder.", "a path, or empty")
 

@@ -49,10 +49,10 @@ def load(args: argparse.Namespace, stream: TextIO | None = None, team: Team | No
     if team is not None:
         return loader.load(source(args.model), team.device, dtype, quantize=quantize, team=team)
     if not stream.isatty():
-        return loader.load(source(args.model), place, dtype, quantize=quantize, packed=True)
+        return _on_one_thread(loader.load(source(args.model), place, dtype, quantize=quantize, compiled=True))
     bar = LoadBar(stream)
     try:
-        checkpoint = loader.load(source(args.model), place, dtype, quantize=quantize, progress=bar, packed=True)
+        checkpoint = loader.load(source(args.model), place, dtype, quantize=quantize, progress=bar, compiled=True)
     finally:
         bar.clear()
     print(
@@ -60,6 +60,17 @@ def load(args: argparse.Namespace, stream: TextIO | None = None, team: Team | No
         file=stream,
         flush=True,
     )
+    return _on_one_thread(checkpoint)
+
+
+def _on_one_thread(checkpoint: Checkpoint) -> Checkpoint:
+    """Where layers are compiled they are for one; more threads would take PyTorch's, which are slower together."""
+    import torch
+
+    from dllm.packing import LAYERS_COMPILED
+
+    if checkpoint.compiled == LAYERS_COMPILED:
+        torch.set_num_threads(1)
     return checkpoint
 
 

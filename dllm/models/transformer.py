@@ -20,7 +20,8 @@ from dllm.layers.norm import RMSNorm
 from dllm.layers.rotary import Turn, query_scale, rotary_table, turn_at
 from dllm.models.family import Head, LayerStore, Sight
 from dllm.spec import ModelSpec
-from dllm_kernels import embed
+from dllm_kernels import Decoder, embed
+from dllm_kernels.choose import runs_native
 
 
 class Shared(NamedTuple):
@@ -78,6 +79,8 @@ class Transformer(nn.Module):
             None if spec.tie_word_embeddings else nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
         )
         self.soft_proj = nn.Linear(spec.hidden_size, spec.hidden_size, bias=False) if spec.self_conditioning else None
+        self.decoder: Decoder | None = None
+        """All layers in one call, for this CPU (`dllm.packing`)."""
         self.rotary_cos: Tensor
         self.rotary_sin: Tensor
         cos, sin = rotary_table(spec.rope, spec.head_dim, spec.max_position_embeddings)
@@ -150,8 +153,11 @@ class Transformer(nn.Module):
         table = self.embed_tokens.weight
         guess = None if self.soft_proj is None or soft is None else self.soft_proj(soft.to(table.dtype)).flatten(0, 1)
         x = embed(ids.flatten(), table, guess).view(*ids.shape, -1)
+        turn = turn_at(self.rotary_cos, self.rotary_sin, positions, x.dtype)
+        if self.decoder is not None and stores is not None and not isinstance(mask, Sight) and runs_native():
+            return self.decoder(x, turn.cos, turn.signed_sin, stores, start, mask)
         shared = Shared(
-            turn_at(self.rotary_cos, self.rotary_sin, positions, x.dtype),
+            turn,
             mask
             if isinstance(mask, Sight)
             else fold_mask(mask, spec.num_attention_heads // spec.num_key_value_heads, x.dtype),

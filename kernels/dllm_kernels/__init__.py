@@ -8,6 +8,7 @@ from dllm_kernels.choose import use as use
 from dllm_kernels.commit_from_logits import CommitStats as CommitStats
 from dllm_kernels.commit_from_logits import Given as Given
 from dllm_kernels.commit_from_logits import commit_from_logits as commit_from_logits
+from dllm_kernels.decoder import Decoder as Decoder
 from dllm_kernels.embed import embed as embed
 from dllm_kernels.head_commit import Held as Held
 from dllm_kernels.head_commit import head_commit as head_commit

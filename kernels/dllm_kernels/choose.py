@@ -1,4 +1,5 @@
-"""Which implementation runs. The one place that decides: Triton on a GPU it supports, the PyTorch reference everywhere else.
+"""Which implementation runs. The one place that decides: Triton on a GPU it supports, C on a CPU where somebody had it compiled
+(`dllm_kernels.native`) and the op is written in it, the PyTorch reference everywhere else.
 
 Triton's kernels have no backward pass and know three float types, so gradients and float64 go to the reference on any device. Counts that change
 from step to step (tokens, slots, parts) are not specialised in them: a conversation must not wait for a compiler because it has grown to a
@@ -16,6 +17,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from dllm_kernels import native
+
 Kind: TypeAlias = Literal["auto", "reference", "triton"]
 
 OLDEST_CAPABILITY = (8, 0)
@@ -23,6 +26,8 @@ OLDEST_CAPABILITY = (8, 0)
 OLDEST_WITH_E4M3 = (8, 9)
 """Compute capability from which e4m3 is converted and multiplied in hardware; Triton knows it nowhere else."""
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+NATIVE_OPS = frozenset({"commit_from_logits"})
+"""Ops with an implementation in C."""
 
 _LOG = logging.getLogger(__name__)
 _forced: Kind = "auto"
@@ -40,14 +45,20 @@ def use(kind: Kind) -> None:
 
 def choose(op: str, *tensors: Tensor | None) -> Any:
     """The module that implements an op of this package (its folder's name) for these inputs, the first of which says the device."""
-    if not runs_kernels(*tensors):
-        return _module(op, "reference")
     first = tensors[0]
     assert first is not None
+    if not runs_kernels(*tensors):
+        is_native = op in NATIVE_OPS and not first.is_cuda and runs_native() and not _needs_reference(tensors)
+        return _module(op, "native" if is_native else "reference")
     if first.is_cuda and first.device.index != torch.cuda.current_device():
         # Triton launches on the current device, wherever the tensors are.
         torch.cuda.set_device(first.device)
     return _module(op, "triton")
+
+
+def runs_native() -> bool:
+    """Whether what was compiled for this CPU is used. It runs on one core: where PyTorch has more, they are faster together."""
+    return _forced == "auto" and native.library() is not None and torch.get_num_threads() == 1
 
 
 def runs_kernels(*tensors: Tensor | None) -> bool:

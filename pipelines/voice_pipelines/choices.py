@@ -205,10 +205,12 @@ def _load_llm(config: Config, source: Path | str | None, reason: str) -> Diffusi
 
     from dllm import loader
     from dllm.errors import DllmError
+    from dllm.packing import LAYERS_COMPILED
     from dllm.quantize import Quantisation
     from voice_pipelines.adapters.diffusion import DiffusionDrafter
 
     device, weights = device_of(config), _weights(config.models.dtype)
+    wants_layers_compiled = config.models.compile and device == "cpu" and config.models.threads in (0, 1)
     if config.models.threads:
         torch.set_num_threads(config.models.threads)
     elif device == "cpu":
@@ -223,15 +225,19 @@ def _load_llm(config: Config, source: Path | str | None, reason: str) -> Diffusi
             quantize=Quantisation(weights) if weights is not None else None,
             template_options={"enable_thinking": False},
             packed=True,
+            compiled=wants_layers_compiled,
         )
     except (DllmError, RuntimeError) as error:  # RuntimeError: torch has no such device, or no memory on it
         raise BackendError("llm", f"could not load {config.models.llm!r} on {device}: {error}") from error
+    if checkpoint.compiled == LAYERS_COMPILED:
+        torch.set_num_threads(1)
     size = sum(parameter.numel() for parameter in checkpoint.model.parameters()) / 1e6
     name = (
         "built-in diffusion model" if source is None else checkpoint.path.name if isinstance(source, Path) else source
     )
     stored = next(checkpoint.model.parameters()).dtype
     numbers = weights or str(stored).removeprefix("torch.")
+    numbers += f"; {checkpoint.compiled}" if checkpoint.compiled else ""
     info = BackendInfo("llm", f"{name}, {size:.1f} M parameters on {device} ({numbers})", reason)
     return DiffusionDrafter(checkpoint, info, max_batch=CPU_BATCH if device == "cpu" else DEVICE_BATCH)
 

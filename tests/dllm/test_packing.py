@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dllm import loader, packing
-from dllm.drafts import DraftSpec, Plan
+from dllm.drafts import DraftSpec, Finished, Plan
 from dllm.engine import Engine
 from dllm.layers.packed import PackedLinear
 from dllm.machine import has_bfloat16_units
 from dllm.models.transformer import Transformer
+from dllm.packing import LAYERS_COMPILED
 from dllm.quantize import Quantisation
 from tests.dllm.decoding import finished, run
 from tests.dllm.models.tiny_checkpoints import CONFIGS, random_network, tiny_spec
@@ -30,6 +32,15 @@ DTYPES = (torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.skipif(
     not has_bfloat16_units(), reason="this processor has no bfloat16 units"
 )))  # fmt: skip
 PLAN = Plan(steps_first=6, steps_rest=8, threshold=0.9)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """What is compiled is for one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def numbers(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -105,21 +116,44 @@ def test_every_family_says_the_same_packed(name: str) -> None:
 
 
 def test_quantised_network_keeps_its_layers_and_packs_its_head() -> None:
-    checkpoint = loader.load(quantize=Quantisation("int8"), packed=True)
+    checkpoint = loader.load(quantize=Quantisation("int8"), compiled=True)
+    assert checkpoint.compiled == "", "it is not for layers in eight bits"
     found = [name for name, module in checkpoint.model.named_modules() if isinstance(module, PackedLinear)]  # type: ignore[attr-defined]
     assert found == ["lm_head"]
 
 
-def test_replies_in_float32_are_the_same_token_for_token() -> None:
-    replies = []
-    for packed in (False, True):
-        checkpoint = loader.load(packed=packed)
-        engine = Engine(checkpoint.model, checkpoint.codec.token_table, max_batch=3)
-        codec = checkpoint.dialogue_codec
-        drafts = [
-            engine.submit(DraftSpec(tuple(codec.encode_prompt([("user", words)])), f"c{number}", 32, PLAN))
-            for number, words in enumerate(("hello there", "what time do you close on Sunday", "book a table for two"))
-        ]
-        events = run(engine)
-        replies.append([finished(events, draft).tokens for draft in drafts])
-    assert replies[0] == replies[1]
+@pytest.mark.parametrize("how", ["packed", "compiled"])
+def test_replies_in_float32_are_the_same_token_for_token(how: str, one_thread: None) -> None:
+    fast, plain = (replies(loader.load(packed=True, compiled=how == "compiled")), replies(loader.load()))
+    assert [reply.tokens for reply in fast] == [reply.tokens for reply in plain]
+
+
+def test_a_draft_is_the_same_bits_in_any_company(one_thread: None) -> None:
+    checkpoint = loader.load(compiled=True)
+    if checkpoint.compiled != LAYERS_COMPILED:
+        pytest.skip(checkpoint.compiled)
+    together = replies(checkpoint)
+    alone = [reply for number in range(3) for reply in replies(checkpoint, [number])]
+    for one, other in zip(together, alone, strict=True):
+        assert (one.tokens, one.probabilities) == (other.tokens, other.probabilities)
+
+
+def replies(checkpoint: loader.Checkpoint, numbers: Sequence[int] = (0, 1, 2)) -> list[Finished]:
+    engine = Engine(checkpoint.model, checkpoint.codec.token_table, max_batch=3)
+    codec = checkpoint.dialogue_codec
+    asked = ("hello there", "what time do you close on Sunday", "book a table for two")
+    drafts = [
+        engine.submit(DraftSpec(tuple(codec.encode_prompt([("user", asked[number])])), f"c{number}", 32, PLAN))
+        for number in numbers
+    ]
+    events = run(engine)
+    return [finished(events, draft) for draft in drafts]
+
+
+def test_memory_counts_what_the_compiled_call_holds(one_thread: None) -> None:
+    packed, compiled = (loader.load(packed=True, compiled=how) for how in (False, True))
+    decoder = getattr(compiled.model, "decoder", None)
+    if decoder is None:
+        pytest.skip(compiled.compiled)
+    stated = [Engine(one.model, one.codec.token_table).memory().weights for one in (packed, compiled)]
+    assert stated[1] - stated[0] == decoder.held_bytes > 2**23

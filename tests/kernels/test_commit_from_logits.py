@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dllm_kernels import CommitStats, Given, commit_from_logits
+from dllm_kernels import CommitStats, Given, commit_from_logits, native
+from dllm_kernels.commit_from_logits import native as in_c
 from dllm_kernels.commit_from_logits import reference
 from dllm_kernels.commit_from_logits.contract import empty_stats
 from tests.kernels.both import to
@@ -28,7 +29,9 @@ RTOL, ATOL = 1e-5, 2e-6
 Seed: TypeAlias = int | Tensor
 
 # Triton exists for Linux only.
-IMPLEMENTATIONS = ["reference", "triton"] if sys.platform == "linux" else ["reference"]
+IMPLEMENTATIONS = ["reference", *(["triton"] if sys.platform == "linux" else [])]
+if native.prepare().library is not None:
+    IMPLEMENTATIONS.append("native")
 
 
 def run(
@@ -48,6 +51,8 @@ def run(
         given.log_probability.fill_(NAN)
     if implementation == "reference":
         reference.commit_from_logits(logits, temperature, seed, forbidden, given, out)
+    elif implementation == "native":
+        in_c.commit_from_logits(logits, temperature, seed, forbidden, given, out)
     else:
         from dllm_kernels.commit_from_logits import triton
 
@@ -62,7 +67,7 @@ def run(
             asked,
             moved,
         )
-        out = to(moved, logits.device)
+        out = to(moved, str(logits.device))
         if given is not None:
             given.log_probability.copy_(asked.log_probability)
     return out

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dllm_kernels.native import Prepared
 from tests.conftest import run_async
 from tests.voice_pipelines.tiny_piper import make_tiny_piper
 from tests.voice_pipelines.tiny_whisper import make_tiny_whisper
@@ -114,7 +115,9 @@ def test_the_diffusion_model_computes_in_what_the_machine_is_good_at(
 ) -> None:
     monkeypatch.setattr("dllm.machine.has_bfloat16_units", lambda: has_units)
     drafter = choose_llm(configure(tmp_path, f"models.dtype={wanted}", "models.device=cpu"))()
-    assert f"on cpu ({numbers})" in drafter.info.name, "what was chosen is told"
+    told = drafter.info.name.partition(" on cpu (")[2].rstrip(")").split("; ")
+    assert told[0] == numbers, "what was chosen is told"
+    assert all(part.startswith("layers ") for part in told[1:]), "and whether its layers are compiled, or why not"
     finished: list[DraftFinished] = []
 
     async def write() -> None:
@@ -128,6 +131,18 @@ def test_the_diffusion_model_computes_in_what_the_machine_is_good_at(
 
     run_async(write())
     assert finished[0].text.strip()
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_a_missing_compiler_is_told_of_where_layers_should_be_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_asked: bool
+) -> None:
+    monkeypatch.setattr("dllm_kernels.native._prepared", Prepared(None, "no C compiler on the path"))
+    monkeypatch.setattr("dllm.packing.can_pack", lambda weight: True)
+    monkeypatch.setattr("dllm.packing.pack", lambda network: 0)
+    made = choose_llm(configure(tmp_path, "models.dtype=float32", f"models.compile={str(is_asked).lower()}"))()
+    run_async(made.aclose())
+    assert ("(float32; layers not compiled: no C compiler on the path)" in made.info.name) == is_asked
 
 
 def test_numbers_that_nobody_computes_in_are_named(tmp_path: Path) -> None:

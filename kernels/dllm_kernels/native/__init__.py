@@ -1,0 +1,129 @@
+"""C for processors with AVX-512, compiled where it runs: a wheel for every processor would have to leave out what makes it fast.
+
+Nothing is compiled before somebody asks (`prepare`); it takes a second or two, once per machine, and the result is kept. Where there is no
+compiler, or no AVX-512, everything runs as it does in PyTorch and `Prepared.reason` says why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+SOURCES = ("decoder.c", "commit.c")
+HEADERS = ("vector.h",)
+COMPILERS = ("cc", "gcc", "clang")
+# Sums are in the order that the code says: no -ffast-math.
+OPTIONS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC")
+COMPILE_TIMEOUT_S = 120.0
+
+_LOG = logging.getLogger(__name__)
+_prepared: Prepared | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What came of the attempt."""
+
+    library: ctypes.CDLL | None
+    reason: str
+    """Which compiler made it, or why there is none."""
+
+
+def library() -> ctypes.CDLL | None:
+    """The compiled code, where `prepare` has been called with success. Never waits."""
+    return None if _prepared is None else _prepared.library
+
+
+def prepare() -> Prepared:
+    """Compile, or find what was compiled before. The first call decides for the process."""
+    global _prepared
+    if _prepared is None:
+        _prepared = _prepare()
+        _LOG.info("kernels in C: %s", _prepared.reason)
+    return _prepared
+
+
+def _prepare(folder: Path | None = None) -> Prepared:
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return Prepared(None, "this processor has no AVX-512")
+    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
+    if compiler is None:
+        return Prepared(None, f"no C compiler on the path ({', '.join(COMPILERS)})")
+    try:
+        folder = _folder() if folder is None else folder
+        target = folder / f"kernels-{_digest(compiler)}.so"
+        if not target.is_file():
+            compile_to(compiler, target)
+        return Prepared(_load(target), f"compiled with {compiler}")
+    except subprocess.CalledProcessError as error:
+        lines = str(error.stderr).strip().splitlines()
+        return Prepared(None, f"{compiler} failed: {lines[-1] if lines else error.returncode}")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Prepared(None, f"{compiler}: {error}")
+
+
+def compile_to(compiler: str, target: Path) -> None:
+    """
+    Raises:
+        subprocess.CalledProcessError: If the compiler does; `stderr` says why.
+        subprocess.TimeoutExpired, OSError: If it hangs, or there is no room.
+    """
+    with tempfile.TemporaryDirectory(dir=target.parent) as place:
+        made = Path(place) / target.name
+        command = [compiler, *OPTIONS, *(str(HERE / name) for name in SOURCES), "-o", str(made), "-lm"]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
+        # Whole or not at all: another process may be loading it.
+        os.replace(made, target)
+
+
+def _load(target: Path) -> ctypes.CDLL:
+    found = ctypes.CDLL(str(target))
+    found.decoder_scratch.restype = ctypes.c_int64
+    found.has_half.restype = ctypes.c_int32
+    for name in ("pack_weights", "decode", "commit_rows"):
+        getattr(found, name).restype = None
+    return found
+
+
+def _folder() -> Path:
+    """Where compiled code is kept: a folder that nobody else can write to, or else one for this process alone."""
+    try:
+        folder = Path.home() / ".cache" / "dllm"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        about = folder.stat()
+        is_own = not hasattr(os, "getuid") or about.st_uid == os.getuid()
+        if is_own and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and os.access(folder, os.W_OK):
+            return folder
+    except (OSError, RuntimeError):
+        pass
+    return Path(_own_folder().name)
+
+
+@functools.cache
+def _own_folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="dllm-")
+
+
+def _digest(compiler: str) -> str:
+    """Changes with the code, the compiler and the processor."""
+    parts = [(HERE / name).read_bytes() for name in (*SOURCES, *HEADERS)]
+    about = Path(compiler).resolve().stat()
+    parts.append(f"{compiler} {about.st_size} {about.st_mtime_ns} {' '.join(OPTIONS)}".encode())
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        parts += [line.encode() for line in dict.fromkeys(lines) if line.startswith(("model name", "flags"))]
+    except OSError:
+        pass
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
