@@ -97,7 +97,7 @@ class Calls:
             return commit(*args, **options)
 
         patch.setattr("dllm.layers.attention.canvas_attention", attention)
-        patch.setattr("dllm.denoise.head_commit", head)
+        patch.setattr("dllm.reading.head_commit", head)
 
 
 PLAN = Plan(3, 3, 0.5, by_clause=False)
