@@ -85,6 +85,17 @@ async def serve(app: Starlette, settings: ServerSettings, *, on_started: Callabl
             listening.close()
 
 
+def check_address(settings: ServerSettings) -> None:
+    """Try what `serve` will need, so that a port that is taken is known before a model is loaded.
+
+    Raises:
+        ConfigError: As `serve` would.
+    """
+    for listening in bind(settings):
+        listening.close()
+    _tls_context(settings)
+
+
 def bind(settings: ServerSettings) -> list[socket.socket]:
     """Listening sockets for every address of the host, all on one port.
 

@@ -120,11 +120,13 @@ def _config(args: argparse.Namespace) -> Config:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from voiceagent.serving import run
+    from voiceagent.config_keys import checked
+    from voiceagent.serving import check_address, run
 
     config = _config(args)
-    # Whether this address may be served at all is known before any model is loaded.
+    # Whether this address may be served at all, and is free, is known before any model is loaded.
     server_settings = config.server.settings()
+    checked("server", lambda: check_address(server_settings))
     run(_serve(config, server_settings))
     return 0
 

@@ -79,6 +79,23 @@ def test_the_doctor_looks_at_the_configuration_it_is_given(capsys: Capture, tmp_
     assert f"127.0.0.1:{port}" in capsys.readouterr().out
 
 
+def test_a_port_that_is_taken_and_a_certificate_that_is_not_there_are_named_before_anything_is_loaded(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def build(*_: object, **__: object) -> None:
+        raise AssertionError("models are loaded")
+
+    monkeypatch.setattr("voice_pipelines.local.build", build)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["run", "--port", str(port)]) == 2
+    assert f"server.port = {port}: expected a free port on 127.0.0.1" in capsys.readouterr().err
+    assert main(["run", "--port", "0", "--tls-cert", "no.pem", "--tls-key", "no.pem"]) == 2
+    assert "server.tls_cert = 'no.pem': expected a readable certificate" in capsys.readouterr().err
+
+
 def test_models_are_listed_with_those_on_disk_marked(capsys: Capture, tmp_path: Path) -> None:
     folder = tmp_path / "models" / CATALOGUE["whisper-tiny.en"].place
     folder.mkdir(parents=True)
