@@ -28,7 +28,7 @@ import soundfile
 import soxr
 from asr import decoder_for
 from measuring import commit, percentile
-from tapes import pcm
+from pauses import pcm
 
 from voice_pipelines.adapters.espeak import EspeakSynthesizer, EspeakVoice
 from voice_pipelines.adapters.silero import SileroDetector, SileroStream

@@ -33,7 +33,8 @@ import torch
 from asr import decoder_for
 from measuring import about, percentile
 from numpy.typing import NDArray
-from tapes import TAIL_S, Tape, TapeMaker, draw_pause, entries
+from pauses import TAIL_S, draw_pause, entries
+from tapes import Tape, TapeMaker
 
 from dllm import loader
 from dllm.spoken import spoken_form
@@ -533,7 +534,8 @@ def as_json(value: object) -> object:
     if not isinstance(value, Point):
         return str(value)
     # Where everybody was cut off there is no delay.
-    return {name: None if number == math.inf else number for name, number in asdict(value).items()}
+    told = {name: None if number == math.inf else number for name, number in asdict(value).items()}
+    return {name: round(number, 4) if isinstance(number, float) else number for name, number in told.items()}
 
 
 def main() -> None:

@@ -40,7 +40,8 @@ from typing import Any
 import torch
 from asr import decoder_for
 from measuring import about
-from tapes import TapeMaker, draw_pause, entries
+from pauses import draw_pause, entries
+from tapes import TapeMaker
 
 from dllm import loader
 from dllm.draft import Draft as EngineDraft

@@ -139,6 +139,11 @@ def show(callers: int, report: dict[str, Any]) -> None:
             f"  voice to voice  p50 {latency['p50_ms']:.0f}  p95 {latency['p95_ms']:.0f}  p99 {latency['p99_ms']:.0f} ms"
             f"  (mean {latency['mean_ms']:.0f})"
         )
+    clean = report["voice_to_voice_without_cut_offs"]
+    if clean and report["cut_off"]:
+        print(
+            f"  of turns not cut off  p50 {clean['p50_ms']:.0f}  p95 {clean['p95_ms']:.0f}  (mean {clean['mean_ms']:.0f})"
+        )
     for name, values in report["server_stages"].items():
         print(
             f"    {name:<14}  p50 {values['p50_ms']:7.1f}  p95 {values['p95_ms']:7.1f}  p99 {values['p99_ms']:7.1f} ms"
