@@ -453,8 +453,12 @@ def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(results), figsize=(5 * len(results), 4), squeeze=False)
-    for panel, result in zip(panels[0], results, strict=True):
+    columns = min(len(results), 3)
+    lines = math.ceil(len(results) / columns)
+    figure, panels = plt.subplots(lines, columns, figsize=(5 * columns, 3.6 * lines), squeeze=False)
+    for panel in panels.flat[len(results) :]:
+        panel.axis("off")
+    for panel, result in zip(panels.flat, results, strict=False):
         for name, label in (("silence curve", "silence alone"), ("words curve", "silence and words")):
             points = sorted((100 * point.share, point.mean_s) for point in result[name] if point.mean_s < math.inf)
             panel.plot([x for x, _ in points], [y for _, y in points], marker=".", label=label)
