@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +130,16 @@ def test_the_scorer_reads_what_the_agent_said_last_and_the_callers_words(model: 
 
     assert run_async(ask(*turns)) == model.completeness("next friday", "Which day?")
     assert run_async(ask(turns[-1])) == model.completeness("next friday")
+
+
+def test_no_package_but_numpy_is_needed_to_judge() -> None:
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'tokenizers', 'safetensors', 'onnxruntime')))\n"
+        "from voice_pipelines.adapters.turn_words import TurnWordsScorer\n"
+        "print(TurnWordsScorer().info.name)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout == "turn-end model\n"
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
