@@ -8,7 +8,6 @@ Dimensions: B drafts, W canvas positions, N rows (wanted positions of all drafts
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -54,10 +53,9 @@ class Reading:
 
     def __init__(self, shared: Denoiser, drafts: Sequence[Draft], wanted: Sequence[Sequence[int]]) -> None:
         self._shared, self._drafts, self.wanted = shared, drafts, wanted
-        device = shared.device
-        self.rows = [staged(positions, device) for positions in wanted]
-        """The wanted positions on the device."""
         self._lengths = [len(positions) for positions in wanted]
+        self.rows: Sequence[Tensor] = ()
+        """The wanted positions on the device."""
         self.is_fused = [is_fused(shared, draft) for draft in drafts]
         """Per draft whether its logits are needed nowhere."""
         self.pieces: list[Tensor] = []
@@ -68,33 +66,46 @@ class Reading:
         for row, fused in enumerate(self.is_fused):
             if fused:
                 together.setdefault(drafts[row].spec.options.temperature, []).append(row)
-        self._together = [_Together.of(self, rows, drafts, device) for rows in together.values()]
+        columns = [self._columns(rows) for rows in together.values()]
+        self.launches = tuple((temperature, len(part[0])) for temperature, part in zip(together, columns, strict=True))
+        """Temperature and number of the fused rows that share a launch."""
         self._looked_at = [row for row, fused in enumerate(self.is_fused) if not fused]
-        self._looked_at_rows = None
-        if together and self._looked_at:
-            self._looked_at_rows = staged([at for row in self._looked_at for at in self.places(row)], device)
+        self.counted = [
+            [at for positions in wanted for at in positions],
+            [at for row in self._looked_at for at in self.places(row)] if together else [],
+            *([number for column in part for number in column] for part in columns),
+        ]
+        """What `take` wants on the device."""
+        self._together: list[_Together] = []
+        self._looked_at_rows: Tensor | None = None
+
+    def _columns(self, rows: Sequence[int]) -> list[tuple[int, ...]]:
+        """[n] each: which of the N rows, their drafts' seeds and steps, their positions, and whether the reply's end comes too early there."""
+        named = []
+        for row in rows:
+            draft = self._drafts[row]
+            options = draft.spec.options
+            first_end = max(options.min_tokens, draft.canvas.last_pin() + 1)
+            named += [
+                (place, options.seed, draft.steps, at, int(at < first_end))
+                for place, at in zip(self.places(row), self.wanted[row], strict=True)
+            ]
+        return list(zip(*named, strict=True))
+
+    def take(self, parts: Sequence[Tensor]) -> None:
+        """`counted`, one int64 tensor each."""
+        positions, looked_at, *columns = parts
+        self.rows = torch.split(positions, self._lengths)
+        self._looked_at_rows = looked_at if len(looked_at) else None
+        self._together = [
+            _Together(temperature, part.view(5, -1))
+            for (temperature, _), part in zip(self.launches, columns, strict=True)
+        ]
 
     def places(self, row: int) -> range:
         """Which of the N rows are those of a draft."""
         first = sum(self._lengths[:row])
         return range(first, first + self._lengths[row])
-
-    @property
-    def temperatures(self) -> tuple[float, ...]:
-        """Of the fused rows, in the order of their launches."""
-        return tuple(part.temperature for part in self._together)
-
-    def columns(self) -> list[Tensor]:
-        """Of a reading whose rows are all fused: what another of the same shape may be copied into."""
-        return [column for part in self._together for column in part.columns]
-
-    def for_recording(self) -> Reading:
-        """The same with tensors of its own."""
-        own = copy.copy(self)
-        own._together = [
-            _Together(part.temperature, [column.clone() for column in part.columns]) for part in self._together
-        ]
-        return own
 
     def read(self, inputs: Tensor, tokens: Tensor, decided: Tensor, done: int) -> CommitStats:
         """
@@ -181,20 +192,8 @@ class _Together:
     """Fused rows of one temperature."""
 
     temperature: float
-    columns: list[Tensor]
-    """[n] each: which of the N rows, their drafts' seeds and steps, their positions, and whether the reply's end comes too early there."""
-
-    @classmethod
-    def of(cls, reading: Reading, rows: Sequence[int], drafts: Sequence[Draft], device: torch.device) -> _Together:
-        named: list[tuple[int, int, int, int, int]] = []
-        for row in rows:
-            draft = drafts[row]
-            options = draft.spec.options
-            first_end = max(options.min_tokens, draft.canvas.last_pin() + 1)
-            for place, at in zip(reading.places(row), reading.wanted[row], strict=True):
-                named.append((place, options.seed, draft.steps, at, int(at < first_end)))
-        columns = staged(list(zip(*named, strict=True)), device)
-        return cls(drafts[rows[0]].spec.options.temperature, [*columns[:4].unbind(), columns[4].bool()])
+    columns: Tensor
+    """[5, n], see `Reading._columns`."""
 
     @property
     def at(self) -> Tensor:
@@ -203,7 +202,7 @@ class _Together:
     def commit(self, shared: Denoiser, inputs: Tensor, done: int) -> CommitStats:
         head = shared.model.head()
         assert head is not None
-        _, seeds, steps, positions, held = self.columns
+        _, seeds, steps, positions, held = self.columns.unbind()
         seed: int | Tensor = draw_seeds(seeds, steps + done, positions) if self.temperature > 0 else 0
         vocabulary = shared.vocabulary
         return head_commit(
@@ -213,7 +212,7 @@ class _Together:
             temperature=self.temperature,
             seed=seed,
             forbidden=vocabulary.is_forbidden,
-            held=Held(vocabulary.is_end, held),
+            held=Held(vocabulary.is_end, held.bool()),
         )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,15 +34,9 @@ from dllm_kernels import CommitStats
 if TYPE_CHECKING:
     from dllm.denoise import Denoiser
 
+T = TypeVar("T")
 Forward: TypeAlias = Callable[[Tensor | None], Tensor]
 """The company's windows through the network: [B, T] tokens, or None for those it was arranged with, to hidden states [B, T, E]."""
-
-_COLUMNS = (
-    *("tokens", "decided", "confidence", "history", "steps_left", "width", "due_hi", "beyond", "open", "due"),
-    *("holds_ends", "stops_at_clause", "stops_at_reply", "is_watched", "revises", "threshold", "fact_threshold"),
-    *("cells", "source"),
-)
-"""Tensors of a round that its steps start from."""
 
 
 class Round:
@@ -60,59 +54,76 @@ class Round:
     ) -> None:
         self.shared, self.drafts, self.lives = shared, drafts, lives
         self.device, self.classes = shared.device, shared.classes
-        self.done = 0
-        """Steps of this visit so far."""
-        canvases = [draft.canvas for draft in drafts]
-        self.size = max(canvas.width for canvas in canvases)
-        self.tokens = self._cells([canvas.tokens for canvas in canvases], shared.mask)
-        self.decided = self._cells([canvas.decided() for canvas in canvases], True)
-        self.confidence = self._cells([canvas.confidence for canvas in canvases], 0.0)
-        self.was_decided = self.decided
-
-        self.at = counting(self.size, self.device)
-        options = [draft.spec.options for draft in drafts]
-        # One transfer for all that is counted: each costs as much as a few operations.
-        counted = [
-            (
-                *(canvas.width, live.open_lo, live.open_hi, live.due_hi, live.beyond, live.steps_left),
-                *(live.lo, live.hi, live.lead - live.lo),
-            )
-            for canvas, live in zip(canvases, lives, strict=True)
-        ]
-        columns = staged(list(zip(*counted, strict=True)), self.device)
-        self.width, lo, hi, self.due_hi, self.beyond, self.steps_left, *self.live = columns.unbind()
-        self.open = (self.at >= lo.unsqueeze(1)) & (self.at < hi.unsqueeze(1))
-        self.due = self.open & (self.at < self.due_hi.unsqueeze(1))
-        flags = [
-            (
-                *(one.hold_ends, live.stop == "clause", one.hold_ends or live.stop == "reply"),
-                *(draft.history is not None, one.revises and not one.remask_eta),
-            )
-            for draft, one, live in zip(drafts, options, lives, strict=True)
-        ]
-        switches = staged(list(zip(*flags, strict=True)), self.device)
-        self.holds_ends, self.stops_at_clause, self.stops_at_reply, self.is_watched, self.revises = switches.unbind()
-        thresholds = [(draft.plan.threshold, draft.plan.fact_threshold) for draft in drafts]
-        self.threshold, self.fact_threshold = staged(list(zip(*thresholds, strict=True)), self.device).unbind()
+        self.size = max(draft.canvas.width for draft in drafts)
         self.rules = shared.rules_of(drafts)
         self.has_clauses = any(live.stop == "clause" for live in lives)
         self.has_facts = any(draft.plan.fact_threshold for draft in drafts)
         self.has_watched = any(draft.history is not None for draft in drafts)
-        self.history = self._history()
-        """[B, R + 1]: the guard's hashes, and how many there are."""
-
         pick = _open_positions if is_whole else _wanted
         self.reading = Reading(shared, drafts, [pick(*one) for one in zip(drafts, lives, strict=True)])
-        self.cells = torch.cat([row * self.size + positions for row, positions in enumerate(self.reading.rows)])
-        """[N] which cell each wanted position is."""
-        self.source, self.carried = self._sources()
+        source, self.carried = self._sources()
+        self.at = counting(self.size, self.device)
+        # One transfer for all whole numbers and one for the others: each costs as much as a few operations.
+        whole = [*self._counted(), source, *self.reading.counted]
+        self._lengths = [len(part) for part in whole]
+        self._whole = staged([number for part in whole for number in part], self.device, torch.int64)
+        self._real = staged(self._measured(), self.device, torch.float32)
+        self._history = self._remembered()
         self.hidden: Tensor
         """[B, T, E], the output of the step's forward."""
 
-    def _cells(self, values: Sequence[Sequence[float | bool]], fill: float | bool) -> Tensor:
-        return staged([[*row, *[fill] * (self.size - len(row))] for row in values], self.device)
+    def _counted(self) -> list[list[int]]:
+        """Tokens and decided cells, [B * W] each; a number or a flag per draft, [14 * B]; which cell each wanted position is, [N]."""
+        canvases = [draft.canvas for draft in self.drafts]
+        columns = [
+            (
+                *(draft.canvas.width, live.open_lo, live.open_hi, live.due_hi, live.beyond, live.steps_left),
+                *(live.lo, live.hi, live.lead - live.lo),
+                *(options.hold_ends, live.stop == "clause", options.hold_ends or live.stop == "reply"),
+                *(draft.history is not None, options.revises and not options.remask_eta),
+            )
+            for draft, live in zip(self.drafts, self.lives, strict=True)
+            for options in (draft.spec.options,)
+        ]
+        wanted = enumerate(self.reading.wanted)
+        return [
+            self._flat([canvas.tokens for canvas in canvases], self.shared.mask),
+            self._flat([canvas.decided() for canvas in canvases], True),
+            [number for column in zip(*columns, strict=True) for number in column],
+            [row * self.size + at for row, positions in wanted for at in positions],
+        ]
 
-    def _history(self) -> Tensor:
+    def _measured(self) -> list[float]:
+        """Confidences [B * W], thresholds [B], thresholds of facts [B]."""
+        plans = [draft.plan for draft in self.drafts]
+        confidences = self._flat([draft.canvas.confidence for draft in self.drafts], 0.0)
+        return [*confidences, *(plan.threshold for plan in plans), *(plan.fact_threshold for plan in plans)]
+
+    def _flat(self, rows: Sequence[Sequence[T]], fill: T) -> list[T]:
+        """Rows made as long as the widest canvas, one behind the other."""
+        return [value for row in rows for value in (*row, *[fill] * (self.size - len(row)))]
+
+    def _unpack(self) -> None:
+        """Be where the visit begins."""
+        self.done = 0
+        drafts = len(self.drafts)
+        tokens, decided, columns, self.cells, self.source, *rest = torch.split(self._whole, self._lengths)
+        self.tokens, self.decided = tokens.view(drafts, -1), decided.view(drafts, -1).bool()
+        self.was_decided = self.decided
+        numbers = columns.view(-1, drafts)
+        self.width, lo, hi, self.due_hi, self.beyond, self.steps_left, *self.live = numbers[:9].unbind()
+        self.holds_ends, self.stops_at_clause, self.stops_at_reply, self.is_watched, self.revises = (
+            numbers[9:].bool().unbind()
+        )
+        self.open = (self.at >= lo.unsqueeze(1)) & (self.at < hi.unsqueeze(1))
+        self.due = self.open & (self.at < self.due_hi.unsqueeze(1))
+        confidence, self.threshold, self.fact_threshold = torch.split(self._real, [drafts * self.size, drafts, drafts])
+        self.confidence = confidence.view(drafts, -1)
+        self.history = self._history
+        self.reading.take(rest)
+
+    def _remembered(self) -> Tensor:
+        """[B, R + 1]: the guard's hashes, and how many there are."""
         nothing = torch.zeros(1, MEMORY + 1, dtype=torch.int64, device=self.device)
         if not self.has_watched:
             return nothing.repeat(len(self.drafts), 1)
@@ -121,7 +132,7 @@ class Round:
             [nothing if one is None else torch.cat((one.hashes, one.known.unsqueeze(1)), dim=1) for one in kept]
         )
 
-    def _sources(self) -> tuple[Tensor, Tensor | None]:
+    def _sources(self) -> tuple[list[int], Tensor | None]:
         """Where each wanted position's hidden state is: in the flat output, or behind it among those from before the windows."""
         length = max(live.window.length for live in self.lives)
         carried: list[Tensor] = []
@@ -135,14 +146,14 @@ class Round:
                 assert live.carry is not None, "a shifted model needs the row before the window"
                 rows.append(len(self.lives) * length + len(carried))
                 carried.append(live.carry)
-        return staged(rows, self.device), torch.stack(carried) if carried else None
+        return rows, torch.stack(carried) if carried else None
 
     # --- several steps ----------------------------------------------------------------------------------------------------
 
     def run(self, forward: Forward, ids: Tensor | None, count: int) -> Tensor:
         """[count, B, 3 W + 5 + R + 1] float64: after each step tokens, decided, confidence, counts, whether the draft goes on, and the
         guard's memory, whose int64 travel as they are."""
-        first = self._state()
+        self._unpack()
         results = []
         goes_on = torch.ones(len(self.drafts), dtype=torch.bool, device=self.device)
         now = ids
@@ -157,9 +168,6 @@ class Round:
                 now = self._window_tokens(ids)
             cells = (self.tokens, self.decided, self.confidence, counts, goes_on.unsqueeze(1))
             results.append(torch.cat([*(part.double() for part in cells), self.history.view(torch.float64)], dim=1))
-        # The same again when it is run again: a recording starts from what it was filled with.
-        self.done = 0
-        self._set_state(first)
         return torch.stack(results)
 
     @property
@@ -170,7 +178,7 @@ class Round:
             *map(len, self.reading.wanted),
             0 if self.carried is None else len(self.carried),
             self.rules.occurring,
-            self.reading.temperatures,
+            self.reading.launches,
             self.has_clauses,
             self.has_facts,
             self.has_watched,
@@ -180,23 +188,20 @@ class Round:
         """The same with tensors of its own, which `fill` may overwrite. Holds on to its drafts, of which no step reads what differs between
         rounds of equal facts."""
         own = copy.copy(self)
-        for name in _COLUMNS:
-            setattr(own, name, getattr(self, name).clone())
-        own.live = [column.clone() for column in self.live]
+        own._whole, own._real, own._history = self._whole.clone(), self._real.clone(), self._history.clone()
         own.carried = None if self.carried is None else self.carried.clone()
         own.rules = RuleTable(self.rules.occurring, *(column.clone() for column in _rule_columns(self.rules)))
-        own.reading = self.reading.for_recording()
+        own.reading = copy.copy(self.reading)
         return own
 
     def fill(self, other: Round) -> None:
         """Become another company's, of equal facts."""
-        for mine, new in zip(self._columns(), other._columns(), strict=True):
+        for mine, new in zip(self._starts(), other._starts(), strict=True):
             mine.copy_(new)
 
-    def _columns(self) -> list[Tensor]:
-        own = [getattr(self, name) for name in _COLUMNS]
+    def _starts(self) -> list[Tensor]:
         carried = [] if self.carried is None else [self.carried]
-        return [*own, *self.live, *carried, *_rule_columns(self.rules), *self.reading.columns()]
+        return [self._whole, self._real, self._history, *carried, *_rule_columns(self.rules)]
 
     def look(self, results: Tensor) -> Visit:
         """The one visit to the host."""
@@ -207,13 +212,12 @@ class Round:
     def _state(self) -> list[Tensor]:
         return [self.tokens, self.decided, self.confidence, self.history, self.steps_left]
 
-    def _set_state(self, state: Sequence[Tensor]) -> None:
-        self.tokens, self.decided, self.confidence, self.history, self.steps_left = state
-
     def _keep_back(self, goes_on: Tensor, before: Sequence[Tensor]) -> None:
         """Undo the step for drafts that wait for the host."""
-        pairs = zip(self._state(), before, strict=True)
-        self._set_state([torch.where(goes_on.view(-1, *[1] * (new.dim() - 1)), new, old) for new, old in pairs])
+        self.tokens, self.decided, self.confidence, self.history, self.steps_left = (
+            torch.where(goes_on.view(-1, *[1] * (new.dim() - 1)), new, old)
+            for new, old in zip(self._state(), before, strict=True)
+        )
 
     def _may_go_on(self, actions: Tensor) -> Tensor:
         """[B] whether a draft's next step needs no decision of the host's: a position is open, no clause or reply is certain, and the guard

@@ -256,6 +256,7 @@ RECORDABLE = {
     "rules": [DecodeOptions(rule="count"), DecodeOptions(), DecodeOptions(rule="entropy", guard=False)],
     "drawn": [DecodeOptions(temperature=0.8, seed=at) for at in range(3)],
     "held": [DecodeOptions(hold_ends=True, seed=at, min_tokens=at) for at in range(3)],
+    "some drawn": [DecodeOptions(), DecodeOptions(temperature=0.9, seed=1), DecodeOptions()],
 }
 
 
