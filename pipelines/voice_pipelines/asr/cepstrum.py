@@ -32,7 +32,7 @@ class MeanOptions:
     prior_frames: float = 30.0
     prior: tuple[float, ...] = (40.0, 3.0, -1.0)
     gate: float = 12.0
-    pause_blocks: int = 3
+    pause_blocks: int = 2
     pause_db: float = 15.0
 
     def __post_init__(self) -> None:
