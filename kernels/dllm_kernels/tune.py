@@ -193,6 +193,25 @@ def linear_cases(hidden: int, inner: int, heads: int, rows: Sequence[int]) -> It
                 )
 
 
+def mixture_cases(rows: Sequence[int]) -> Iterator[Case]:
+    """LLaDA2-mini's layer: 256 experts of 512, 8 to a token, chosen at random."""
+    fast = importlib.import_module("dllm_kernels.mix_experts.triton")
+    experts, hidden, size, chosen = 256, 2048, 512, 8
+    weights = dllm_kernels.ExpertWeights(_randn(experts, 2 * size, hidden), _randn(experts, hidden, size))
+    for count in rows:
+        x = _randn(count, hidden)
+        order = torch.rand(count, experts, device="cuda").argsort(-1)[:, :chosen].contiguous()
+        choice = dllm_kernels.Choice(order, torch.full((count, chosen), 1 / chosen, device="cuda"))
+        yield Case(
+            "mix_experts",
+            fast.shape_of(x.dtype, count * chosen, experts, hidden, size),
+            tuple(fast.reasoned(count * chosen, experts, 2, False)),
+            fast.Tiles._fields,
+            _sizes((16, 32, 64), (64, 128), (64, 128), (4, 8), (2, 3, 4)),
+            lambda x=x, choice=choice: dllm_kernels.mix_experts(x, choice, weights),  # type: ignore[misc]
+        )
+
+
 def cases(names: Sequence[str], op: str | None, rows: Sequence[int]) -> Iterator[Case]:
     """Made one after another, so that their tensors are not all held at once."""
     for name in names:
@@ -203,6 +222,8 @@ def cases(names: Sequence[str], op: str | None, rows: Sequence[int]) -> Iterator
             yield from attention_cases(heads, rows)
         if op in (None, "skinny_linear"):
             yield from linear_cases(hidden, inner, heads, rows)
+    if op in (None, "mix_experts"):
+        yield from mixture_cases(rows)
 
 
 def _randn(*shape: int) -> torch.Tensor:
@@ -239,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m dllm_kernels.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--op", choices=("head_commit", "canvas_attention", "skinny_linear"))
+    parser.add_argument("--op", choices=("head_commit", "canvas_attention", "skinny_linear", "mix_experts"))
     parser.add_argument("--geometry", action="append", choices=tuple(GEOMETRIES), help="default: all")
     parser.add_argument(
         "--rows", type=int, action="append", help=f"tokens of a step; default {', '.join(map(str, ROWS))}"

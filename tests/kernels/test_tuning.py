@@ -11,9 +11,21 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from dllm_kernels import Cache, canvas_attention, commit_from_logits, head_commit, skinny_linear, tune, tuning
+from dllm_kernels import (
+    Cache,
+    Choice,
+    ExpertWeights,
+    canvas_attention,
+    commit_from_logits,
+    head_commit,
+    mix_experts,
+    skinny_linear,
+    tune,
+    tuning,
+)
 from dllm_kernels.canvas_attention import triton as attention
 from dllm_kernels.head_commit import triton as head
+from dllm_kernels.mix_experts import triton as mixture
 from dllm_kernels.skinny_linear import triton as linear
 from tests.kernels.both import assert_close, on, randn
 
@@ -160,10 +172,18 @@ def test_answers_do_not_depend_on_tile_sizes() -> None:
         got = on("triton", skinny_linear, x, w)
     torch.testing.assert_close(got, x @ w.T, rtol=1e-5, atol=1e-5)
 
+    choice = Choice(torch.tensor([[0, 2], [1, 2], [2, 0]]), torch.full((3, 2), 0.5))
+    weights = ExpertWeights(randn(3, 2 * 20, 40), randn(3, 40, 20))
+    with tuning.trying("mix_experts", (16, 16, 16, 4, 2)):
+        got = on("triton", mix_experts, randn(3, 40), choice, weights)
+    torch.testing.assert_close(got, mix_experts(randn(3, 40), choice, weights), rtol=1e-4, atol=1e-3)
+
 
 def test_reasoned_sizes_are_named_as_the_measurement_names_them() -> None:
     assert head.Tiles._fields == ("block_v", "block_e", "num_warps", "num_stages")
     assert attention.reasoned(64, 128, 2) == (64, 64, 4, 3)
     assert attention.reasoned(64, 256, 2).num_warps == 8
     assert head.reasoned(32, 2, False) == (128, 64, 4, 4)
+    assert mixture.reasoned(256, 256, 2, False) == (16, 64, 128, 4, 3)
+    assert mixture.Tiles._fields[:3] == ("block_m", "block_n", "block_k")
     assert linear.plan_of(32, 4096, 4096, 2, 132)._fields[-1] == "num_stages"

@@ -7,23 +7,45 @@ results.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from dllm_kernels import tuning
 from dllm_kernels.route_experts import Choice
-from dllm_kernels.skinny_linear.triton import add_four_bits
+from dllm_kernels.skinny_linear.triton import add_four_bits, precision_with
 from dllm_kernels.swiglu.triton import activate
 
 if TYPE_CHECKING:
     from dllm_kernels.mix_experts import ExpertWeights
 
-BLOCK_N = 64
-"""Outputs of a product: Hopper's unit takes 64 of the product's rows at least."""
 BLOCK_E = 1024
+
+
+class Tiles(NamedTuple):
+    """Sizes of the two products."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+def reasoned(choices: int, experts: int, x_bytes: int, has_scale: bool) -> Tiles:
+    """Twice the rows that an expert gets of tokens that spread evenly: most experts are done in one turn. 64 outputs: Hopper's unit takes as
+    many of the product's rows at least. Weights that are turned to floats on their way take registers: with 128 inputs they spill."""
+    block_m = min(max(triton.next_power_of_2(2 * choices // experts), 16), 64)
+    return Tiles(block_m, 64, 32 if x_bytes == 4 else 64 if has_scale else 128, 4, 3)
+
+
+def shape_of(dtype: torch.dtype, choices: int, experts: int, hidden: int, size: int) -> str:
+    """The tuning bucket; of the weights' dtype."""
+    few = min(max(triton.next_power_of_2(choices), 16), 4096)
+    return tuning.bucket(dtype, choices=few, experts=experts, hidden=hidden, size=size)
 
 
 @triton.jit(do_not_specialize=["A"])
@@ -63,6 +85,7 @@ def _product_kernel(
     HAS_SCALE: tl.constexpr,
     IS_GATED: tl.constexpr,
     IS_SILU: tl.constexpr,
+    PRECISION: tl.constexpr,  # of float32 products
     GROUP: tl.constexpr,  # inputs of a group of weights in four bits, else 0
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -113,11 +136,11 @@ def _product_kernel(
                 inside_weight = in_outputs[:, None] & in_inputs[None, :]
                 # [BLOCK_N, BLOCK_K]
                 w = tl.load(weight_ptr + weight_start + inner[None, :], mask=inside_weight, other=0.0)
-                product = tl.dot(w.to(x.dtype), tl.trans(x), product, input_precision="ieee")
+                product = tl.dot(w.to(x.dtype), tl.trans(x), product, input_precision=PRECISION)
                 if IS_GATED:
                     # [BLOCK_N, BLOCK_K]
                     w = tl.load(weight_ptr + weight_start + (R * L + inner)[None, :], mask=inside_weight, other=0.0)
-                    up = tl.dot(w.to(x.dtype), tl.trans(x), up, input_precision="ieee")
+                    up = tl.dot(w.to(x.dtype), tl.trans(x), up, input_precision=PRECISION)
         product = tl.trans(product)
         up = tl.trans(up)
         if HAS_SCALE:
@@ -160,29 +183,29 @@ def mix_experts(x: Tensor, choice: Choice, weights: ExpertWeights, activation: s
     _sort_kernel[(experts,)](
         choice.experts, order, starts, choices, BLOCK_A=min(max(triton.next_power_of_2(choices), 16), 1024), num_warps=4
     )
-    # Twice what an expert gets of tokens that spread evenly: most experts are done in one turn.
-    block_m = min(max(triton.next_power_of_2(2 * choices // experts), 16), 64)
+    has_scale = weights.gate_up_scale is not None
+    shape = shape_of(weights.gate_up.dtype, choices, experts, hidden, size)
+    tiles = tuning.tiles("mix_experts", x.device, shape, reasoned(choices, experts, x.element_size(), has_scale))
     inner = torch.empty(choices, size, dtype=x.dtype, device=x.device)
     products = torch.empty(choices, hidden, dtype=torch.float32, device=x.device)
-    # Of weights in four bits the scales go into the product.
-    has_scale = weights.gate_up_scale is not None and not group
-    # Weights that are turned to floats on their way take registers: with tiles of 128 inputs they spill.
-    block_k = 32 if x.element_size() == 4 else 128 if weights.gate_up_scale is None else 64
     options = {
+        "PRECISION": precision_with(weights.gate_up),
+        # Of weights in four bits the scales go into the product.
+        "HAS_SCALE": has_scale and not group,
         "GROUP": group,
-        "BLOCK_M": block_m,
-        "BLOCK_N": BLOCK_N,
-        "BLOCK_K": block_k,
-        "num_warps": 4,
-        "num_stages": 3,
+        "BLOCK_M": tiles.block_m,
+        "BLOCK_N": tiles.block_n,
+        "BLOCK_K": tiles.block_k,
+        "num_warps": tiles.num_warps,
+        "num_stages": tiles.num_stages,
     }
-    _product_kernel[(triton.cdiv(size, BLOCK_N), experts)](
+    _product_kernel[(triton.cdiv(size, tiles.block_n), experts)](
         x, order, starts, weights.gate_up, weights.gate_up_scale, inner, size, hidden,
-        K=per_token, HAS_SCALE=has_scale, IS_GATED=True, IS_SILU=activation == "silu", **options,
+        K=per_token, IS_GATED=True, IS_SILU=activation == "silu", **options,
     )  # fmt: skip
-    _product_kernel[(triton.cdiv(hidden, BLOCK_N), experts)](
+    _product_kernel[(triton.cdiv(hidden, tiles.block_n), experts)](
         inner, order, starts, weights.down, weights.down_scale, products, hidden, size,
-        K=per_token, HAS_SCALE=has_scale, IS_GATED=False, IS_SILU=False, **options,
+        K=per_token, IS_GATED=False, IS_SILU=False, **options,
     )  # fmt: skip
     block_e = min(triton.next_power_of_2(hidden), BLOCK_E)
     _combine_kernel[(rows, triton.cdiv(hidden, block_e))](

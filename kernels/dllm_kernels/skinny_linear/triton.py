@@ -48,6 +48,12 @@ def shape_of(dtype: torch.dtype, rows: int, outputs: int, inputs: int, is_gated:
     return tuning.bucket(dtype, rows=few, outputs=outputs, inputs=inputs, gated=int(is_gated))
 
 
+def precision_with(weight: Tensor) -> str:
+    """How float32 rows are multiplied. By eight bits, which TF32 holds, in three passes over the tensor cores, which keep the rows' digits:
+    one by one such tiles spill by the kilobyte."""
+    return "tf32x3" if weight.element_size() == 1 else "ieee"
+
+
 @triton.jit
 def _epilogue(
     product, up, row, column, inside, scale_ptr, x_scale_ptr, bias_ptr, residual_ptr, M, R,
@@ -88,8 +94,8 @@ def add_four_bits(
     )
     low = ((packed & 15).to(tl.int8) - 8).to(x_low.dtype)
     high = ((packed >> 4).to(tl.int8) - 8).to(x_low.dtype)
-    both = tl.dot(low, tl.trans(x_low), input_precision="ieee")
-    both = tl.dot(high, tl.trans(x_high), both, input_precision="ieee")
+    both = tl.dot(low, tl.trans(x_low), input_precision="tf32x3")
+    both = tl.dot(high, tl.trans(x_high), both, input_precision="tf32x3")
     # [BLOCK_N]
     scale = tl.load(scale_ptr + scale_start + group, mask=in_outputs, other=0.0).to(tl.float32)
     return product + both * scale[:, None]
@@ -115,6 +121,7 @@ def _linear_kernel(
     IS_SILU: tl.constexpr,
     HAS_PARTS: tl.constexpr,
     IMPRECISE: tl.constexpr,  # inputs whose products of e4m3 are added in fewer bits
+    PRECISION: tl.constexpr,  # of float32 products
     GROUP: tl.constexpr,  # inputs of a group of weights in four bits, which is a tile; else 0
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -162,14 +169,14 @@ def _linear_kernel(
                 weight_ptr + weight_start + inner[None, :], mask=inside_weight, other=0.0, eviction_policy="evict_first"
             )
             product = tl.dot(
-                w.to(x.dtype), tl.trans(x), product, input_precision="ieee", max_num_imprecise_acc=IMPRECISE
+                w.to(x.dtype), tl.trans(x), product, input_precision=PRECISION, max_num_imprecise_acc=IMPRECISE
             )
             if IS_GATED:
                 # [BLOCK_N, BLOCK_K]
                 w = tl.load(
                     weight_ptr + up_start + inner[None, :], mask=inside_weight, other=0.0, eviction_policy="evict_first"
                 )
-                up = tl.dot(w.to(x.dtype), tl.trans(x), up, input_precision="ieee", max_num_imprecise_acc=IMPRECISE)
+                up = tl.dot(w.to(x.dtype), tl.trans(x), up, input_precision=PRECISION, max_num_imprecise_acc=IMPRECISE)
 
     product = tl.trans(product)
     up = tl.trans(up)
@@ -278,6 +285,7 @@ def skinny_linear(
         **flags,
         HAS_PARTS=plan.parts > 1,
         IMPRECISE=IMPRECISE if x_scale is not None else None,
+        PRECISION=precision_with(weight),
         GROUP=group,
         BLOCK_M=plan.block_m,
         BLOCK_N=plan.block_n,
