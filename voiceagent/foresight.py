@@ -24,8 +24,9 @@ CEILING = 0.8
 """Share of what others leave of the processors that callers may need at their busiest: processors that are all busy make everybody wait."""
 DEVIATIONS = 2.0
 """What is called their busiest: one second in forty is busier."""
-LEAST_FREE = 0.1
-"""Cores that nobody is taken to be without."""
+LEAST_FREE = 0.5
+"""Share of the cores that is there for callers whatever others take: processors are shared, and a few callers are not to be turned away because
+somebody compiles."""
 SETTLED = 5
 """Readings after which a caller has spoken. While more than half have not, they would teach that callers need nothing."""
 KNOWN_CALLER_S = 10.0
@@ -118,7 +119,9 @@ class Foresight:
     @property
     def free(self) -> float:
         """Cores that other programs leave; infinite where nobody knows of any."""
-        return math.inf if self.cores is None else min(max(self.cores - self.others, LEAST_FREE), self.cores)
+        return (
+            math.inf if self.cores is None else min(max(self.cores - self.others, LEAST_FREE * self.cores), self.cores)
+        )
 
     def fullness(self, callers: int) -> float:
         """What so many callers need at their busiest, as a share of what they may; 0 where nobody can say."""

@@ -188,7 +188,12 @@ def test_what_other_programs_take_is_not_there_for_callers_and_comes_back() -> N
     assert foresight.free == pytest.approx(1.0, abs=0.05)
     assert "1.0 are free" in (foresight.refusal() or "")
     assert foresight.room() == 0.0, "those who are there get the fewest steps"
-    pass_by(end, 40, 0.0)
+    end = pass_by(end, 40, 2.0)
+    assert foresight.free == 1.0, "processors are shared"
+    foresight.callers = 5
+    assert foresight.refusal() is None, "a few callers are not turned away for it"
+    foresight.callers = 10
+    pass_by(end, 60, 0.0)
     assert foresight.refusal() is None and foresight.free == pytest.approx(2.0, abs=0.05)
 
 
