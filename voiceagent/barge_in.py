@@ -10,6 +10,9 @@ voice goes on, too: then they can only hold the stop back, since half a word is 
 
     barge_in.answer(number, "uh huh")             # whenever the words are there; they count with the next window
 
+What sounds like a hum (`voiceagent.hum`) is waited for as a backchannel is, and a word or three that a recogniser makes of it do not stop the agent. Words that are
+there to stop somebody do, however they sound; and so does whoever says it again.
+
 Once the agent is no longer audible nothing is a backchannel: what was in doubt then, or was said just before, is the caller's turn.
 """
 
@@ -53,6 +56,12 @@ FRAGMENTS = tuple(
 """English words that say nothing alone: it is what a recogniser without the word makes of "uh-huh" or a cough."""
 
 
+STOPPING_WORDS = tuple(
+    "stop no nope wait hold hang cancel hello hi hey excuse sorry pardon actually what who why when where how never help quiet enough".split()
+)
+"""English words that stop the agent even if they sound like a hum: what people say to take the turn."""
+
+
 @dataclass(frozen=True, slots=True)
 class BargeInSettings:
     """When voice over the agent ducks it and when it stops it. Lengths are counted in whole windows, rounded up.
@@ -67,6 +76,14 @@ class BargeInSettings:
     """In [0, 1). Voice goes on above threshold minus this (Silero's own value)."""
     duck_s: float = 0.064
     """Voice that ducks the agent; one unvoiced window may lie in it. The goal is 0.2 s from the first syllable to the loudspeaker."""
+    rise_db: float = 10.0
+    """Above the background: one window of voice that is so much louder ducks."""
+    faint: float = 0.2
+    """In (0, 1]. Speech probability that counts for ducking, and for nothing else, in windows that are louder by `faint_rise_db`: for three in a
+    hundred callers a detector needs more than 0.1 s to be sure."""
+    faint_rise_db: float = 15.0
+    faint_again_s: float = 2.0
+    """How long after a duck for nothing faint windows count no more: a noise that goes on ducks once."""
     unsure_duck_s: float = 0.192
     """The same while the agent's own voice comes back to the microphone, or it is not known yet whether it does: what does not explain a window or two."""
     echo_s: float = 2.0
@@ -94,12 +111,24 @@ class BargeInSettings:
     """Voice that may be an answer; what is shorter is a click."""
     backchannels: tuple[str, ...] = BACKCHANNELS
     fragments: tuple[str, ...] = FRAGMENTS
+    stopping_words: tuple[str, ...] = STOPPING_WORDS
+    hum: float = 0.4
+    """In (0, 1]. Likeness from which a voice that goes on is waited for as a hum; 1 never."""
+    sure_hum: float = 0.6
+    """In (0, 1]. Likeness from which words count less than the sound."""
+    hum_words: int = 3
+    """The most words that a recogniser makes of a hum."""
+    again_s: float = 4.0
+    """Words that follow a hum with words so soon are no hum: somebody was not heard."""
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold = {self.threshold}: expected more than 0 and less than 1")
         if not 0 <= self.hysteresis < 1:
             raise ValueError(f"hysteresis = {self.hysteresis}: expected at least 0 and less than 1")
+        for name in ("faint", "hum", "sure_hum"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: expected more than 0 and at most 1")
         for name in _LENGTHS:
             value = getattr(self, name)
             if not 0 <= value <= 5:
@@ -120,7 +149,12 @@ _LENGTHS = (
     "late_s",
     "answer_s",
     "answer_voice_s",
+    "again_s",
+    "faint_again_s",
 )
+
+FLOOR_DB, FLOOR_RISE_DB = -65.0, 0.1
+"""The background is the quietest window so far, but no quieter than this, and rises by so much a window."""
 
 
 class Dismissed(StrEnum):
@@ -178,17 +212,25 @@ class _Voice:
     start: int
     end: int
     """One past its last voiced sample."""
-    voiced: int
+    voiced: int = 0
     """Samples of its voiced windows."""
+    faint: int = 0
+    """Samples of its windows that count for ducking alone."""
+    sounds_from: int | None = None
+    """Its first voiced sample."""
     is_suspect: bool = False
     """It began before it was known whether the agent's own voice comes back."""
     duck_s: float = 0.0
     """Voice that ducks the agent."""
     early: int | None = None
     """The number under which the words so far were asked for."""
+    early_words: tuple[str, ...] = ()
+    """What they were."""
     limit_s: float = 0.0
     """Voice that stops the agent."""
     is_asked: bool = False
+    hum: float = 0.0
+    """How much it sounded like a hum when that was last asked."""
     held: int = 0
     """Samples for which the agent was silent because of it: by so much later it ends."""
 
@@ -206,6 +248,11 @@ class BargeIn:
         """What was dismissed last: late words, or the agent's end, may still make it a turn."""
         self._numbers = 0
         self._answers: list[tuple[int, str]] = []
+        self._floor_db: float | None = None
+        self._fruitless: int | None = None
+        """When it was brought back last from what was not even a click of voice."""
+        self._unheeded: int | None = None
+        """One past the last voice that was taken for a hum in spite of its words."""
         self._echo_end: int | None = None
         """One past the last sample that was echo."""
 
@@ -219,6 +266,15 @@ class BargeIn:
         """There is something that the end of the agent's speech may make a turn."""
         return self._voice is not None or self._last is not None
 
+    def listens_from(self, start: int, end: int) -> int | None:
+        """Where the voice began whose sound is to be told with the next window; None where it decides nothing there."""
+        voice, settings = self._voice, self.settings
+        if voice is None or not self._is_doubted or settings.hum >= 1:
+            return None
+        may_be_stopped = voice.voiced + end - start > _samples(settings.backchannel_s)
+        may_be_over = end - voice.end >= _samples(settings.gap_s) and not voice.is_asked
+        return voice.sounds_from if may_be_stopped or may_be_over else None
+
     def update(
         self,
         probability: float,
@@ -226,6 +282,8 @@ class BargeIn:
         end: int,
         *,
         agent_is_audible: bool,
+        level_db: float = 0.0,
+        hum: float | None = None,
         is_echo: bool = False,
         is_unsure: bool = False,
         comes_back: bool = False,
@@ -234,28 +292,46 @@ class BargeIn:
 
         Args:
             probability: That it holds speech.
+            level_db: Its mean power.
+            hum: How much the voice that it belongs to sounds like a hum, where `listens_from` wanted to know.
             is_echo: The agent's own voice explains it: it is no speech of the caller.
             is_unsure: The agent's voice has hardly been heard so far: it may explain this without our knowing.
             comes_back: It is known by now that the agent's voice comes back to the microphone.
         """
         if not agent_is_audible:
             return self._agent_ended(end)
+        if self._voice is not None and hum is not None:
+            self._voice.hum = hum
         while self._answers:
             if answered := self._take_answer(*self._answers.pop(0), end):
                 return answered
         settings = self.settings
         if is_echo:
             self._echo_end = end
+        self._floor_db = max(
+            FLOOR_DB, level_db if self._floor_db is None else min(level_db, self._floor_db + FLOOR_RISE_DB)
+        )
+        rise_db = level_db - self._floor_db
+        is_strong = probability >= settings.threshold and rise_db >= settings.rise_db
         is_voiced = not is_echo and probability >= settings.threshold - (
             settings.hysteresis if self._voice is not None else 0.0
         )
+        duck_s = self._duck_s(start, is_unsure=is_unsure) if self._voice is None else self._voice.duck_s
+        is_quick = duck_s <= settings.duck_s
+        is_faint = is_quick and probability >= settings.faint and rise_db >= settings.faint_rise_db
+        if self._fruitless is not None and start - self._fruitless < _samples(settings.faint_again_s):
+            is_faint = False
         if self._voice is None:
-            if not is_voiced:
+            if not is_voiced and not is_faint:
                 return ()
             self._numbers += 1
-            self._voice = _Voice(self._numbers, start, end, 0, is_unsure, self._duck_s(start, is_unsure=is_unsure))
+            self._voice = _Voice(self._numbers, start, end, is_suspect=is_unsure, duck_s=duck_s)
         if is_voiced:
-            return self._voiced(self._voice, end - start, end)
+            return self._voiced(self._voice, start, end, is_strong=is_quick and is_strong)
+        if is_faint and not self._is_doubted:
+            self._voice.faint += end - start
+            self._voice.end = end
+            return self._ducked(self._voice)
         return self._unvoiced(self._voice, end - start, end, comes_back=comes_back)
 
     def answer(self, number: int, text: str) -> None:
@@ -276,17 +352,23 @@ class BargeIn:
         echoes = self._echo_end is not None and start - self._echo_end < _samples(settings.echo_s)
         return settings.unsure_duck_s if is_unsure or echoes else settings.duck_s
 
-    def _voiced(self, voice: _Voice, size: int, end: int) -> tuple[Action, ...]:
-        voice.voiced += size
+    def _ducked(self, voice: _Voice, *, is_strong: bool = False) -> tuple[Action, ...]:
+        """Duck, if there is enough voice."""
+        if voice.voiced + voice.faint < _samples(voice.duck_s) and not is_strong:
+            return ()
+        self._is_doubted = True
+        self._last = None
+        return (Duck(voice.start),)
+
+    def _voiced(self, voice: _Voice, start: int, end: int, *, is_strong: bool) -> tuple[Action, ...]:
+        voice.voiced += end - start
         voice.end = end
+        voice.sounds_from = start if voice.sounds_from is None else voice.sounds_from
         if not self._is_doubted:
-            if voice.voiced < _samples(voice.duck_s):
-                return ()
-            self._is_doubted = True
-            self._last = None
-            return (Duck(voice.start),)
+            return self._ducked(voice, is_strong=is_strong)
         settings = self.settings
-        if voice.voiced > _samples(max(voice.limit_s, settings.backchannel_s)):
+        limit_s = max(voice.limit_s, settings.backchannel_s, settings.drawn_s if self._is_hum(voice) else 0.0)
+        if voice.voiced > _samples(limit_s):
             return self._stop(voice)
         if voice.early is None and voice.voiced >= _samples(settings.ask_s):
             self._numbers += 1
@@ -309,6 +391,7 @@ class BargeIn:
         if comes_back and voice.is_suspect:
             return self._restore(voice, Dismissed.ECHO, end)
         if voice.voiced < _samples(settings.word_s):
+            self._fruitless = end
             return self._restore(voice, Dismissed.NO_WORDS, end)
         if not voice.is_asked:
             voice.is_asked = True
@@ -322,22 +405,38 @@ class BargeIn:
         is_nothing = not text.strip() or is_backchannel(text, settings.fragments)
         says_something = not is_nothing and not is_backchannel(text, (*settings.backchannels, *settings.fragments))
         if self._is_doubted and self._voice is not None and self._voice.early == number:
+            self._voice.early_words = tuple(normalise(text).split()) if says_something else ()
             if is_nothing:
                 self._voice.limit_s = self.settings.unclear_s
             elif not says_something:
                 self._voice.limit_s = self.settings.drawn_s
             return ()
         if self._is_doubted and self._voice is not None and self._voice.number == number:
-            if says_something:
+            if says_something and not self._is_hummed(self._voice, text):
                 return self._stop(self._voice)
             if self._voice.end + _samples(self.settings.gap_s) > end:
                 self._voice.is_asked = False
                 return ()  # The caller went on meanwhile: these are not all of their words.
+            if says_something:
+                self._unheeded = self._voice.end
             return self._restore(self._voice, Dismissed.NO_WORDS if is_nothing else Dismissed.BACKCHANNEL, end)
         late = self._last
-        if late is None or late.number != number or not says_something:
+        if late is None or late.number != number or not says_something or self._is_hummed(late, text):
             return ()
         return self._stop(late) if end - late.end <= _samples(self.settings.late_s) else ()
+
+    def _is_hum(self, voice: _Voice) -> bool:
+        return self.settings.hum < 1 and voice.hum >= self.settings.hum
+
+    def _is_hummed(self, voice: _Voice, text: str) -> bool:
+        """Whether words are what a recogniser made of a hum. What it heard of half the voice and of the whole is a word."""
+        settings, words = self.settings, normalise(text).split()
+        if not self._is_hum(voice) or voice.hum < settings.sure_hum or len(words) > settings.hum_words:
+            return False
+        stopping = {word for each in settings.stopping_words for word in normalise(each).split()}
+        if stopping & set(words) or words[:1] == list(voice.early_words[:1]):
+            return False
+        return self._unheeded is None or voice.start - self._unheeded > _samples(settings.again_s)
 
     def _agent_ended(self, end: int) -> tuple[Action, ...]:
         voice, last, was_doubted = self._voice, self._last, self._is_doubted

@@ -163,6 +163,16 @@ class TurnConfig:
         "Words that say nothing alone, which a recogniser makes of hums and coughs: they do not stop the agent.",
         f"a list of at most {MAX_BACKCHANNELS} texts, each with a letter in it",
     )
+    stopping_words: tuple[str, ...] = documented(
+        _TURN.stopping_words,
+        "Words that stop the agent even if they sound like a hum.",
+        f"a list of at most {MAX_BACKCHANNELS} texts, each with a letter in it",
+    )
+    hums: bool = documented(
+        _TURN.hums,
+        "Whether a short voice that sounds like a hum is a backchannel, whatever the recogniser makes of it.",
+        "true or false",
+    )
     backchannel_s: float = documented(
         _TURN.backchannel_s,
         "Voice over the agent that lasts longer stops it, unless its words so far are a backchannel or none.",
@@ -193,6 +203,8 @@ class TurnConfig:
             barge_in=typing.cast(BargeInMode, self.barge_in),
             backchannels=self.backchannels,
             fragments=self.fragments,
+            stopping_words=self.stopping_words,
+            hums=self.hums,
             backchannel_s=self.backchannel_s,
             echo_gate=self.echo_gate,
         )

@@ -15,7 +15,9 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
-from voiceagent import barge_in, endpoint
+import numpy as np
+
+from voiceagent import barge_in, endpoint, hum
 from voiceagent.backends import INPUT_RATE_HZ, LOOK_BACK_S, Samples, VoiceDetectorStream
 from voiceagent.echo import MAX_DELAY_S, EchoGate
 from voiceagent.endpoint import EndedBy, Evidence
@@ -129,7 +131,7 @@ class Listener:
             probability = await self._detector.probability(window)
             is_echo = self._is_echo(window, probability, detection)
             if self._is_contested(detection, agent_audible):
-                heard_now = self._judge_voice(probability, detection, agent_audible=agent_audible, is_echo=is_echo)
+                heard_now = self._judge_voice(window, probability, detection, agent_audible, is_echo=is_echo)
                 for heard in heard_now:
                     yield heard
             else:
@@ -165,17 +167,21 @@ class Listener:
         return self._echo.explains(window, ended, is_voiced=is_voiced, may_be_ducked=end <= self._ducked_until)
 
     def _judge_voice(
-        self, probability: float, detection: TurnDetection, *, agent_audible: bool, is_echo: bool
+        self, window: Samples, probability: float, detection: TurnDetection, agent_audible: bool, *, is_echo: bool
     ) -> Iterator[Heard]:
         start = self._activity.position_sample
         self._activity.pass_over()
         end = self._activity.position_sample
         has_gate = detection.echo_gate
+        voice_start = self._barge_in.listens_from(start, end)
+        lead = round(hum.LEAD_S * INPUT_RATE_HZ)
         for action in self._barge_in.update(
             probability,
             start,
             end,
             agent_is_audible=agent_audible,
+            level_db=float(10 * np.log10(np.square(window).mean() + 1e-10)),
+            hum=None if voice_start is None else hum.likeness(self._kept.since(max(voice_start - lead, 0))),
             is_echo=is_echo,
             is_unsure=has_gate and not self._echo.is_learned,
             comes_back=has_gate and self._echo.comes_back,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-from voiceagent.barge_in import BACKCHANNELS, FRAGMENTS, BargeInSettings
+from voiceagent.barge_in import BACKCHANNELS, FRAGMENTS, STOPPING_WORDS, BargeInSettings
 from voiceagent.budget import WhenLate
 from voiceagent.endpoint import EndpointSettings
 from voiceagent.errors import ConfigError
@@ -36,7 +36,7 @@ class TurnDetection:
     holds where nobody can say whether they are complete. `voiceagent.endpoint` says what the other numbers mean.
 
     Voice over the agent's stops it where `interrupt_response` says so: in two stages, so that `backchannels` and what lasts less than `backchannel_s`
-    without words do not, or immediately. `voiceagent.barge_in` says how. With `echo_gate` the agent's own voice that comes back from a loudspeaker is no
+    without words do not, or immediately. `voiceagent.barge_in` says how. With `hums` what sounds like one counts as one. With `echo_gate` the agent's own voice that comes back from a loudspeaker is no
     speech (`voiceagent.echo`).
     """
 
@@ -53,6 +53,8 @@ class TurnDetection:
     barge_in: BargeInMode = "two_stage"
     backchannels: tuple[str, ...] = BACKCHANNELS
     fragments: tuple[str, ...] = FRAGMENTS
+    stopping_words: tuple[str, ...] = STOPPING_WORDS
+    hums: bool = True
     backchannel_s: float = _BARGE_IN.backchannel_s
     echo_gate: bool = True
 
@@ -76,7 +78,7 @@ class TurnDetection:
             raise ConfigError("turn_detection.barge_in", self.barge_in, "'two_stage' or 'immediate'")
         if not 0.1 <= self.backchannel_s <= 2.0:
             raise ConfigError("turn_detection.backchannel_s", self.backchannel_s, "0.1 to 2 seconds")
-        for name in ("backchannels", "fragments"):
+        for name in ("backchannels", "fragments", "stopping_words"):
             texts = getattr(self, name)
             if len(texts) > MAX_BACKCHANNELS or not all(normalise(each) for each in texts):
                 expected = f"at most {MAX_BACKCHANNELS} texts, each with a letter in it"
@@ -94,6 +96,8 @@ class TurnDetection:
             backchannel_s=self.backchannel_s,
             backchannels=self.backchannels,
             fragments=self.fragments,
+            stopping_words=self.stopping_words,
+            hum=_BARGE_IN.hum if self.hums else 1.0,
         )
 
     def endpoint(self) -> EndpointSettings:

@@ -40,6 +40,8 @@ def test_a_duck_a_stop_and_a_restore_are_read_where_they_are(barge_in: ModuleTyp
         pytest.approx(0.8, abs=0.006),
     )
     assert barge_in.read_waveform(ideal, ideal, 2.0) == (None, None, None)
+    restored[round(3.3 * RATE) :] = 0.0
+    assert barge_in.read_waveform(restored, ideal, 2.0)[1] == pytest.approx(1.3, abs=0.006), "back, and stopped then"
 
 
 def test_the_loudspeaker_starts_ducks_restores_and_is_flushed(barge_in: ModuleType) -> None:
@@ -58,6 +60,8 @@ def test_the_loudspeaker_starts_ducks_restores_and_is_flushed(barge_in: ModuleTy
     assert levels[15] == pytest.approx(0.5, abs=0.02)
     assert levels[22] == pytest.approx(0.025, abs=0.002)
     assert levels[45] == pytest.approx(0.5, abs=0.02)
+    assert barge_in.turned_after(speaker, 0.3) == pytest.approx(0.1, abs=0.006), "within the ramp of 5 ms"
+    assert barge_in.turned_after(speaker, 0.8) == pytest.approx(0.2, abs=0.001), "the flush"
     assert levels[52:] == [0.0] * 8
 
 

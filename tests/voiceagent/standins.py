@@ -35,17 +35,16 @@ RATE_HZ = 16_000
 
 
 def tone(duration_s: float, level: float = 0.3, rate_hz: int = RATE_HZ) -> Samples:
-    """Loud audio: speech to `LevelDetector`."""
+    """Loud audio: speech to `LevelDetector`, and no hum, since it jumps between a low and a high pitch."""
+    t = np.arange(round(duration_s * rate_hz)) / rate_hz
+    pitch_hz = np.where((t / 0.05).astype(int) % 2 == 0, 220.0, 2800.0)
+    return (level * np.sin(2 * np.pi * np.cumsum(pitch_hz) / rate_hz)).astype(np.float32)
+
+
+def hum(duration_s: float, level: float = 0.3, rate_hz: int = RATE_HZ) -> Samples:
+    """Loud audio that does not move."""
     t = np.arange(round(duration_s * rate_hz)) / rate_hz
     return (level * np.sin(2 * np.pi * 220.0 * t)).astype(np.float32)
-
-
-def voice(duration_s: float, seed: int = 0, rate_hz: int = RATE_HZ) -> Samples:
-    """Loud audio with sound in all bands that gets louder and softer, as a caller's voice does."""
-    generator = np.random.default_rng(seed)
-    size = round(duration_s * rate_hz)
-    levels = np.repeat(10 ** (generator.uniform(-10.0, 0.0, size // 800 + 1) / 20), 800)[:size]
-    return (0.2 * levels * generator.standard_normal(size)).astype(np.float32)
 
 
 def silence(duration_s: float, rate_hz: int = RATE_HZ) -> Samples:
@@ -275,7 +274,7 @@ class ToneSynthesizer:
         if self._fail_on is not None and self._fail_on in clause:
             raise BackendError("tts", f"cannot say {clause!r}")
         self.spoken.append(clause)
-        audio = tone(len(clause.strip()) * self._second_per_char)
+        audio = hum(len(clause.strip()) * self._second_per_char)
         # Louder and softer as a voice is: a steady tone over a steady tone could as well be its echo.
         levels = np.random.default_rng(len(clause)).uniform(-20.0, 0.0, audio.size // 800 + 1)
         audio *= np.repeat(10 ** (levels / 20), 800)[: audio.size].astype(np.float32)

@@ -244,10 +244,12 @@ def test_backchannels_are_found_whatever_their_spelling_and_number() -> None:
     assert is_backchannel("genau", ("genau",)) and not is_backchannel("okay", ("genau",))
 
 
-@pytest.mark.parametrize("change", [{"threshold": 1.0}, {"hysteresis": -0.1}, {"duck_s": -1.0}, {"wait_s": 6.0}])
+@pytest.mark.parametrize(
+    "change", [{"threshold": 1.0}, {"hysteresis": -0.1}, {"duck_s": -1.0}, {"wait_s": 6.0}, {"hum": 0.0}]
+)
 def test_settings_out_of_range_are_named(change: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
-        replace(BargeInSettings(), **change)
+        replace(BargeInSettings(), **change)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("left_s", "is_answer"), [(0.5, True), (1.2, False)])
@@ -290,3 +292,107 @@ def test_a_pause_in_long_voice_is_asked_about_however_long_a_backchannel_may_be(
     assert len(asks) == 1
     ear.barge_in.answer(asks[0].number, "i would like to change that")
     assert [type(action) for action in ear.quiet(0.032)] == [Stop]
+
+
+# --- by its sound -----------------------------------------------------------------------------------------------------
+
+
+def hear(
+    barge_in: BargeIn, at: int, windows: int, probability: float, *, hum: float = 0.0, level_db: float = -20.0
+) -> list[Action]:
+    """Windows from number `at` on; the sound is told only where it is asked for."""
+    said: list[Action] = []
+    for number in range(at, at + windows):
+        start, end = number * WINDOW, (number + 1) * WINDOW
+        told = None if barge_in.listens_from(start, end) is None else hum
+        said += barge_in.update(probability, start, end, agent_is_audible=True, level_db=level_db, hum=told)
+    return said
+
+
+@pytest.mark.parametrize(("probability", "level_db", "needed"), [(0.95, -30.0, 1), (0.95, -52.0, 2), (0.3, -30.0, 2)])
+def test_one_window_ducks_if_it_is_voice_and_louder_than_the_background(
+    probability: float, level_db: float, needed: int
+) -> None:
+    barge_in = BargeIn()
+    hear(barge_in, 0, 10, 0.02, level_db=-58.0)
+    said = [hear(barge_in, number, 1, probability, level_db=level_db) for number in (10, 11)]
+    assert said.index([Duck(10 * WINDOW)]) == needed - 1
+
+
+def test_what_only_stirs_ducks_but_is_no_voice() -> None:
+    barge_in = BargeIn()
+    hear(barge_in, 0, 10, 0.02, level_db=-58.0)
+    assert hear(barge_in, 10, 10, 0.3, level_db=-50.0) == [], "hardly louder than the room"
+    assert hear(barge_in, 20, 2, 0.3) == [Duck(20 * WINDOW)]
+    assert hear(barge_in, 22, 60, 0.3) == [Restore(Dismissed.NO_WORDS)], "and does so once"
+    assert len(hear(barge_in, 82, 20, 0.3)) == 2
+
+
+def test_where_echo_is_possible_one_window_never_ducks() -> None:
+    barge_in = BargeIn()
+    hear(barge_in, 0, 10, 0.02, level_db=-58.0)
+    start = 10 * WINDOW
+    said = barge_in.update(0.99, start, start + WINDOW, agent_is_audible=True, level_db=-20.0, is_unsure=True)
+    assert said == ()
+
+
+def test_the_background_is_the_quietest_window_and_creeps_up() -> None:
+    barge_in = BargeIn()
+    hear(barge_in, 0, 400, 0.02, level_db=-30.0)
+    assert hear(barge_in, 400, 1, 0.95, level_db=-25.0) == [], "a loud room"
+    hear(barge_in, 401, 5, 0.02, level_db=-60.0)
+    assert hear(barge_in, 406, 1, 0.95, level_db=-25.0) == [Duck(406 * WINDOW)]
+
+
+def test_a_voice_that_sounds_like_a_hum_is_waited_for_as_a_drawn_backchannel_is() -> None:
+    for hum, longest in ((0.0, 13), (0.39, 13), (0.4, 25)):
+        barge_in = BargeIn()
+        at = 0
+        while not any(isinstance(each, Stop) for each in hear(barge_in, at, 1, 0.95, hum=hum)):
+            at += 1
+        assert at + 1 == pytest.approx(longest, abs=1), hum
+
+
+def test_a_hum_that_turns_into_words_stops_the_agent_with_the_next_window() -> None:
+    barge_in = BargeIn()
+    hear(barge_in, 0, 16, 0.95, hum=0.9)
+    assert barge_in.is_doubted
+    (stop,) = hear(barge_in, 16, 1, 0.95, hum=0.1)
+    assert isinstance(stop, Stop) and stop.start_sample == 0
+
+
+def judged(text: str, hum: float, settings: BargeInSettings | None = None, barge_in: BargeIn | None = None) -> Action:
+    """What comes of a voice of 0.3 s with these words."""
+    barge_in = barge_in or BargeIn(settings)
+    at = 0 if barge_in._unheeded is None else barge_in._unheeded // WINDOW + 40
+    hear(barge_in, at, 10, 0.95, hum=hum)
+    asks = [each for each in hear(barge_in, at + 10, 4, 0.02, hum=hum) if isinstance(each, Ask)]
+    barge_in.answer(asks[-1].number, text)
+    (action,) = hear(barge_in, at + 14, 1, 0.02)
+    return action
+
+
+def test_words_made_of_a_hum_bring_the_agent_back_and_all_others_stop_it() -> None:
+    back = Restore(Dismissed.BACKCHANNEL)
+    assert judged("both a medium", 0.9) == back
+    for text, hum in (("both a medium", 0.55), ("stop", 0.99), ("a hold", 0.99), ("one more large tea", 0.99)):
+        assert isinstance(judged(text, hum), Stop), text
+    assert isinstance(judged("do", 0.99, BargeInSettings(hum=1.0)), Stop), "switched off"
+    assert isinstance(judged("do", 0.99, BargeInSettings(stopping_words=("do",))), Stop)
+
+
+def test_what_was_heard_of_half_the_voice_already_is_a_word() -> None:
+    for early, action in (("both", Stop), ("", Restore), ("medium", Restore)):
+        barge_in = BargeIn()
+        said = hear(barge_in, 0, 10, 0.95, hum=0.9)
+        barge_in.answer(next(each.number for each in said if isinstance(each, Ask)), early)
+        said = hear(barge_in, 10, 4, 0.02, hum=0.9)
+        barge_in.answer(next(each.number for each in said if isinstance(each, Ask)), "both a medium")
+        (done,) = hear(barge_in, 14, 1, 0.02)
+        assert isinstance(done, action), early
+
+
+def test_whoever_says_it_again_is_heard() -> None:
+    barge_in = BargeIn()
+    assert judged("still", 0.9, barge_in=barge_in) == Restore(Dismissed.BACKCHANNEL)
+    assert isinstance(judged("still", 0.9, barge_in=barge_in), Stop)

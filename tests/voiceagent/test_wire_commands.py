@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.voiceagent.realtime import Event, check_event
 from tests.voiceagent.test_wire import make_codec, send
-from voiceagent.barge_in import BACKCHANNELS, FRAGMENTS
+from voiceagent.barge_in import BACKCHANNELS, FRAGMENTS, STOPPING_WORDS
 from voiceagent.errors import ProtocolError
 from voiceagent.events import CallItem, Item, ItemAdded, OutputItem, ResponseAudio, ResponseCalled, ResponseStarted
 from voiceagent.session import ResponseOptions, SessionSettings, TurnDetection
@@ -366,6 +366,8 @@ def test_extensions_can_be_asked_for_in_the_session() -> None:
         "barge_in": "two_stage",
         "backchannels": list(BACKCHANNELS),
         "fragments": list(FRAGMENTS),
+        "stopping_words": list(STOPPING_WORDS),
+        "hums": True,
         "echo_gate": True,
         "silence": None,
         "repair": "off",
@@ -384,12 +386,15 @@ def test_how_the_agent_is_interrupted_can_be_asked_for_and_outlives_other_turn_d
             "barge_in": "immediate",
             "backchannels": ["genau"],
             "fragments": ["der"],
+            "stopping_words": ["halt"],
+            "hums": False,
             "echo_gate": False,
         },
     )
     shown = update(codec, audio={"input": {"turn_detection": {"type": "server_vad", "threshold": 0.7}}})
     assert (shown["voiceagent"]["barge_in"], shown["voiceagent"]["backchannels"]) == ("immediate", ["genau"])
     assert (shown["voiceagent"]["fragments"], shown["voiceagent"]["echo_gate"]) == (["der"], False)
+    assert (shown["voiceagent"]["stopping_words"], shown["voiceagent"]["hums"]) == (["halt"], False)
     detection = codec.session.settings.turn_detection
     assert detection is not None and not detection.interrupts_in_stages and detection.threshold == 0.7
     shown = update(codec, audio={"input": {"turn_detection": None}}, voiceagent={"barge_in": "two_stage"})
@@ -614,6 +619,8 @@ def test_each_mistake_is_named_with_its_code_and_place(message: Event, code: str
         ({"voiceagent": {"backchannels": "mhm"}}, "voiceagent.backchannels"),
         ({"voiceagent": {"fragments": ["!"]}}, "voiceagent.fragments"),
         ({"voiceagent": {"echo_gate": "no"}}, "voiceagent.echo_gate"),
+        ({"voiceagent": {"stopping_words": [""]}}, "voiceagent.stopping_words"),
+        ({"voiceagent": {"hums": 1}}, "voiceagent.hums"),
         ({"voiceagent": {"silence": 5}}, "voiceagent.silence"),
         ({"voiceagent": {"silence": {"prompt_after_ms": 10}}}, "voiceagent.silence.prompt_after_ms"),
         ({"voiceagent": {"silence": {"prompts": [" "]}}}, "voiceagent.silence.prompts"),

@@ -212,6 +212,8 @@ def _detection_base(session: WireSession, defaults: SessionSettings) -> TurnDete
         barge_in=now.barge_in,
         backchannels=now.backchannels,
         fragments=now.fragments,
+        stopping_words=now.stopping_words,
+        hums=now.hums,
         echo_gate=now.echo_gate,
     )
 
@@ -322,12 +324,13 @@ def _update_extensions(session: WireSession, update: Fields | None, defaults: Se
 def _read_barge_in(settings: SessionSettings, update: Fields) -> SessionSettings:
     """How voice over the agent's stops it. Without turn detection nothing does, and the keys are only checked."""
     mode = cast(BargeInMode | None, update.choice("barge_in", BARGE_IN_MODES))
-    echo_gate = update.boolean("echo_gate")
+    echo_gate, hums = update.boolean("echo_gate"), update.boolean("hums")
     detection = settings.turn_detection or TurnDetection()
     detection = replace(
         detection,
         barge_in=mode or detection.barge_in,
         echo_gate=detection.echo_gate if echo_gate is None else echo_gate,
+        hums=detection.hums if hums is None else hums,
     )
     if (backchannels := update.strings("backchannels")) is not None:
         try:
@@ -339,6 +342,11 @@ def _read_barge_in(settings: SessionSettings, update: Fields) -> SessionSettings
             detection = replace(detection, fragments=tuple(fragments))
         except ConfigError as error:
             raise update.invalid("fragments", error.expected) from error
+    if (stopping_words := update.strings("stopping_words")) is not None:
+        try:
+            detection = replace(detection, stopping_words=tuple(stopping_words))
+        except ConfigError as error:
+            raise update.invalid("stopping_words", error.expected) from error
     return settings if settings.turn_detection is None else replace(settings, turn_detection=detection)
 
 
@@ -349,6 +357,8 @@ def _barge_in_json(detection: TurnDetection | None) -> Json:
         "barge_in": detection.barge_in,
         "backchannels": list(detection.backchannels),
         "fragments": list(detection.fragments),
+        "stopping_words": list(detection.stopping_words),
+        "hums": detection.hums,
         "echo_gate": detection.echo_gate,
     }
 
