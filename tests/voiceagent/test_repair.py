@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tests.conftest import run_async
 from tests.voiceagent.conversing import Line
 from tests.voiceagent.standins import LevelDetector, ScriptedDrafter, ScriptedTranscriber, ToneSynthesizer
-from tests.voiceagent.test_wire_commands import make_codec, receive, update
+from tests.voiceagent.test_wire import make_codec
+from tests.voiceagent.wiring import receive, update
 from voiceagent.agent import AgentProfile
 from voiceagent.backends import BackendInfo, Backends, Proposal, TurnSoFar
 from voiceagent.budget import BudgetController
