@@ -27,7 +27,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measuring import about, percentile
 
 from dllm import loader
 from dllm.drafts import DraftSpec, Plan
@@ -119,6 +118,8 @@ def measure(
     speed: dict[str, float],
     now: Callable[[], float],
 ) -> list[dict[str, Any]]:
+    from measuring import percentile  # not for a child: it reads what an older checkout may lack
+
     rounds = {key: Rounds(checkpoint, *case) for key, checkpoint in checkpoints.items()}
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in rounds}
     masks: list[int] = []
@@ -288,6 +289,8 @@ def main() -> None:
     if args.child:
         print(json.dumps(child(args.repeats)))
         return
+    from measuring import about
+
     now = clock(args.threads)
     speed = speeds(now)
     checkpoints = {

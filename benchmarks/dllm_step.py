@@ -81,10 +81,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    checkpoint = loader.load(args.model)
+    checkpoint = loader.load(args.model, compiled=True)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     report: dict[str, Any] = {
         "machine": f"{platform.machine()}, {platform.system()}, {args.threads} thread(s)",
+        "layers": checkpoint.compiled or "as PyTorch runs them",
         "torch": torch.__version__,
         "commit": commit.strip(),
         "parameters": sum(parameter.numel() for parameter in checkpoint.model.parameters()),

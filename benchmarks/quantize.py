@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 import torch
-from measuring import about, percentile, timed
+from measuring import about, percentile
 
 from dllm import loader
 from dllm.drafts import Cell, DraftSpec, Event, Failed, Finished, Plan, Stepped
@@ -26,6 +27,7 @@ from dllm.evaluate.likelihood import causal_log_likelihoods
 from dllm.evaluate.prompts import Prompt, held_back, prompts_of
 from dllm.models.transformer import Transformer
 from dllm.options import DecodeOptions
+from dllm.packing import LAYERS_COMPILED
 from dllm.quantize import Quantisation
 from dllm.train.config import TrainConfig
 from dllm.train.data import Mixture
@@ -40,8 +42,12 @@ CONFIG = Path(loader.__file__).parent / "configs" / "builtin.toml"
 
 
 def variants() -> dict[str, loader.Checkpoint]:
-    """The same weights in each type. fp8 is the CPU's reference: its beliefs are what a GPU's would be, its time is not."""
+    """The same weights in each type, and as `voiceagent` runs them. fp8 is the CPU's reference: its beliefs are what a GPU's would be, its time is not."""
     found = {"float32": loader.load(), "bfloat16": loader.load(dtype=torch.bfloat16)}
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        checkpoint = loader.load(dtype=dtype, compiled=True)
+        if checkpoint.compiled == LAYERS_COMPILED:
+            found[f"{name}, {LAYERS_COMPILED}"] = checkpoint
     for mode in ("int8", "int8-dynamic", "fp8", "int4"):
         for head in (False, True):
             found[mode + (" + head" if head else "")] = loader.load(quantize=Quantisation(mode, head))  # type: ignore[arg-type]
@@ -64,7 +70,11 @@ def refill(engine: Engine, batch: int) -> None:
 def step_once(engine: Engine, batch: int) -> float:
     """Milliseconds of a round in which every draft takes a step."""
     events: list[Event] = []
-    seconds = timed(lambda: events.extend(engine.run_round()), HOST)
+    # With one thread its own time, which other work on the machine disturbs least.
+    now = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    began = now()
+    events.extend(engine.run_round())
+    seconds = now() - began
     stepped = sum(isinstance(event, Stepped) for event in events)
     assert stepped == batch, f"{stepped} of {batch} drafts stepped: this is no step's time"
     return seconds * 1e3
