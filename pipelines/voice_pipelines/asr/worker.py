@@ -31,6 +31,8 @@ _BLOCK_BYTES = 2 * BLOCK_SAMPLES
 _READ_BYTES = 1 << 16
 PAUSE_S, PAUSE_DB = 0.1, 15.0
 """A caller pauses whose audio has been so much quieter than their loudest for so long: `MeanOptions` takes three blocks for it."""
+SHOW_BLOCKS = 10
+"""A second of speech: so often at least what was heard is told while a worker is behind."""
 TELL_EVERY_S = 0.1
 """Processor time between two messages about it."""
 
@@ -62,6 +64,8 @@ class _Utterance:
     id: int
     audio: bytearray = field(default_factory=bytearray)
     """What has come while there was no decoder."""
+    unshown_blocks: int = 0
+    """Decoded since the last partial."""
     loudest_dbfs: float = -math.inf
     quiet_s: float = 0.0
     """How long its newest audio has been quiet."""
@@ -145,8 +149,10 @@ class Worker:
         assert utterance.decoder is not None
         try:
             if utterance.decoder.step():
-                # Catching up: text that is about to be overtaken is not worth a message.
-                if not utterance.has_work:
+                utterance.unshown_blocks += 1
+                # Catching up: text that is about to be overtaken is not worth a message, but who never catches up is heard, too.
+                if not utterance.has_work or (utterance.unshown_blocks >= SHOW_BLOCKS and not utterance.is_finished):
+                    utterance.unshown_blocks = 0
                     self._show(utterance, utterance.decoder.hypothesis())
             elif utterance.is_finished:
                 heard = utterance.decoder.finish()

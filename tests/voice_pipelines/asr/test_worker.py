@@ -80,10 +80,12 @@ def test_partials_follow_the_audio_and_their_stable_part_only_grows(driven):
     assert said(" ".join(word["text"] for word in json.loads(final.payload)["words"])) == ORDER_TEXT
 
 
-def test_text_that_is_about_to_be_overtaken_is_not_sent(driven):
+def test_text_that_is_about_to_be_overtaken_is_sent_once_a_second(driven):
     driven.tell(Kind.OPEN, 1)
     driven.tell(Kind.AUDIO, 1, PCM[: 25 * 3_200])
-    assert [message.kind for message in driven.work_until_idle()] == [Kind.PARTIAL]
+    assert [message.kind for message in driven.work_until_idle()] == [Kind.PARTIAL] * 3, (
+        "one for each second, and the last"
+    )
 
 
 def test_a_caller_who_has_finished_comes_before_one_who_still_speaks(model):
@@ -155,4 +157,4 @@ def test_a_worker_tells_how_much_processor_time_it_has_taken(driven):
     driven.tell(Kind.AUDIO, 1, PCM + PCM)
     driven.work_until_idle()
     assert driven.worked_s == sorted(driven.worked_s) and driven.worked_s
-    assert driven.worked_s[-1] <= time.process_time() - before
+    assert driven.worked_s[-1] <= time.process_time() - before + 0.001, "milliseconds are told"
