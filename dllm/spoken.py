@@ -10,7 +10,8 @@ _MONEY = re.compile(r"\$\s?(\d[\d,]*)(?:\.(\d\d))?\b")
 _CLOCK = re.compile(r"\b(\d{1,2})(?::(\d\d))?\s?([ap])\.?m\b\.?", re.IGNORECASE)
 _CLOCK_24 = re.compile(r"\b(\d{1,2}):(\d\d)\b")
 _ORDINAL = re.compile(r"\b(\d{1,4})(?:st|nd|rd|th)\b", re.IGNORECASE)
-_DECIMAL = re.compile(r"\b(\d[\d,]*)\.(\d+)\b")
+_DECIMAL = re.compile(r"\b(\d[\d,]*)(?:\.(\d+)\b)?")
+"""With what is no decimal, so that a long run of figures is looked at once and not from each of them."""
 _NUMBER = re.compile(r"\d[\d,]*\d|\d")
 _NOT_SPOKEN = re.compile(r"[^a-z'\s]")
 _LOOSE_APOSTROPHE = re.compile(r"(?<![a-z])'|'(?![a-z])")
@@ -30,9 +31,7 @@ def spoken_form(text: str) -> str:
     text = _CLOCK.sub(_spoken_clock, text)
     text = _CLOCK_24.sub(_spoken_clock, text)
     text = _ORDINAL.sub(lambda found: f" {ordinal(int(found[1]))} ", text)
-    text = _DECIMAL.sub(
-        lambda found: f" {_digits(found[1])} point {' '.join(cardinal(int(digit)) for digit in found[2])} ", text
-    )
+    text = _DECIMAL.sub(_spoken_decimal, text)
     text = _NUMBER.sub(lambda found: f" {_digits(found[0])} ", text)
     text = _NOT_SPOKEN.sub(" ", text.lower())
     return " ".join(_LOOSE_APOSTROPHE.sub(" ", text).split())
@@ -42,6 +41,12 @@ def _spoken_money(found: re.Match[str]) -> str:
     dollars, cents = _digits(found[1]), found[2]
     spoken = f" {dollars} dollar{'' if dollars == 'one' else 's'} "
     return spoken + (f"and {cardinal(int(cents))} cents " if cents and int(cents) else "")
+
+
+def _spoken_decimal(found: re.Match[str]) -> str:
+    if found[2] is None:
+        return found[0]
+    return f" {_digits(found[1])} point {' '.join(cardinal(int(digit)) for digit in found[2])} "
 
 
 def _spoken_clock(found: re.Match[str]) -> str:

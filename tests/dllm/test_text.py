@@ -133,6 +133,25 @@ def test_figures_are_written_as_a_recogniser_hears_them(written: str, spoken: st
     assert spoken_form(written) == spoken
 
 
+@pytest.mark.parametrize("figures", ["1,", "1.", "1,.,", "$1,", "1:", "'", "12"])
+def test_an_endless_run_of_figures_is_read_once_and_not_from_each_of_them(figures: str) -> None:
+    spoken_form(figures * 50_000)  # From each of them this took half a minute.
+
+
+@pytest.mark.parametrize(
+    ("written", "spoken"),
+    [
+        ("1,200.5", "one thousand two hundred point five"),
+        ("1.2.3", "one point two three"),
+        ("1.5a", "one five a"),
+        ("a1,2.5", "a one two point five"),
+        ("1,.5", "one point five"),
+    ],
+)
+def test_decimals_are_found_within_runs_of_figures(written: str, spoken: str) -> None:
+    assert spoken_form(written) == spoken
+
+
 @given(st.text())
 def test_spoken_form_is_lower_case_words_and_stable(text: str) -> None:
     spoken = spoken_form(text)
