@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 
 class Conversation:
-    """A caller and an agent. Use as an async context manager, or `run` it in a task and `aclose` it."""
+    """A caller and an agent. Use as an async context manager, or `run` it in a task and `aclose` it: until then it counts as one caller."""
 
     def __init__(
         self,
@@ -125,6 +125,8 @@ class Conversation:
         self._is_closed = False
         self._quiet = asyncio.Event()
         self._quiet.set()
+        # From here to `aclose`: of callers who come in the same moment each must find those before counted.
+        self._foresight.callers += 1
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -140,11 +142,7 @@ class Conversation:
     async def run(self) -> None:
         """Listen until closed. A failing turn is reported in its own events and does not end the conversation."""
         self._asking.warm(self.settings)
-        self._foresight.callers += 1
-        try:
-            await self._listening.run()
-        finally:
-            self._foresight.callers -= 1
+        await self._listening.run()
 
     async def aclose(self, *, drain_s: float = 0.0) -> None:
         """End the conversation; with `drain_s` the reply under way may first be said to its end, for at most that long."""
@@ -160,6 +158,7 @@ class Conversation:
         if self._is_closed:
             return
         self._is_closed = True
+        self._foresight.callers -= 1
         self._happened(turns.ReplyCancelled("shutdown"))
         self._replying.close()
         self._listening.close()

@@ -43,7 +43,7 @@ from voiceagent.config import Config
 from voiceagent.config_sections import AgentConfig, TurnConfig
 from voiceagent.costs import CostModel, Stage
 from voiceagent.errors import BackendError, ConfigError, EngineFullError
-from voiceagent.foresight import SPEECH_ON_PROCESSORS
+from voiceagent.foresight import SPEECH_ON_PROCESSORS, Need
 
 
 def configure(folder: Path, *assignments: str) -> Config:
@@ -262,6 +262,24 @@ def test_what_recognisers_in_processes_of_their_own_take_is_learned_and_a_full_m
         with pytest.raises(EngineFullError, match="9 callers would need") as refused:
             runtime.open_conversation(lambda event: None)
         assert refused.value.code == "processors_full"
+        await runtime.aclose()
+
+    run_async(main())
+
+
+def test_callers_who_come_in_the_same_moment_find_each_other_counted() -> None:
+    async def main() -> None:
+        clock = ManualClock()
+        runtime = made_of(clock, ScriptedDrafter(clock))
+        foresight = runtime.budget.foresight
+        foresight.cores, foresight.guess = 2.0, Need(0.5, 0.0)
+        made = [runtime.open_conversation(lambda event: None) for _ in range(3)]
+        with pytest.raises(EngineFullError, match="4 callers would need 2.0 cores"):
+            runtime.open_conversation(lambda event: None)  # Though none of them listens yet.
+        for conversation in made:
+            await conversation.aclose()
+            await conversation.aclose()
+        assert foresight.callers == 0
         await runtime.aclose()
 
     run_async(main())

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from dllm.spoken import spoken_form
 from tests.conftest import run_async
 from voice_pipelines.adapters.turn_words import TurnWordsScorer
 from voice_pipelines.turn_end import training
-from voice_pipelines.turn_end.model import FIRST, MOST_ASKED, MOST_WORDS, TurnEndModel, crosses, rows
+from voice_pipelines.turn_end.model import FIRST, MOST_ASKED, MOST_WORDS, NEWEST_CHARS, TurnEndModel, crosses, rows
 from voice_pipelines.turn_end.training import Network, Turn, batch_of, measure, misheard, read_turns
 from voiceagent.backends import PromptTurn, Samples, TurnSoFar
 from voiceagent.errors import BackendError
@@ -60,6 +61,22 @@ def test_only_the_newest_words_count(model: TurnEndModel) -> None:
     assert (
         model.log_odds(["one"] * 40, ["no", *newest]).tolist() == model.log_odds(["one"] * MOST_ASKED, newest).tolist()
     )
+
+
+def test_no_more_of_an_endless_text_is_read_than_its_newest_words(
+    model: TurnEndModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def spoken(text: str) -> str:
+        read.append(len(text))
+        return spoken_form(text)
+
+    monkeypatch.setattr("voice_pipelines.turn_end.model.spoken_form", spoken)
+    newest = "and then a large tea with oat milk please " * 6
+    assert model.completeness("1,2 " * 100_000 + newest, "what " * 100_000) == model.completeness(newest, "what " * 12)
+    assert max(read) <= NEWEST_CHARS
+    assert model.completeness("9" * 100_000) == 0.5, "that is no word"
 
 
 def test_network_and_model_agree_for_turns_of_all_lengths_side_by_side(tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ WORD_BITS, ENDING_BITS, TABLE_BITS = 14, 11, 17
 ENDING_LETTERS = 3
 MOST_ASKED, MOST_WORDS = 12, 40
 """Words that are read of the agent's turn and of the caller's, the last ones."""
+NEWEST_CHARS = 2_000
+"""Of either text, looked at for those words: an endless one must not hold up whoever waits for the answer, and others with them."""
 MARK = 1
 """Hash of the mark between the agent's words and the caller's; 0 is no word."""
 MOST_ODDS = 8.0
@@ -65,6 +67,11 @@ def rows(turns: Sequence[tuple[Sequence[str], Sequence[str]]]) -> tuple[Hashes, 
         place = slice(MOST_ASKED - len(asked), FIRST + len(words))
         hashes[at, place], endings[at, place] = zip(*pairs, strict=True)
     return hashes, endings
+
+
+def _newest(text: str) -> str:
+    """The end of a text, from the beginning of a word."""
+    return text if len(text) <= NEWEST_CHARS else text[-NEWEST_CHARS:].partition(" ")[2]
 
 
 @functools.lru_cache(maxsize=65_536)
@@ -155,10 +162,10 @@ class TurnEndModel:
             words: The caller's so far, as any recogniser writes them.
             asked: What the agent said before.
         """
-        said = spoken_form(words).split()
+        said = spoken_form(_newest(words)).split()
         if not said:
             return 0.5
-        odds = float(self.log_odds(spoken_form(asked).split(), said)[-1])
+        odds = float(self.log_odds(spoken_form(_newest(asked)).split(), said)[-1])
         return 1 / (1 + math.exp(-min(max(odds, -MOST_ODDS), MOST_ODDS)))
 
     def log_odds(self, asked: Sequence[str], words: Sequence[str]) -> Floats:
