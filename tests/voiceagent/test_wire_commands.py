@@ -31,6 +31,7 @@ from voiceagent.wire import (
     RetrieveItem,
     TruncateItem,
 )
+from voiceagent.wire.parse import MAX_TEXT_CHARS
 
 # --- each command -----------------------------------------------------------------------------------------------------
 
@@ -99,6 +100,19 @@ def test_each_client_event_becomes_its_command(message: Event, command: Command)
 def test_items_are_read_as_clients_write_them(item: Event, expected: Item) -> None:
     command = receive(make_codec(), "conversation.item.create", item={"type": "message", "id": "i", **item})
     assert command == CreateItem(item=expected)
+
+
+def test_a_message_that_would_hold_up_all_callers_is_refused() -> None:
+    def create(count: int) -> str:
+        parts = [{"type": "input_text", "text": "x" * count}, {"type": "input_text", "text": "y"}]
+        item = {"type": "message", "id": "i", "role": "user", "content": parts}
+        return json.dumps({"type": "conversation.item.create", "item": item})
+
+    error = refusal(make_codec(), create(MAX_TEXT_CHARS - 1))
+    assert error.param == "item.content" and f"at most {MAX_TEXT_CHARS} characters" in error.message
+    command = make_codec().receive(create(MAX_TEXT_CHARS - 2))
+    assert isinstance(command, CreateItem) and isinstance(command.item, Item)
+    assert len(command.item.text or "") == MAX_TEXT_CHARS
 
 
 def test_calls_and_their_outputs_are_read_as_clients_write_them() -> None:

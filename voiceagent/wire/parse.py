@@ -47,6 +47,9 @@ MAX_APPEND_BYTES = 15 * 1024 * 1024
 MAX_ID_CHARS = 64
 """Ids that clients choose are at most 32 characters long (seen); twice that is still no burden."""
 
+MAX_TEXT_CHARS = 64 * 1024
+"""Text of one message. All callers wait while it is read by the agent's note function and turned to tokens."""
+
 MAX_POSITION_MS = 24 * 3600 * 1000
 
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "agent"}
@@ -209,7 +212,10 @@ def _read_content(item: Fields) -> tuple[str, bool]:
                 spoken = True
             case _:
                 raise part.invalid("type", "a text part, or an audio part with its transcript")
-    return "\n".join(texts), spoken
+    text = "\n".join(texts)
+    if len(text) > MAX_TEXT_CHARS:
+        raise item.invalid("content", f"at most {MAX_TEXT_CHARS} characters of text")
+    return text, spoken
 
 
 # --- responses --------------------------------------------------------------------------------------------------------

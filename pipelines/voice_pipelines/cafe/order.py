@@ -41,6 +41,8 @@ from voice_pipelines.cafe.hearing import (
 from voice_pipelines.cafe.menu import Menu, money, read_menu
 from voiceagent.agent import Note
 
+MOST_WORDS = 500
+"""Words of one transcript that are heard, the newest: nobody says as many in the minute that a turn lasts at most, but a client may type them."""
 _MAX_LISTED = 6  # Names in one answer: as many as a listener keeps in mind.
 
 
@@ -145,8 +147,8 @@ class OrderBook:
         return each * max(1, item.count)
 
     def hear(self, text: str) -> tuple["OrderBook", Facts]:
-        """Take one transcript; return the book after it and the facts in it. Any text is accepted."""
-        words = normalise(text)
+        """Take one transcript; return the book after it and the facts in it. Any text is accepted, and its newest `MOST_WORDS` are heard."""
+        words = " ".join(normalise(text).split()[-MOST_WORDS:])
         if not words:
             return self, ()
         if intents.AGAIN.search(words):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from voice_pipelines.cafe.dialogues import PRESET
 from voice_pipelines.cafe.hearing import Ear
 from voice_pipelines.cafe.menu import Menu, MenuError, money, read_menu
-from voice_pipelines.cafe.order import OrderBook, cafe_notes, note_of
+from voice_pipelines.cafe.order import MOST_WORDS, OrderBook, cafe_notes, note_of
 
 CONVERSATIONS: dict[str, list[tuple[str, str]]] = {
     "an order in one breath": [
@@ -193,6 +193,13 @@ def test_a_book_is_a_value_that_hearing_does_not_change(menu: Menu) -> None:
     again, _ = first.hear("make it a small")
     assert (empty.total, first.total, second.total) == (0, 450, 350)
     assert second == again
+
+
+def test_of_an_endless_text_the_newest_words_are_heard(menu: Menu) -> None:
+    book = OrderBook(menu, Ear(menu))
+    said = "well " * (MOST_WORDS - 3) + "a large latte"
+    assert book.hear("a croissant and " * 20_000 + said) == book.hear(said)
+    assert book.hear(said)[0].total == 450
 
 
 def test_conversations_do_not_share_an_order(preset: dict[str, Any]) -> None:
