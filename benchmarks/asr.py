@@ -1,8 +1,8 @@
 """Word error rate and speed of the PocketSphinx recogniser on recordings, with and without an agent's vocabulary.
 
     python benchmarks/asr.py --data tests/data
-    python benchmarks/asr.py --data ../shared/data/speech --kinds order telephone noisy
-    python benchmarks/asr.py --data ../shared/data/speech --kinds order --compare topn=2 topn=2,maxhmmpf=30000   # beside the shipped settings
+    python benchmarks/asr.py --data SPEECH --kinds order telephone noisy
+    python benchmarks/asr.py --data SPEECH --kinds order --compare topn=2 topn=2,maxhmmpf=30000   # beside the shipped settings
 
 The folder holds `manifest.jsonl` (`path`, `kind`, `text`, perhaps `speech_start_s` and `speech_end_s`, one recording a line) and 16 kHz
 recordings. Each is cut to what the voice detector would pass on, 0.3 s before the speech to 0.5 s after it, and decoded in blocks of

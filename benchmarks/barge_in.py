@@ -1,6 +1,6 @@
 """What a caller hears when they speak, hum, cough or type over the agent, read from the waveform of a simulated loudspeaker.
 
-    python benchmarks/barge_in.py --data ../shared/data/speech --save benchmarks/results/barge-in.json
+    python benchmarks/barge_in.py --data SPEECH --save benchmarks/results/barge-in.json
 
 The conversation is the one that the server runs, with Silero and PocketSphinx (the café's vocabulary), on a clock that goes on by 20 ms at a time
 when both have done their work; the recogniser's processor time passes on that clock, the detector's does not. The client sends 40 ms at a time, as

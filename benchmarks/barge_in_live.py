@@ -1,7 +1,7 @@
 """The same as `barge_in.py`, live: a client on the websocket of a running server that talks over its answer in real time.
 
-    python benchmarks/barge_in_live.py --data ../shared/data/speech --save benchmarks/results/barge-in-live.json
-    python benchmarks/barge_in_live.py --data ../shared/data/speech --url ws://127.0.0.1:8000/v1/realtime
+    python benchmarks/barge_in_live.py --data SPEECH --save benchmarks/results/barge-in-live.json
+    python benchmarks/barge_in_live.py --data SPEECH --url ws://127.0.0.1:8000/v1/realtime
 
 Starts a server of its own unless `--url` names one, whose greeting must then be longer than `--at` and a few seconds: what is talked over is the
 greeting. The microphone sends 40 ms at a time, as the page does, and never stops; the loudspeaker is that of `barge_in.py`, and what is read is its

@@ -1,6 +1,6 @@
 """How soon the end of a turn is noticed, against how often a caller who only paused is cut off: silence alone beside silence with the words.
 
-    python benchmarks/endpoint.py --data ../shared/data/speech --dialogues ../shared/data/dialogues
+    python benchmarks/endpoint.py --data SPEECH --dialogues DIALOGUES
 
 Recordings: each with one pause inserted (`tapes.py`), and as it was recorded. What detector and recogniser said is replayed window by window
 through the modules that the server decides with; a model's answer is there one window (32 ms) after its question. Delay is from the true end

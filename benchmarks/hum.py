@@ -1,6 +1,6 @@
 """Sets the judge of hums (`voiceagent/hum.py`) and says how it does on voices and people that it was not set on.
 
-    python benchmarks/hum.py --data ../shared/data/speech --weights voiceagent/hum_weights.py --save benchmarks/results/hum.json
+    python benchmarks/hum.py --data SPEECH --weights voiceagent/hum_weights.py --save benchmarks/results/hum.json
 
 Made hums: eSpeak in sixteen voices, and a source and filter of our own. Against them: made words in the same voices, and the beginnings of people's
 orders, sentences, digits and letters. Voices, forms and speakers are split: "uh huh" and "um-hum", the voices of `benchmarks/barge_in.py`, all commands, and half of

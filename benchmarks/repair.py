@@ -1,6 +1,6 @@
 """Whether repairing doubtful words of transcripts helps: word error rates with and without, on recordings.
 
-    python benchmarks/repair.py --data ../shared/data/speech --kinds order telephone noisy
+    python benchmarks/repair.py --data SPEECH --kinds order telephone noisy
     python benchmarks/repair.py --data tests/data
 
 PocketSphinx hears each recording (as in `asr.py`), once with the agent's vocabulary and once with everyday language alone; the built-in model

@@ -1,8 +1,8 @@
 """How many steps the end of a turn still waits for when its reply was drafted in the pause before, against a draft begun then.
 
     python benchmarks/speculation.py --data tests/data
-    python benchmarks/speculation.py --data ../shared/data/speech --every 3 --save orders.json
-    python benchmarks/speculation.py --dialogues ../shared/data/dialogues --turns 12 --save dialogues.json
+    python benchmarks/speculation.py --data SPEECH --every 3 --save orders.json
+    python benchmarks/speculation.py --dialogues DIALOGUES --turns 12 --save dialogues.json
     python benchmarks/speculation.py --unheard tests/data --save unheard.json
 
 `benchmarks/results/speculation.json` holds what these wrote, by name.

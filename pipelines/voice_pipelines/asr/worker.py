@@ -30,7 +30,7 @@ from voiceagent.transcript import LocalAgreement
 _BLOCK_BYTES = 2 * BLOCK_SAMPLES
 _READ_BYTES = 1 << 16
 PAUSE_S, PAUSE_DB = 0.1, 15.0
-"""A caller pauses whose audio has been so much quieter than their loudest for so long: `MeanOptions` takes three blocks for it."""
+"""A caller pauses whose audio has been so much quieter than their loudest for so long: `MeanOptions` takes two blocks for it."""
 SHOW_BLOCKS = 10
 """A second of speech: so often at least what was heard is told while a worker is behind."""
 TELL_EVERY_S = 0.1
