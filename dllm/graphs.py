@@ -22,7 +22,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ from dllm.models.family import LayerStore, Network, Sight
 if TYPE_CHECKING:
     from dllm.stepping import Round
 
+T = TypeVar("T")
+
 SLOT_STEP = 256
 """Slots that are read are rounded up to a multiple of it. At 512 stored tokens that is at most a third more of what is small beside the
 weights, and a conversation of 4,096 tokens meets 16 shapes."""
@@ -40,6 +42,8 @@ MAX_LENGTH = 128
 """Longer windows are prefills: they keep a GPU busy for longer than their launches take."""
 WARM_UPS = 3
 """Forwards before a recording, on a stream of their own: libraries choose their algorithms and allocate in the first ones."""
+MOST_MET = 4096
+"""Shapes remembered as met or refused: callers choose temperatures, and each is another shape."""
 
 
 class Shape(NamedTuple):
@@ -85,17 +89,54 @@ class CudaRecorder:
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
-                run()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
+        return capture(run, self._pool)
+
+
+def capture(
+    run: Callable[[], T], pool: Any = None, before: Callable[[], object] = lambda: None
+) -> tuple[Callable[[], object], T]:
+    """Run a few times on a stream of its own, then record.
+
+    Args:
+        pool: Memory shared with other recordings.
+        before: Called each time before, and not recorded.
+
+    Raises:
+        RuntimeError: If it cannot be recorded, with what ended the recording as its text. The thread's stream is then as before, and random
+            numbers can be drawn: a recording that fails leaves PyTorch on its own stream and the default generator believing that it goes on.
+    """
+    own = torch.cuda.current_stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(own)
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UPS):
+            before()
+            run()
+    own.wait_stream(side)
+    before()
+    graph = torch.cuda.CUDAGraph()
+    try:
         # Other threads may use the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             result = run()
-        return graph.replay, result
+    except Exception as failure:
+        _clean_up(own)
+        # Ending a recording that has failed fails too, and that is what arrives here.
+        first = failure.__context__ if isinstance(failure.__context__, Exception) else failure
+        raise RuntimeError(f"{type(first).__name__}: {first}") from failure
+    return graph.replay, result
+
+
+def _clean_up(stream: torch.cuda.Stream) -> None:
+    """After a recording that failed: back to the stream before it, and the generator released by a recording that succeeds."""
+    torch.cuda.set_stream(stream)
+    torch.cuda.synchronize()
+    try:
+        with torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
+            torch.zeros(1, device="cuda")
+    except RuntimeError:
+        pass  # whoever draws next is told
+    torch.cuda.set_stream(stream)
 
 
 Given: TypeAlias = tuple[Tensor, Tensor, Tensor | Sight | None, int | Tensor]
@@ -269,6 +310,8 @@ class Graphs:
         recording = self._recordings.get(shape)
         if recording is None and shape in self._met and shape not in self._refused and self.seconds < self._budget_s:
             recording = record()
+        if len(self._met) >= MOST_MET:
+            self._met.clear()
         self._met.add(shape)
         if recording is not None:
             self._recordings[shape] = recording
@@ -298,6 +341,8 @@ class Graphs:
             recording = _Recording(inputs, *self._recorder.record(run), own)
         except RuntimeError as failure:  # networks that ask the host something in the middle cannot be recorded
             error = str(failure) or type(failure).__name__
+            if len(self._refused) >= MOST_MET:
+                self._refused.clear()
             self._refused.add(shape)
         seconds = self._clock() - began
         self.seconds += seconds

@@ -206,7 +206,11 @@ class Round:
     def look(self, results: Tensor) -> Visit:
         """The one visit to the host."""
         own = 3 * self.size + 5
-        histories = list(results[..., own:].contiguous().view(torch.int64)) if self.has_watched else []
+        histories: list[Tensor] = []
+        if self.has_watched:
+            # Copied in any case: the next replay of a recording overwrites its results, and drafts keep their histories.
+            kept = results[..., own:].clone(memory_format=torch.contiguous_format)
+            histories = list(kept.view(torch.int64))
         return Visit(results[..., :own].tolist(), self.size, self.reading.errors, histories, self.hidden)
 
     def _state(self) -> list[Tensor]:

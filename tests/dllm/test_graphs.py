@@ -15,7 +15,7 @@ from dllm.denoise import Denoiser
 from dllm.drafts import Plan
 from dllm.engine import Engine
 from dllm.errors import ConfigError
-from dllm.graphs import MAX_LENGTH, CudaRecorder, Graphs, Recorded, Shape, cuda_graphs
+from dllm.graphs import MAX_LENGTH, CudaRecorder, Graphs, Recorded, Shape, capture, cuda_graphs
 from dllm.models.family import LayerStore
 from dllm.models.transformer import Transformer
 from dllm.options import DecodeOptions
@@ -199,6 +199,88 @@ def test_an_engine_writes_the_same_replies_with_recordings() -> None:
         replies.append([finished(events, draft).tokens for draft in drafts])
     assert replies[0] == replies[1]
     assert recorder.replays > 5
+
+
+def test_a_drafts_history_outlives_other_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two drafts that take turns alone share a recording; what the guard remembers of one is not the other's."""
+    monkeypatch.setattr("dllm.reading.runs_kernels", lambda *tensors: True)
+    model = tiny.model()
+    options = DecodeOptions(rule="count", min_tokens=16)
+
+    def histories(fast: Graphs | None) -> list[list[int]]:
+        engine = Engine(model, table_of(model.spec), max_batch=1, cache_bytes=2**19, clock=lambda: 0.0, forward=fast)
+        plans = [Plan(16, 1, 1.0, first_deadline=at, by_clause=False) for at in (1.0, 2.0)]
+        drafts = [engine.submit(draft_spec(prompt_of(8, at), 16, options, plans[1], f"c{at}")) for at in range(2)]
+        for turn in range(10):
+            engine.replan(drafts[0], plans[turn % 2])
+            engine.replan(drafts[1], plans[1 - turn % 2])
+            engine.run_round()
+        assert all(draft.steps > 2 and draft.history is not None for draft in drafts)
+        return [draft.history.hashes.flatten().tolist() for draft in drafts if draft.history is not None]
+
+    recorder = StandIn()
+    assert histories(graphs(model, recorder)) == histories(None)
+    assert recorder.replays > 5
+
+
+def test_shapes_that_were_met_are_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dllm.graphs.MOST_MET", 3)
+    model = tiny.model()
+    fast, stores = graphs(model), filled(model, rows=1)
+    for length in range(1, 9):
+        fast(*inputs(1, length, 40), None, stores, 40)
+    assert len(fast._met) <= 3
+    for _ in range(2):
+        fast(*inputs(1, 8, 40), None, stores, 40)
+    assert Shape(1, 8, 256) in fast.shapes
+
+
+def test_a_recording_that_fails_leaves_the_thread_on_its_stream_and_says_what_ended_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """PyTorch's context stays on the recording's stream where ending the recording fails too, and tells of that end alone."""
+
+    class Stream:
+        def wait_stream(self, other: object) -> None: ...
+
+    own, streams, opened = Stream(), list[object](), list[bool]()
+
+    @contextmanager
+    def graph(*_: object, **__: object) -> Iterator[None]:
+        opened.append(True)
+        streams.append("the recording's")
+        try:
+            yield
+        except ValueError as error:
+            raise RuntimeError("operation failed due to a previous error during capture") from error
+        streams.pop()
+
+    @contextmanager
+    def on_stream(_: object) -> Iterator[None]:
+        yield
+
+    for name, stand_in in (
+        ("current_stream", lambda: own),
+        ("Stream", Stream),
+        ("stream", on_stream),
+        ("CUDAGraph", object),
+        ("graph", graph),
+        ("set_stream", streams.append),
+        ("synchronize", lambda: None),
+    ):
+        monkeypatch.setattr(f"torch.cuda.{name}", stand_in)
+    monkeypatch.setattr("torch.zeros", lambda *_, **__: None)
+    runs = []
+
+    def run() -> Tensor:
+        runs.append(1)
+        if len(runs) == 4:
+            raise ValueError("a shape that only the host knows")
+        return torch.ones(1)
+
+    with pytest.raises(RuntimeError, match="ValueError: a shape that only the host knows"):
+        capture(run)
+    assert streams[-1] is own and len(opened) == 2
 
 
 def test_limits_and_devices_that_make_no_sense_are_refused() -> None:
