@@ -5,6 +5,7 @@ Geometries are those of Qwen3 1.7B and 8B, which SDAR's and TraDo's checkpoints 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -171,8 +172,8 @@ def embedding(
 
     for rows in counts:
         soft = _randn(device, dtype, rows, size.hidden)
-        ids = torch.randint(vocabulary, (rows,), device=device)
-        share = torch.rand(rows, device=device)
+        ids = torch.randint(vocabulary, (rows,), device=device, generator=_generator(device))
+        share = torch.rand(rows, device=device, generator=_generator(device))
         yield Case(
             "embed",
             f"{size.name}, {rows} rows, mixed",
@@ -214,7 +215,7 @@ def rotary_and_store(
 def selecting(device: torch.device, _: torch.dtype, size: Geometry, counts: tuple[int, ...], __: int) -> Iterator[Case]:
     for rows in counts:
         drafts = max(1, rows // 32)
-        numbers = [torch.rand(drafts, 32, device=device) for _ in range(3)]
+        numbers = [torch.rand(drafts, 32, device=device, generator=_generator(device)) for _ in range(3)]
         scores = ScoreColumns(torch.ones(drafts, 32, dtype=torch.int64, device=device), *numbers)
         is_open = torch.ones(drafts, 32, dtype=torch.bool, device=device)
         rule, whole = (torch.full((drafts,), at, dtype=torch.int64, device=device) for at in (RULES.index("factor"), 2))
@@ -280,7 +281,7 @@ def attention(
 
         count = drafts * -(-slots // page)
         pages = [_randn(device, dtype, count, KV_HEADS, page, HEAD_DIM) for _ in range(2)]
-        table = torch.randperm(count, device=device).to(torch.int32).view(drafts, -1)
+        table = torch.randperm(count, device=device, generator=_generator(device)).to(torch.int32).view(drafts, -1)
         for name, cache in (("rows", Cache(keys, values)), ("pages", Cache(pages[0], pages[1], table))):
             yield Case(
                 "canvas_attention",
@@ -320,7 +321,7 @@ def product(
 
     for name, outputs, inputs, gated in shapes:
         whole = _randn(device, dtype, outputs, inputs, scale=0.02)
-        eight = torch.randint(-127, 128, whole.shape, dtype=torch.int8, device=device)
+        eight = torch.randint(-127, 128, whole.shape, dtype=torch.int8, device=device, generator=_generator(device))
         scale = torch.full((outputs,), 1e-4, device=device)
         halves = quantise_rows(whole, torch.float8_e4m3fn)
         four = quantise_groups(whole)
@@ -394,7 +395,9 @@ def mixture(
     def library(x: Tensor, choice: Choice) -> Tensor:
         flat = choice.experts.flatten()
         order = flat.argsort(stable=True)
-        borders = torch.bincount(flat, minlength=experts).cumsum(0).to(torch.int32)
+        # Not `bincount`, which asks the device how much room it needs and so cannot be recorded.
+        every = torch.arange(experts, device=flat.device)
+        borders = torch.searchsorted(flat[order], every, right=True).to(torch.int32)
         gate, up = F.grouped_mm(x[order // 8], weights.gate_up.transpose(1, 2), offs=borders).chunk(2, dim=-1)
         products = F.grouped_mm(F.silu(gate) * up, weights.down.transpose(1, 2), offs=borders)
         shares = choice.weights.to(x.dtype).unsqueeze(-1)
@@ -418,7 +421,7 @@ def mixture(
         return shares / shares.sum(-1, keepdim=True) * 2.5, chosen
 
     for rows in counts:
-        logits, x = torch.randn(rows, experts, device=device), _randn(device, dtype, rows, size.hidden)
+        logits, x = _randn(device, torch.float32, rows, experts), _randn(device, dtype, rows, size.hidden)
         yield Case(
             "route_experts",
             f"{rows} rows, 8 of {experts}",
@@ -446,4 +449,10 @@ def mixture(
 
 
 def _randn(device: torch.device, dtype: torch.dtype, *shape: int, scale: float = 1.0) -> Tensor:
-    return torch.randn(shape, device=device, dtype=dtype).mul_(scale)
+    return torch.randn(shape, device=device, dtype=dtype, generator=_generator(device)).mul_(scale)
+
+
+@functools.cache
+def _generator(device: torch.device) -> torch.Generator:
+    """Of its own: a recording that failed may leave PyTorch's unusable."""
+    return torch.Generator(device).manual_seed(0)

@@ -17,6 +17,7 @@ import json
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -25,6 +26,8 @@ from typing import Any
 import torch
 from kernel_cases import Case, cases
 from measuring import about, copy_bytes_per_s, flops_per_s, percentile
+
+from dllm.graphs import capture
 
 FLUSHED = 512 * 2**20
 """Bytes written before each call on a GPU: several times its cache, and long enough that the host is ahead when the call begins."""
@@ -43,7 +46,8 @@ class Result:
     """Bytes per second over those of a large copy, read and write counted."""
     of_products: float | None
     """Operations per second over those of a large square product; None where there are none."""
-    eager_ratio: float
+    eager_ratio: float | None
+    """None where it fails here, as for a library; the reason is in the output."""
     compiled_ratio: float | None
     """None where torch.compile does not work here, or its time is spent."""
     library_ratio: float | None
@@ -59,24 +63,15 @@ class Timer:
 
     def prepare(self, call: Callable[[], object]) -> Callable[[], object]:
         """The call as it will be timed: on a GPU recorded, if it can be."""
-        for _ in range(3):
-            call()
         if self._flush is None:
+            for _ in range(3):
+                call()
             return call
         try:
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                call()
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                call()
+            return capture(call)[0]
         except RuntimeError as error:
             print(f"not recorded, timed as it is: {str(error).splitlines()[0]}", file=sys.stderr)
-            torch.cuda.synchronize()
             return call
-        return graph.replay
 
     def microseconds(self, call: Callable[[], object]) -> float:
         if self._flush is None:
@@ -110,7 +105,12 @@ def measure(case: Case, timer: Timer, runs: int, copy: float, products: float, *
         calls["compiled"] = compiled
     if case.library is not None:
         calls["library"] = case.library
-    ready = {name: timer.prepare(call) for name, call in calls.items()}
+    ready = {"ours": timer.prepare(calls.pop("ours"))}
+    for name, call in calls.items():
+        try:
+            ready[name] = timer.prepare(call)
+        except Exception as error:  # what others cannot do here must not cost our own figures
+            print(f"{case.op}, {case.size}: {name} does not run: {type(error).__name__}: {error}", file=sys.stderr)
     times: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(runs):
         for name, call in ready.items():
@@ -121,8 +121,6 @@ def measure(case: Case, timer: Timer, runs: int, copy: float, products: float, *
     def ratio(name: str) -> float | None:
         return round(median[name] / median["ours"], 2) if name in median else None
 
-    eager = ratio("eager")
-    assert eager is not None
     return Result(
         case.op,
         case.size,
@@ -132,7 +130,7 @@ def measure(case: Case, timer: Timer, runs: int, copy: float, products: float, *
         round(case.moved / 1e6, 3),
         round(case.moved / seconds / copy, 3),
         round(case.flops / seconds / products, 3) if case.flops else None,
-        eager,
+        ratio("eager"),
         ratio("compiled"),
         ratio("library"),
         case.library_name,
@@ -143,14 +141,17 @@ def shown(value: float | None, width: int, digits: int = 2) -> str:
     return f"{'-':>{width}}" if value is None else f"{value:{width}.{digits}f}"
 
 
-def save(folder: Path, head: dict[str, Any], results: list[Result]) -> None:
+def save(folder: Path, head: dict[str, Any], results: list[Result], failed: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = [asdict(result) for result in results]
-    (folder / "kernels.json").write_text(json.dumps({**head, "results": rows}, indent=1) + "\n")
+    (folder / "kernels.json").write_text(json.dumps({**head, "failed": failed, "results": rows}, indent=1) + "\n")
     with (folder / "kernels.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Result)])
         writer.writeheader()
         writer.writerows(rows)
+
+
+def plot(folder: Path, head: dict[str, Any], results: list[Result]) -> None:
     try:
         import matplotlib
 
@@ -169,7 +170,7 @@ def save(folder: Path, head: dict[str, Any], results: list[Result]) -> None:
     figure.savefig(folder / "kernels.png", dpi=120)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=30, help="timed calls per case (default 30)")
     parser.add_argument("--op", help="only cases of this kernel")
@@ -194,7 +195,9 @@ def main() -> None:
         f"\n{'op':<20} {'size':<46} {'dtype':>9} {'p50 µs':>9} {'p95 µs':>9} {'MB':>9} "
         f"{'of copy':>8} {'of prod.':>8} {'eager/':>8} {'compiled/':>9} {'library/':>8}"
     )
-    results, began, compiling, left_out = [], time.monotonic(), 0.0, 0
+    results: list[Result] = []
+    failed: list[str] = []
+    began, compiling, left_out = time.monotonic(), 0.0, 0
     timer = Timer(device)
     for case in cases(device):
         if options.op not in (None, case.op):
@@ -203,20 +206,31 @@ def main() -> None:
             left_out += 1
             continue
         before = time.monotonic()
-        result = measure(case, timer, options.runs, copy, products, compiles=compiling < options.compile_budget)
-        compiling += time.monotonic() - before
+        try:
+            result = measure(case, timer, options.runs, copy, products, compiles=compiling < options.compile_budget)
+        except Exception:  # one case that fails must not take the others with it; the exit status tells
+            print(f"{case.op}, {case.size} failed", file=sys.stderr)
+            traceback.print_exc()
+            failed.append(f"{case.op}, {case.size}")
+            continue
+        finally:
+            compiling += time.monotonic() - before
         results.append(result)
         print(
             f"{result.op:<20} {result.size:<46} {result.dtype:>9} {result.p50_us:9.1f} {result.p95_us:9.1f} "
-            f"{result.moved_mb:9.3f} {result.of_copy:8.3f} {shown(result.of_products, 8, 3)} {result.eager_ratio:8.2f} "
+            f"{result.moved_mb:9.3f} {result.of_copy:8.3f} {shown(result.of_products, 8, 3)} {shown(result.eager_ratio, 8)} "
             f"{shown(result.compiled_ratio, 9)} {shown(result.library_ratio, 8)}",
             flush=True,
         )
+        if options.save:
+            save(options.save, head, results, failed)
     if left_out:
         print(f"{left_out} cases left out: the budget of {options.budget:.0f} s was spent")
     if options.save:
-        save(options.save, head, results)
+        save(options.save, head, results, failed)
+        plot(options.save, head, results)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

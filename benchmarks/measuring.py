@@ -58,7 +58,8 @@ def copy_bytes_per_s(device: torch.device) -> float:
 def flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
     """Speed of a square matrix product, multiplications and additions counted; the median of five."""
     size = 8192 if device.type == "cuda" else 1536
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(0)
+    left, right = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
     seconds = [timed(lambda: left @ right, device) for _ in range(7)][2:]
     return 2 * size**3 / statistics.median(seconds)
 

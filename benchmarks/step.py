@@ -51,7 +51,7 @@ from torch import Tensor
 import dllm_kernels
 from dllm.drafts import DraftSpec, Failed, Plan, Stepped
 from dllm.engine import Engine
-from dllm.graphs import Recorded, cuda_graphs
+from dllm.graphs import Recorded, capture, cuda_graphs
 from dllm.models.transformer import Transformer
 from dllm.options import DecodeOptions
 from dllm.spec import ModelSpec, SpecialTokens
@@ -162,28 +162,18 @@ class Theirs:
         candidates = [("compiled, CUDA graph", torch.compile(step, dynamic=False))] if compiles else []
         for how, call in [*candidates, ("CUDA graph", step)]:
             try:
-                side = torch.cuda.Stream()
-                side.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(side):
-                    for _ in range(3):
-                        self._rewind()
-                        call()
-                    self._rewind()
-                torch.cuda.current_stream().wait_stream(side)
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph):
-                    result = call()
+                replay, result = capture(call, before=self._rewind)
             except Exception as error:  # Inductor's failures have no common type; what is left is said in the row
                 print(f"transformers, {how}: {type(error).__name__}: {str(error).splitlines()[:1]}", file=sys.stderr)
                 torch.cuda.synchronize()
                 continue
             self.how = how
 
-            def replay(graph: Any = graph, result: Tensor = result) -> Tensor:
-                graph.replay()
+            def again(replay: Callable[[], object] = replay, result: Tensor = result) -> Tensor:
+                replay()
                 return result
 
-            return replay
+            return again
         return step
 
     def _rewind(self) -> None:
@@ -253,6 +243,13 @@ def profile(way: Ours | Theirs, size: Size) -> dict[str, Any]:
     }
 
 
+def _profile_or_why_not(way: Ours | Theirs, size: Size) -> dict[str, Any]:
+    try:
+        return profile(way, size)
+    except Exception as error:  # a profiler that is not allowed here must not cost the times
+        return {"profile_ms": {}, "host_waits_per_step": None, "profile_error": f"{type(error).__name__}: {error}"}
+
+
 def ways_of(network: Transformer, size: Size) -> list[Ours]:
     if network.embed_tokens.weight.device.type != "cuda":
         return [
@@ -272,8 +269,13 @@ def measure(
 ) -> list[dict[str, Any]]:
     device = network.embed_tokens.weight.device
     ours = ways_of(network, size)
-    theirs = Theirs(twin, size, compiles)
-    ways: list[Ours | Theirs] = [*ours, theirs]
+    ways: list[Ours | Theirs] = [*ours]
+    without = ""
+    try:
+        ways.append(Theirs(twin, size, compiles))
+    except Exception as error:  # another version of transformers must not cost our own figures
+        without = f"{type(error).__name__}: {error}"
+        traceback.print_exc()
     for way in ways:
         for _ in range(2):  # shapes are recorded when they come a second time
             way.write()
@@ -307,9 +309,11 @@ def measure(
             **limits,
             "over_floor": round(medians[way.name] * 1e3 / limits["floor_ms"], 2),
             "reference_ratio": round(medians["reference"] / medians[way.name], 2),
-            "transformers_ratio": round(medians["transformers"] / medians[way.name], 2),
-            **profile(way, size),
+            "transformers_ratio": None if without else round(medians["transformers"] / medians[way.name], 2),
+            **_profile_or_why_not(way, size),
         }
+        if without:
+            row["without_transformers"] = without
         if isinstance(way, Ours):
             row["recordings"] = sum(not recorded.error for recorded in way.recorded)
             row["refused"] = sorted({recorded.error for recorded in way.recorded if recorded.error})
@@ -325,8 +329,12 @@ def line(row: dict[str, Any]) -> str:
     return (
         f"{row['geometry']:9} {row['way']:36} {row['canvas']:6d} {row['batch']:5d} {row['p50_ms']:9.3f} {row['p95_ms']:8.3f}"
         f" {row['p99_ms']:8.3f} {row['floor_ms']:9.3f} {row['over_floor']:8.2f} {row['reference_ratio']:5.2f}"
-        f" {row['transformers_ratio']:4.2f} {row['host_waits_per_step']:6.2f}  random weights"
+        f" {_shown(row['transformers_ratio'], 4)} {_shown(row['host_waits_per_step'], 6)}  random weights"
     )
+
+
+def _shown(value: float | None, width: int) -> str:
+    return f"{'-':>{width}}" if value is None else f"{value:{width}.2f}"
 
 
 def plot(report: dict[str, Any], path: Path) -> None:

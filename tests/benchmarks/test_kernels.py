@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -56,9 +58,36 @@ def test_results_are_counted_and_saved(bench: ModuleType, tmp_path: Path) -> Non
     assert result.of_copy == pytest.approx(case.moved / seconds / 1e9, abs=0.02 * result.of_copy + 1e-3)
     assert result.of_products == pytest.approx(case.flops / seconds / 1e12, abs=0.02 * result.of_products + 1e-3)
     assert result.compiled_ratio is None and result.library_ratio > 0
-    bench.save(tmp_path, {"device": "cpu", "implementation": "reference"}, [result])
+    head = {"device": "cpu", "implementation": "reference"}
+    bench.save(tmp_path, head, [result], [])
+    bench.plot(tmp_path, head, [result])
     saved = json.loads((tmp_path / "kernels.json").read_text())
     assert saved["device"] == "cpu" and saved["results"][0]["op"] == "skinny_linear"
     with (tmp_path / "kernels.csv").open() as file:
         assert next(csv.DictReader(file))["size"] == result.size
     assert (tmp_path / "kernels.png").stat().st_size > 0
+
+
+def test_what_fails_is_named_and_costs_nothing_else(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> object:
+        raise RuntimeError("out of resource: shared memory")
+
+    def some(device: torch.device) -> Any:
+        first, second, third = (case for case, _ in zip(every(device), range(3), strict=False))
+        yield replace(first, ours=fail)
+        yield replace(second, eager=fail, library=fail)
+        yield third
+
+    every = bench.cases
+    monkeypatch.setattr(bench, "cases", some)
+    for speed in ("copy_bytes_per_s", "flops_per_s"):
+        monkeypatch.setattr(bench, speed, lambda *_: 1e9)
+    command = ["kernels.py", "--runs", "2", "--compile-budget", "0", "--save", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    assert bench.main() == 1
+    saved = json.loads((tmp_path / "kernels.json").read_text())
+    assert len(saved["failed"]) == 1 and len(saved["results"]) == 2
+    assert saved["results"][0]["p50_us"] > 0 and saved["results"][0]["eager_ratio"] is None
+    assert saved["results"][1]["eager_ratio"] > 0

@@ -63,3 +63,22 @@ def test_a_comparison_that_fails_is_reported_and_the_rest_runs(
     assert bench.main() == 1
     rows = json.loads((tmp_path / "step.json").read_text("utf-8"))["rows"]
     assert [row["error"] for row in rows] == ["RuntimeError: no memory left"] * 2
+
+
+def test_our_figures_do_not_depend_on_what_others_can_do_here(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another version of transformers, a profiler that is not allowed."""
+    monkeypatch.setattr(sys, "argv", ["step.py", "--tiny", "--canvas", "8", "--batch", "1", "--save", str(tmp_path)])
+
+    def fail(*_: object, **__: object) -> None:
+        raise AttributeError("no such thing in this version")
+
+    monkeypatch.setattr(bench, "Theirs", fail)
+    monkeypatch.setattr(bench, "profile", fail)
+    assert bench.main() == 0
+    rows = json.loads((tmp_path / "step.json").read_text("utf-8"))["rows"]
+    assert [row["way"] for row in rows] == ["reference", "x 4"]
+    for row in rows:
+        assert row["p50_ms"] > 0 and row["transformers_ratio"] is None
+        assert "no such thing" in row["without_transformers"] and "no such thing" in row["profile_error"]
