@@ -48,7 +48,7 @@ def choose(op: str, *tensors: Tensor | None) -> Any:
     first = tensors[0]
     assert first is not None
     if not runs_kernels(*tensors):
-        is_native = op in NATIVE_OPS and not first.is_cuda and runs_native() and not _needs_reference(tensors)
+        is_native = op in NATIVE_OPS and first.device.type == "cpu" and runs_native() and not _needs_reference(tensors)
         return _module(op, "native" if is_native else "reference")
     if first.is_cuda and first.device.index != torch.cuda.current_device():
         # Triton launches on the current device, wherever the tensors are.

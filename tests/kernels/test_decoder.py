@@ -262,6 +262,16 @@ def test_what_is_compiled_is_kept_and_found_again(tmp_path: Path, monkeypatch: p
     assert native._prepare(tmp_path).library is not None
 
 
+@compiled
+@pytest.mark.parametrize("content", [b"", b"\x7fELF and no more"])
+def test_what_is_kept_and_damaged_is_compiled_anew(content: bytes, tmp_path: Path) -> None:
+    compiler = next(found for name in native.COMPILERS if (found := shutil.which(name)))
+    kept = tmp_path / f"kernels-{native._digest(compiler)}.so"
+    kept.write_bytes(content)
+    assert native._prepare(tmp_path).library is not None
+    assert kept.stat().st_size > 10_000
+
+
 def test_why_there_is_none_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     assert native._prepare(tmp_path) == native.Prepared(None, "this processor has no AVX-512")

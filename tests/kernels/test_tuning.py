@@ -87,7 +87,7 @@ def test_a_damaged_file_is_told_of_once_and_not_used(
 @pytest.mark.parametrize(
     "entry",
     [{"block": 128}, {"block": 128, "warps": 8, "x": 1}, {"block": "128", "warps": 8}, {"block": True, "warps": 8}]
-    + [{"block": 0, "warps": 8}, {"block": 2**20, "warps": 8}, [128, 8], None],
+    + [{"block": 0, "warps": 8}, {"block": 2**20, "warps": 8}, {"block": 96, "warps": 8}, [128, 8], None],
 )
 def test_a_damaged_entry_is_told_of_once_and_not_used(
     entry: object, folder: Path, caplog: pytest.LogCaptureFixture
@@ -183,6 +183,7 @@ def test_reasoned_sizes_are_named_as_the_measurement_names_them() -> None:
     assert head.Tiles._fields == ("block_v", "block_e", "num_warps", "num_stages")
     assert attention.reasoned(64, 128, 2) == (64, 64, 4, 3)
     assert attention.reasoned(64, 256, 2).num_warps == 8
+    assert (attention.reasoned(64, 256, 2).block_m, attention.reasoned(64, 256, 4).block_m) == (64, 32)
     assert head.reasoned(32, 2, False) == (128, 64, 4, 4)
     assert mixture.reasoned(256, 256, 2, False) == (16, 64, 128, 4, 3)
     assert mixture.Tiles._fields[:3] == ("block_m", "block_n", "block_k")

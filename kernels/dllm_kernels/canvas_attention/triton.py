@@ -37,8 +37,10 @@ def reasoned(queries: int, size: int, q_bytes: int) -> Tiles:
     """queries: Those that share a key/value head; size: of a head."""
     block_d = max(triton.next_power_of_2(size), 16)
     is_wide = block_d > 128 or q_bytes == 4
+    # What fits into an H200's shared memory: 64 queries of 256 float32 want 256 KB.
+    most = 16 if block_d > 256 else MAX_BLOCK_M // 2 if block_d > 128 and q_bytes == 4 else MAX_BLOCK_M
     return Tiles(
-        min(max(triton.next_power_of_2(queries), 16), MAX_BLOCK_M if block_d <= 256 else 16),
+        min(max(triton.next_power_of_2(queries), 16), most),
         BLOCK_N // 2 if is_wide else BLOCK_N,
         8 if block_d > 128 else 4,
         2 if is_wide else 3,

@@ -64,14 +64,23 @@ def _prepare(folder: Path | None = None) -> Prepared:
     try:
         folder = _folder() if folder is None else folder
         target = folder / f"kernels-{_digest(compiler)}.so"
-        if not target.is_file():
-            compile_to(compiler, target)
-        return Prepared(_load(target), f"compiled with {compiler}")
+        return Prepared(_find_or_compile(compiler, target), f"compiled with {compiler}")
     except subprocess.CalledProcessError as error:
         lines = str(error.stderr).strip().splitlines()
         return Prepared(None, f"{compiler} failed: {lines[-1] if lines else error.returncode}")
     except (OSError, subprocess.TimeoutExpired) as error:
         return Prepared(None, f"{compiler}: {error}")
+
+
+def _find_or_compile(compiler: str, target: Path) -> ctypes.CDLL:
+    """What was compiled before, if it can be loaded: a disk that was full must not cost every start after it."""
+    if target.is_file():
+        try:
+            return _load(target)
+        except (OSError, AttributeError) as error:  # no library, or not ours
+            _LOG.warning("compiled anew: %s", error)
+    compile_to(compiler, target)
+    return _load(target)
 
 
 def compile_to(compiler: str, target: Path) -> None:

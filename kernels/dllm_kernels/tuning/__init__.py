@@ -2,7 +2,7 @@
 
 Beside this file lies a JSON file for each GPU that was measured, `nvidia-h200.json` for one, written by `python -m dllm_kernels.tune`:
 
-    {"device": "NVIDIA H200", "measured": {"triton": "3.7.1"},
+    {"device": "NVIDIA H200", "measured": {"torch": "2.11.0"},
      "ops": {"head_commit": {"bfloat16 rows=32 vocabulary=151936 inputs=4096": {"block_v": 128, "block_e": 64, …}}}}
 
 A kernel asks once per shape. A file that is damaged, or an entry that does not fit, is told of in the log and not used.
@@ -26,6 +26,8 @@ _LOG = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent
 LARGEST = 1024
 """No tile size, count of warps or of stages is larger: such a number is damage."""
+COUNTS = ("parts", "num_stages")
+"""Sizes that may be any number."""
 
 T = TypeVar("T", bound=NamedTuple)
 """The sizes of one op: a named tuple of integers."""
@@ -103,13 +105,15 @@ def _tell_once(problem: str) -> None:
 
 
 def _sizes(found: object, names: tuple[str, ...]) -> dict[str, int] | None:
-    """The entry, if it names just these sizes and each is a power of two (or a small count)."""
+    """The entry, if it names just these sizes, and tiles and warps are powers of two: the compiler takes no others."""
     if not isinstance(found, Mapping) or set(found) != set(names):
         return None
     if any(type(size) is not int or not 1 <= size <= LARGEST for size in found.values()):
+        return None
+    if any(size & (size - 1) for name, size in found.items() if name not in COUNTS):
         return None
     return dict(found)
 
 
 def _wanted(names: tuple[str, ...]) -> str:
-    return f"{', '.join(names)} from 1 to {LARGEST}"
+    return f"{', '.join(names)} from 1 to {LARGEST}, powers of two but for {' and '.join(COUNTS)}"
