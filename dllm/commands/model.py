@@ -56,7 +56,8 @@ def load(args: argparse.Namespace, stream: TextIO | None = None, team: Team | No
     finally:
         bar.clear()
     print(
-        f"{checkpoint.path.name}: {checkpoint.bytes / 2**20:.0f} MiB of weights in {checkpoint.seconds:.1f} s",
+        f"{checkpoint.path.name}: {checkpoint.bytes / 2**20:.0f} MiB of weights in {checkpoint.seconds:.1f} s"
+        + (f"; {checkpoint.compiled}" if checkpoint.compiled else ""),
         file=stream,
         flush=True,
     )

@@ -79,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
 def _serve_alone(args: argparse.Namespace) -> int:
     with contextlib.closing(_listen(args)) as listening:
         checkpoint = model.load(args)
+        if checkpoint.compiled:
+            print(checkpoint.compiled, file=sys.stderr, flush=True)
         asyncio.run(_serve(args, checkpoint, _engine(args, checkpoint), listening))
     return 0
 
