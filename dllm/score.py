@@ -27,7 +27,6 @@ from dllm.errors import ConfigError, PromptTooLongError
 from dllm.masks import prefix_mask, visible, visible_counts
 from dllm.models.family import LayerStore, Network
 from dllm.spec import ModelSpec
-from dllm_kernels import Given, commit_from_logits
 
 ROWS = 16
 """Patterns per forward unless the caller says otherwise."""
@@ -377,15 +376,15 @@ class _Reader:
 def _chances(network: Network, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """[n] float64 log-probabilities of `targets` [n] at `hidden` [n, E], and [n] bool whether each is the most probable token."""
     chances, best = [], []
-    forbidden = torch.zeros(network.spec.vocab_size, dtype=torch.bool, device=hidden.device)
-    if network.spec.special.mask is not None:
-        forbidden[network.spec.special.mask] = True
     for first in range(0, len(targets), _LOGIT_ROWS):
         logits = network.logits(hidden[first : first + _LOGIT_ROWS]).float()
+        if network.spec.special.mask is not None:
+            logits[:, network.spec.special.mask] = -torch.inf
         some = targets[first : first + _LOGIT_ROWS]
-        given = Given.of(some)
-        best.append(commit_from_logits(logits, forbidden=forbidden, given=given).token == some)
-        chances.append(given.log_probability.double())
+        # Not `commit_from_logits`: on a CPU its other statistics would take eight times as long as these two.
+        chosen = logits.gather(1, some.unsqueeze(1)).squeeze(1)
+        chances.append((chosen - logits.logsumexp(dim=-1)).double())
+        best.append(chosen >= logits.amax(dim=-1))
     return torch.cat(chances), torch.cat(best)
 
 
