@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +32,7 @@ from voiceagent.wire import (
     RetrieveItem,
     TruncateItem,
 )
-from voiceagent.wire.parse import MAX_TEXT_CHARS
+from voiceagent.wire.fields import MAX_TEXT_CHARS
 
 # --- each command -----------------------------------------------------------------------------------------------------
 
@@ -113,6 +114,32 @@ def test_a_message_that_would_hold_up_all_callers_is_refused() -> None:
     command = make_codec().receive(create(MAX_TEXT_CHARS - 2))
     assert isinstance(command, CreateItem) and isinstance(command.item, Item)
     assert len(command.item.text or "") == MAX_TEXT_CHARS
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        (
+            lambda text: {"type": "session.update", "session": {"type": "realtime", "instructions": text}},
+            "session.instructions",
+        ),
+        (lambda text: {"type": "response.create", "response": {"instructions": text}}, "response.instructions"),
+        (lambda text: output_of("output", text), "item.output"),
+        (lambda text: output_of("arguments", text), "item.arguments"),
+    ],
+    ids=["session", "response", "output", "arguments"],
+)
+def test_whatever_else_the_model_reads_is_bounded_too(message: Callable[[str], Event], param: str) -> None:
+    text = '{"a": 1}'
+    make_codec().receive(json.dumps(message(text + " " * (MAX_TEXT_CHARS - len(text)))))
+    error = refusal(make_codec(), json.dumps(message(text + " " * (MAX_TEXT_CHARS + 1 - len(text)))))
+    assert error.param == param and f"at most {MAX_TEXT_CHARS} characters" in error.message
+
+
+def output_of(key: str, text: str) -> Event:
+    kind = {"output": "function_call_output", "arguments": "function_call"}[key]
+    item = {"type": kind, "id": "i", "call_id": "c", "name": "f", key: text}
+    return {"type": "conversation.item.create", "item": item}
 
 
 def test_calls_and_their_outputs_are_read_as_clients_write_them() -> None:

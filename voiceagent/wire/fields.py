@@ -18,6 +18,9 @@ Json: TypeAlias = dict[str, object]
 
 INVALID_JSON = "invalid_json"
 """Code of the error for a message that is not a JSON object at all."""
+MAX_TEXT_CHARS = 64 * 1024
+"""Of one text for the model: a message, instructions, what a tool said. All callers wait while the agent's notes are made of it and it is turned
+to tokens."""
 MAX_DEPTH = 100
 """Schemas of tools and arguments of calls nest no deeper: they are walked by functions that call themselves."""
 
@@ -64,7 +67,19 @@ class Fields:
         return clean_text(value)
 
     def required_string(self, key: str) -> str:
+        return self._required(key, self.string(key))
+
+    def text(self, key: str) -> str | None:
+        """What the model reads: at most `MAX_TEXT_CHARS`."""
         value = self.string(key)
+        if value is not None and len(value) > MAX_TEXT_CHARS:
+            raise self.invalid(key, f"at most {MAX_TEXT_CHARS} characters of text")
+        return value
+
+    def required_text(self, key: str) -> str:
+        return self._required(key, self.text(key))
+
+    def _required(self, key: str, value: str | None) -> str:
         if value is None:
             raise ProtocolError(
                 "missing_required_parameter",

@@ -28,7 +28,7 @@ from voiceagent.wire.commands import (
     SessionUpdate,
     TruncateItem,
 )
-from voiceagent.wire.fields import INVALID_JSON, Fields, Json, clean_json, parse_object
+from voiceagent.wire.fields import INVALID_JSON, MAX_TEXT_CHARS, Fields, Json, clean_json, parse_object
 from voiceagent.wire.session import (
     WireSession,
     read_format,
@@ -46,9 +46,6 @@ MAX_APPEND_BYTES = 15 * 1024 * 1024
 
 MAX_ID_CHARS = 64
 """Ids that clients choose are at most 32 characters long (seen); twice that is still no burden."""
-
-MAX_TEXT_CHARS = 64 * 1024
-"""Text of one message. All callers wait while it is read by the agent's note function and turned to tokens."""
 
 MAX_POSITION_MS = 24 * 3600 * 1000
 
@@ -162,7 +159,7 @@ def _read_item(item: Fields, make_id: Callable[[], str]) -> AnyItem:
             call = ToolCall(item.required_string("name"), _read_arguments(item))
             return CallItem(item_id, _read_call_id(item), call, status)
         case "function_call_output":
-            return OutputItem(item_id, _read_call_id(item), item.required_string("output"), status=status)
+            return OutputItem(item_id, _read_call_id(item), item.required_text("output"), status=status)
         case _:
             raise item.invalid("type", "message, function_call or function_call_output")
 
@@ -177,7 +174,7 @@ def _read_call_id(item: Fields) -> str:
 def _read_arguments(item: Fields) -> Json:
     """The object in a call's `arguments`, which is JSON text."""
     try:
-        return cast(Json, clean_json(parse_object(item.required_string("arguments") or "{}")))
+        return cast(Json, clean_json(parse_object(item.required_text("arguments") or "{}")))
     except ProtocolError as error:
         if error.code == INVALID_JSON:
             raise item.invalid("arguments", "the text of a JSON object") from error
@@ -230,7 +227,7 @@ def _read_response(response: Fields | None, make_id: Callable[[], str], event_id
     extension = response.child("voiceagent")
     target_ms = None if extension is None else extension.number("target_ms", 50, 30_000)
     options = ResponseOptions(
-        instructions=response.string("instructions"),
+        instructions=response.text("instructions"),
         modality=read_modality(response),
         max_output_tokens=read_max_output_tokens(response),
         metadata=_read_metadata(response),

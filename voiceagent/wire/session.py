@@ -78,7 +78,7 @@ def update_session(session: WireSession, update: Fields, defaults: SessionSettin
         raise update.invalid("type", "realtime (transcription and translation sessions are not offered)")
     settings = session.settings
     if update.has("instructions"):
-        settings = replace(settings, instructions=update.string("instructions") or "")
+        settings = replace(settings, instructions=update.text("instructions") or "")
     if (modality := read_modality(update)) is not None:
         settings = replace(settings, modality=modality)
     if update.has("max_output_tokens"):
