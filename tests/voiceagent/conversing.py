@@ -32,6 +32,16 @@ E = TypeVar("E")
 REPLY = "Sure, one mocha. What size would you like?"
 
 
+async def live_through(conversation: Conversation, clock: ManualClock, scenario: Awaitable[None]) -> None:
+    """Open the conversation, let it happen, and close it; nothing of it may go on then."""
+    async with conversation:
+        await clock.settle()
+        await scenario
+    await clock.settle()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not others, f"left running: {others}"
+
+
 @dataclass
 class Line:
     """A conversation under test and everything it emitted."""
@@ -94,12 +104,7 @@ def talk(
             budget=BudgetController(),
         )
         line = Line(clock, conversation, llm, asr, voice, events)
-        async with conversation:
-            await clock.settle()
-            await scenario(line)
-        await clock.settle()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        assert not others, f"left running: {others}"
+        await live_through(conversation, clock, scenario(line))
         return line
 
     return run_async(main())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tests.conftest import run_async
+from tests.voiceagent.conversing import live_through
 from tests.voiceagent.standins import (
     RATE_HZ,
     LevelDetector,
@@ -142,12 +142,7 @@ def talk(
             budget=controller,
         )
         line = Line(clock, conversation, drafter, controller, taker, events)
-        async with conversation:
-            await clock.settle()
-            await scenario(line)
-        await clock.settle()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        assert not others, f"left running: {others}"
+        await live_through(conversation, clock, scenario(line))
         return line
 
     return run_async(main())

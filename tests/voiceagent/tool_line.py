@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tests.conftest import run_async
+from tests.voiceagent.conversing import live_through
 from tests.voiceagent.standins import (
     LevelDetector,
     ScriptedDrafter,
@@ -113,12 +114,7 @@ def talk(
             budget=BudgetController(),
         )
         line = Line(clock, conversation, llm, voice, events)
-        async with conversation:
-            await clock.settle()
-            await scenario(line)
-        await clock.settle()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        assert not others, f"left running: {others}"
+        await live_through(conversation, clock, scenario(line))
         return line
 
     return run_async(main())
