@@ -1,7 +1,7 @@
 """A diffusion language model at work: the reply appears all over the place at once, and words settle where the model is sure.
 
     python examples/diffusion_effect.py
-    python examples/diffusion_effect.py --slow --prompt "what do you have without milk"
+    python examples/diffusion_effect.py --slow --prompt "a large mocha please" --note 'order: large mocha; total: $5.00' --pin "large mocha" --pin '$5.00'
     python examples/diffusion_effect.py --model JetLM/SDAR-1.7B-Chat --width 64 --prompt "Why is the sky blue?"
 
 Grey dots are masks, dim words are guesses that may still change, green ones were decided by this step, white ones before it, cyan ones
@@ -179,13 +179,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     model.add_model_arguments(parser)
     parser.add_argument("--prompt", default="hi what do you have without milk", help="what the user says")
     parser.add_argument("--system", default="You answer the phone of a small cafe.", help="system turn")
+    parser.add_argument("--note", default="", help="what a function found out, shown to the model after the user's turn")
     parser.add_argument("--pin", action="append", default=[], help="text that must be said; may be repeated")
     parser.add_argument("--width", type=int, help="canvas positions")
     parser.add_argument("--steps", type=int, help="denoising steps; default: one for two positions")
     parser.add_argument("--threshold", type=float, help="confidence that decides a token")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--slow", action="store_true", help=f"wait {SLOW_S} s after each step, to see it")
-    parser.set_defaults(raw=False, turn=[], note="", steps_first=None, steps_rest=None)
+    parser.set_defaults(raw=False, turn=[], steps_first=None, steps_rest=None)
     for name, variable in ENVIRONMENT.items():
         if os.environ.get(variable):
             parser.set_defaults(**{name: os.environ[variable]})
