@@ -325,7 +325,7 @@ class Replay:
         self._at(end, lambda at: self._round_done(at, picked, compute_s))
 
     def _pick(self, now: float) -> list[Draft]:
-        """As `dllm.engine` does: the nearest deadlines, and beside one that does not give way as many of those that do as it lets in."""
+        """As `dllm.picking` does: the nearest deadlines, and beside one that does not give way as many of those that do as it lets in."""
         pressed = [draft for draft in self._drafts if not draft.gives_way(now)]
         waiting = [draft for draft in self._drafts if draft.gives_way(now)]
         guests = min((0 if one.is_rest else one.plan.first_guests for one in pressed), default=len(waiting))

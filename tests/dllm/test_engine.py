@@ -11,8 +11,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from dllm.draft import Draft
 from dllm.drafts import CellState, Committed, DraftSpec, Event, Failed, Finished, Plan, Prefilled, Stepped
-from dllm.engine import Draft, Engine
+from dllm.engine import Engine
 from dllm.errors import ConfigError, PinsDoNotFitError, PromptTooLongError
 from dllm.models.family import LayerStore
 from dllm.models.transformer import Transformer

@@ -547,36 +547,25 @@ def test_any_order_of_submits_cancels_replans_and_finishes_leaves_every_reply_it
 @settings(max_examples=15)
 @given(st.integers(1, 5), st.integers(1, 40), st.integers(0, 5))
 def test_a_long_prompt_is_stored_in_chunks_without_changing_the_reply(chunk: int, length: int, seed: int) -> None:
-    import dllm.engine as module
-
     model = network("sdar", seed)
     spec = draft_spec(prompt_of(length, seed), 8, DecodeOptions(guard=False))
     expected = write(model, spec).tokens
-    before = module.PREFILL_CHUNK
-    module.PREFILL_CHUNK = chunk
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dllm.texts.PREFILL_CHUNK", chunk)
         assert write(model, spec).tokens == expected
-    finally:
-        module.PREFILL_CHUNK = before
 
 
-def test_a_long_prompt_does_not_keep_the_others_from_stepping() -> None:
-    import dllm.engine as module
-
+def test_a_long_prompt_does_not_keep_the_others_from_stepping(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dllm.texts.PREFILL_CHUNK", 16)
     model = network("sdar", 0)
     engine = engine_of(model, cache_bytes=2**20)
     short = engine.submit(draft_spec(prompt_of(6), 40, DecodeOptions(guard=False), conversation="short"))
     engine.run_round()
-    before = module.PREFILL_CHUNK
-    module.PREFILL_CHUNK = 16
-    try:
-        long = engine.submit(draft_spec(prompt_of(150), 8, DecodeOptions(guard=False), conversation="long"))
-        for _ in range(5):
-            events = engine.run_round()
-            assert any(isinstance(event, Stepped) and event.draft is short for event in events)
-        assert long.pending
-    finally:
-        module.PREFILL_CHUNK = before
+    long = engine.submit(draft_spec(prompt_of(150), 8, DecodeOptions(guard=False), conversation="long"))
+    for _ in range(5):
+        events = engine.run_round()
+        assert any(isinstance(event, Stepped) and event.draft is short for event in events)
+    assert long.pending
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------------------------

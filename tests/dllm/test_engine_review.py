@@ -13,6 +13,7 @@ from dllm.drafts import Committed, DraftSpec, Finished, Plan
 from dllm.engine import Engine
 from dllm.errors import ConfigError, NoTokenLeftError
 from dllm.options import DecodeOptions
+from dllm.steps import Steps
 from tests.dllm import tiny
 from tests.dllm.decoding import draft_spec, engine_of, finished, prompt_of, run, write
 from tests.dllm.test_cache import cache_of, encode
@@ -113,7 +114,7 @@ def test_what_a_dual_cache_holds_is_not_overwritten_by_longer_windows_beside_it(
 
 def test_wino_shares_a_forward_with_a_wider_canvas(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of(network("llada", 1, 20.0))
-    monkeypatch.setattr(engine, "_step_apart", lambda works, error, events: pytest.fail(repr(error)))
+    monkeypatch.setattr(Steps, "_step_apart", lambda steps, works, error, events: pytest.fail(repr(error)))
     plan = Plan(8, 1, 0.5, by_clause=False)
     narrow = draft_spec(prompt_for("llada", 7), 16, DecodeOptions(wino_threshold=0.4), plan)
     draft = engine.submit(narrow)
