@@ -179,7 +179,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     model.add_model_arguments(parser)
     parser.add_argument("--prompt", default="hi what do you have without milk", help="what the user says")
     parser.add_argument("--system", default="You answer the phone of a small cafe.", help="system turn")
-    parser.add_argument("--note", default="", help="what a function found out, shown to the model after the user's turn")
+    parser.add_argument(
+        "--note", default="", help="what a function found out, shown to the model after the user's turn"
+    )
     parser.add_argument("--pin", action="append", default=[], help="text that must be said; may be repeated")
     parser.add_argument("--width", type=int, help="canvas positions")
     parser.add_argument("--steps", type=int, help="denoising steps; default: one for two positions")
