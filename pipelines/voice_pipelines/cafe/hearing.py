@@ -6,6 +6,7 @@ nothing here demands a complete sentence; words that mean nothing to a café are
 
 import re
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 
 from voice_pipelines.cafe.menu import Menu
 
@@ -152,11 +153,12 @@ class Ear:
         self._longest = max(len(words) for words in self._lexicon)
 
     def hear(self, text: str) -> Heard:
-        """Return the products and changes in a transcript; any text is accepted."""
+        """Return the products and changes in a transcript; any text is accepted, in time that grows with its length."""
         tags = self._tags(normalise(text).split())
+        last_item = max((position for position, tag in enumerate(tags) if tag.kind == "item"), default=-1)
         scan = _Scan()
-        for position, tag in enumerate(tags):
-            self._take(scan, tag, tags[position + 1 :])
+        for position, (tag, ahead) in enumerate(zip_longest(tags, tags[1:])):
+            self._take(scan, tag, ahead, has_item_ahead=position < last_item)
         scan.settle()
         return Heard(tuple(scan.items), scan.loose, tuple(dict.fromkeys(scan.not_sold)))
 
@@ -174,11 +176,12 @@ class Ear:
                 position += 1
         return tags
 
-    def _take(self, scan: _Scan, tag: _Tag, rest: list[_Tag]) -> None:
+    def _take(self, scan: _Scan, tag: _Tag, ahead: _Tag | None, *, has_item_ahead: bool) -> None:
+        """Take one tag. `ahead` is the next, if there is one; `has_item_ahead` says whether any of those to come is a product."""
         if scan.is_dropping and tag.kind in ("item", "addition", "size", "shots", "roast", "heat"):
             scan.is_dropping = False
             return
-        following = rest[0] if rest and rest[0].start == tag.end else None
+        following = ahead if ahead is not None and ahead.start == tag.end else None
         match tag.kind:
             case "item":
                 is_echo = bool(scan.items) and scan.items[-1].name == tag.value and scan.item_end == tag.start
@@ -196,7 +199,7 @@ class Ear:
             case "amount":
                 scan.amount, scan.amount_end = tag.value, tag.end
             case "negation":
-                if rest and rest[0].kind == "addition" and rest[0].start - tag.end <= 1:
+                if ahead is not None and ahead.kind == "addition" and ahead.start - tag.end <= 1:
                     scan.amount, scan.amount_end = "no", tag.end
                 else:
                     scan.is_repair = tag.value == "no" and bool(scan.items)
@@ -204,7 +207,7 @@ class Ear:
                 self._take_count(scan, tag, following)
             case "size" | "shots" | "roast" | "heat":
                 details = _details(tag)
-                if scan.is_with and not any(later.kind == "item" for later in rest):
+                if scan.is_with and not has_item_ahead:
                     scan.attach(details)
                 elif {scan.ahead.heat, details.heat} == {"iced", "decaf"}:
                     scan.ahead = replace(scan.ahead, heat="iced decaf")

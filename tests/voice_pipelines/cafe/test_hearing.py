@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from voice_pipelines.cafe.hearing import Addition, Ear, Item, normalise, plural
@@ -106,3 +108,15 @@ def test_case_and_punctuation_do_not_matter(ear: Ear) -> None:
 )
 def test_plurals_are_speakable(name: str, expected: str) -> None:
     assert plural(name) == expected
+
+
+def test_a_long_text_takes_as_much_longer_as_it_is(ear: Ear) -> None:
+    def taken_s(times: int) -> float:
+        text, begun = "with large " * times, time.thread_time()
+        ear.hear(text)
+        return time.thread_time() - begun
+
+    short_s, long_s = (min(taken_s(times) for _ in range(3)) for times in (150, 2_400))
+    assert long_s < 64 * short_s, (
+        "sixteen times as long a text; if every word looked at all that follow it would take 256 times as long"
+    )
