@@ -301,6 +301,26 @@ class IsAsked(Protocol):
     """Time of the engine that they have taken so far."""
 
 
+@dataclass(frozen=True, slots=True)
+class EngineWork:
+    """What an engine has worked so far."""
+
+    clock_s: float
+    """By the clock: longer than it computed where it had to wait for a processor."""
+    thread_s: float
+    """Processor time of its own thread in it; what helpers of that thread take is not in it."""
+    threads: int
+    """Threads that may compute at once, its own included."""
+
+
+@runtime_checkable
+class HasEngine(Protocol):
+    """A drafter whose engine works on a thread of this process."""
+
+    @property
+    def work(self) -> EngineWork: ...
+
+
 class Drafter(Protocol):
     info: BackendInfo
     canvas_widths: tuple[int, ...]

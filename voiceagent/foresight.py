@@ -20,17 +20,20 @@ MEMORY_S = 30.0
 """Over which callers' needs are averaged: some turns of each."""
 OTHERS_MEMORY_S = 10.0
 """The same of what other programs take: it comes and goes, and nobody has to wait until it is forgotten."""
-CEILING = 0.8
+CEILING = 0.9
 """Share of what others leave of the processors that callers may need at their busiest: processors that are all busy make everybody wait."""
 DEVIATIONS = 2.0
 """What is called their busiest: one second in forty is busier."""
 LEAST_FREE = 0.5
 """Share of the cores that is there for callers whatever others take: processors are shared, and a few callers are not to be turned away because
-somebody compiles."""
+somebody compiles. Less for a server that gives way to others."""
 SETTLED = 5
-"""Readings after which a caller has spoken. While more than half have not, they would teach that callers need nothing."""
+"""Readings after which a caller has spoken. Until then each counts for the part of them that it was there, since a caller who has not spoken needs
+little; and while more than half have not, nothing is learned, or they would teach that callers need nothing."""
 KNOWN_CALLER_S = 10.0
-"""Seconds of callers from which their need is known."""
+"""Seconds of callers from which their need is known where there is no guess."""
+GUESSED_CALLER_S = 60.0
+"""Seconds of callers that a guess weighs. It fades like what was seen: a machine that is three times slower is not held against it for long."""
 ROOMY = 0.6
 """Fullness up to which everybody gets all the steps that help; from 1 on, where nobody more is let in, the floor."""
 
@@ -47,9 +50,10 @@ class Need:
         return callers * self.mean + DEVIATIONS * math.sqrt(callers * self.variance)
 
 
-SPEECH_ON_PROCESSORS = Need(mean=0.06, variance=0.012)
+SPEECH_ON_PROCESSORS = Need(mean=0.075, variance=0.012)
 """Guess where PocketSphinx hears, before anybody has called: a tenth of a core while somebody speaks and what a reply takes, of a quiet
-AMD EPYC. It weighs `KNOWN_CALLER_S` seconds of callers."""
+AMD EPYC. The mean is what was measured; the variance is half as much again as that of callers who speak whenever they like, since those who come in
+the same moment speak in the same."""
 
 
 @dataclass(slots=True)
@@ -59,53 +63,76 @@ class Foresight:
     Args:
         cores: Processors that may be used, in cores.
         guess: What a caller needs before anybody has called; None refuses nobody until that is known.
+        quota: Cores that this process and its mates (whoever is under the same quota) may keep busy, on however many processors.
+        least_free: Share that is there for callers whatever others take.
     """
 
     cores: float | None = None
     guess: Need | None = None
+    quota: float = math.inf
+    least_free: float = LEAST_FREE
     callers: int = 0
     """Conversations now, kept up to date by them."""
     others: float = 0.0
     """Cores that other programs keep busy, of late."""
+    mates: float = 0.0
+    """Those of them under the same quota."""
     _at: float | None = None
     _others_s: float = 0.0
+    _mates_s: float = 0.0
+    _held_s: float = 0.0
     _worked_s: float = 0.0
     _lately: deque[int] = field(default_factory=lambda: deque([0], maxlen=SETTLED + 1))
     """Callers at the last readings."""
     _caller_s: float = 0.0
     _cpu_s: float = 0.0
     _squares: float = 0.0
+    _guess_kept: float = 1.0
+    """What is left of the guess's weight."""
 
-    def read(self, now: float, worked_s: float, others_s: float = 0.0) -> None:
-        """Take a reading, `PERIOD_S` or so after the one before: processor seconds that callers have needed until now, in all, and those
-        that other programs have taken of the same processors.
+    def read(
+        self, now: float, worked_s: float, others_s: float = 0.0, *, mates_s: float = 0.0, held_s: float = 0.0
+    ) -> None:
+        """Take a reading, `PERIOD_S` or so after the one before. Only what has been added since then counts.
 
-        What fewer steps would have saved is no need and not in it. Nothing is learned of seconds without callers, of a gap between readings, and
-        of callers who have just come and not spoken yet.
+        Nothing is learned of seconds without callers, of a gap between readings, and while most callers have just come.
+
+        Args:
+            worked_s: Processor seconds that callers have needed until now, in all. What fewer steps would have saved is no need and not in it.
+            others_s: Those that other programs have taken of the same processors.
+            mates_s: Those that others under the same quota have taken.
+            held_s: Seconds in periods in which the quota was used up. How much more was needed in them nobody knows; they count twice.
         """
         before, since = self._worked_s, self._at
+        taken_s, shared_s, stood_s = others_s - self._others_s, mates_s - self._mates_s, held_s - self._held_s
         self._lately.append(self.callers)
-        callers = min(self._lately)
-        taken_s = others_s - self._others_s
-        self._at, self._worked_s, self._others_s = now, worked_s, others_s
+        callers = sum(self._lately) / len(self._lately)
+        self._at, self._worked_s, self._others_s, self._mates_s, self._held_s = now, worked_s, others_s, mates_s, held_s
         if since is None or not since < now <= since + LONGEST_S:
             return
         period_s, busy_s = now - since, max(worked_s - before, 0.0)
         fades = math.exp(-period_s / OTHERS_MEMORY_S)
-        self.others = self.others * fades + taken_s / period_s * (1.0 - fades)
-        if callers == 0 or 2 * callers < self.callers:
+        self.others = self._most(self.others * fades + taken_s / period_s * (1.0 - fades))
+        self.mates = self._most(self.mates * fades + shared_s / period_s * (1.0 - fades))
+        if min(self._lately) == 0 or 2 * min(self._lately) < self.callers:
             return
+        busy_s *= 1.0 + min(max(stood_s / period_s, 0.0), 1.0)
         kept = math.exp(-period_s / MEMORY_S)
-        need = self.need
-        expected_s = busy_s if need is None else need.mean * callers * period_s
+        # By what was seen alone: a guess that is far off would look like callers who vary much.
+        expected_s = self._cpu_s / self._caller_s * callers * period_s if self._caller_s else busy_s
+        self._guess_kept *= kept
         self._caller_s = self._caller_s * kept + callers * period_s
         self._cpu_s = self._cpu_s * kept + busy_s
         self._squares = self._squares * kept + (busy_s - expected_s) ** 2
 
+    def _most(self, others: float) -> float:
+        """No more than there is: what was counted on other processors before the set of them changed is nothing that anybody took."""
+        return others if self.cores is None else min(max(others, -self.cores), self.cores)
+
     @property
     def need(self) -> Need | None:
         """One caller's, or None where nobody can say."""
-        guess, weight = self.guess, KNOWN_CALLER_S
+        guess, weight = self.guess, GUESSED_CALLER_S * self._guess_kept
         if guess is None:
             if self._caller_s < KNOWN_CALLER_S:
                 return None
@@ -118,10 +145,13 @@ class Foresight:
 
     @property
     def free(self) -> float:
-        """Cores that other programs leave; infinite where nobody knows of any."""
-        return (
-            math.inf if self.cores is None else min(max(self.cores - self.others, LEAST_FREE * self.cores), self.cores)
-        )
+        """Cores that other programs leave, within the quota; infinite where nobody knows of any."""
+        if self.cores is None:
+            return math.inf
+        return min(self._left(self.cores, self.others), self._left(self.quota, self.mates))
+
+    def _left(self, cores: float, others: float) -> float:
+        return min(max(cores - others, self.least_free * cores), cores)
 
     def fullness(self, callers: int) -> float:
         """What so many callers need at their busiest, as a share of what they may; 0 where nobody can say."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from voice_pipelines.doctor import available_cores, device_choice
+from voice_pipelines.doctor import device_choice
 from voice_pipelines.download import FetchError
 from voice_pipelines.models import (
     PIPER_UPGRADE,
@@ -26,6 +26,7 @@ from voice_pipelines.models import (
     models_folder,
     whisper_upgrade,
 )
+from voice_pipelines.processors import available_cores
 from voice_pipelines.settings import remote_endpoint
 from voiceagent.backends import BackendInfo, Drafter, Synthesizer, Transcriber, VoiceDetector
 from voiceagent.config import Config

@@ -27,6 +27,7 @@ from voice_pipelines.models import (
     models_folder,
     whisper_upgrade,
 )
+from voice_pipelines.processors import available_cores
 from voice_pipelines.settings import remote_endpoint
 from voice_pipelines.toolbox import Toolbox
 from voiceagent.config import Config
@@ -317,13 +318,6 @@ def run_doctor(config: Config, out: Callable[[str], object] = print) -> int:
     checks = examine(replace(facts, tools=tuple(config.tools), tools_error=_tools_error(config)))
     out(report(checks))
     return exit_code(checks)
-
-
-def available_cores() -> int:
-    """CPU cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def device_choice(language: str = "en", *, use_cuda: bool = True) -> WhisperChoice:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from voice_pipelines import processors
 from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, choose_vad, find_smart_turn
+from voice_pipelines.processors import Spared, available_cores, helped
 from voice_pipelines.remembering import Memory, memory_folder
 from voice_pipelines.settings import agent_profile
 from voice_pipelines.toolbox import Toolbox
@@ -27,6 +29,7 @@ from voiceagent.backends import (
     DraftPrefilled,
     DraftRequest,
     DraftStepped,
+    HasEngine,
     HasProcesses,
     IsAsked,
     PromptTurn,
@@ -73,6 +76,8 @@ class LocalRuntime:
     endpoint_info: BackendInfo = SILENCE_ALONE
     memory: Memory | None = None
     """Where stage times and timelines outlive this process; None forgets them."""
+    spared: Spared = field(default_factory=Spared)
+    """What fewer steps would have saved of the processors, which is no need."""
     _watching: asyncio.Task[None] | None = None
 
     @property
@@ -122,18 +127,28 @@ class LocalRuntime:
         """From now on read every second what callers need of the processors and what questions take of the engine, until closed."""
         foresight = self.budget.foresight
         foresight.cores = float(len(processors.usable()))
+        foresight.least_free = processors.least_share(processors.niceness())
         if isinstance(self.backends.asr, HasProcesses):
             foresight.guess = SPEECH_ON_PROCESSORS
         self._watching = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
         asr, llm, budget, asked_s = self.backends.asr, self.backends.llm, self.budget, None
+        foresight, groups, nice = budget.foresight, processors.quota_folders(), processors.niceness()
         while True:
             now = self.clock.now()
             worked_s = time.process_time() + (asr.cpu_s if isinstance(asr, HasProcesses) else 0.0)
-            busy_s = processors.busy_s(processors.usable())
-            others_s = 0.0 if busy_s is None else busy_s - worked_s
-            budget.foresight.read(now, worked_s - budget.spare_s, others_s)
+            # Who may use how much can change while callers are there.
+            usable, quota = processors.usable(), processors.quota(groups)
+            busy_s, used_s = processors.busy_s(usable, nice), None if quota is None else quota.used_s
+            foresight.cores, foresight.quota = float(len(usable)), math.inf if quota is None else quota.cores
+            foresight.read(
+                now,
+                worked_s - self.spared.read(budget.spare_s, llm.work if isinstance(llm, HasEngine) else None),
+                0.0 if busy_s is None else busy_s - worked_s,
+                mates_s=0.0 if used_s is None else used_s - worked_s,
+                held_s=0.0 if quota is None else quota.held_s,
+            )
             if isinstance(llm, IsAsked):
                 before, asked_s = asked_s, llm.asked_s
                 budget.load.worked(now, 0.0 if before is None else asked_s - before)
@@ -299,7 +314,7 @@ async def _close_loading(loading: asyncio.Task[Transcriber]) -> None:
 
 
 def _owners(backends: Backends) -> dict[Stage, str]:
-    cores = f"{os.cpu_count()} cores"
+    cores = f"{available_cores()} cores"
     llm = f"{backends.llm.info.name}, {cores}"
     return {
         Stage.ASR: f"{backends.asr.info.name}, {cores}",
@@ -331,11 +346,15 @@ async def calibrate(runtime: LocalRuntime) -> None:
         PromptTurn("agent", "Hello."),
         PromptTurn("user", "can i have a large coffee with milk please"),
     )
+    llm, began_s = backends.llm, time.process_time()
+    before = llm.work if isinstance(llm, HasEngine) else None
     # A remote model would be billed for these, and its times follow from its first replies.
     for width in () if backends.llm.info.is_remote else backends.llm.canvas_widths:
         for prompt in (opening, followed):
             await _time_draft(runtime, DraftRequest(f"calibration-{width}", prompt, _calibration_plan(runtime, width)))
         backends.llm.forget(f"calibration-{width}")
+    if before is not None and isinstance(llm, HasEngine):
+        runtime.spared.helped = helped(time.process_time() - began_s, before, llm.work)
     for clause in CALIBRATION_CLAUSES * 2:
         asked = runtime.clock.now()
         async with contextlib.aclosing(backends.tts.speak(clause)) as audio:

@@ -14,7 +14,6 @@ from voice_pipelines.doctor import (
     Check,
     Facts,
     Verdict,
-    available_cores,
     device_choice,
     examine,
     exit_code,
@@ -23,6 +22,7 @@ from voice_pipelines.doctor import (
     run_doctor,
 )
 from voice_pipelines.models import FoundModel, choose_model
+from voice_pipelines.processors import available_cores
 from voiceagent.backends import BackendInfo
 from voiceagent.config import Config
 from voiceagent.config_sections import ModelsConfig, ServerConfig

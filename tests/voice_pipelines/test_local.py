@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, device_o
 from voice_pipelines.doctor import device_choice
 from voice_pipelines.local import LocalRuntime, build, calibrate, choose_scorer
 from voice_pipelines.models import whisper_upgrade
+from voice_pipelines.processors import Quota
 from voiceagent.agent import AgentProfile
 from voiceagent.backends import (
     BackendInfo,
@@ -34,6 +36,7 @@ from voiceagent.backends import (
     DraftFailed,
     DraftFinished,
     DraftRequest,
+    EngineWork,
     PromptTurn,
     StepPlan,
 )
@@ -249,19 +252,82 @@ def test_what_recognisers_in_processes_of_their_own_take_is_learned_and_a_full_m
         runtime = made_of(clock, ScriptedDrafter(clock))
         asr = Worker()
         runtime.backends = replace(runtime.backends, asr=asr)
-        monkeypatch.setattr(processors, "busy_s", lambda used: None)
+        on_processors(monkeypatch)
         runtime.watch_processors()
         foresight = runtime.budget.foresight
-        assert foresight.cores is not None and foresight.cores >= 1 and foresight.need == SPEECH_ON_PROCESSORS
-        foresight.cores, foresight.callers = 2.0, 8
+        assert foresight.cores == 2.0 and foresight.need == SPEECH_ON_PROCESSORS
+        foresight.callers = 8
         for _ in range(60):
             await clock.advance(1.0)
-            asr.cpu_s += 1.6
-        assert foresight.need.mean == pytest.approx(0.2, rel=0.1)
-        assert runtime.fullness["processors"] >= 1.0
+            asr.cpu_s += 1.7
+        assert foresight.need is not None and foresight.need.mean == pytest.approx(0.21, rel=0.1)
+        assert runtime.fullness["processors"] >= 0.9
         with pytest.raises(EngineFullError, match="9 callers would need") as refused:
             runtime.open_conversation(lambda event: None)
         assert refused.value.code == "processors_full"
+        await runtime.aclose()
+
+    run_async(main())
+
+
+def on_processors(
+    monkeypatch: pytest.MonkeyPatch, *, cores: int = 2, quota: Quota | None = None, worked_s: float = 0.0
+) -> None:
+    """A machine of so many processors, of which nobody but this process, which has worked so long, takes any."""
+    monkeypatch.setattr(processors, "usable", lambda: frozenset(range(cores)))
+    monkeypatch.setattr(processors, "busy_s", lambda used, nice: None)
+    monkeypatch.setattr(processors, "quota", lambda folders: quota)
+    monkeypatch.setattr(processors, "niceness", lambda: 5)
+    monkeypatch.setattr(time, "process_time", lambda: worked_s)
+
+
+def test_a_quota_that_is_used_up_refuses_on_a_machine_of_many_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        clock = ManualClock()
+        runtime = made_of(clock, ScriptedDrafter(clock))
+        foresight = runtime.budget.foresight
+        on_processors(monkeypatch, cores=64)
+        runtime.watch_processors()
+        assert foresight.least_free == pytest.approx(0.25, abs=0.01), "it is polite"
+        foresight.callers = 8
+        for second in range(60):
+            worked_s = 0.8 * second
+            on_processors(monkeypatch, cores=64, quota=Quota(2.0, worked_s + 0.1 * second, 0.0), worked_s=worked_s)
+            await clock.advance(1.0)
+        assert foresight.need is not None and foresight.need.mean == pytest.approx(0.1, rel=0.05)
+        assert foresight.free == pytest.approx(1.9, rel=0.05) and runtime.budget.refusal(clock.now()) is None
+        for second in range(60, 120):
+            worked_s = 0.8 * second
+            held_s = float(second - 59)
+            on_processors(monkeypatch, cores=64, quota=Quota(2.0, worked_s + 0.1 * second, held_s), worked_s=worked_s)
+            await clock.advance(1.0)
+        refusal = runtime.budget.refusal(clock.now())
+        assert refusal is not None and refusal.code == "processors_full", "nobody knows how much more they needed"
+        await runtime.aclose()
+
+    run_async(main())
+
+
+def test_what_fewer_steps_would_have_saved_is_taken_off_as_processor_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Engine(ScriptedDrafter):
+        work = EngineWork(0.0, 0.0, threads=3)
+
+    async def main() -> None:
+        clock = ManualClock()
+        drafter = Engine(clock)
+        runtime = made_of(clock, drafter)
+        runtime.spared.helped = 3.0
+        foresight = runtime.budget.foresight
+        on_processors(monkeypatch)
+        runtime.watch_processors()
+        foresight.callers = 5
+        for second in range(60):
+            # Of a second of the engine, half of it waiting for a processor, callers could have done without a half; three threads take part.
+            drafter.work = EngineWork(1.0 * second, 0.5 * second, threads=3)
+            runtime.budget.spare_s = 0.5 * second
+            on_processors(monkeypatch, worked_s=1.0 * second)
+            await clock.advance(1.0)
+        assert foresight.need is not None and foresight.need.mean == pytest.approx((1.0 - 0.75) / 5, rel=0.05)
         await runtime.aclose()
 
     run_async(main())

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from dllm import drafts
 from dllm.canvas import Canvas
 from dllm.draft import Draft as EngineDraft
@@ -43,6 +45,7 @@ from voiceagent.backends import (
     DraftRequest,
     DraftRevised,
     DraftStepped,
+    EngineWork,
     PromptTurn,
     QualityCurve,
     StepPlan,
@@ -141,9 +144,16 @@ class _VoiceEngine(Engine):
     """Tells of a step once it is known what the step made certain: a clause is spoken one step sooner."""
 
     prompts: PromptWriter
+    clock_s = 0.0
+    thread_s = 0.0
 
     def run_round(self) -> list[drafts.Event]:
-        return sorted(super().run_round(), key=lambda event: not isinstance(event, drafts.Committed))
+        began, began_cpu = time.perf_counter(), time.thread_time()
+        try:
+            return sorted(super().run_round(), key=lambda event: not isinstance(event, drafts.Committed))
+        finally:
+            self.clock_s += time.perf_counter() - began
+            self.thread_s += time.thread_time() - began_cpu
 
     def forget(self, conversation: str) -> None:
         super().forget(conversation)
@@ -183,7 +193,12 @@ class DiffusionDrafter:
             self.prompts = engine.prompts = prompt_writer(checkpoint.codec, room)
         except ConfigError as error:
             raise BackendError("llm", f"{checkpoint.path}: {error}") from error
+        self._engine, self._threads = engine, torch.get_num_threads()
         self._runner = EngineRunner(engine)
+
+    @property
+    def work(self) -> EngineWork:
+        return EngineWork(self._engine.clock_s, self._engine.thread_s, self._threads)
 
     def start(self, request: DraftRequest, on_event: Callable[[DraftEvent], None]) -> DiffusionDraft:
         return self._start(request, on_event, None)

@@ -24,6 +24,7 @@ from voice_pipelines.asr.process import RecogniserProcess, environment
 from voice_pipelines.asr.vocabulary import Vocabulary
 from voice_pipelines.asr.wire import Kind, Message
 from voice_pipelines.asr.worker import WorkerRequest
+from voice_pipelines.processors import available_cores
 from voiceagent.backends import BackendInfo, Partial, Samples, Transcript, Word
 from voiceagent.clock import Clock, MonotonicClock
 from voiceagent.errors import BackendError, OverloadedError
@@ -31,13 +32,14 @@ from voiceagent.errors import BackendError, OverloadedError
 _log = logging.getLogger(__name__)
 
 _PCM_SCALE = 32_767.0
+MOST_WORKERS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class PocketSphinxOptions:
     """How many processes and decoders there are, and how they decode.
 
-    `workers` of 0 means one per core the process may use, at most 8. Each loads `decoders` at start and more on demand, up to
+    `workers` of 0 means one per core the process may use, at most `MOST_WORKERS`. Each loads `decoders` at start and more on demand, up to
     `max_decoders`; a decoder takes 0.04 s to load and 12 MB. A caller beyond all of them waits with queued audio; beyond
     `max_waiting` per worker `open` refuses.
     """
@@ -100,7 +102,7 @@ class PocketSphinxTranscriber:
         transcriber = PocketSphinxTranscriber(request, options.max_waiting, info, clock or MonotonicClock())
         try:
             async with asyncio.TaskGroup() as starting:
-                for _ in range(options.workers or _usable_cores()):
+                for _ in range(options.workers or min(available_cores(), MOST_WORKERS)):
                     starting.create_task(transcriber._add_worker())
         except BaseExceptionGroup as group:
             await transcriber.aclose()
@@ -259,11 +261,6 @@ def default_cache() -> Path:
     """The user's folder for things that can be built again."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "voiceagent"
-
-
-def _usable_cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8)
 
 
 async def _model_files(vocabulary: Vocabulary | None, options: LanguageOptions, cache: Path) -> ModelFiles:
