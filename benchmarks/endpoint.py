@@ -268,7 +268,9 @@ def _pause(
         utterance = VoicedUtterance(0, end, end + number * WINDOW_SAMPLES, True, False)
         known = silence_s >= TEXT_LAG_S
         stable_s = max(silence_s - TEXT_LAG_S, 0.0)
-        moments.append((utterance, Evidence(completeness if known else None, stable_s, dictation)))
+        moments.append(
+            (utterance, Evidence(completeness if known else None, stable_s, dictation, is_awaited=not known))
+        )
     return moments
 
 

@@ -385,6 +385,8 @@ class TurnScorer(Protocol):
     """Asked while the caller pauses, each time their words have changed."""
 
     info: BackendInfo
+    ask_again_s: float | None
+    """Seconds by which the silence must have grown until it is asked again about the same words; None where they are all it looks at."""
 
     async def completeness(self, turn: TurnSoFar) -> float:
         """Probability in [0, 1] that nothing follows.

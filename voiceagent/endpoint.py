@@ -80,11 +80,13 @@ class Evidence:
     """What the words say about the pause they are followed by."""
 
     completeness: float | None
-    """Probability in [0, 1] that nothing follows; None while a model is looking at them, which is worth waiting for."""
+    """Probability in [0, 1] that nothing follows; None where nobody has said so yet, or could."""
     stable_s: float
     """Since the recogniser last changed its text."""
     is_dictation: bool = False
     """The caller is in the middle of digits, letters or an address, or was asked for them."""
+    is_awaited: bool = False
+    """A model is looking at the words, and its answer is worth waiting for."""
 
 
 Rule: TypeAlias = Literal["silence", "complete", "dictation", "ceiling", "too_long", "client"]
@@ -158,13 +160,22 @@ def _over(silence_s: float, settings: EndpointSettings, evidence: Evidence | Non
         return "silence" if silence_s >= settings.silence_s else None
     if silence_s >= settings.max_silence_s:
         return "ceiling"
-    if evidence.completeness is None or evidence.stable_s < settings.settle_s:
+    if evidence.is_awaited:
         return None
-    wanted_s = cheapest_wait_s(evidence.completeness, settings.cut_off_cost_s, settings.min_silence_s)
+    is_judged = evidence.completeness is not None
+    if is_judged and evidence.stable_s < settings.settle_s:
+        return None
+    wanted_s = _wanted_s(evidence.completeness, settings)
     is_held = evidence.is_dictation and settings.dictation_silence_s > wanted_s
     if silence_s < (settings.dictation_silence_s if is_held else wanted_s):
         return None
-    return "dictation" if is_held else "complete"
+    return "dictation" if is_held else "complete" if is_judged else "silence"
+
+
+def _wanted_s(completeness: float | None, settings: EndpointSettings) -> float:
+    if completeness is None:
+        return settings.silence_s
+    return cheapest_wait_s(completeness, settings.cut_off_cost_s, settings.min_silence_s)
 
 
 def cheapest_wait_s(completeness: float, cut_off_cost_s: float, shortest_s: float) -> float:

@@ -33,9 +33,15 @@ class Question:
 
 
 class PauseWords:
-    """Follows one utterance after the other."""
+    """Follows one utterance after the other.
 
-    def __init__(self) -> None:
+    Args:
+        ask_again_s: How much longer a silence must have become until the same words are asked about again, for models that hear it;
+            None for those that read the words alone.
+    """
+
+    def __init__(self, ask_again_s: float | None = None) -> None:
+        self._ask_again_s = ask_again_s
         self._numbers = 0
         self.begin()
 
@@ -53,6 +59,7 @@ class PauseWords:
         self._question_at = 0
         self._answer: float | None = None
         self._is_answered = False
+        self._is_under_way = False
 
     def expect(self, asked: str) -> None:
         """What the agent said before the utterance that has just begun."""
@@ -64,37 +71,47 @@ class PauseWords:
             self._text, self._changed_at = text, at_sample
 
     def question(self, at_sample: int, *, is_paused: bool) -> Question | None:
-        """What to ask now: about each text once, and only while nobody speaks."""
-        if not is_paused or not self._text or (self._question is not None and self._question.text == self._text):
+        """What to ask now: only while nobody speaks, and about each text once, or again as the silence after it grows."""
+        if not is_paused or not self._text or (self._is_asked() and not self._may_ask_again(at_sample)):
             return None
+        if not self._is_asked():
+            self._answer, self._is_answered = None, False
         self._numbers += 1
         self._question, self._question_at = Question(self._numbers, self._text), at_sample
-        self._answer, self._is_answered = None, False
+        self._is_under_way = True
         return self._question
 
     def answer(self, question: Question, completeness: float | None) -> None:
         """The model's answer, or None where it has failed; one that was overtaken by other words is dropped."""
         if question == self._question:
-            self._answer, self._is_answered = completeness, True
+            self._answer, self._is_answered, self._is_under_way = completeness, True, False
 
     def pause(self, silence_s: float, at_sample: int, *, is_judged: bool) -> Pause:
         """The same for whoever drafts a reply in the meantime; `is_judged` where questions are asked at all."""
-        is_asked = self._question is not None and self._question.text == self._text
         stable_s = 0.0 if self._changed_at is None else (at_sample - self._changed_at) / INPUT_RATE_HZ
-        is_answered = is_asked and self._is_answered
+        is_answered = self._is_asked() and self._is_answered
         return Pause(
             self._text, silence_s, stable_s, self._answer if is_answered else None, is_judged and not is_answered
         )
 
-    def evidence(self, at_sample: int) -> Evidence | None:
-        """What is known now; None where the model failed or is late, so that silence alone decides."""
+    def evidence(self, at_sample: int) -> Evidence:
+        """What is known now; where the model failed or is late, that is whether the words are dictated."""
         if self._changed_at is None:
             return Evidence(NO_WORDS, stable_s=10.0)
         stable_s = (at_sample - self._changed_at) / INPUT_RATE_HZ
-        is_asked = self._question is not None and self._question.text == self._text
-        if is_asked and self._is_answered:
-            if self._answer is None:
-                return None
-            return Evidence(self._answer, stable_s, is_dictation(self._text, self._asked))
-        waiting_s = (at_sample - self._question_at) / INPUT_RATE_HZ if is_asked else 0.0
-        return None if waiting_s > LATE_S else Evidence(None, stable_s)
+        is_answered = self._is_asked() and self._is_answered
+        waiting_s = (at_sample - self._question_at) / INPUT_RATE_HZ if self._is_asked() else 0.0
+        return Evidence(
+            self._answer if is_answered else None,
+            stable_s,
+            is_dictation(self._text, self._asked),
+            is_awaited=not is_answered and waiting_s <= LATE_S,
+        )
+
+    def _is_asked(self) -> bool:
+        """Whether these words were asked about; their answer stands while they are asked about again."""
+        return self._question is not None and self._question.text == self._text
+
+    def _may_ask_again(self, at_sample: int) -> bool:
+        waited_s = (at_sample - self._question_at) / INPUT_RATE_HZ
+        return self._ask_again_s is not None and not self._is_under_way and waited_s >= self._ask_again_s

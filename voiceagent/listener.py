@@ -95,11 +95,12 @@ class Listener:
         window_samples: int,
         judge: Judge | None = None,
         echo: EchoGate | None = None,
+        ask_again_s: float | None = None,
     ) -> None:
         self._detector = detector
         self._echo = echo or EchoGate()
         self._judge = judge
-        self._words = PauseWords()
+        self._words = PauseWords(ask_again_s)
         self._windower = Windower(window_samples)
         self._window_samples = window_samples
         self._activity = VoiceActivity(window_samples=window_samples)

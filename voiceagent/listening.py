@@ -159,6 +159,7 @@ class Listening:
             backends.vad.window_samples,
             self._judge if backends.scorer is not None else None,
             echo,
+            None if backends.scorer is None else backends.scorer.ask_again_s,
         )
         self._inbox: asyncio.Queue[_Inbound] = asyncio.Queue()
         self._backlog_samples = 0

@@ -105,3 +105,10 @@ def test_two_scorers_meet_in_the_middle_and_one_may_fail() -> None:
         run_async(JointScorer([broken, broken]).completeness(turn))
     with pytest.raises(RuntimeError, match="a bug"):
         run_async(JointScorer([ScriptedScorer(RuntimeError("a bug")), ScriptedScorer(0.2)]).completeness(turn))
+
+
+def test_who_hears_the_silence_wants_to_be_asked_again_and_makes_company_wait_no_longer(tmp_path: Path) -> None:
+    scorer = SmartTurnScorer(make_smart_turn(tmp_path / "st.onnx"))
+    assert scorer.ask_again_s == JointScorer([ScriptedScorer(0.9), scorer]).ask_again_s == 0.1
+    assert JointScorer([ScriptedScorer(0.9)]).ask_again_s is None
+    run_async(scorer.aclose())

@@ -120,6 +120,7 @@ class ScriptedScorer:
     """Finds every turn as complete as it is told; with None it never answers."""
 
     info = BackendInfo("endpoint", "scripted", "stand-in")
+    ask_again_s: float | None = None
 
     def __init__(self, completeness: float | Exception | None) -> None:
         self._completeness = completeness

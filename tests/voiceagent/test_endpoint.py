@@ -88,7 +88,7 @@ def test_the_ceiling_answers_whatever_the_words_say() -> None:
     for evidence in (
         Evidence(1e-9, 9.0),
         Evidence(0.5, 0.0),
-        Evidence(None, 0.0),
+        Evidence(None, 0.0, is_awaited=True),
         Evidence(0.0, 0.0, is_dictation=True),
     ):
         silence_s, reason = silence_before(evidence, WORDS)
@@ -100,12 +100,19 @@ def test_words_that_have_just_changed_or_are_being_looked_at_end_nothing() -> No
     for probability in [0.9] * 10 + [0.0] * 30:
         activity.update(probability)
     assert decide(activity.utterance, WORDS, Evidence(0.99, stable_s=0.09)) is None
-    assert decide(activity.utterance, WORDS, Evidence(None, stable_s=9.0)) is None
+    assert decide(activity.utterance, WORDS, Evidence(None, stable_s=9.0, is_awaited=True)) is None
     assert decide(activity.utterance, WORDS, Evidence(0.99, stable_s=0.11)) is not None
 
 
 def test_dictation_waits_longer_however_complete_it_sounds() -> None:
     silence_s, reason = silence_before(Evidence(0.99, 9.0, is_dictation=True), WORDS)
+    assert 1.2 <= silence_s < 1.2 + WINDOW_S and reason == "dictation"
+
+
+def test_without_an_answer_silence_alone_decides_and_dictation_still_waits_longer() -> None:
+    silence_s, reason = silence_before(Evidence(None, 0.0), WORDS)
+    assert 0.6 <= silence_s < 0.6 + WINDOW_S and reason == "silence"
+    silence_s, reason = silence_before(Evidence(None, 0.0, is_dictation=True), WORDS)
     assert 1.2 <= silence_s < 1.2 + WINDOW_S and reason == "dictation"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from voiceagent.endpoint import Evidence
 from voiceagent.endpoint_dictation import asks_for_dictation, ends_in_dictation, is_dictation
 from voiceagent.endpoint_words import LATE_S, NO_WORDS, PauseWords, Question
 
@@ -33,10 +34,10 @@ def test_an_answer_is_worth_something_until_the_words_change() -> None:
     words.hear("a mocha", 0)
     words.answer(asked(words, 0), 0.9)
     evidence = words.evidence(SECOND)
-    assert evidence is not None and (evidence.completeness, evidence.stable_s) == (0.9, 1.0)
+    assert (evidence.completeness, evidence.stable_s) == (0.9, 1.0)
     words.hear("a mocha with", SECOND)
     evidence = words.evidence(SECOND)
-    assert evidence is not None and evidence.completeness is None and evidence.stable_s == 0.0
+    assert evidence.completeness is None and evidence.stable_s == 0.0
 
 
 def test_an_answer_that_other_words_have_overtaken_is_dropped() -> None:
@@ -47,43 +48,69 @@ def test_an_answer_that_other_words_have_overtaken_is_dropped() -> None:
     second = asked(words, 20)
     words.answer(first, 0.9)
     pending = words.evidence(30)
-    assert pending is not None and pending.completeness is None
+    assert pending.completeness is None and pending.is_awaited
     words.answer(second, 0.1)
     evidence = words.evidence(40)
-    assert evidence is not None and evidence.completeness == 0.1
+    assert evidence.completeness == 0.1
     words.begin()
     words.hear("yes", 50)
     third = asked(words, 60)
     words.answer(second, 0.1)
     pending = words.evidence(70)
-    assert pending is not None and pending.completeness is None and third.number > second.number
+    assert pending.completeness is None and pending.is_awaited and third.number > second.number
 
 
 def test_a_late_answer_leaves_silence_alone_until_it_comes() -> None:
     words = PauseWords()
     words.hear("a mocha", 0)
     question = asked(words, 0)
-    assert words.evidence(round(LATE_S * SECOND)) is not None
-    assert words.evidence(round(LATE_S * SECOND) + 512) is None
+    assert words.evidence(round(LATE_S * SECOND)).is_awaited
+    assert words.evidence(round(LATE_S * SECOND) + 512) == Evidence(None, pytest.approx(LATE_S, abs=0.04))
     words.answer(question, 0.9)
-    evidence = words.evidence(SECOND)
-    assert evidence is not None and evidence.completeness == 0.9
+    assert words.evidence(SECOND).completeness == 0.9
 
 
 def test_a_failed_answer_leaves_silence_alone_until_the_words_change() -> None:
     words = PauseWords()
     words.hear("a mocha", 0)
     words.answer(asked(words, 0), None)
-    assert words.evidence(100) is None
+    assert words.evidence(100) == Evidence(None, 100 / SECOND)
     words.hear("a mocha please", 200)
     words.answer(asked(words, 300), 0.8)
-    assert words.evidence(400) is not None
+    assert words.evidence(400).completeness == 0.8
+
+
+@pytest.mark.parametrize("is_failed", [True, False])
+def test_digits_are_dictation_whether_or_not_a_model_has_answered(is_failed: bool) -> None:
+    words = PauseWords()
+    words.begin("What is your phone number?")
+    words.hear("five five five one two", 0)
+    question = asked(words, 0)
+    if is_failed:
+        words.answer(question, None)
+    evidence = words.evidence(SECOND)
+    assert evidence.is_dictation and evidence.completeness is None and not evidence.is_awaited
+
+
+def test_a_model_that_hears_the_silence_is_asked_again_as_it_grows() -> None:
+    words = PauseWords(ask_again_s=0.1)
+    words.hear("a mocha", 0)
+    first = asked(words, 0)
+    assert words.question(SECOND, is_paused=True) is None, "the first answer is still on its way"
+    words.answer(first, 0.3)
+    assert words.question(1599, is_paused=True) is None
+    assert words.question(1600, is_paused=False) is None
+    second = asked(words, 1600)
+    assert second.text == first.text and second.number > first.number
+    assert words.evidence(1700).completeness == 0.3, "the last answer stands until the next comes"
+    words.answer(second, 0.9)
+    assert words.evidence(1800).completeness == 0.9
 
 
 def test_an_utterance_without_words_may_still_get_some() -> None:
     words = PauseWords()
     evidence = words.evidence(100)
-    assert evidence is not None and evidence.completeness == NO_WORDS and not evidence.is_dictation
+    assert evidence.completeness == NO_WORDS and not evidence.is_dictation
 
 
 def test_what_the_agent_asked_for_makes_the_words_dictation() -> None:
@@ -92,7 +119,7 @@ def test_what_the_agent_asked_for_makes_the_words_dictation() -> None:
     words.hear("five five five", 0)
     words.answer(asked(words, 0), 0.99)
     evidence = words.evidence(SECOND)
-    assert evidence is not None and evidence.is_dictation
+    assert evidence.is_dictation
 
 
 @pytest.mark.parametrize(

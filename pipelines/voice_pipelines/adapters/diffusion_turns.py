@@ -53,6 +53,8 @@ def joined(end: TurnEnd, words: float) -> float:
 class DiffusionTurnScorer:
     """A `TurnScorer` on a `DiffusionDrafter`'s engine, which its owner closes. Made by `create`."""
 
+    ask_again_s: float | None = None
+
     def __init__(self, drafter: DiffusionDrafter, words: TurnWordsScorer) -> None:
         self.info = BackendInfo("endpoint", f"{words.info.name} and built-in diffusion model", "both judge the words")
         self._drafter = drafter

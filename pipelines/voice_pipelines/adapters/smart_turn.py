@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 WINDOW_S = 8
 MELS, FRAMES = 80, 100 * WINDOW_S
+ASK_AGAIN_S = 0.1
+"""It hears the silence after the words, which grows."""
 _VARIANCE_FLOOR = 1e-7
 
 
@@ -34,6 +36,8 @@ class SmartTurnScorer:
     Raises:
         BackendError: If the file cannot be loaded or has another format.
     """
+
+    ask_again_s: float | None = ASK_AGAIN_S
 
     def __init__(self, path: Path) -> None:
         self.info = BackendInfo("endpoint", f"Smart Turn {path.stem}", "chosen in the configuration")
@@ -61,6 +65,7 @@ class JointScorer:
 
     def __init__(self, scorers: Sequence[TurnScorer]) -> None:
         self._scorers = tuple(scorers)
+        self.ask_again_s = min((each.ask_again_s for each in scorers if each.ask_again_s is not None), default=None)
         name = " with ".join(scorer.info.name for scorer in scorers)
         self.info = BackendInfo("endpoint", name, "the mean of what they say")
 

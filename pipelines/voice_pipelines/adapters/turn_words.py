@@ -15,6 +15,8 @@ class TurnWordsScorer:
         BackendError: If the weights cannot be loaded.
     """
 
+    ask_again_s: float | None = None
+
     def __init__(self, path: Path = WEIGHTS) -> None:
         self.info = BackendInfo("endpoint", "turn-end model", "judges the words, whatever model replies")
         self._model = TurnEndModel.load(path)
