@@ -85,7 +85,8 @@ class BargeInSettings:
     faint_again_s: float = 2.0
     """How long after a duck for nothing faint windows count no more: a noise that goes on ducks once."""
     unsure_duck_s: float = 0.192
-    """The same while the agent's own voice comes back to the microphone, or it is not known yet whether it does: what does not explain a window or two."""
+    """The same while the agent's own voice comes back to the microphone, or it is not known yet whether it does: what does not explain a window or two.
+    Windows that cannot be the agent's (`Origin.CALLER`) duck after `duck_s` all the same."""
     echo_s: float = 2.0
     """How long after a window of echo that counts as coming back."""
     word_s: float = 0.128
@@ -157,6 +158,16 @@ FLOOR_DB, FLOOR_RISE_DB = -65.0, 0.1
 """The background is the quietest window so far, but no quieter than this, and rises by so much a window."""
 
 
+class Origin(StrEnum):
+    """Whose voice a window may hold, by what the agent's own sounds like at the microphone."""
+
+    AGENT = "agent"
+    """The agent's own explains it: it is no speech of the caller."""
+    CALLER = "caller"
+    """The agent's own comes back and is far softer than this: it cannot be that."""
+    UNKNOWN = "unknown"
+
+
 class Dismissed(StrEnum):
     """Why the agent is brought back."""
 
@@ -218,6 +229,10 @@ class _Voice:
     """Samples of its windows that count for ducking alone."""
     sounds_from: int | None = None
     """Its first voiced sample."""
+    clear: int = 0
+    """Samples of its voiced windows that cannot be the agent's own voice."""
+    masked: int = 0
+    """Samples of speech behind its last voiced window that the agent's own voice explains: the caller may have spoken there as well."""
     is_suspect: bool = False
     """It began before it was known whether the agent's own voice comes back."""
     duck_s: float = 0.0
@@ -284,7 +299,7 @@ class BargeIn:
         agent_is_audible: bool,
         level_db: float = 0.0,
         hum: float | None = None,
-        is_echo: bool = False,
+        origin: Origin = Origin.UNKNOWN,
         is_unsure: bool = False,
         comes_back: bool = False,
     ) -> tuple[Action, ...]:
@@ -294,7 +309,7 @@ class BargeIn:
             probability: That it holds speech.
             level_db: Its mean power.
             hum: How much the voice that it belongs to sounds like a hum, where `listens_from` wanted to know.
-            is_echo: The agent's own voice explains it: it is no speech of the caller.
+            origin: Whose voice it may be.
             is_unsure: The agent's voice has hardly been heard so far: it may explain this without our knowing.
             comes_back: It is known by now that the agent's voice comes back to the microphone.
         """
@@ -306,16 +321,15 @@ class BargeIn:
             if answered := self._take_answer(*self._answers.pop(0), end):
                 return answered
         settings = self.settings
-        if is_echo:
+        if origin is Origin.AGENT:
             self._echo_end = end
         self._floor_db = max(
             FLOOR_DB, level_db if self._floor_db is None else min(level_db, self._floor_db + FLOOR_RISE_DB)
         )
         rise_db = level_db - self._floor_db
         is_strong = probability >= settings.threshold and rise_db >= settings.rise_db
-        is_voiced = not is_echo and probability >= settings.threshold - (
-            settings.hysteresis if self._voice is not None else 0.0
-        )
+        is_speech = probability >= settings.threshold - (settings.hysteresis if self._voice is not None else 0.0)
+        is_voiced = is_speech and origin is not Origin.AGENT
         duck_s = self._duck_s(start, is_unsure=is_unsure) if self._voice is None else self._voice.duck_s
         is_quick = duck_s <= settings.duck_s
         is_faint = is_quick and probability >= settings.faint and rise_db >= settings.faint_rise_db
@@ -326,12 +340,22 @@ class BargeIn:
                 return ()
             self._numbers += 1
             self._voice = _Voice(self._numbers, start, end, is_suspect=is_unsure, duck_s=duck_s)
+        if self._voice.is_suspect and comes_back and not self._is_doubted:
+            # What was counted before may all have been the agent's own voice.
+            self._voice.voiced, self._voice.is_suspect = 0, False
         if is_voiced:
+            if origin is Origin.CALLER:
+                self._voice.clear += end - start
+                if start - self._voice.end < _samples(settings.gap_s):
+                    self._voice.voiced += self._voice.masked
+            self._voice.masked = 0
             return self._voiced(self._voice, start, end, is_strong=is_quick and is_strong)
         if is_faint and not self._is_doubted:
             self._voice.faint += end - start
             self._voice.end = end
             return self._ducked(self._voice)
+        if is_speech:
+            self._voice.masked += end - start
         return self._unvoiced(self._voice, end - start, end, comes_back=comes_back)
 
     def answer(self, number: int, text: str) -> None:
@@ -354,7 +378,9 @@ class BargeIn:
 
     def _ducked(self, voice: _Voice, *, is_strong: bool = False) -> tuple[Action, ...]:
         """Duck, if there is enough voice."""
-        if voice.voiced + voice.faint < _samples(voice.duck_s) and not is_strong:
+        is_enough = voice.voiced + voice.faint >= _samples(voice.duck_s)
+        is_clear = voice.clear >= _samples(self.settings.duck_s)
+        if not (is_enough or is_clear or is_strong):
             return ()
         self._is_doubted = True
         self._last = None

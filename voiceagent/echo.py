@@ -1,11 +1,12 @@
 """Whether what the microphone hears is the agent's own voice, come back from the loudspeaker. Pure numpy; every time is passed in.
 
     gate.played(samples, rate_hz, at)        # the agent's audio, and when the caller's queue plays it
-    if gate.explains(window, ended): ...     # a window of the microphone, and when its last sample was spoken
+    if gate.origin(window, ended) is Origin.AGENT: ...     # a window of the microphone, and when its last sample was spoken
 
 Nothing is cancelled and nobody's voice is changed: the gate compares levels. In each of ten bands the echo of a loudspeaker is as loud as
 what was played, moved by one delay and one coupling. Both are learned while the agent speaks, for all delays up to 0.6 s side by side; the right delay is the one
-at which the coupling varies least. A window is explained when hardly any of its energy lies above what that predicts. Where the client
+at which the coupling varies least. A window is explained when hardly any of its energy lies above what that predicts, and is somebody else's when much
+of it lies far above. Where the client
 cancels its echo the coupling is learned as next to nothing, so nothing is explained and nobody's voice is lost.
 
 Sources: the coupling factor and its minimum over delays are those of acoustic echo suppression with a level model, as in C. Avendano, "Acoustic echo
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voiceagent.backends import INPUT_RATE_HZ, Samples
+from voiceagent.barge_in import Origin
 from voiceagent.events import DUCK_DB
 
 # L: delays looked at. B: bands. Levels are dB of mean power; 0 dB is a full-scale square wave.
@@ -44,12 +46,14 @@ BATCH = 8
 """Windows that are learned from together: an eighth of the calls to numpy, which are most of the cost."""
 FIRST_NOISE_DB = -60.0
 """A microphone's own noise in a band, until it is known: taken too loud, a caller would be part of it."""
-FIRST_BATCH = 2
-"""The same while little is known."""
+FIRST_BATCH = 1
+"""The same while little is known: in the first second each window decides whether the agent hears itself or is ducked."""
 BATCH_S = 0.5
 """The agent's audio whose levels are taken together."""
 MAX_HOPS = 20_000
 """Levels kept of what has yet to be played: five minutes."""
+LEAST_BANDS = 4
+"""Of a window that tells whether the client has turned the agent down."""
 _HISTORY = LAGS + 2 * BATCH + 2
 _TAIL = 20
 """Hops that an echo may outlast what was played."""
@@ -63,6 +67,9 @@ class EchoSettings:
     """Above what is predicted before energy counts as the caller's."""
     explained: float = 0.35
     """Share of the window's energy that may lie above the prediction."""
+    clear_db: float = 12.0
+    """Above what is predicted, where so large a share of the energy as `explained` is never the agent's for two windows on end: once in three minutes of
+    echo in 24 made rooms."""
     spread_db: float = 7.0
     """Mean deviation of the coupling, over bands and time, above which there is no echo path to be seen."""
     spread_share: float = 0.75
@@ -201,38 +208,42 @@ class EchoGate:
 
     # --- what is heard ------------------------------------------------------------------------------------------------
 
-    def explains(self, window: Samples, ended: float, *, is_voiced: bool = True, may_be_ducked: bool = False) -> bool:
+    def origin(self, window: Samples, ended: float, *, is_voiced: bool = True, may_be_ducked: bool = False) -> Origin:
         """Take the microphone's next window, whose last sample was spoken at `ended`. Some clients play what `may_be_ducked` by `DUCK_DB` softer.
 
         Returns:
-            Whether the agent's own voice explains it; always False for a window that is not `is_voiced`, which is only learned from, later.
+            Whose voice it may be; unknown for a window that is not `is_voiced`, which is only learned from, later.
         """
         hop = math.floor(ended / HOP_S)
         if self._queued and self._queued_at <= ended:
             self._take_levels()
         if not self._coming and hop - self._active_until > LAGS:
             self._forget_windows()
-            return False
+            return Origin.UNKNOWN
         if hop < self._hop - 2 or (self._hops and not 0 <= hop - self._hops[0] <= 2 * BATCH):
             self._forget_windows()  # Time has jumped: a client that stood still, or sent what it had held back.
             if hop < self._hop:
-                return False
+                return Origin.UNKNOWN
         self._windows.append(window)
         self._hops.append(hop)
         self._may_be_ducked.append(may_be_ducked)
         is_new = self._learned.min() < self.settings.memory_windows
-        is_full, is_asked = len(self._hops) >= (FIRST_BATCH if is_new else BATCH), is_voiced and self.comes_back
-        if not (is_full or is_asked):
-            return False
+        is_full, was_known = len(self._hops) >= (FIRST_BATCH if is_new else BATCH), self.comes_back
+        if not (is_full or (is_voiced and was_known)):
+            return Origin.UNKNOWN
         self._advance(hop)
         self._heard.append(_levels(np.stack(self._windows), INPUT_RATE_HZ))
         self._windows.clear()
-        is_explained = is_asked and self._is_echo(self._heard[-1][-1], hop)
-        self._explained += is_explained
+        heard, origin = self._heard[-1][-1], Origin.UNKNOWN
+        if is_voiced and was_known:
+            origin = self._origin(heard, hop, may_be_ducked=may_be_ducked)
         if is_full:
             self._learn(np.concatenate(self._heard), np.array(self._hops), np.array(self._may_be_ducked))
             self._forget_windows()
-        return is_explained
+        if is_voiced and not was_known and self.comes_back:
+            origin = self._origin(heard, hop, may_be_ducked=may_be_ducked)
+        self._explained += origin is Origin.AGENT
+        return origin
 
     def _forget_windows(self) -> None:
         self._windows.clear()
@@ -250,13 +261,21 @@ class EchoGate:
         is_learned = self._learned[self._lag] >= settings.learn_windows
         return bool(is_learned and is_seen and self._spread[self._lag] < least)
 
-    def _is_echo(self, heard: Levels, hop: int) -> bool:
+    def _origin(self, heard: Levels, hop: int, *, may_be_ducked: bool) -> Origin:
         at = _HISTORY - 1 - (self._hop - hop) - self._lag
-        played = np.maximum(self._played[at], self._loudest - self.settings.range_db)
-        predicted = np.maximum(played + self._coupling[self._lag], self._noise)
+        least = self._loudest - self.settings.range_db
+        echo = np.maximum(self._played[at], least) + self._coupling[self._lag]
+        is_strong = self._played[at] > least
+        if may_be_ducked and is_strong.sum() >= LEAST_BANDS:
+            # An echo adds to what else there is, so bands far below it tell that it is softer: the client has turned it down.
+            over = np.quantile((heard - np.maximum(echo, self._noise))[is_strong], 0.25)
+            echo += np.clip(over + self.settings.spread_db, -DUCK_DB, 0.0)
+        predicted = np.maximum(echo, self._noise)
         power = np.exp2(_LOG2 * heard)
-        above = power[heard > predicted + self.settings.margin_db].sum()
-        return bool(above < self.settings.explained * power.sum())
+        settings, most = self.settings, self.settings.explained * power.sum()
+        if power[heard > predicted + settings.margin_db].sum() < most:
+            return Origin.AGENT
+        return Origin.CALLER if power[heard > predicted + settings.clear_db].sum() >= most else Origin.UNKNOWN
 
     def _learn(self, heard: Levels, hops: NDArray[np.int64], may_be_ducked: NDArray[np.bool_]) -> None:
         """Heard [N, B] in windows that ended in these hops [N], while these may have been ducked [N]."""

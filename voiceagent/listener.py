@@ -19,6 +19,7 @@ import numpy as np
 
 from voiceagent import barge_in, endpoint, hum
 from voiceagent.backends import INPUT_RATE_HZ, LOOK_BACK_S, Samples, VoiceDetectorStream
+from voiceagent.barge_in import Origin
 from voiceagent.echo import MAX_DELAY_S, EchoGate
 from voiceagent.endpoint import EndedBy, Evidence
 from voiceagent.endpoint_words import PauseWords
@@ -130,13 +131,13 @@ class Listener:
         for window in self._windower.push(samples):
             self._kept.push(window)
             probability = await self._detector.probability(window)
-            is_echo = self._is_echo(window, probability, detection)
+            origin = self._origin(window, probability, detection)
             if self._is_contested(detection, agent_audible):
-                heard_now = self._judge_voice(window, probability, detection, agent_audible, is_echo=is_echo)
+                heard_now = self._judge_voice(window, probability, detection, agent_audible, origin)
                 for heard in heard_now:
                     yield heard
             else:
-                probability = 0.0 if is_echo else probability
+                probability = 0.0 if origin is Origin.AGENT else probability
                 changes = self._activity.update(probability, agent_is_speaking=agent_audible)
                 if started := [change for change in changes if isinstance(change, Started)]:
                     for heard in self._began(started[0].start_sample, detection):
@@ -156,19 +157,19 @@ class Listener:
             return False
         return agent_audible or self._barge_in.is_watching
 
-    def _is_echo(self, window: Samples, probability: float, detection: TurnDetection) -> bool:
-        """Whether the agent's own voice explains this window; of an utterance nothing is taken away."""
+    def _origin(self, window: Samples, probability: float, detection: TurnDetection) -> Origin:
+        """Whose voice this window may be; of an utterance nothing is taken away."""
         if not detection.echo_gate or self._activity.is_speaking or self._media_zero is None:
-            return False
+            return Origin.UNKNOWN
         end = self._activity.position_sample + self._window_samples + self._skipped
         is_voiced = probability >= self._barge_in.settings.threshold - self._barge_in.settings.hysteresis
         if self._barge_in.is_doubted:
             self._ducked_until = end + round(MAX_DELAY_S * INPUT_RATE_HZ)
         ended = self._media_zero + end / INPUT_RATE_HZ
-        return self._echo.explains(window, ended, is_voiced=is_voiced, may_be_ducked=end <= self._ducked_until)
+        return self._echo.origin(window, ended, is_voiced=is_voiced, may_be_ducked=end <= self._ducked_until)
 
     def _judge_voice(
-        self, window: Samples, probability: float, detection: TurnDetection, agent_audible: bool, *, is_echo: bool
+        self, window: Samples, probability: float, detection: TurnDetection, agent_audible: bool, origin: Origin
     ) -> Iterator[Heard]:
         start = self._activity.position_sample
         self._activity.pass_over()
@@ -183,7 +184,7 @@ class Listener:
             agent_is_audible=agent_audible,
             level_db=float(10 * np.log10(np.square(window).mean() + 1e-10)),
             hum=None if voice_start is None else hum.likeness(self._kept.since(max(voice_start - lead, 0))),
-            is_echo=is_echo,
+            origin=origin,
             is_unsure=has_gate and not self._echo.is_learned,
             comes_back=has_gate and self._echo.comes_back,
         ):

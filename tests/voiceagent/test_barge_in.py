@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from voiceagent.barge_in import (
     BargeInSettings,
     Dismissed,
     Duck,
+    Origin,
     Restore,
     Stop,
     is_backchannel,
@@ -30,7 +32,7 @@ class Ear:
         self.barge_in = BargeIn(settings)
         self.windows = 0
 
-    def hear(self, seconds: float, probability: float, *, agent: bool = True, **echo: bool) -> list[Action]:
+    def hear(self, seconds: float, probability: float, *, agent: bool = True, **echo: Any) -> list[Action]:
         new: list[Action] = []
         for _ in range(round(seconds * 16_000 / WINDOW)):
             start = self.windows * WINDOW
@@ -209,7 +211,7 @@ def test_every_duck_is_followed_by_a_stop_or_a_restore_within_a_second(
 
 def test_voice_that_echo_explains_is_nobodys() -> None:
     ear = Ear()
-    assert ear.hear(2.0, 0.95, is_echo=True, comes_back=True) == []
+    assert ear.hear(2.0, 0.95, origin=Origin.AGENT, comes_back=True) == []
     assert ear.voice(0.16) == [], "where there is echo, what it does not explain for a moment is no caller"
     assert ear.voice(0.032) == [Duck(62 * WINDOW)]
     assert [type(action) for action in ear.voice(0.256)] == [Ask, Stop]
@@ -219,15 +221,56 @@ def test_a_doubt_from_before_the_echo_was_known_ends_when_it_is() -> None:
     ear = Ear()
     assert ear.hear(0.16, 0.95, is_unsure=True) == []
     assert ear.hear(0.064, 0.95, is_unsure=True) == [Duck(0)]
-    assert ear.hear(0.096, 0.95, is_echo=True, comes_back=True) == [Restore(Dismissed.ECHO)]
+    assert ear.hear(0.096, 0.95, origin=Origin.AGENT, comes_back=True) == [Restore(Dismissed.ECHO)]
     assert ear.quiet(0.064, agent=False) == [], "and is no answer to anything"
+
+
+def test_a_voice_that_cannot_be_the_agents_ducks_within_two_windows_where_there_is_echo() -> None:
+    ear = Ear()
+    ear.hear(1.0, 0.95, origin=Origin.AGENT, comes_back=True)
+    assert ear.hear(0.032, 0.95, origin=Origin.CALLER, comes_back=True) == []
+    assert ear.hear(0.032, 0.02, origin=Origin.CALLER, comes_back=True) == [], "what is no voice counts for nothing"
+    assert ear.hear(0.032, 0.95, origin=Origin.CALLER, comes_back=True) == [Duck(31 * WINDOW)]
+
+
+def test_what_was_heard_before_the_echo_was_known_does_not_duck_afterwards() -> None:
+    ear = Ear()
+    assert ear.hear(0.16, 0.95, is_unsure=True) == []
+    assert ear.hear(0.16, 0.95, is_unsure=True, comes_back=True) == []
+    assert ear.hear(0.032, 0.95, is_unsure=True, comes_back=True) == [Duck(0)], (
+        "what is not explained for long enough does"
+    )
+
+
+@pytest.mark.parametrize(("between", "windows"), [(Origin.CALLER, 13), (Origin.AGENT, 13), (Origin.UNKNOWN, 13)])
+def test_speech_that_the_agents_own_covers_between_two_moments_of_the_callers_is_the_callers(
+    between: Origin, windows: int
+) -> None:
+    ear = Ear()
+    stops: list[int] = []
+    for number in range(16):
+        origin = between if number % 3 == 1 else Origin.CALLER
+        if any(isinstance(each, Stop) for each in ear.hear(0.032, 0.95, origin=origin, comes_back=True)):
+            stops.append(number + 1)
+    assert stops[0] == pytest.approx(windows, abs=1)
+
+
+def test_speech_that_the_agents_own_covers_counts_for_nobody_unless_the_caller_goes_on() -> None:
+    ear = Ear()
+    ear.hear(0.288, 0.95, origin=Origin.CALLER, comes_back=True)
+    for _ in range(6):
+        said = ear.hear(0.064, 0.95, origin=Origin.AGENT, comes_back=True)
+        said += ear.hear(0.032, 0.95, origin=Origin.UNKNOWN, comes_back=True)
+        if any(isinstance(each, Stop) for each in said):
+            break
+    assert ear.windows >= 9 + 4 * 3, "four windows of unknown voice on top of nine"
 
 
 def test_a_word_over_echo_is_asked_about() -> None:
     ear = Ear()
-    ear.hear(1.0, 0.95, is_echo=True, comes_back=True)
+    ear.hear(1.0, 0.95, origin=Origin.AGENT, comes_back=True)
     assert isinstance(ear.voice(0.256)[0], Duck)
-    assert isinstance(ear.hear(0.128, 0.95, is_echo=True, comes_back=True)[0], Ask)
+    assert isinstance(ear.hear(0.128, 0.95, origin=Origin.AGENT, comes_back=True)[0], Ask)
 
 
 def test_voice_too_short_for_a_word_is_not_asked_about() -> None:

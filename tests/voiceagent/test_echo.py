@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -11,7 +12,9 @@ import soundfile
 
 from tests.conftest import DATA
 from voiceagent.backends import Samples
+from voiceagent.barge_in import Origin
 from voiceagent.echo import BATCH, HOP_S, EchoGate
+from voiceagent.events import DUCK_DB
 from voiceagent.vad import Windower
 
 WINDOW_S = 0.032
@@ -48,7 +51,8 @@ def explained(gate: EchoGate, microphone: Samples, began: float = 100.0) -> list
     found = []
     for number, window in enumerate(Windower().push(microphone)):
         loud = is_loud(window)
-        found.append((loud, gate.explains(window, began + (number + 1) * WINDOW_S, is_voiced=loud)))
+        origin = gate.origin(window, began + (number + 1) * WINDOW_S, is_voiced=loud)
+        found.append((loud, origin is Origin.AGENT))
     return found
 
 
@@ -103,6 +107,55 @@ def test_where_no_echo_comes_back_no_caller_is_lost(began_s: float) -> None:
     assert share(found, began_s, size / 16_000) < 0.03
 
 
+def origins_of(far: Samples, microphone: Samples, *, ducked_s: tuple[float, float] = (99.0, 99.0)) -> list[Origin]:
+    """Of every window that is loud; those that are not are unknown."""
+    gate, found = EchoGate(), []
+    gate.played(far, 16_000, 100.0)
+    for number, window in enumerate(Windower().push(microphone)):
+        ended_s = (number + 1) * WINDOW_S
+        may_be_ducked = ducked_s[0] <= ended_s <= ducked_s[1]
+        origin = gate.origin(window, 100.0 + ended_s, is_voiced=is_loud(window), may_be_ducked=may_be_ducked)
+        found.append(origin if is_loud(window) else Origin.UNKNOWN)
+    return found
+
+
+@pytest.mark.parametrize("loss_db", [12.0, 20.0])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_caller_over_echo_is_clear_within_an_eighth_of_a_second_and_echo_alone_is_not(
+    loss_db: float, seed: int
+) -> None:
+    for far in (recording(entry["path"])[: 6 * 16_000] for entry in READ):
+        microphone = made_echo(far, delay_s=0.05 + 0.1 * seed, loss_db=loss_db, seed=seed)
+        assert not any(clear_pairs(origins_of(far, microphone)))
+        caller = recording(next(entry["path"] for entry in ENTRIES if entry["kind"] == "order"))
+        at, begins = 96 * 512, next(at for at in range(0, caller.size, 512) if is_loud(caller[at : at + 512]))
+        caller = caller[begins : begins + microphone.size - at]
+        microphone[at : at + caller.size] += caller
+        assert clear_pairs(origins_of(far, microphone)[96:]).index(True) <= 2
+
+
+def clear_pairs(origins: list[Origin]) -> list[bool]:
+    """Where two windows on end cannot be the agent's."""
+    return [one is other is Origin.CALLER for one, other in itertools.pairwise(origins)]
+
+
+def test_a_caller_is_known_over_an_agent_that_the_client_has_turned_down() -> None:
+    far, caller = recording(READ[0]["path"])[: 5 * 16_000], recording(READ[1]["path"])[16_000 : 3 * 16_000]
+    at, ducked = 3 * 16_000, far.copy()
+    ducked[at:] *= 10 ** (-DUCK_DB / 20)
+    alone = made_echo(ducked, delay_s=0.1, loss_db=0.0)
+    whole = made_echo(far, delay_s=0.1, loss_db=0.0)
+    caller *= 0.5 * np.sqrt(np.square(whole[at:]).mean()) / np.sqrt(np.square(caller).mean())
+    both = alone.copy()
+    both[at:] += caller[: both.size - at]  # Softer than the echo that is missing: only the bands far below that tell.
+    shares = []
+    for microphone in (both, alone):
+        found = origins_of(far, microphone, ducked_s=(3.0, 99.0))[round(3.1 / WINDOW_S) : round(3.7 / WINDOW_S)]
+        shares.append(found.count(Origin.CALLER) / len(found))
+    assert shares[0] > 0.25, "half of that if the echo were thought to be as loud as before"
+    assert shares[1] == 0
+
+
 def test_nothing_is_explained_while_the_agent_is_silent_or_was_cut() -> None:
     far = recording(READ[0]["path"])[: 6 * 16_000]
     echo = made_echo(far, delay_s=0.1, loss_db=6.0)
@@ -138,7 +191,7 @@ def test_time_that_jumps_is_no_error_and_explains_nothing() -> None:
     gate.played(far, 16_000, 100.0)
     generator = np.random.default_rng(3)
     for number, window in enumerate(Windower().push(far)):
-        gate.explains(window, 100.0 + float(generator.uniform(-3, 8)), is_voiced=bool(number % 3))
+        gate.origin(window, 100.0 + float(generator.uniform(-3, 8)), is_voiced=bool(number % 3))
     assert gate.take_explained() <= BATCH
     assert gate.take_explained() == 0
 
