@@ -607,9 +607,9 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
         (list(coughs(40, options.seed)), lambda number: None),
         (list(keyboards(40, options.seed)), lambda number: None),
         (list(rooms(options.data)), lambda number: None),
-        (list(silence(24 // every)), lambda number: made_room(1000 + number, (4.0, 8.0, 14.0, 20.0)[number % 4])),
+        (list(silence(72 // every)), lambda number: made_room(1000 + number, (4.0, 8.0, 14.0, 20.0)[number % 4])),
         (
-            list(recorded(options.data, ("order",), 4 * every, "order over echo")),
+            list(recorded(options.data, ("order",), every, "order over echo")),
             lambda number: made_room(2000 + number, (8.0, 14.0, 20.0)[number % 3]),
         ),
     ]
