@@ -39,7 +39,8 @@ from budget_replay import (
 )
 
 from voiceagent.backends import QualityCurve
-from voiceagent.budget import BudgetController, BudgetSettings
+from voiceagent.budget import BudgetController
+from voiceagent.budget_terms import BudgetSettings
 from voiceagent.costs import Stage
 
 ROOT = Path(__file__).parents[1]

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from voiceagent.backends import QualityCurve, StepPlan
-from voiceagent.budget import BudgetController, BudgetSettings, TurnRequest
+from voiceagent.budget import BudgetController
 from voiceagent.budget_curve import quality_at
+from voiceagent.budget_terms import BudgetSettings, TurnRequest
 from voiceagent.costs import CostModel, Stage
 from voiceagent.playout import SECONDS_PER_CHAR
 
@@ -183,7 +184,7 @@ class Controlled(Policy):
         )
         draft.plan, draft.may_grow = grant.plan, grant.is_on_time
         self.plans += 1
-        self.refusals += self.controller.admission.refusal(now) is not None
+        self.refusals += self.controller.room.admission.refusal(now) is not None
 
     def crowd(self, first: int, running: int) -> None:
         self.controller.first_drafts, self.controller.running_drafts = first, running

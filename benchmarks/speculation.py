@@ -68,7 +68,8 @@ from voiceagent.backends import (
     DraftStepped,
     StepPlan,
 )
-from voiceagent.budget import BudgetController, BudgetSettings
+from voiceagent.budget import BudgetController
+from voiceagent.budget_terms import BudgetSettings
 from voiceagent.clock import ManualClock
 from voiceagent.config import Config
 from voiceagent.early import Beginning, EarlyDrafts

@@ -9,149 +9,26 @@ caller's queue runs dry. Both plans are made again after every step.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 
 from voiceagent.backends import QualityCurve, StepPlan
 from voiceagent.budget_curve import quality_at, steps_for, useful_steps
-from voiceagent.budget_load import LOAD_LOW, Admission, EngineLoad
+from voiceagent.budget_load import LOAD_LOW, EngineLoad
 from voiceagent.budget_margin import Margin
+from voiceagent.budget_terms import BudgetSettings, Grant, Prediction, TurnRequest, WhenLate
 from voiceagent.costs import Cost, CostModel, Stage
-from voiceagent.foresight import Foresight
 from voiceagent.playout import SECONDS_PER_CHAR
-
-
-class WhenLate(StrEnum):
-    """What happens when the target cannot be met with as many steps as are wanted."""
-
-    FEWER_STEPS = "fewer_steps"
-    """Answer as early as the floor allows."""
-    ACKNOWLEDGE = "acknowledge"
-    """Say something short in time, and answer behind it with the steps that its speech leaves room for."""
-    ANSWER_LATER = "answer_later"
-    """Take the steps that are wanted, as long as the caller's patience lasts."""
-
+from voiceagent.room import Room
 
 WORTH_ACKNOWLEDGING_S = 0.3
 """An answer that is late by less comes sooner than a caller would miss it; words in between would only delay it."""
-
-
 COSTLY_COMPANY = 1.25
 """Where a step of two drafts takes so much longer than that of one, the rest of a reply gives way to first clauses. A CPU pays 1.6."""
 YIELD_MARGIN_S = 0.4
 """So much earlier than the floor needs it a draft stops giving way: others may be in the same position."""
 UNHEARD_YIELD_S = 1.0
 """The longest that a reply gives way of which nothing is heard yet, or which is not spoken at all."""
-
-
-@dataclass(frozen=True, slots=True)
-class BudgetSettings:
-    """Limits of every plan.
-
-    `min_steps` is the floor below which a reply is not worth hearing. `useful_gain` is the share of the quality curve's range
-    that one more step must still bring. `threshold` is the commit confidence; 0.9 is Fast-dLLM's (reference, 5.2, S2). Figures
-    and names wait for `fact_threshold`. `wanted_quality` is what `WhenLate` holds on to where it is not `FEWER_STEPS`.
-    """
-
-    min_steps: int = 2
-    max_steps: int = 24
-    threshold: float = 0.9
-    fact_threshold: float = 0.97
-    useful_gain: float = 0.002
-    wanted_quality: float = 0.95
-    patience_s: float = 2.0
-    """From the end of speech: the latest answer under `ANSWER_LATER`."""
-    first_clause_chars: int = 40
-    """Length that the first clause is assumed to have before it is written."""
-    speculation_share: float = 0.25
-    """Share of the engine's time that all callers' early drafts may take."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min_steps <= self.max_steps:
-            raise ValueError(f"min_steps = {self.min_steps}: expected 1 to max_steps = {self.max_steps}")
-        if not 0.0 < self.threshold <= 1.0:
-            raise ValueError(f"threshold = {self.threshold}: expected above 0 and at most 1")
-        if not self.threshold <= self.fact_threshold <= 1.0:
-            raise ValueError(f"fact_threshold = {self.fact_threshold}: expected threshold = {self.threshold} to 1")
-        if not 0.0 <= self.wanted_quality <= 1.0:
-            raise ValueError(f"wanted_quality = {self.wanted_quality}: expected 0 to 1")
-        if self.patience_s <= 0.0:
-            raise ValueError(f"patience_s = {self.patience_s}: expected seconds above 0")
-        if not 0.0 < self.speculation_share <= 1.0:
-            raise ValueError(f"speculation_share = {self.speculation_share}: expected above 0 and at most 1")
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What a plan expects of each stage, kept beside what then happened."""
-
-    asr: Cost
-    prefill: Cost
-    step: Cost
-    tts: Cost
-    transport: Cost
-    spent_s: float
-    """Time already gone since speech ended when the plan was made."""
-    company: int = 1
-    """Drafts that were expected to share the engine, this one included."""
-
-    def stages(self) -> Iterable[tuple[str, Cost]]:
-        yield from (("asr", self.asr), ("prefill", self.prefill), ("tts", self.tts), ("transport", self.transport))
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """A plan, why it is what it is, and what it expects."""
-
-    plan: StepPlan
-    reason: str
-    prediction: Prediction
-    is_on_time: bool
-    """Whether the first words fit the target at p95: those of the answer, or of the acknowledgement before it."""
-    quality: float
-    """What the curve expects of the first clause."""
-    late: WhenLate | None = None
-    """What was done because the steps that are wanted do not fit; None when they do."""
-    acknowledgement: str | None = None
-    """To be spoken at once, before the answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class TurnRequest:
-    """What the controller must know to plan a turn. Times are readings of one clock."""
-
-    now: float
-    speech_end: float
-    target_s: float
-    prompt_tokens: float
-    """Prompt tokens that are probably not cached yet."""
-    canvas_width: int
-    active_drafts: int = 1
-    """Drafts that will share the engine, this one included."""
-    recognition_wait_s: float = 0.0
-    """Part of the time that has passed: what recognition took longer because of other callers, as `recognised` says."""
-    written_in: int | None = None
-    """Steps that the first clause took where it is written already, by a draft that was begun early."""
-    needs_audio: bool = True
-    when_late: WhenLate = WhenLate.FEWER_STEPS
-    acknowledgements: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a caller is turned away: in one word, for those who count, and in a sentence."""
-
-    code: str
-    reason: str
-
-
-OVERDUE_S = 1.0
-"""Words that are not known so long after their end are overdue, whatever the recogniser."""
-OVERDUE = 3.0
-"""The same, in what it takes one caller alone at p95: a slow recogniser may be slow."""
-OVERDUE_CALLERS = 2
-"""Callers who wait so long at the same time: one may have met a recogniser that hangs."""
 
 
 @dataclass(slots=True)
@@ -167,51 +44,14 @@ class BudgetController:
     """Those of them whose first clause is not written yet."""
     open_utterances: int = 0
     """Utterances being recognised now, kept up to date by those who hear them."""
-    awaited: dict[Hashable, float] = field(default_factory=dict)
-    """Those of them that have ended, and when."""
-    admission: Admission = field(default_factory=Admission)
-    load: EngineLoad = field(default_factory=EngineLoad)
-    """What callers wait for; early drafts take what is left of the engine."""
     speculation: EngineLoad = field(default_factory=EngineLoad)
     margin: Margin = field(default_factory=Margin)
-    foresight: Foresight = field(default_factory=Foresight)
-    """Of the processors, which the recogniser and the voice need as well."""
+    room: Room = field(init=False)
     spare_s: float = 0.0
-    """Time of the engine so far that fewer steps would have saved."""
+    """Time of the engine so far that fewer steps would have saved, by the clock."""
 
-    # --- room for one more --------------------------------------------------------------------------------------------
-
-    def refusal(self, now: float) -> Refusal | None:
-        """Why nobody more can be served on time, or None.
-
-        The processors would be full, as can be foreseen; where that was wrong, callers wait for a recogniser that others keep busy, or the engine
-        is full.
-        """
-        if (reason := self.foresight.refusal()) is not None:
-            return Refusal("processors_full", reason)
-        limit_s = max(OVERDUE_S, OVERDUE * self.costs.predict(Stage.ASR).p95)
-        overdue = sum(now - ended > limit_s for ended in self.awaited.values())
-        if overdue >= OVERDUE_CALLERS:
-            return Refusal(
-                "recogniser_full",
-                f"the recogniser is full: {overdue} callers have waited for more than {limit_s:.1f} s until their words are known; "
-                "try again later",
-            )
-        reason = self.admission.refusal(now)
-        return None if reason is None else Refusal("engine_full", reason)
-
-    def room(self, now: float) -> float:
-        """What engine and processors leave of the steps above the floor, in [0, 1]."""
-        return min(self.load.room(now), self.foresight.room())
-
-    def busy(self, now: float) -> str:
-        """What leaves less than all of that, as part of a sentence; empty where nothing does."""
-        engine, processors = self.load.room(now), self.foresight.room()
-        if min(engine, processors) >= 1.0:
-            return ""
-        if engine <= processors:
-            return f", with the engine {self.load.share(now):.0%} busy"
-        return f", with the processors {self.foresight.fullness(self.foresight.callers):.0%} full"
+    def __post_init__(self) -> None:
+        self.room = Room(self.costs)
 
     # --- what happened ------------------------------------------------------------------------------------------------
 
@@ -228,7 +68,7 @@ class BudgetController:
 
     def prefilled(self, now: float, compute_s: float, wall_s: float, tokens: float, company: int = 1) -> None:
         """A prompt was prefilled: `compute_s` of the engine's time, `wall_s` of its draft's."""
-        self.load.worked(now, compute_s)
+        self.room.load.worked(now, compute_s)
         if tokens > 0:
             self.costs.observe(Stage.PREFILL, max(wall_s, compute_s), tokens, company)
 
@@ -247,7 +87,7 @@ class BudgetController:
 
         Its forward took `compute_s` for all `batch` drafts in it, and `wall_s` have passed since the step before.
         """
-        self.load.worked(now, compute_s / batch)
+        self.room.load.worked(now, compute_s / batch)
         if steps_done >= self.settings.min_steps:
             self.spare_s += compute_s / batch
         self.costs.observe(Stage.STEP, max(wall_s, compute_s), canvas_width, company)
@@ -263,7 +103,7 @@ class BudgetController:
         if is_early:
             self.speculated(now, seconds)
         else:
-            self.load.worked(now, seconds)
+            self.room.load.worked(now, seconds)
 
     def may_go_on(self, now: float) -> bool:
         """Whether an early draft that has begun is still within the share of all of them."""
@@ -271,7 +111,7 @@ class BudgetController:
 
     def may_speculate(self, now: float) -> bool:
         """Whether an early draft may be begun: nobody waits for a first clause, the engine has time, and this is within its share."""
-        has_time = self.load.share(now) < LOAD_LOW
+        has_time = self.room.load.share(now) < LOAD_LOW
         return not self.first_drafts and has_time and self.may_go_on(now)
 
     # --- what steps are worth -----------------------------------------------------------------------------------------
@@ -290,7 +130,7 @@ class BudgetController:
     def affordable_steps(self, canvas_width: int, now: float) -> int:
         """Useful steps that the engine's load leaves to one draft: steps shrink before anybody's wait grows (rule 4)."""
         floor, useful = self.settings.min_steps, self.useful_steps(canvas_width)
-        return floor + math.floor((useful - floor) * self.room(now) + 1e-9)
+        return floor + math.floor((useful - floor) * self.room.for_steps(now) + 1e-9)
 
     def wanted_steps(self, when_late: WhenLate) -> int:
         """Steps of the first clause that this policy will not go below to be on time."""
@@ -458,12 +298,12 @@ class BudgetController:
         room_s = request.speech_end + request.target_s - behind - request.now
         if request.written_in is not None:  # Nothing but the wait for the recogniser can have made it late.
             is_crowded = room_s < 0.0 <= room_s + request.recognition_wait_s
-            self.admission.count(request.now, is_crowded=is_crowded)
+            self.room.admission.count(request.now, is_crowded=is_crowded)
             return
         floor = self.settings.min_steps
         fits = _fitting(room_s - expected.prefill.p50, expected.step.p50)
         fits_alone = _fitting(room_s + request.recognition_wait_s - alone.prefill.p50, alone.step.p50)
-        self.admission.count(request.now, is_crowded=fits < floor <= fits_alone)
+        self.room.admission.count(request.now, is_crowded=fits < floor <= fits_alone)
 
     def replan_first(
         self,

@@ -15,7 +15,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from voiceagent.budget import WhenLate
+from voiceagent.budget_terms import WhenLate
 from voiceagent.config_keys import documented
 from voiceagent.config_sections import (
     AgentConfig,

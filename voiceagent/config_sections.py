@@ -6,7 +6,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from voiceagent.budget import BudgetSettings, WhenLate
+from voiceagent.budget_terms import BudgetSettings, WhenLate
 from voiceagent.config_keys import checked, documented, is_endpoint_url, optional_within, within
 from voiceagent.errors import ConfigError
 from voiceagent.repair import REPAIR_MODES, RepairMode, RepairSettings

@@ -65,7 +65,7 @@ class Conversation:
         self._agent = agent
         self._clock = clock
         self._emit = emit
-        self._foresight = budget.foresight
+        self._foresight = budget.room.foresight
         self._notes: NoteTaker | None = agent.notes() if agent.notes else None
         self._history = History()
         self._tasks = TaskGroup()

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 PERIOD_S = 1.0
 """Between two readings: what is above the mean for so long makes an answer late."""
-LONGEST_S = 5.0
-"""The same, beyond which nobody knows how many callers there were."""
+LONGEST_S = 2.0
+"""The same, beyond which something held the event loop: what it did is not what callers need, and nobody knows how many there were."""
 MEMORY_S = 30.0
 """Over which callers' needs are averaged: some turns of each."""
 OTHERS_MEMORY_S = 10.0
@@ -162,9 +162,9 @@ class Foresight:
         """What is left of the steps above the floor: 1 up to `ROOMY`, 0 where nobody more is let in."""
         return min(max((1.0 - self.fullness(self.callers)) / (1.0 - ROOMY), 0.0), 1.0)
 
-    def refusal(self) -> str | None:
-        """Why there is no room for one caller more, or None. A first caller is always let in."""
-        if self.callers == 0 or self.fullness(self.callers + 1) <= 1.0:
+    def refusal(self, most: float = 1.0) -> str | None:
+        """Why there is no room for one caller more, with whom the fullness would be above `most`, or None. A first caller is always let in."""
+        if self.callers == 0 or self.fullness(self.callers + 1) <= most:
             return None
         need = self.need
         assert need is not None

@@ -52,7 +52,7 @@ class Hearing:
         if not self._is_cancelled:
             self._budget.open_utterances -= 1
         self._is_cancelled = True
-        self._budget.awaited.pop(self, None)
+        self._budget.room.awaited.pop(self, None)
         self._waiting.clear()
         if self._utterance is not None:
             self._utterance.cancel()

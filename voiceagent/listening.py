@@ -402,7 +402,7 @@ class Listening:
         hearing, self._hearing = self._hearing, None
         if hearing is None:
             return
-        self._budget.awaited[hearing] = self._clock.now()
+        self._budget.room.awaited[hearing] = self._clock.now()
         company = self._budget.open_utterances
         expected = self._budget.costs.predict(Stage.ASR, company=company)
         self._turn = CallerTurn(speech_end, self._clock.now(), ended_by, expected, company)

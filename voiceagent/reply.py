@@ -31,7 +31,8 @@ from voiceagent.backends import (
     StepPlan,
     Synthesizer,
 )
-from voiceagent.budget import BudgetController, Grant, TurnRequest, WhenLate
+from voiceagent.budget import BudgetController
+from voiceagent.budget_terms import Grant, TurnRequest, WhenLate
 from voiceagent.clauses import ClauseFinder
 from voiceagent.clock import Clock
 from voiceagent.costs import Stage
@@ -393,7 +394,7 @@ class Reply:
             reason = "" if again is None else f"{again.steps_first} steps for the first clause"
         if again is not None:
             others = f" beside {company - 1} others" if company > 1 else ""
-            busy = self.budget.busy(now)
+            busy = self.budget.room.busy(now)
             self._draft.replan(again)
             if (again.steps_first, again.steps_rest) == (self._plan.steps_first, self._plan.steps_rest):
                 self._plan = again  # Who may share its forwards is nobody's news.

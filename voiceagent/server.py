@@ -70,6 +70,10 @@ class Runtime(Protocol):
         """By part of the machine, how much of what it can do in time is taken; from 1 on nobody more is let in, or only the floor is granted."""
         ...
 
+    def unready(self) -> str | None:
+        """Why callers should be sent elsewhere, or None: one more would be refused, or was and hardly any room has been made since."""
+        ...
+
     def open_conversation(
         self, emit: Callable[[ConversationEvent], None], settings: SessionSettings
     ) -> ConversationPort:
@@ -269,8 +273,8 @@ class RealtimeServer:
         return JSONResponse({"status": "ok"})
 
     async def readyz(self, request: Request) -> Response:
-        """Whether a caller would be let in now, and what would serve them. 503 when not."""
-        reason = self._why_full()
+        """Whether callers should be sent here now, and what would serve them. 503 when not."""
+        reason = self._why_full() or self._runtime.unready()
         agent = self._runtime.agent
         body: Json = {
             "ready": reason is None,

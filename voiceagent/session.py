@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from voiceagent.barge_in import BACKCHANNELS, FRAGMENTS, STOPPING_WORDS, BargeInSettings
-from voiceagent.budget import WhenLate
+from voiceagent.budget_terms import WhenLate
 from voiceagent.endpoint import EndpointSettings
 from voiceagent.errors import ConfigError
 from voiceagent.events import Modality

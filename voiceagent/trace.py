@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from voiceagent.backends import DraftRevised, StepPlan
-from voiceagent.budget import Grant, Prediction, WhenLate
+from voiceagent.budget_terms import Grant, Prediction, WhenLate
 from voiceagent.costs import Cost
 from voiceagent.endpoint import EndedBy
 from voiceagent.repair import Repair

@@ -38,8 +38,9 @@ from voiceagent.backends import (
     TranscriptRepairer,
     TurnScorer,
 )
-from voiceagent.budget import BudgetController, BudgetSettings
+from voiceagent.budget import BudgetController
 from voiceagent.budget_load import LOAD_HIGH
+from voiceagent.budget_terms import BudgetSettings
 from voiceagent.clock import Clock, MonotonicClock
 from voiceagent.config import Config
 from voiceagent.conversation import Conversation
@@ -100,9 +101,13 @@ class LocalRuntime:
 
     @property
     def fullness(self) -> Mapping[str, float]:
-        foresight = self.budget.foresight
-        engine = self.budget.load.share(self.clock.now()) / LOAD_HIGH
+        foresight = self.budget.room.foresight
+        engine = self.budget.room.load.share(self.clock.now()) / LOAD_HIGH
         return {"processors": foresight.fullness(foresight.callers), "engine": engine}
+
+    def unready(self) -> str | None:
+        refusal = self.budget.room.unready(self.clock.now())
+        return None if refusal is None else refusal.reason
 
     def open_conversation(
         self, emit: Callable[[ConversationEvent], None], settings: SessionSettings | None = None
@@ -112,7 +117,7 @@ class LocalRuntime:
         Raises:
             EngineFullError: If one more caller would make those who are there late.
         """
-        if (refusal := self.budget.refusal(self.clock.now())) is not None:
+        if (refusal := self.budget.room.refusal(self.clock.now())) is not None:
             raise EngineFullError(refusal.code, refusal.reason)
         return Conversation(
             backends=self.backends,
@@ -125,7 +130,7 @@ class LocalRuntime:
 
     def watch_processors(self) -> None:
         """From now on read every second what callers need of the processors and what questions take of the engine, until closed."""
-        foresight = self.budget.foresight
+        foresight = self.budget.room.foresight
         foresight.cores = float(len(processors.usable()))
         foresight.least_free = processors.least_share(processors.niceness())
         if isinstance(self.backends.asr, HasProcesses):
@@ -134,7 +139,7 @@ class LocalRuntime:
 
     async def _watch(self) -> None:
         asr, llm, budget, asked_s = self.backends.asr, self.backends.llm, self.budget, None
-        foresight, groups, nice = budget.foresight, processors.quota_folders(), processors.niceness()
+        foresight, groups, nice = budget.room.foresight, processors.quota_folders(), processors.niceness()
         while True:
             now = self.clock.now()
             worked_s = time.process_time() + (asr.cpu_s if isinstance(asr, HasProcesses) else 0.0)
@@ -149,9 +154,10 @@ class LocalRuntime:
                 mates_s=0.0 if used_s is None else used_s - worked_s,
                 held_s=0.0 if quota is None else quota.held_s,
             )
+            budget.room.look(now)
             if isinstance(llm, IsAsked):
                 before, asked_s = asked_s, llm.asked_s
-                budget.load.worked(now, 0.0 if before is None else asked_s - before)
+                budget.room.load.worked(now, 0.0 if before is None else asked_s - before)
             await self.clock.sleep_until(now + PERIOD_S)
 
     def _remembering(

@@ -254,7 +254,7 @@ def test_what_recognisers_in_processes_of_their_own_take_is_learned_and_a_full_m
         runtime.backends = replace(runtime.backends, asr=asr)
         on_processors(monkeypatch)
         runtime.watch_processors()
-        foresight = runtime.budget.foresight
+        foresight = runtime.budget.room.foresight
         assert foresight.cores == 2.0 and foresight.need == SPEECH_ON_PROCESSORS
         foresight.callers = 8
         for _ in range(60):
@@ -285,7 +285,7 @@ def test_a_quota_that_is_used_up_refuses_on_a_machine_of_many_processors(monkeyp
     async def main() -> None:
         clock = ManualClock()
         runtime = made_of(clock, ScriptedDrafter(clock))
-        foresight = runtime.budget.foresight
+        foresight = runtime.budget.room.foresight
         on_processors(monkeypatch, cores=64)
         runtime.watch_processors()
         assert foresight.least_free == pytest.approx(0.25, abs=0.01), "it is polite"
@@ -295,13 +295,13 @@ def test_a_quota_that_is_used_up_refuses_on_a_machine_of_many_processors(monkeyp
             on_processors(monkeypatch, cores=64, quota=Quota(2.0, worked_s + 0.1 * second, 0.0), worked_s=worked_s)
             await clock.advance(1.0)
         assert foresight.need is not None and foresight.need.mean == pytest.approx(0.1, rel=0.05)
-        assert foresight.free == pytest.approx(1.9, rel=0.05) and runtime.budget.refusal(clock.now()) is None
+        assert foresight.free == pytest.approx(1.9, rel=0.05) and runtime.budget.room.refusal(clock.now()) is None
         for second in range(60, 120):
             worked_s = 0.8 * second
             held_s = float(second - 59)
             on_processors(monkeypatch, cores=64, quota=Quota(2.0, worked_s + 0.1 * second, held_s), worked_s=worked_s)
             await clock.advance(1.0)
-        refusal = runtime.budget.refusal(clock.now())
+        refusal = runtime.budget.room.refusal(clock.now())
         assert refusal is not None and refusal.code == "processors_full", "nobody knows how much more they needed"
         await runtime.aclose()
 
@@ -317,7 +317,7 @@ def test_what_fewer_steps_would_have_saved_is_taken_off_as_processor_time(monkey
         drafter = Engine(clock)
         runtime = made_of(clock, drafter)
         runtime.spared.helped = 3.0
-        foresight = runtime.budget.foresight
+        foresight = runtime.budget.room.foresight
         on_processors(monkeypatch)
         runtime.watch_processors()
         foresight.callers = 5
@@ -337,7 +337,7 @@ def test_callers_who_come_in_the_same_moment_find_each_other_counted() -> None:
     async def main() -> None:
         clock = ManualClock()
         runtime = made_of(clock, ScriptedDrafter(clock))
-        foresight = runtime.budget.foresight
+        foresight = runtime.budget.room.foresight
         foresight.cores, foresight.guess = 2.0, Need(0.5, 0.0)
         made = [runtime.open_conversation(lambda event: None) for _ in range(3)]
         with pytest.raises(EngineFullError, match="4 callers would need 2.0 cores"):

@@ -21,7 +21,8 @@ from tests.voiceagent.standins import (
 )
 from voiceagent.agent import AgentProfile, Note, NoteTaker
 from voiceagent.backends import BackendInfo, Backends, Partial, Samples, Transcript
-from voiceagent.budget import BudgetController, BudgetSettings
+from voiceagent.budget import BudgetController
+from voiceagent.budget_terms import BudgetSettings
 from voiceagent.clock import ManualClock
 from voiceagent.conversation import Conversation
 from voiceagent.events import ConversationEvent, ResponseText, TurnTraced

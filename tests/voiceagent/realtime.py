@@ -87,6 +87,7 @@ class StandinRuntime:
     asr: ScriptedTranscriber = field(default_factory=ScriptedTranscriber)
     tts: ToneSynthesizer = field(default_factory=ToneSynthesizer)
     ready: bool = True
+    full: str | None = None
     default_settings: SessionSettings = field(default_factory=lambda: SessionSettings(instructions="You take orders."))
     agent: AgentProfile = field(default_factory=lambda: AgentProfile("café", "You take orders.", "Welcome."))
     wrap: Callable[[Conversation], Any] = lambda conversation: conversation
@@ -99,6 +100,9 @@ class StandinRuntime:
     @property
     def fullness(self) -> Mapping[str, float]:
         return {"processors": 0.25}
+
+    def unready(self) -> str | None:
+        return self.full
 
     def open_conversation(self, emit: Callable[[ConversationEvent], None], settings: SessionSettings) -> Any:
         conversation = Conversation(

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voiceagent.backends import QualityCurve, StepPlan
-from voiceagent.budget import YIELD_MARGIN_S, BudgetController, BudgetSettings, TurnRequest, WhenLate
+from voiceagent.budget import YIELD_MARGIN_S, BudgetController
 from voiceagent.budget_load import MEMORY_S, Admission
 from voiceagent.budget_margin import MAY_MISS, MOST_S, Margin
+from voiceagent.budget_terms import BudgetSettings, TurnRequest, WhenLate
 from voiceagent.costs import Cost, CostModel, Stage
 from voiceagent.foresight import Foresight, Need
 
@@ -273,13 +274,13 @@ def test_a_first_clause_that_is_written_already_needs_no_steps_to_be_on_time() -
     assert not planner.plan_turn(request(now=0.48, prompt_tokens=0.0, written_in=4)).is_on_time, "speech takes 30 ms"
     for _ in range(40):
         planner.plan_turn(request(now=0.48, active_drafts=9, written_in=4))
-    assert planner.admission.refusal(0.48) is None, "what needs no engine is no reason to refuse callers"
+    assert planner.room.admission.refusal(0.48) is None, "what needs no engine is no reason to refuse callers"
     for _ in range(40):
         planner.plan_turn(request(now=0.7, written_in=4, recognition_wait_s=0.1))
-    assert planner.admission.refusal(0.7) is None, "alone it had been late as well"
+    assert planner.room.admission.refusal(0.7) is None, "alone it had been late as well"
     for _ in range(40):
         planner.plan_turn(request(now=0.7, written_in=4, recognition_wait_s=0.4))
-    assert planner.admission.refusal(0.7) is not None, "others kept the recogniser from it"
+    assert planner.room.admission.refusal(0.7) is not None, "others kept the recogniser from it"
 
 
 def test_the_margin_takes_steps_but_none_of_those_that_are_wanted() -> None:
@@ -326,7 +327,7 @@ def test_under_load_steps_shrink_to_the_floor_and_come_back() -> None:
     steps = []
     for second in range(60):
         busy_s = 0.3 if second < 20 else 0.95 if second < 40 else 0.1
-        planner.load.worked(float(second), busy_s)
+        planner.room.load.worked(float(second), busy_s)
         steps.append(planner.plan_turn(request(now=float(second), target_s=100.0)).plan.steps_first)
     assert steps[19] == 20 and steps[39] == 4 and steps[59] == 20
 
@@ -338,19 +339,19 @@ def test_callers_are_refused_while_company_leaves_no_room_for_the_floor() -> Non
         planner.costs.observe(Stage.STEP, 0.08, 32, company=8)
     for _ in range(10):
         planner.plan_turn(request(now=0.38, active_drafts=1))
-    assert planner.admission.refusal(1.0) is None
+    assert planner.room.admission.refusal(1.0) is None
     for _ in range(10):
         planner.plan_turn(request(now=0.38, active_drafts=8))
-    reason = planner.admission.refusal(1.0)
+    reason = planner.room.admission.refusal(1.0)
     assert reason is not None and "10 of the last 20" in reason
-    assert planner.admission.refusal(40.0) is None, "what was half a minute ago says nothing about now"
+    assert planner.room.admission.refusal(40.0) is None, "what was half a minute ago says nothing about now"
 
 
 def test_a_slow_recogniser_is_no_reason_to_refuse_callers() -> None:
     planner = controller(min_steps=4)
     for _ in range(20):
         planner.plan_turn(request(now=3.0))
-    assert planner.admission.refusal(3.0) is None
+    assert planner.room.admission.refusal(3.0) is None
 
 
 def test_waiting_for_a_recogniser_that_others_keep_busy_is_company_too() -> None:
@@ -361,7 +362,7 @@ def test_waiting_for_a_recogniser_that_others_keep_busy_is_company_too() -> None
     assert waits == [pytest.approx(0.88)] * 10, "alone it would have taken 20 ms"
     for _ in range(10):
         planner.plan_turn(request(now=1.2, recognition_wait_s=waits[-1]))
-    reason = planner.admission.refusal(1.2)
+    reason = planner.room.admission.refusal(1.2)
     assert reason is not None and "10 of the last 10" in reason
 
 
@@ -373,45 +374,23 @@ def test_a_recogniser_that_is_slow_alone_is_nobody_elses_fault() -> None:
     assert controller().recognised(0.9, company=6) == 0.0, "nobody knows what it takes alone"
 
 
-def test_callers_who_wait_for_their_words_close_the_door_before_they_are_answered() -> None:
-    planner = controller(min_steps=4)
-    for _ in range(10):
-        planner.recognised(0.1, company=1)
-    planner.awaited = {"one": 10.0, "another": 10.5}
-    assert planner.refusal(11.2) is None, "one has waited for more than a second, the other has not"
-    refusal = planner.refusal(11.6)
-    assert refusal is not None and refusal.code == "recogniser_full"
-    assert "2 callers have waited for more than 1.0 s" in refusal.reason
-    del planner.awaited["one"]
-    assert planner.refusal(20.0) is None, "one alone may have met a recogniser that hangs"
-
-
-def test_a_recogniser_that_always_takes_long_may_take_its_time() -> None:
-    planner = controller(min_steps=4)
-    for _ in range(10):
-        planner.recognised(0.8, company=1)
-    planner.awaited = {"one": 10.0, "another": 10.0}
-    assert planner.refusal(12.0) is None
-    assert planner.refusal(12.5) is not None
-
-
 def with_processors(callers: int, **settings: float) -> BudgetController:
     planner = controller(**settings)
-    planner.foresight = Foresight(cores=2.0, guess=Need(0.1, 0.0), callers=callers)
+    planner.room.foresight = Foresight(cores=2.0, guess=Need(0.1, 0.0), callers=callers)
     return planner
 
 
 def test_the_door_closes_before_processors_are_full_whoever_is_on_time() -> None:
-    assert with_processors(16).refusal(0.0) is None
-    refusal = with_processors(18).refusal(0.0)
+    assert with_processors(16).room.refusal(0.0) is None
+    refusal = with_processors(18).room.refusal(0.0)
     assert refusal is not None and refusal.code == "processors_full" and "19 callers" in refusal.reason
 
 
 def test_an_engine_that_is_full_all_the_same_is_the_reason() -> None:
     planner = with_processors(4)
     for _ in range(20):
-        planner.admission.count(1.0, is_crowded=True)
-    refusal = planner.refusal(1.0)
+        planner.room.admission.count(1.0, is_crowded=True)
+    refusal = planner.room.refusal(1.0)
     assert refusal is not None and refusal.code == "engine_full"
 
 
@@ -419,8 +398,8 @@ def test_full_processors_take_steps_from_everybody_before_anybody_is_refused() -
     steps = [with_processors(callers, min_steps=2).affordable_steps(32, 0.0) for callers in (1, 10, 12, 15, 18)]
     assert steps == sorted(steps, reverse=True)
     assert steps[:2] == [24, 24] and 2 < steps[3] < steps[2] < 24 and steps[4] == 2
-    assert with_processors(10).busy(0.0) == ""
-    assert with_processors(12).busy(0.0) == ", with the processors 67% full"
+    assert with_processors(10).room.busy(0.0) == ""
+    assert with_processors(12).room.busy(0.0) == ", with the processors 67% full"
     assert with_processors(18).may_speculate(0.0), "what is written early is not waited for later"
 
 
@@ -437,7 +416,7 @@ def test_asking_again_for_what_was_written_is_work_of_the_engine() -> None:
     planner = controller()
     planner.rated(0.0, 2, 32, is_early=False)
     step_s = planner.costs.predict(Stage.STEP, 32).p50
-    assert planner.load.share(0.0) == pytest.approx(2 * step_s / MEMORY_S)
+    assert planner.room.load.share(0.0) == pytest.approx(2 * step_s / MEMORY_S)
     planner.rated(0.0, 2, 32, is_early=True)
     assert planner.speculation.share(0.0) == pytest.approx(2 * step_s / MEMORY_S)
 

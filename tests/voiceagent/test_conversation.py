@@ -10,7 +10,7 @@ import pytest
 
 from tests.voiceagent.conversing import REPLY, Line, talk
 from tests.voiceagent.standins import silence, tone
-from voiceagent.budget import WhenLate
+from voiceagent.budget_terms import WhenLate
 from voiceagent.errors import ProtocolError
 from voiceagent.events import (
     AudioCommitted,
@@ -142,7 +142,7 @@ def test_callers_are_counted_while_they_are_there() -> None:
     foresights: list[Foresight] = []
 
     async def scenario(line: Line) -> None:
-        foresights.append(line.conversation._replying.budget.foresight)
+        foresights.append(line.conversation._replying.budget.room.foresight)
         await line.clock.settle()
         assert foresights[0].callers == 1
         await line.conversation.aclose()
@@ -161,7 +161,7 @@ def test_utterances_are_counted_while_they_are_recognised_and_not_when_they_are_
 
         async def count() -> None:
             await line.clock.settle()
-            counts.append((budget.open_utterances, len(budget.awaited)))
+            counts.append((budget.open_utterances, len(budget.room.awaited)))
 
         await count()
         await line.play(tone(0.8))

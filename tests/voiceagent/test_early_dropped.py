@@ -12,7 +12,8 @@ from tests.voiceagent.early_line import OTHER, REPLY, SPOKEN, Line, Slow, one_tu
 from tests.voiceagent.standins import ScriptedDraft, ScriptedDrafter, silence, tone
 from voiceagent.agent import Note
 from voiceagent.backends import BackendInfo, Draft, DraftEvent, DraftRequest
-from voiceagent.budget import BudgetController, Grant, TurnRequest
+from voiceagent.budget import BudgetController
+from voiceagent.budget_terms import Grant, TurnRequest
 from voiceagent.errors import BackendError
 from voiceagent.events import ResponseFinished
 from voiceagent.session import SessionSettings, TurnDetection

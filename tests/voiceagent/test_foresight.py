@@ -191,6 +191,16 @@ def test_readings_that_do_not_move_on_or_go_back_do_no_harm() -> None:
     assert foresight.need == need, "nobody knows who was there meanwhile"
 
 
+@pytest.mark.parametrize("callers", [1, 2, 4])
+def test_a_caller_whose_message_holds_the_event_loop_does_not_make_everybody_seem_to_need_as_much(callers: int) -> None:
+    for held_s in (0.5, 1.0, 2.0, 3.0, 4.0, 8.0):
+        foresight = Foresight(cores=2.0, guess=SPEECH_ON_PROCESSORS)
+        end = told(foresight, *[0.075 * callers] * 60, callers=callers)
+        # While it lasts nothing is read, and a whole processor is busy.
+        foresight.read(end + 1.0 + held_s, 0.075 * callers * 61 + held_s)
+        assert foresight.refusal() is None, f"held for {held_s} s"
+
+
 def test_the_reason_tells_what_would_be_needed_and_what_there_is() -> None:
     foresight = Foresight(cores=2.0)
     told(foresight, *[1.3] * 60, callers=13)

@@ -97,6 +97,23 @@ def test_a_runtime_that_is_loading_or_overloaded_refuses_with_the_reason() -> No
     serve(scenario)
 
 
+def test_whoever_sends_callers_is_told_that_the_models_have_no_room_and_the_process_is_well() -> None:
+    async def scenario(house: House) -> None:
+        house.runtime.full = "the processors are full"
+        ready = await get(house, "/readyz")
+        assert (ready.status_code, ready.json()["ready"], ready.json()["reason"]) == (
+            503,
+            False,
+            "the processors are full",
+        )
+        assert ready.json()["parts"], "the page still says what would serve"
+        assert (await get(house, "/healthz")).status_code == 200
+        house.runtime.full = None
+        assert (await get(house, "/readyz")).status_code == 200
+
+    serve(scenario)
+
+
 @pytest.mark.parametrize("query", ["call_id=rtc_1", "intent=transcription"])
 def test_kinds_of_session_that_are_not_offered_are_not_found(query: str) -> None:
     async def scenario(house: House) -> None:

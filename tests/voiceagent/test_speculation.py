@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from voiceagent.backends import DraftRequest, PromptTurn, StepPlan
-from voiceagent.budget import BudgetController, BudgetSettings
+from voiceagent.budget import BudgetController
 from voiceagent.budget_load import MEMORY_S
+from voiceagent.budget_terms import BudgetSettings
 from voiceagent.speculation import (
     LATE_S,
     LONG_PAUSE_S,
@@ -111,12 +112,12 @@ def test_early_drafts_have_a_share_of_the_engine_and_get_it_back_with_time() -> 
     budget.speculated(0.0, 0.21 * MEMORY_S)
     assert not budget.may_speculate(0.0)
     assert budget.may_speculate(1.0)
-    assert budget.load.share(0.0) == 0.0, "what nobody waits for takes no steps from those who do"
+    assert budget.room.load.share(0.0) == 0.0, "what nobody waits for takes no steps from those who do"
 
 
 def test_nothing_is_drafted_early_on_an_engine_that_is_busy() -> None:
     budget = BudgetController()
-    budget.load.worked(0.0, 0.7 * MEMORY_S)
+    budget.room.load.worked(0.0, 0.7 * MEMORY_S)
     assert not budget.may_speculate(0.0)
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 from voiceagent.backends import StepPlan
-from voiceagent.budget import Prediction
+from voiceagent.budget_terms import Prediction
 from voiceagent.costs import Cost
 from voiceagent.trace import StepRecord, TurnTrace
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias, cast
 
-from voiceagent.budget import WhenLate
+from voiceagent.budget_terms import WhenLate
 from voiceagent.errors import ConfigError, ProtocolError
 from voiceagent.repair import REPAIR_MODES, RepairMode
 from voiceagent.session import BARGE_IN_MODES, BargeInMode, SessionSettings, TurnDetection
