@@ -1,9 +1,10 @@
 """A denoising step of the built-in model on a CPU: where its time goes, and how far it is from what the machine can do.
 
-    python benchmarks/cpu_step.py [--threads 1] [--repeats 40] [--before CHECKOUT] [--json FILE]
+    python benchmarks/cpu_step.py [--threads 1] [--repeats 40] [--weights float32] [--before CHECKOUT] [--json FILE]
+    ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 python benchmarks/cpu_step.py --weights float32   # as on a processor without AVX-512
 
 Ways to run the same weights take turns round by round: PyTorch's layers, weights laid out for the CPU's products (`packed`), all layers in one
-compiled call (`compiled`). Times are processor time of the engine's thread (wall time with more than one thread), so that other work on
+compiled call (`compiled`; where the best is AVX-512, also as compiled for AVX2). Times are processor time of the engine's thread (wall time with more than one thread), so that other work on
 the machine disturbs as little as it can. A round is all that the engine does: forward, tokens, selection, events.
 
 The floor of a row is the larger of its bytes (weights, stored keys and values, read once) over the speed of a large copy and of its
@@ -17,6 +18,7 @@ import argparse
 import functools
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -33,11 +35,13 @@ from dllm.drafts import DraftSpec, Plan
 from dllm.engine import Engine
 from dllm.options import DecodeOptions
 from dllm.spec import ModelSpec
+from dllm_kernels import native
 
 CASES = ((16, 256, 1), (32, 256, 1), (32, 512, 1), (64, 512, 1), (32, 512, 4), (32, 512, 8))
 """Canvas, stored tokens, drafts."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WAYS: dict[str, dict[str, Any]] = {"plain": {}, "packed": {"packed": True}, "compiled": {"compiled": True}}
+FOR_AVX2 = "compiled for AVX2"
 PROFILED = (32, 512, 1)
 BEFORE_ROUNDS = 3
 WARM_UPS = 5
@@ -236,10 +240,11 @@ def profile(checkpoint: loader.Checkpoint, repeats: int) -> dict[str, float]:
 # --- another checkout -------------------------------------------------------------------------------------------------------
 
 
-def child(repeats: int) -> dict[str, float]:
+def child(repeats: int, weights: list[str]) -> dict[str, float]:
     """Median milliseconds by case and type, with whatever this checkout does for a network that writes."""
     found = {}
-    for name, dtype in DTYPES.items():
+    for name in weights:
+        dtype = DTYPES[name]
         try:
             checkpoint = loader.load(dtype=dtype, compiled=True)
         except TypeError:  # an older one
@@ -256,14 +261,15 @@ def child(repeats: int) -> dict[str, float]:
     return found
 
 
-def against(before: Path, repeats: int) -> list[dict[str, Any]]:
+def against(before: Path, repeats: int, weights: list[str]) -> list[dict[str, Any]]:
     here = Path(__file__).resolve().parents[1]
+    asked = [part for name in weights for part in ("--weights", name)]
     found: dict[str, list[dict[str, float]]] = {"before": [], "after": []}
     for _ in range(BEFORE_ROUNDS):
         for name, root in (("before", before), ("after", here)):
             path = os.pathsep.join(str(root / part) for part in ("", "kernels", "pipelines"))
             done = subprocess.run(
-                [sys.executable, __file__, "--child", "--repeats", str(repeats)],
+                [sys.executable, __file__, "--child", "--repeats", str(repeats), *asked],
                 env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
                 capture_output=True,
                 text=True,
@@ -281,26 +287,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--weights", choices=DTYPES, action="append", help="only these types; may be repeated")
     parser.add_argument("--before", type=Path, help="another checkout of this repository, to be compared with in turns")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.child:
-        print(json.dumps(child(args.repeats)))
+        print(json.dumps(child(args.repeats, args.weights or list(DTYPES))))
         return
     from measuring import about
 
     now = clock(args.threads)
     speed = speeds(now)
+    weights = args.weights or list(DTYPES)
     checkpoints = {
-        (name, way): loader.load(dtype=dtype, **options)
-        for name, dtype in DTYPES.items()
-        for way, options in WAYS.items()
+        (name, way): loader.load(dtype=DTYPES[name], **options) for name in weights for way, options in WAYS.items()
     }
+    best = native.prepare()
+    if "float32" in weights and native.available()[:1] == ("avx512",):
+        native.use(native.build("avx2"))
+        checkpoints["float32", FOR_AVX2] = loader.load(compiled=True)
+        native.use(best)
     report: dict[str, Any] = {
         **about(torch.device("cpu")),
-        "layers": checkpoints["float32", "compiled"].compiled,
+        "layers": checkpoints[weights[0], "compiled"].compiled,
+        "kernels": re.sub(r"with \S+", "", best.reason).replace("  ", " "),
         **{name: float(f"{value:.3g}") for name, value in speed.items()},
         "rows": [],
         "profile_us": {},
@@ -320,11 +332,11 @@ def main() -> None:
                 f"{row['times_floor']} | {row['plain_over_this']} |",
                 flush=True,
             )
-    for key in (("float32", "plain"), ("float32", "compiled"), ("bfloat16", "plain"), ("bfloat16", "compiled")):
+    for key in ((name, way) for name in weights for way in ("plain", "compiled")):
         report["profile_us"][" ".join(key)] = profile(checkpoints[key], args.repeats)
         print(" ".join(key), json.dumps(report["profile_us"][" ".join(key)]), flush=True)
     if args.before is not None:
-        report["before"] = against(args.before.resolve(), args.repeats)
+        report["before"] = against(args.before.resolve(), args.repeats, weights)
         print(json.dumps(report["before"], indent=1), flush=True)
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")

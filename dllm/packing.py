@@ -15,7 +15,7 @@ from dllm.models.transformer import Transformer
 from dllm.quantize import PROJECTIONS
 from dllm.spec import ModelSpec
 from dllm_kernels import native
-from dllm_kernels.decoder import PANEL, Decoder, Geometry, LayerWeights
+from dllm_kernels.decoder import PANEL, Decoder, Geometry, LayerWeights, takes
 
 SMALL_BYTES = 256 * 2**20
 """Layers up to this size get a second copy for the compiled call, which is for one core."""
@@ -43,11 +43,15 @@ def compile_layers(network: nn.Module) -> str:
     weights = [module.weight for module in modules]
     is_whole = len(modules) == len(network.layers) * (8 if network.spec.qk_norm else 6)  # others are quantised
     is_small = sum(weight.numel() * weight.element_size() for weight in weights) <= SMALL_BYTES
-    if not (is_whole and is_small and len({weight.dtype for weight in weights}) == 1 and can_pack(weights[0])):
+    dtype, is_here = weights[0].dtype, weights[0].device.type == "cpu"
+    is_known = dtype in (torch.float32, torch.bfloat16) and all(weight.dtype == dtype for weight in weights)
+    if not (is_whole and is_small and is_here and is_known):
         return ""
     prepared = native.prepare()
     if prepared.library is None:
         return f"layers not compiled: {prepared.reason}"
+    if not takes(dtype):
+        return f"layers not compiled: no products in bfloat16 ({prepared.reason})"
     spec = network.spec
     network.decoder = Decoder(
         [_layer_weights(layer, spec.qk_norm) for layer in network.layers],

@@ -390,7 +390,7 @@ class ModelsConfig:
     )
     compile: bool = documented(
         True,
-        "Whether a small model's layers are compiled for this processor (AVX-512) by the C compiler on the path, if there is one. For one "
+        "Whether a small model's layers are compiled for this processor (AVX-512, AVX2 or NEON) by the C compiler on the path, if there is one. For one "
         "thread.",
         "true or false",
     )

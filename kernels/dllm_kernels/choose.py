@@ -57,8 +57,8 @@ def choose(op: str, *tensors: Tensor | None) -> Any:
 
 
 def runs_native() -> bool:
-    """Whether what was compiled for this CPU is used. It runs on one core: where PyTorch has more, they are faster together."""
-    return _forced == "auto" and native.library() is not None and torch.get_num_threads() == 1
+    """Whether what was compiled for this CPU is used: wherever somebody had it compiled, whatever threads PyTorch has in this one."""
+    return _forced == "auto" and native.library() is not None
 
 
 def runs_kernels(*tensors: Tensor | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -28,20 +28,11 @@ ROUNDING = 1e-5
 """Of float32 sums over a few hundred products in another order, relative to the sum of magnitudes."""
 HALF_ROUNDING = 2**-7
 """The same in bfloat16, whose last rounding may fall to the other side: eight bits of mantissa."""
-NOT_HERE = "layers are compiled for processors with AVX-512, which this is not"
+NOT_HERE = "layers are compiled for processors with AVX2, AVX-512 or NEON, which this is not"
 DTYPES = (torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.skipif(
     not has_bfloat16_units(), reason="this processor has no bfloat16 units"
 )))  # fmt: skip
 PLAN = Plan(steps_first=6, steps_rest=8, threshold=0.9)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """What is compiled is for one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def numbers(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -124,12 +115,12 @@ def test_quantised_network_keeps_its_layers_and_packs_its_head() -> None:
 
 
 @pytest.mark.parametrize("how", ["packed", "compiled"])
-def test_replies_in_float32_are_the_same_token_for_token(how: str, one_thread: None) -> None:
+def test_replies_in_float32_are_the_same_token_for_token(how: str) -> None:
     fast, plain = (replies(loader.load(packed=True, compiled=how == "compiled")), replies(loader.load()))
     assert [reply.tokens for reply in fast] == [reply.tokens for reply in plain]
 
 
-def test_a_draft_is_the_same_bits_in_any_company(one_thread: None) -> None:
+def test_a_draft_is_the_same_bits_in_any_company() -> None:
     checkpoint = loader.load(compiled=True)
     if checkpoint.compiled != LAYERS_COMPILED:
         pytest.skip(checkpoint.compiled or NOT_HERE)
@@ -151,7 +142,7 @@ def replies(checkpoint: loader.Checkpoint, numbers: Sequence[int] = (0, 1, 2)) -
     return [finished(events, draft) for draft in drafts]
 
 
-def test_memory_counts_what_the_compiled_call_holds(one_thread: None) -> None:
+def test_memory_counts_what_the_compiled_call_holds() -> None:
     packed, compiled = (loader.load(packed=True, compiled=how) for how in (False, True))
     decoder = getattr(compiled.model, "decoder", None)
     if decoder is None:

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dllm_kernels import CommitStats, Given, commit_from_logits, native
+from dllm_kernels import CommitStats, Given, commit_from_logits
 from dllm_kernels.commit_from_logits import native as in_c
 from dllm_kernels.commit_from_logits import reference
 from dllm_kernels.commit_from_logits.contract import empty_stats
 from tests.kernels.both import to
+from tests.kernels.instructions import BUILT, using
 
 INFINITY = float("inf")
 NAN = float("nan")
@@ -30,8 +31,7 @@ Seed: TypeAlias = int | Tensor
 
 # Triton exists for Linux only.
 IMPLEMENTATIONS = ["reference", *(["triton"] if sys.platform == "linux" else [])]
-if native.prepare().library is not None:
-    IMPLEMENTATIONS.append("native")
+IMPLEMENTATIONS += BUILT
 
 
 def run(
@@ -51,8 +51,9 @@ def run(
         given.log_probability.fill_(NAN)
     if implementation == "reference":
         reference.commit_from_logits(logits, temperature, seed, forbidden, given, out)
-    elif implementation == "native":
-        in_c.commit_from_logits(logits, temperature, seed, forbidden, given, out)
+    elif implementation in BUILT:
+        with using(implementation):
+            in_c.commit_from_logits(logits, temperature, seed, forbidden, given, out)
     else:
         from dllm_kernels.commit_from_logits import triton
 

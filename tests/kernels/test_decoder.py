@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,25 @@ from dllm.packing import LAYERS_COMPILED, SMALL_BYTES, compile_layers
 from dllm.spec import ModelSpec, dialogue_spec
 from dllm_kernels import native
 from dllm_kernels.decoder import Decoder
+from tests.kernels.instructions import BUILT, has_half, using
 
-compiled = pytest.mark.skipif(native.prepare().library is None, reason=native.prepare().reason)
-library = native.library()
-HAS_HALF = library is not None and bool(library.has_half())
-DTYPES = [torch.float32, *([torch.bfloat16] if HAS_HALF else [])]
+TYPES = [
+    (name, dtype)
+    for name in BUILT
+    for dtype in (torch.float32, torch.bfloat16)
+    if dtype.itemsize == 4 or has_half(name)
+]
+for_each = pytest.mark.parametrize("instructions", BUILT, indirect=True)
+for_each_type = pytest.mark.parametrize(("instructions", "dtype"), TYPES, indirect=["instructions"], ids=str)
 
 ATOL = 2e-5
 """Float32 sums in another order, over three layers, of numbers up to 5."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture
+def instructions(request: pytest.FixtureRequest) -> Iterator[native.Instructions]:
+    with using(request.param):
+        yield request.param
 
 
 def spec_of(**changes: Any) -> ModelSpec:
@@ -95,13 +99,21 @@ def assert_same(network: Transformer, *arguments: Any) -> None:
         for one, other in zip(got, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=ATOL)
         return
+    assert_no_further_from_exact(network, got, expected, *arguments)
+
+
+def assert_no_further_from_exact(
+    network: Transformer, got: list[Tensor], expected: list[Tensor], *arguments: Any
+) -> None:
+    """Than `expected` is, of which the numbers in twice the bits are the measure."""
+    wide = torch.float64 if got[0].dtype == torch.float32 else torch.float32
     *rest, mask = arguments
-    wide = mask.float() if isinstance(mask, Tensor) and mask.is_floating_point() else mask
-    exact = outcome(without_decoder(network).float(), "reference", *rest, wide)
+    mask = mask.to(wide) if isinstance(mask, Tensor) and mask.is_floating_point() else mask
+    exact = outcome(without_decoder(network).to(wide), "reference", *rest, mask)
     for one, other, right in zip(got, expected, exact, strict=True):
-        assert one.shape == right.shape
+        assert one.shape == right.shape and one.isfinite().all()
         # Of a single token's few numbers the means scatter.
-        assert (one.float() - right).abs().mean() <= 1.25 * (other.float() - right).abs().mean()
+        assert (one.to(wide) - right).abs().mean() <= 1.25 * (other.to(wide) - right).abs().mean()
 
 
 def outcome(network: Transformer, *arguments: Any) -> list[Tensor]:
@@ -115,27 +127,26 @@ def without_decoder(network: Transformer) -> Transformer:
     return twin
 
 
-@compiled
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@for_each_type
 @pytest.mark.parametrize("length", [1, 2, 11, 12, 13, 23, 24, 25, 40])
-def test_every_length_of_a_window_gives_what_the_layers_give(dtype: torch.dtype, length: int) -> None:
+def test_every_length_of_a_window_gives_what_the_layers_give(
+    instructions: str, dtype: torch.dtype, length: int
+) -> None:
     network = network_of(dtype)
     assert compile_layers(network) == LAYERS_COMPILED
     assert_same(network, 1, length, 17, None)
 
 
-@compiled
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@for_each_type
 @pytest.mark.parametrize("start", [0, 1, 15, 31])
-def test_every_number_of_stored_tokens_does(dtype: torch.dtype, start: int) -> None:
+def test_every_number_of_stored_tokens_does(instructions: str, dtype: torch.dtype, start: int) -> None:
     network = network_of(dtype)
     assert compile_layers(network) == LAYERS_COMPILED
     assert_same(network, 2, 8, start, None)
 
 
-@compiled
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rows_with_starts_and_masks_of_their_own_do(dtype: torch.dtype) -> None:
+@for_each_type
+def test_rows_with_starts_and_masks_of_their_own_do(instructions: str, dtype: torch.dtype) -> None:
     network = network_of(dtype)
     assert compile_layers(network) == LAYERS_COMPILED
     starts, length, slots = torch.tensor([20, 3, 0]), 9, 29
@@ -147,7 +158,7 @@ def test_rows_with_starts_and_masks_of_their_own_do(dtype: torch.dtype) -> None:
     assert_same(network, 3, length, 20, seen[:1])
 
 
-@compiled
+@for_each
 @pytest.mark.parametrize(
     "changes",
     [
@@ -159,15 +170,14 @@ def test_rows_with_starts_and_masks_of_their_own_do(dtype: torch.dtype) -> None:
     ],
     ids=str,
 )
-def test_other_geometries_do(changes: dict[str, Any]) -> None:
+def test_other_geometries_do(instructions: str, changes: dict[str, Any]) -> None:
     network = network_of(**changes)
     assert compile_layers(network) == LAYERS_COMPILED
     assert_same(network, 2, 8, 5, None)
 
 
-@compiled
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_row_is_the_same_bits_in_any_company_and_behind_any_padding(dtype: torch.dtype) -> None:
+@for_each_type
+def test_a_row_is_the_same_bits_in_any_company_and_behind_any_padding(instructions: str, dtype: torch.dtype) -> None:
     network = network_of(dtype)
     assert compile_layers(network) == LAYERS_COMPILED
     ids = torch.randint(16, 96, (5, 24), generator=torch.Generator().manual_seed(3))
@@ -185,8 +195,8 @@ def test_a_row_is_the_same_bits_in_any_company_and_behind_any_padding(dtype: tor
     assert torch.equal(got[0], beside[0, :7])
 
 
-@compiled
-def test_new_tokens_are_all_that_is_written() -> None:
+@for_each
+def test_new_tokens_are_all_that_is_written(instructions: str) -> None:
     network = network_of()
     assert compile_layers(network) == LAYERS_COMPILED
     _, stores = run(network, "compiled", 2, 5, 7, None)
@@ -196,8 +206,8 @@ def test_new_tokens_are_all_that_is_written() -> None:
             assert changed.nonzero().flatten().tolist() == [7, 8, 9, 10, 11]
 
 
-@compiled
-def test_what_lies_outside_the_stores_is_never_written() -> None:
+@for_each
+def test_what_lies_outside_the_stores_is_never_written(instructions: str) -> None:
     network = network_of()
     assert compile_layers(network) == LAYERS_COMPILED
     decoder = network.decoder
@@ -225,8 +235,8 @@ def test_what_lies_outside_the_stores_is_never_written() -> None:
     decoder(x, turn, turn, good, 0)
 
 
-@compiled
-def test_networks_that_it_was_not_written_for_keep_their_layers() -> None:
+@for_each
+def test_networks_that_it_was_not_written_for_keep_their_layers(instructions: str) -> None:
     unfit: list[dict[str, Any]] = [{"hidden_size": 48}, {"head_dim": 16}, {"intermediate_size": 100}]
     for changes in unfit:
         network = network_of(**changes)
@@ -236,55 +246,162 @@ def test_networks_that_it_was_not_written_for_keep_their_layers() -> None:
     assert SMALL_BYTES >= 2**28
 
 
-@compiled
-def test_layers_run_one_by_one_without_stores_and_on_several_threads() -> None:
+@for_each
+def test_layers_run_one_by_one_without_stores(instructions: str) -> None:
     network = network_of()
     assert compile_layers(network) == LAYERS_COMPILED
 
     def refuse(*_: object) -> Tensor:
-        raise AssertionError("the compiled call is for one thread, and for tokens that are stored")
+        raise AssertionError("the compiled call is for tokens that are stored")
 
     network.decoder = refuse  # type: ignore[assignment]
+    network(torch.zeros(1, 4, dtype=torch.int64), torch.arange(4).unsqueeze(0), None)
+
+
+@for_each
+def test_what_was_compiled_runs_whatever_threads_the_calling_thread_has(instructions: str) -> None:
+    """PyTorch counts threads for each thread by itself: the engine's must not take other layers than the one that loaded them."""
+    network = network_of()
+    assert compile_layers(network) == LAYERS_COMPILED
+    decoder, calls, threads = network.decoder, [], torch.get_num_threads()
+    assert isinstance(decoder, Decoder)
+
+    def count(*arguments: Any) -> Tensor:
+        calls.append(torch.get_num_threads())
+        return decoder(*arguments)
+
+    network.decoder = count  # type: ignore[assignment]
     ids, positions = torch.zeros(1, 4, dtype=torch.int64), torch.arange(4).unsqueeze(0)
-    network(ids, positions, None)
-    torch.set_num_threads(2)
-    network(ids, positions, None, network.new_stores(1, 8), 0)
+    try:
+        for wanted in (1, 2):
+            torch.set_num_threads(wanted)
+            network(ids, positions, None, network.new_stores(1, 8), 0)
+    finally:
+        torch.set_num_threads(threads)
+    assert calls == [1, 2]
+
+
+@for_each
+@pytest.mark.parametrize("factor", [1e4, 1e-12, 0.0])
+def test_embeddings_that_are_huge_or_next_to_nothing_give_what_the_layers_give(
+    instructions: str, factor: float
+) -> None:
+    network = network_of()
+    with torch.no_grad():
+        network.embed_tokens.weight.mul_(factor)
+    assert compile_layers(network) == LAYERS_COMPILED
+    assert_same(network, 2, 9, 5, None)
+
+
+@for_each
+def test_scores_far_beyond_where_the_exponential_ends_give_what_the_layers_give(instructions: str) -> None:
+    """A few hundred apart: all but one share of a softmax is nothing. Rounding is magnified as much, so the layers are no measure of it."""
+    network = network_of()
+    with torch.no_grad():
+        for layer in network.layers:
+            layer.get_parameter("self_attn.q_norm.weight").mul_(100.0)
+    assert compile_layers(network) == LAYERS_COMPILED
+    arguments = (2, 9, 5, None)
+    got, expected = (outcome(network, kind, *arguments) for kind in ("compiled", "reference"))
+    assert_no_further_from_exact(network, got, expected, *arguments)
+
+
+@for_each_type
+def test_what_is_not_written_before_it_is_read_is_never_read(
+    instructions: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that the call gets is full of NaN; so are slots of the stores behind what a forward sees."""
+    network = network_of(dtype)
+    assert compile_layers(network) == LAYERS_COMPILED
+    arguments = (torch.tensor([[16, 17, 18]]), torch.arange(9, 12).unsqueeze(0), None)
+    clean, dirty = filled(network, 1, 40), filled(network, 1, 40)
+    for store in dirty:
+        for part in store:
+            part[:, :, 12:] = float("nan")
+    with torch.inference_mode():
+        expected = network(*arguments, clean, 9)
+        monkeypatch.setattr(torch, "empty", lambda *shape, dtype: torch.full(shape, float("nan"), dtype=dtype))
+        got = network(*arguments, dirty, 9)
+    assert torch.equal(got, expected)
+    for one, other in zip(clean, dirty, strict=True):
+        assert all(torch.equal(left[:, :, :12], right[:, :, :12]) for left, right in zip(one, other, strict=True))
+
+
+@for_each
+def test_a_type_that_the_compiled_code_does_not_multiply_is_told_of(
+    instructions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiler that is older than the processor leaves its products in bfloat16 out."""
+    monkeypatch.setattr("dllm.packing.takes", lambda dtype: dtype == torch.float32)
+    network = network_of(torch.bfloat16)
+    assert compile_layers(network).startswith("layers not compiled: no products in bfloat16 (compiled with ")
+    assert network.decoder is None
 
 
 # --- compiling ------------------------------------------------------------------------------------------------------------
 
 
-@compiled
-def test_what_is_compiled_is_kept_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = native._prepare(tmp_path)
+@for_each
+def test_what_is_compiled_is_kept_and_found_again(
+    instructions: native.Instructions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = native.build(instructions, tmp_path)
     assert first.library is not None and [path.suffix for path in tmp_path.iterdir()] == [".so"]
+    assert first.reason.endswith(f" for {native.NAMES[instructions]}")
     monkeypatch.setattr(native, "compile_to", lambda *_: pytest.fail("it was there already"))
-    assert native._prepare(tmp_path).library is not None
+    assert native.build(instructions, tmp_path).library is not None
 
 
-@compiled
+@pytest.mark.skipif(not BUILT, reason=native.prepare().reason)
 @pytest.mark.parametrize("content", [b"", b"\x7fELF and no more"])
 def test_what_is_kept_and_damaged_is_compiled_anew(content: bytes, tmp_path: Path) -> None:
-    compiler = next(found for name in native.COMPILERS if (found := shutil.which(name)))
-    kept = tmp_path / f"kernels-{native._digest(compiler)}.so"
+    sound, other = tmp_path / "sound", tmp_path / "other"
+    sound.mkdir()
+    other.mkdir()
+    assert native.build(None, sound).library is not None
+    kept = other / next(sound.iterdir()).name
     kept.write_bytes(content)
-    assert native._prepare(tmp_path).library is not None
+    assert native.build(None, other).library is not None
     assert kept.stat().st_size > 10_000
 
 
+@pytest.mark.parametrize(
+    ("machine", "capability", "expected"),
+    [
+        ("x86_64", "AVX512", ("avx512", "avx2")),
+        ("AMD64", "AVX2", ("avx2",)),
+        ("x86_64", "DEFAULT", ()),
+        ("aarch64", "DEFAULT", ("neon",)),
+        ("arm64", "DEFAULT", ("neon",)),
+        ("ppc64le", "VSX", ()),
+    ],
+)
+def test_the_best_instructions_that_there_are_come_first(
+    machine: str, capability: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native.platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert native.available() == expected
+
+
+def test_instructions_that_the_processor_lacks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "available", lambda: ("avx2",))
+    assert native.build("avx512") == native.Prepared(None, "this processor has no AVX-512")
+
+
 def test_why_there_is_none_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    assert native._prepare(tmp_path) == native.Prepared(None, "this processor has no AVX-512")
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(native, "available", lambda: ())
+    assert native.build(None, tmp_path) == native.Prepared(None, "this processor has no AVX2 or AVX-512")
+    monkeypatch.setattr(native, "available", lambda: ("avx2",))
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    assert native._prepare(tmp_path) == native.Prepared(None, "no C compiler on the path (cc, gcc, clang)")
+    assert native.build(None, tmp_path) == native.Prepared(None, "no C compiler on the path (cc, gcc, clang)")
     monkeypatch.setattr(shutil, "which", lambda _: "/bin/sh")
 
     def fails(*_: object, **__: object) -> None:
         raise subprocess.CalledProcessError(1, ["cc"], stderr="decoder.c:1: error\nno such option")
 
     monkeypatch.setattr(subprocess, "run", fails)
-    assert native._prepare(tmp_path) == native.Prepared(None, "/bin/sh failed: no such option")
+    assert native.build(None, tmp_path) == native.Prepared(None, "/bin/sh failed: no such option")
     assert list(tmp_path.iterdir()) == [], "half a library is never left"
 
 

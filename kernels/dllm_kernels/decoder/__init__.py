@@ -75,6 +75,12 @@ class _Shape(ctypes.Structure):
     ]
 
 
+def takes(dtype: torch.dtype) -> bool:
+    """Whether the compiled code multiplies weights of a type. Products in bfloat16 need the processor's units and a compiler that knows them."""
+    library = native.library()
+    return library is not None and (dtype == torch.float32 or (dtype == torch.bfloat16 and bool(library.has_half())))
+
+
 class Decoder:
     """The layers of one network, packed for products on one core.
 
@@ -83,8 +89,8 @@ class Decoder:
         norm: [E], the final norm's weight.
 
     Raises:
-        ValueError: If there is no compiled code (`native.prepare`), or it does not take these shapes and types: float32, or bfloat16 where the
-            processor multiplies in it, all sizes in multiples of 32.
+        ValueError: If there is no compiled code (`native.prepare`), or it does not take these shapes and types: float32, or bfloat16 where it
+            multiplies in it (`takes`), all sizes in multiples of 32.
     """
 
     def __init__(self, layers: Sequence[LayerWeights], norm: Tensor, geometry: Geometry) -> None:
@@ -92,7 +98,7 @@ class Decoder:
         if library is None:
             raise ValueError(f"decoder: expected compiled code, got none: {native.prepare().reason}")
         self._library, self.geometry, self.dtype = library, geometry, layers[0].qkv.dtype
-        if self.dtype != torch.float32 and not (self.dtype == torch.bfloat16 and library.has_half()):
+        if not takes(self.dtype):
             raise ValueError(f"qkv: expected float32, or bfloat16 on a processor with units for it, got {self.dtype}")
         self.hidden, self.inner = layers[0].down.shape
         heads, width = geometry.heads * geometry.size, (geometry.heads + 2 * geometry.groups) * geometry.size

@@ -1,7 +1,8 @@
-"""C for processors with AVX-512, compiled where it runs: a wheel for every processor would have to leave out what makes it fast.
+"""C for this processor's vectors, compiled where it runs: a wheel for every processor would have to leave out what makes it fast.
 
-Nothing is compiled before somebody asks (`prepare`); it takes a second or two, once per machine, and the result is kept. Where there is no
-compiler, or no AVX-512, everything runs as it does in PyTorch and `Prepared.reason` says why.
+One source is compiled for AVX-512, for AVX2 with FMA, or for NEON (`vector.h`). Nothing is compiled before somebody asks (`prepare`); it takes
+a second or two, once per machine, and the result is kept. Where there is no compiler, or none of the three, everything runs as it does in
+PyTorch and `Prepared.reason` says why.
 """
 
 from __future__ import annotations
@@ -11,21 +12,32 @@ import functools
 import hashlib
 import logging
 import os
+import platform
 import shutil
 import stat
 import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import torch
+
+Instructions: TypeAlias = Literal["avx512", "avx2", "neon"]
 
 HERE = Path(__file__).parent
 SOURCES = ("decoder.c", "commit.c")
 HEADERS = ("vector.h",)
 COMPILERS = ("cc", "gcc", "clang")
 # Sums are in the order that the code says: no -ffast-math.
-OPTIONS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC")
+OPTIONS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC")
+# With AVX-512 the processor's products in bfloat16 too, and whole vectors where clang would rather take halves. The others alike everywhere.
+OPTIONS_FOR: dict[Instructions, tuple[str, ...]] = {
+    "avx512": ("-march=native", "-mprefer-vector-width=512"),
+    "avx2": ("-mavx2", "-mfma"),
+    "neon": (),
+}
+NAMES: dict[Instructions, str] = {"avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON"}
 COMPILE_TIMEOUT_S = 120.0
 
 _LOG = logging.getLogger(__name__)
@@ -47,24 +59,48 @@ def library() -> ctypes.CDLL | None:
 
 
 def prepare() -> Prepared:
-    """Compile, or find what was compiled before. The first call decides for the process."""
+    """Compile for the best that this processor has, or find what was compiled before. The first call decides for the process."""
     global _prepared
     if _prepared is None:
-        _prepared = _prepare()
+        _prepared = build()
         _LOG.info("kernels in C: %s", _prepared.reason)
     return _prepared
 
 
-def _prepare(folder: Path | None = None) -> Prepared:
-    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-        return Prepared(None, "this processor has no AVX-512")
+def use(prepared: Prepared) -> None:
+    """Take this for the process from now on: code for other instructions than the best (`build`), for comparisons."""
+    global _prepared
+    _prepared = prepared
+
+
+def available() -> tuple[Instructions, ...]:
+    """What the code is written for and this processor has, the best first. PyTorch held down (ATEN_CPU_CAPABILITY) holds this down too."""
+    machine = platform.machine().lower()
+    if machine in ("aarch64", "arm64"):
+        return ("neon",)
+    known = torch.backends.cpu.get_cpu_capability() if machine in ("x86_64", "amd64") else ""
+    return ("avx512", "avx2") if known.startswith("AVX512") else ("avx2",) if known == "AVX2" else ()
+
+
+def build(instructions: Instructions | None = None, folder: Path | None = None) -> Prepared:
+    """Compile for these instructions, or for the best that there are, and load it; whatever the process uses stays in use.
+
+    Args:
+        folder: Where compiled code is kept; None is the user's own place for it.
+    """
+    having = available()
+    if not having or instructions not in (None, *having):
+        return Prepared(None, f"this processor has no {NAMES[instructions] if instructions else 'AVX2 or AVX-512'}")
+    wanted = instructions or having[0]
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
         return Prepared(None, f"no C compiler on the path ({', '.join(COMPILERS)})")
     try:
         folder = _folder() if folder is None else folder
-        target = folder / f"kernels-{_digest(compiler)}.so"
-        return Prepared(_find_or_compile(compiler, target), f"compiled with {compiler}")
+        options = (*OPTIONS, *OPTIONS_FOR[wanted])
+        target = folder / f"kernels-{_digest(compiler, options)}.so"
+        made = _find_or_compile(compiler, options, target)
+        return Prepared(made, f"compiled with {compiler} for {NAMES[wanted]}")
     except subprocess.CalledProcessError as error:
         lines = str(error.stderr).strip().splitlines()
         return Prepared(None, f"{compiler} failed: {lines[-1] if lines else error.returncode}")
@@ -72,18 +108,18 @@ def _prepare(folder: Path | None = None) -> Prepared:
         return Prepared(None, f"{compiler}: {error}")
 
 
-def _find_or_compile(compiler: str, target: Path) -> ctypes.CDLL:
+def _find_or_compile(compiler: str, options: tuple[str, ...], target: Path) -> ctypes.CDLL:
     """What was compiled before, if it can be loaded: a disk that was full must not cost every start after it."""
     if target.is_file():
         try:
             return _load(target)
         except (OSError, AttributeError) as error:  # no library, or not ours
             _LOG.warning("compiled anew: %s", error)
-    compile_to(compiler, target)
+    compile_to(compiler, options, target)
     return _load(target)
 
 
-def compile_to(compiler: str, target: Path) -> None:
+def compile_to(compiler: str, options: tuple[str, ...], target: Path) -> None:
     """
     Raises:
         subprocess.CalledProcessError: If the compiler does; `stderr` says why.
@@ -91,7 +127,7 @@ def compile_to(compiler: str, target: Path) -> None:
     """
     with tempfile.TemporaryDirectory(dir=target.parent) as place:
         made = Path(place) / target.name
-        command = [compiler, *OPTIONS, *(str(HERE / name) for name in SOURCES), "-o", str(made), "-lm"]
+        command = [compiler, *options, *(str(HERE / name) for name in SOURCES), "-o", str(made), "-lm"]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
         # Whole or not at all: another process may be loading it.
         os.replace(made, target)
@@ -125,11 +161,11 @@ def _own_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="dllm-")
 
 
-def _digest(compiler: str) -> str:
+def _digest(compiler: str, options: tuple[str, ...]) -> str:
     """Changes with the code, the compiler and the processor."""
     parts = [(HERE / name).read_bytes() for name in (*SOURCES, *HEADERS)]
     about = Path(compiler).resolve().stat()
-    parts.append(f"{compiler} {about.st_size} {about.st_mtime_ns} {' '.join(OPTIONS)}".encode())
+    parts.append(f"{compiler} {about.st_size} {about.st_mtime_ns} {' '.join(options)}".encode())
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
         parts += [line.encode() for line in dict.fromkeys(lines) if line.startswith(("model name", "flags"))]

@@ -1,4 +1,4 @@
-/* All layers of a small decoder in one call, on one thread of a processor with AVX-512.
+/* All layers of a small decoder in one call, on one thread.
  *
  * Each row of a product adds up its inputs in order, whatever rows stand beside it, and a slot that is not seen adds zeros: a token's result is
  * the same bits in any company. Activations are float32 between products; with bfloat16 weights they are rounded once, as a product reads them
@@ -8,8 +8,7 @@
  */
 #include "vector.h"
 
-#define PANEL 32 /* outputs that a product computes at once: two vectors */
-#define MOST_ROWS 12 /* rows beside them: 24 of 32 registers hold sums */
+#define PANEL (2 * LANES) /* outputs that a product computes at once */
 
 typedef uint16_t bf16;
 
@@ -38,67 +37,67 @@ typedef struct {
 
 /* --- products ------------------------------------------------------------------------------------------------------- */
 
-/* out[r] (+)= sum over k of x[r][k] * panel[k], 32 columns. */
-#define FLOAT_ROWS(R)                                                                                                  \
-    static void float_rows_##R(const float *x, int64_t xs, const float *panel, int64_t inputs,                         \
-                               float *out, int64_t os, int is_sum) {                                                   \
-        __m512 a[R], b[R];                                                                                             \
-        for (int r = 0; r < R; r++) {                                                                                  \
-            a[r] = is_sum ? _mm512_loadu_ps(out + r * os) : _mm512_setzero_ps();                                       \
-            b[r] = is_sum ? _mm512_loadu_ps(out + r * os + 16) : _mm512_setzero_ps();                                  \
-        }                                                                                                              \
-        for (int64_t k = 0; k < inputs; k++, panel += PANEL) {                                                         \
-            const __m512 left = _mm512_loadu_ps(panel), right = _mm512_loadu_ps(panel + 16);                           \
-            for (int r = 0; r < R; r++) {                                                                              \
-                const __m512 one = _mm512_set1_ps(x[r * xs + k]);                                                      \
-                a[r] = _mm512_fmadd_ps(one, left, a[r]);                                                               \
-                b[r] = _mm512_fmadd_ps(one, right, b[r]);                                                              \
-            }                                                                                                          \
-        }                                                                                                              \
-        for (int r = 0; r < R; r++) {                                                                                  \
-            _mm512_storeu_ps(out + r * os, a[r]);                                                                      \
-            _mm512_storeu_ps(out + r * os + 16, b[r]);                                                                 \
-        }                                                                                                              \
-    }
-FLOAT_ROWS(1) FLOAT_ROWS(2) FLOAT_ROWS(3) FLOAT_ROWS(4) FLOAT_ROWS(5) FLOAT_ROWS(6)
-FLOAT_ROWS(7) FLOAT_ROWS(8) FLOAT_ROWS(9) FLOAT_ROWS(10) FLOAT_ROWS(11) FLOAT_ROWS(12)
+#define ALWAYS static inline __attribute__((always_inline))
 
-typedef void (*float_rows_t)(const float *, int64_t, const float *, int64_t, float *, int64_t, int);
-static const float_rows_t FLOAT[MOST_ROWS + 1] = {0, float_rows_1, float_rows_2, float_rows_3, float_rows_4,
-    float_rows_5, float_rows_6, float_rows_7, float_rows_8, float_rows_9, float_rows_10, float_rows_11, float_rows_12};
+/* Bring what a product reads of a panel in one turn into the second cache. */
+ALWAYS void fetch(const void *panel) {
+    for (int at = 0; at < 4 * PANEL; at += 64) __builtin_prefetch((const char *)panel + at, 0, 2);
+}
+
+/* out[r] (+)= sum over k of x[r][k] * panel[k], PANEL columns; `count` is a constant wherever this is written out. */
+ALWAYS void float_rows(const int count, const float *x, int64_t xs, const float *panel, int64_t inputs, float *out, int64_t os,
+                       int is_sum, int64_t ahead) {
+    vec left[MOST_ROWS], right[MOST_ROWS];
+#pragma GCC unroll 12
+    for (int r = 0; r < count; r++) {
+        left[r] = is_sum ? load(out + r * os) : spread(0.0f);
+        right[r] = is_sum ? load(out + r * os + LANES) : spread(0.0f);
+    }
+    for (int64_t k = 0; k < inputs; k++, panel += PANEL) {
+        const vec a = load(panel), b = load(panel + LANES);
+        fetch(panel + ahead);
+#pragma GCC unroll 12
+        for (int r = 0; r < count; r++) {
+            const vec one = spread(x[r * xs + k]);
+            left[r] = fused(one, a, left[r]);
+            right[r] = fused(one, b, right[r]);
+        }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < count; r++) {
+        store(out + r * os, left[r]);
+        store(out + r * os + LANES, right[r]);
+    }
+}
 
 #ifdef __AVX512BF16__
-/* The same from pairs of bfloat16: x holds bf16, the panel two inputs of each of 32 outputs. */
-#define HALF_ROWS(R)                                                                                                   \
-    static void half_rows_##R(const bf16 *x, int64_t xs, const bf16 *panel, int64_t inputs, float *out, int64_t os,     \
-                              int is_sum) {                                                                            \
-        __m512 a[R], b[R];                                                                                             \
-        for (int r = 0; r < R; r++) {                                                                                  \
-            a[r] = is_sum ? _mm512_loadu_ps(out + r * os) : _mm512_setzero_ps();                                       \
-            b[r] = is_sum ? _mm512_loadu_ps(out + r * os + 16) : _mm512_setzero_ps();                                  \
-        }                                                                                                              \
-        for (int64_t k = 0; k < inputs; k += 2, panel += 2 * PANEL) {                                                  \
-            const __m512bh left = (__m512bh)_mm512_loadu_si512(panel);                                                 \
-            const __m512bh right = (__m512bh)_mm512_loadu_si512(panel + PANEL);                                        \
-            for (int r = 0; r < R; r++) {                                                                              \
-                int32_t pair;                                                                                          \
-                memcpy(&pair, x + r * xs + k, 4);                                                                      \
-                const __m512bh one = (__m512bh)_mm512_set1_epi32(pair);                                                \
-                a[r] = _mm512_dpbf16_ps(a[r], one, left);                                                              \
-                b[r] = _mm512_dpbf16_ps(b[r], one, right);                                                             \
-            }                                                                                                          \
-        }                                                                                                              \
-        for (int r = 0; r < R; r++) {                                                                                  \
-            _mm512_storeu_ps(out + r * os, a[r]);                                                                      \
-            _mm512_storeu_ps(out + r * os + 16, b[r]);                                                                 \
-        }                                                                                                              \
+/* The same from pairs of bfloat16: x holds bf16, the panel two inputs of each of its outputs. */
+ALWAYS void half_rows(const int count, const bf16 *x, int64_t xs, const bf16 *panel, int64_t inputs, float *out, int64_t os,
+                      int is_sum, int64_t ahead) {
+    vec left[MOST_ROWS], right[MOST_ROWS];
+#pragma GCC unroll 12
+    for (int r = 0; r < count; r++) {
+        left[r] = is_sum ? load(out + r * os) : spread(0.0f);
+        right[r] = is_sum ? load(out + r * os + LANES) : spread(0.0f);
     }
-HALF_ROWS(1) HALF_ROWS(2) HALF_ROWS(3) HALF_ROWS(4) HALF_ROWS(5) HALF_ROWS(6)
-HALF_ROWS(7) HALF_ROWS(8) HALF_ROWS(9) HALF_ROWS(10) HALF_ROWS(11) HALF_ROWS(12)
-
-typedef void (*half_rows_t)(const bf16 *, int64_t, const bf16 *, int64_t, float *, int64_t, int);
-static const half_rows_t HALF[MOST_ROWS + 1] = {0, half_rows_1, half_rows_2, half_rows_3, half_rows_4,
-    half_rows_5, half_rows_6, half_rows_7, half_rows_8, half_rows_9, half_rows_10, half_rows_11, half_rows_12};
+    for (int64_t k = 0; k < inputs; k += 2, panel += 2 * PANEL) {
+        const __m512bh a = (__m512bh)_mm512_loadu_si512(panel), b = (__m512bh)_mm512_loadu_si512(panel + PANEL);
+        fetch(panel + ahead);
+#pragma GCC unroll 12
+        for (int r = 0; r < count; r++) {
+            int32_t pair;
+            memcpy(&pair, x + r * xs + k, 4);
+            const __m512bh one = (__m512bh)_mm512_set1_epi32(pair);
+            left[r] = _mm512_dpbf16_ps(left[r], one, a);
+            right[r] = _mm512_dpbf16_ps(right[r], one, b);
+        }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < count; r++) {
+        store(out + r * os, left[r]);
+        store(out + r * os + LANES, right[r]);
+    }
+}
 #endif
 
 /* Rows that a product takes next: never a short rest behind full ones. */
@@ -107,23 +106,39 @@ static inline int64_t take(int64_t left) {
     return left < 2 * MOST_ROWS ? (left + 1) / 2 : MOST_ROWS;
 }
 
+#if MOST_ROWS > 6
+#define EACH_COUNT(ROWS) ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
+#else
+#define EACH_COUNT(ROWS) ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6)
+#endif
+
+static void some_rows(const net_t *net, int64_t count, const void *x, int64_t xs, const void *panel, int64_t inputs, float *out,
+                      int64_t os, int is_sum, int64_t ahead) {
+#ifdef __AVX512BF16__
+    if (net->is_half) {
+#define HALF_ROWS(R)                                                                                                   \
+    case R: half_rows(R, x, xs, panel, inputs, out, os, is_sum, ahead); return;
+        switch (count) { EACH_COUNT(HALF_ROWS) }
+        return;
+    }
+#endif
+    (void)net;
+#define FLOAT_ROWS(R)                                                                                                  \
+    case R: float_rows(R, x, xs, panel, inputs, out, os, is_sum, ahead); return;
+    switch (count) { EACH_COUNT(FLOAT_ROWS) }
+}
+
 static void product(const net_t *net, const void *x, int64_t rows, int64_t inputs, const void *packed,
                     int64_t outputs, float *out, int is_sum) {
-    for (int64_t n = 0; n < outputs; n += PANEL) {
+    const int64_t bytes = net->is_half ? 2 : 4;
+    for (int64_t n = 0; n < outputs; n += PANEL)
         for (int64_t m = 0, step; m < rows; m += step) {
             step = take(rows - m);
-            float *here = out + m * outputs + n;
-#ifdef __AVX512BF16__
-            if (net->is_half) {
-                HALF[step]((const bf16 *)x + m * inputs, inputs, (const bf16 *)packed + n * inputs, inputs, here,
-                           outputs, is_sum);
-                continue;
-            }
-#endif
-            FLOAT[step]((const float *)x + m * inputs, inputs, (const float *)packed + n * inputs, inputs, here,
-                        outputs, is_sum);
+            /* The last rows to meet a panel, which is near by then, bring the next one nearer: a tenth of the time of 32 rows. */
+            const int64_t ahead = m && m + step == rows && n + PANEL < outputs ? inputs * PANEL : 0;
+            some_rows(net, step, (const char *)x + m * inputs * bytes, inputs, (const char *)packed + n * inputs * bytes,
+                      inputs, out + m * outputs + n, outputs, is_sum, ahead);
         }
-    }
 }
 
 /* Whether products in bfloat16 were compiled in. */
@@ -135,7 +150,7 @@ int32_t has_half(void) {
 #endif
 }
 
-/* Weights [N, K] as `product` reads them. N in multiples of 32, K even. */
+/* Weights [N, K] as `product` reads them. N in multiples of PANEL, K even. */
 void pack_weights(const void *weights, int64_t outputs, int64_t inputs, int32_t is_half, void *packed) {
     for (int64_t n = 0; n < outputs; n++) {
         const int64_t panel = n / PANEL, column = n % PANEL;
@@ -153,31 +168,27 @@ void pack_weights(const void *weights, int64_t outputs, int64_t inputs, int32_t 
 /* --- between products ----------------------------------------------------------------------------------------------- */
 
 static inline float inverse_root(const float *x, int64_t size, float eps) {
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t i = 0; i < size; i += 16) {
-        const __m512 v = _mm512_loadu_ps(x + i);
-        sum = _mm512_fmadd_ps(v, v, sum);
-    }
-    return 1.0f / __builtin_sqrtf(_mm512_reduce_add_ps(sum) / (float)size + eps);
+    vec sum = spread(0.0f);
+    for (int64_t i = 0; i < size; i += LANES) sum = fused(load(x + i), load(x + i), sum);
+    return 1.0f / __builtin_sqrtf(total(sum) / (float)size + eps);
 }
 
-static inline void put(const net_t *net, void *out, int64_t at, __m512 v) {
+static inline void put(const net_t *net, void *out, int64_t at, vec v) {
 #ifdef __AVX512BF16__
     if (net->is_half) {
         _mm256_storeu_si256((__m256i *)((bf16 *)out + at), (__m256i)_mm512_cvtneps_pbh(v));
         return;
     }
 #endif
-    _mm512_storeu_ps((float *)out + at, v);
+    (void)net;
+    store((float *)out + at, v);
 }
 
 static void normalise(const net_t *net, const float *x, int64_t rows, const float *weight, void *out) {
     const int64_t size = net->hidden;
     for (int64_t m = 0; m < rows; m++) {
-        const __m512 scale = _mm512_set1_ps(inverse_root(x + m * size, size, net->eps));
-        for (int64_t i = 0; i < size; i += 16)
-            put(net, out, m * size + i,
-                _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + m * size + i), scale), _mm512_loadu_ps(weight + i)));
+        const vec scale = spread(inverse_root(x + m * size, size, net->eps));
+        for (int64_t i = 0; i < size; i += LANES) put(net, out, m * size + i, load(x + m * size + i) * scale * load(weight + i));
     }
 }
 
@@ -186,21 +197,19 @@ static void turn(const net_t *net, const float *head, const float *weight, const
                  float factor, void *out, int64_t at) {
     const int64_t size = net->size, half = size / 2;
     float normed[size];
-    const __m512 scale = _mm512_set1_ps(weight ? inverse_root(head, size, net->eps) : 1.0f);
-    for (int64_t i = 0; i < size; i += 16) {
-        __m512 v = _mm512_mul_ps(_mm512_loadu_ps(head + i), scale);
-        if (weight) v = _mm512_mul_ps(v, _mm512_loadu_ps(weight + i));
-        _mm512_storeu_ps(normed + i, v);
+    const vec scale = spread(weight ? inverse_root(head, size, net->eps) : 1.0f);
+    for (int64_t i = 0; i < size; i += LANES) {
+        const vec v = load(head + i) * scale;
+        store(normed + i, weight ? v * load(weight + i) : v);
     }
-    for (int64_t i = 0; i < size; i += 16) {
-        const __m512 own = _mm512_mul_ps(_mm512_loadu_ps(normed + i), _mm512_loadu_ps(cos + i));
-        const __m512 other = _mm512_loadu_ps(normed + (i < half ? i + half : i - half));
-        const __m512 v = _mm512_fmadd_ps(other, _mm512_loadu_ps(sin + i), own);
-        put(net, out, at + i, _mm512_mul_ps(v, _mm512_set1_ps(factor)));
+    for (int64_t i = 0; i < size; i += LANES) {
+        const vec other = load(normed + (i < half ? i + half : i - half));
+        const vec turned = fused(other, load(sin + i), load(normed + i) * load(cos + i));
+        put(net, out, at + i, turned * spread(factor));
     }
 }
 
-/* Keys [S, D] as panels of 32 slots and values [S, D] as panels of 32 numbers, both as `product` reads weights, filled up with zeros. */
+/* Keys [S, D] as panels of slots and values [S, D] as panels of numbers, both as `product` reads weights, filled up with zeros. */
 static void gather(const net_t *net, const void *keys, const void *values, int64_t between, int64_t slots,
                    void *key_panels, void *value_panels) {
     const int64_t size = net->size, whole = (slots + PANEL - 1) / PANEL * PANEL;
@@ -241,42 +250,38 @@ static void gather(const net_t *net, const void *keys, const void *values, int64
         const float *key = (const float *)keys + s * between, *value = (const float *)values + s * between;
         for (int64_t i = 0; i < size; i++) to[i * PANEL] = s < slots ? key[i] : 0.0f;
         for (int64_t n = 0; n < size; n += PANEL)
-            for (int64_t i = 0; i < PANEL; i += 16)
-                _mm512_storeu_ps((float *)value_panels + n * whole + s * PANEL + i,
-                                 s < slots ? _mm512_loadu_ps(value + n + i) : _mm512_setzero_ps());
+            for (int64_t i = 0; i < PANEL; i += LANES)
+                store((float *)value_panels + n * whole + s * PANEL + i, s < slots ? load(value + n + i) : spread(0.0f));
     }
 }
 
 /* Softmax of a row [whole] whose first `slots` numbers count, to `out` from `at` on; the rest becomes zero. */
 static void soften(const net_t *net, float *row, const float *mask, int64_t slots, int64_t whole, void *out, int64_t at) {
-    __m512 top = _mm512_set1_ps(-__builtin_inff());
-    for (int64_t i = 0; i < whole; i += 16) {
-        const __mmask16 is_slot = lanes_left(slots - i);
-        __m512 v = _mm512_mask_loadu_ps(_mm512_set1_ps(-__builtin_inff()), is_slot, row + i);
-        if (mask) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(is_slot, mask + i));
-        _mm512_storeu_ps(row + i, v);
-        top = _mm512_max_ps(top, v);
+    vec top = spread(-__builtin_inff());
+    for (int64_t i = 0; i < whole; i += LANES) {
+        vec v = load_part(row + i, slots - i, -__builtin_inff());
+        if (mask) v = v + load_part(mask + i, slots - i, 0.0f);
+        store(row + i, v);
+        top = larger(top, v);
     }
-    const __m512 best = _mm512_set1_ps(_mm512_reduce_max_ps(top));
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t i = 0; i < whole; i += 16) {
-        const __m512 v = exp16(_mm512_sub_ps(_mm512_loadu_ps(row + i), best));
-        _mm512_storeu_ps(row + i, v);
-        sum = _mm512_add_ps(sum, v);
+    const vec best = spread(largest(top));
+    vec sum = spread(0.0f);
+    for (int64_t i = 0; i < whole; i += LANES) {
+        const vec v = exponential(load(row + i) - best);
+        store(row + i, v);
+        sum = sum + v;
     }
-    const __m512 share = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(sum));
-    for (int64_t i = 0; i < whole; i += 16) put(net, out, at + i, _mm512_mul_ps(_mm512_loadu_ps(row + i), share));
+    const vec share = spread(1.0f / total(sum));
+    for (int64_t i = 0; i < whole; i += LANES) put(net, out, at + i, load(row + i) * share);
 }
 
 /* gate_up [M, 2F] to silu(gate) * up [M, F]. */
 static void gate(const net_t *net, const float *gate_up, int64_t rows, void *out) {
     const int64_t size = net->inner;
     for (int64_t m = 0; m < rows; m++)
-        for (int64_t i = 0; i < size; i += 16) {
-            const __m512 g = _mm512_loadu_ps(gate_up + m * 2 * size + i);
-            const __m512 u = _mm512_loadu_ps(gate_up + m * 2 * size + size + i);
-            const __m512 e = exp16(_mm512_sub_ps(_mm512_setzero_ps(), g));
-            put(net, out, m * size + i, _mm512_mul_ps(_mm512_div_ps(g, _mm512_add_ps(_mm512_set1_ps(1.0f), e)), u));
+        for (int64_t i = 0; i < size; i += LANES) {
+            const vec g = load(gate_up + m * 2 * size + i), u = load(gate_up + m * 2 * size + size + i);
+            put(net, out, m * size + i, g / (spread(1.0f) + exponential(-g)) * u);
         }
 }
 
@@ -304,9 +309,8 @@ static void attend(const net_t *net, const shape_t *shape, const void *queries, 
                 product(net, shares, step, whole, value_panels, size, mixed, 0);
                 for (int64_t i = 0; i < step; i++) {
                     const int64_t head = g * share + (r + i) / shape->length, t = (r + i) % shape->length;
-                    for (int64_t d = 0; d < size; d += 16)
-                        put(net, out, (b * shape->length + t) * width + head * size + d,
-                            _mm512_loadu_ps(mixed + i * size + d));
+                    for (int64_t d = 0; d < size; d += LANES)
+                        put(net, out, (b * shape->length + t) * width + head * size + d, load(mixed + i * size + d));
                 }
             }
         }
@@ -359,7 +363,7 @@ void decode(const net_t *net, const shape_t *shape, float *x, void *const *keys,
                     const int64_t at = b * shape->row_stride + g * shape->group_stride + (shape->start[b] + t) * shape->slot_stride;
                     const float *value = token + heads + (net->groups + g) * size;
                     turn(net, token + heads + g * size, layer->k_norm, cos, sin, 1.0f, keys[l], at);
-                    for (int64_t i = 0; i < size; i += 16) put(net, values[l], at + i, _mm512_loadu_ps(value + i));
+                    for (int64_t i = 0; i < size; i += LANES) put(net, values[l], at + i, load(value + i));
                 }
             }
         attend(net, shape, queries, keys[l], values[l], key_panels, value_panels, scores, shares, read);
