@@ -24,11 +24,14 @@ Samples: TypeAlias = NDArray[np.float32]
 INPUT_RATE_HZ = 16_000
 
 
+Part: TypeAlias = Literal["vad", "asr", "llm", "tts", "endpoint", "repair"]
+
+
 @dataclass(frozen=True, slots=True)
 class BackendInfo:
     """One line of the start-up report: which backend was chosen, why, and what would be better."""
 
-    part: Literal["vad", "asr", "llm", "tts", "endpoint", "repair"]
+    part: Part
     name: str
     reason: str
     upgrade: str | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib.util
 import os
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -275,6 +276,22 @@ def find_smart_turn(config: Config) -> Path | None:
     if not path.is_file():
         raise ConfigError("models.endpoint", config.models.endpoint, "the path of an ONNX file")
     return path
+
+
+def check_repair(config: Config) -> None:
+    """What `asr.repair` asks for and cannot have, as far as it shows before a model is loaded.
+
+    Raises:
+        ConfigError: If it asks a remote model, lacks the dictionary of sounds, or the agent has no vocabulary.
+    """
+    if config.asr.repair == "off":
+        return
+    if remote_endpoint(config, os.environ) is not None:
+        raise ConfigError("asr.repair", config.asr.repair, "'off': a remote model is not asked about transcripts")
+    if importlib.util.find_spec("pocketsphinx") is None:
+        raise ConfigError("asr.repair", config.asr.repair, "'off': the dictionary of sounds comes with PocketSphinx")
+    if not config.vocabulary.phrases:
+        raise ConfigError("asr.repair", config.asr.repair, "'off': the agent has no vocabulary to look for words in")
 
 
 def choose_tts(config: Config) -> Callable[[], Synthesizer]:

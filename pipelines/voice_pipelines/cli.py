@@ -7,13 +7,13 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from voice_pipelines import settings
 from voice_pipelines.download import Progress
-from voiceagent.backends import BackendInfo
+from voiceagent.backends import BackendInfo, Part
 from voiceagent.config import Config
 from voiceagent.errors import VoiceAgentError
 
@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from voice_pipelines.local import LocalRuntime
     from voiceagent.server_settings import ServerSettings
 
-PARTS = {"vad": "VAD", "asr": "ASR", "llm": "LLM", "tts": "TTS", "endpoint": "ENDPOINT"}
+PARTS: Mapping[Part, str] = {
+    "vad": "VAD",
+    "asr": "ASR",
+    "llm": "LLM",
+    "tts": "TTS",
+    "endpoint": "ENDPOINT",
+    "repair": "REPAIR",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

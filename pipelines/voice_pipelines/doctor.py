@@ -104,6 +104,14 @@ class Facts:
     """The remote language model that is configured, or None."""
     remote_llm_error: str | None = None
     """Why it cannot be used, or None."""
+    turn_end: str = "silence"
+    """What ends a caller's turn."""
+    turn_end_error: str | None = None
+    """Why it cannot, or None."""
+    repair: str = "off"
+    """What is done about misheard words."""
+    repair_error: str | None = None
+    """Why it cannot be done, or None."""
     tools: tuple[str, ...] = ()
     """Names of the agent's tools."""
     tools_error: str | None = None
@@ -190,6 +198,18 @@ def check_language_model(facts: Facts) -> Check:
     return Check("language model", Verdict.OK, f"built-in, in {facts.built_in_llm}")
 
 
+def check_turn_end(facts: Facts) -> Check:
+    if facts.turn_end_error is not None:
+        return Check("turn end", Verdict.FAIL, facts.turn_end_error, "fetch the file, or leave models.endpoint empty")
+    return Check("turn end", Verdict.OK, facts.turn_end)
+
+
+def check_repair(facts: Facts) -> Check:
+    if facts.repair_error is not None:
+        return Check("misheard words", Verdict.FAIL, facts.repair_error, "set asr.repair to off, or give what it needs")
+    return Check("misheard words", Verdict.OK, facts.repair)
+
+
 def check_tools(facts: Facts) -> Check:
     if facts.tools_error is not None:
         return Check("tools", Verdict.FAIL, facts.tools_error, "mend the table of that tool in the configuration")
@@ -232,6 +252,8 @@ CHECKS: tuple[Callable[[Facts], Check], ...] = (
     check_recognition,
     check_voice,
     check_language_model,
+    check_turn_end,
+    check_repair,
     check_tools,
     check_port,
     check_tls,
@@ -304,6 +326,8 @@ def look(
 
 def run_doctor(config: Config, out: Callable[[str], object] = print) -> int:
     """Look, check, print; the exit code of `voiceagent doctor`."""
+    from voice_pipelines import choices  # which asks this module what machine it is on
+
     server = config.server
     facts = look(
         server.host,
@@ -315,7 +339,10 @@ def run_doctor(config: Config, out: Callable[[str], object] = print) -> int:
     )
     remote_llm, remote_llm_error = _remote_llm(config)
     facts = replace(facts, remote_llm=remote_llm, remote_llm_error=remote_llm_error)
-    checks = examine(replace(facts, tools=tuple(config.tools), tools_error=_tools_error(config)))
+    facts = replace(facts, turn_end=_turn_end(config), turn_end_error=_refusal(lambda: choices.find_smart_turn(config)))
+    facts = replace(facts, repair=config.asr.repair, repair_error=_refusal(lambda: choices.check_repair(config)))
+    tools_error = _refusal(lambda: Toolbox.open(config, os.environ))  # Looked up as a start would; none is called.
+    checks = examine(replace(facts, tools=tuple(config.tools), tools_error=tools_error))
     out(report(checks))
     return exit_code(checks)
 
@@ -384,10 +411,15 @@ def _remote_llm(config: Config) -> tuple[str | None, str | None]:
     return f"remote: {model} at {endpoint.host}, which answered in {listing.seconds * 1000:.0f} ms{listed}", None
 
 
-def _tools_error(config: Config) -> str | None:
-    """Look the agent's tools up as a start would; none is called."""
+def _turn_end(config: Config) -> str:
+    ear = f", beside {config.models.endpoint}" if config.models.endpoint else ""
+    return config.turn.endpoint if config.turn.endpoint == "silence" else f"{config.turn.endpoint}{ear}"
+
+
+def _refusal(look_up: Callable[[], object]) -> str | None:
+    """Why a start would refuse what `look_up` finds, or None."""
     try:
-        Toolbox.open(config, os.environ)
+        look_up()
     except VoiceAgentError as error:
         return str(error)
     return None

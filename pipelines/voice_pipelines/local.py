@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from voice_pipelines import processors
-from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, choose_vad, find_smart_turn
+from voice_pipelines.choices import check_repair, choose_asr, choose_llm, choose_tts, choose_vad, find_smart_turn
 from voice_pipelines.processors import Spared, available_cores, helped
 from voice_pipelines.remembering import Memory, memory_folder
 from voice_pipelines.settings import agent_profile
@@ -60,7 +60,7 @@ CALIBRATION_CLAUSES = (
 )
 
 
-SILENCE_ALONE = BackendInfo("endpoint", "silence", "chosen in the configuration")
+SILENCE_ALONE = BackendInfo("endpoint", "silence", "turn.endpoint is silence")
 
 
 @dataclass(slots=True)
@@ -199,6 +199,7 @@ async def build(
     load_vad, load_asr = choose_vad(config), choose_asr(config)
     load_llm, load_tts = choose_llm(config), choose_tts(config)
     smart_turn = find_smart_turn(config)
+    check_repair(config)
     async with contextlib.AsyncExitStack() as loaded:
         vad = load_vad()
         loaded.push_async_callback(vad.aclose)
@@ -250,7 +251,10 @@ async def choose_scorer(
     from voice_pipelines.adapters.turn_words import TurnWordsScorer
 
     if config.turn.endpoint == "silence":
-        return None, SILENCE_ALONE
+        if smart_turn is None:
+            return None, SILENCE_ALONE
+        reason = f"{SILENCE_ALONE.reason}, so that models.endpoint = {config.models.endpoint} is not used"
+        return None, replace(SILENCE_ALONE, reason=reason)
     scorers: list[TurnScorer] = []
     reason = ""
     if config.agent.language == "en":

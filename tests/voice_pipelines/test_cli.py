@@ -8,15 +8,16 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from voice_pipelines.cli import main, print_info
+from voice_pipelines.cli import PARTS, main, print_info
 from voice_pipelines.local import SILENCE_ALONE
 from voice_pipelines.models import CATALOGUE
 from voice_pipelines.soundfiles import write_sound
-from voiceagent.backends import BackendInfo
+from voiceagent.backends import BackendInfo, Part
 from voiceagent.config import Config
 
 Capture = pytest.CaptureFixture[str]
@@ -172,6 +173,10 @@ def test_a_key_is_never_printed(capsys: Capture) -> None:
     assert "secret" not in captured.out + captured.err
 
 
+def test_every_part_has_its_name_in_the_report_of_the_start() -> None:
+    assert set(PARTS) == set(get_args(Part))
+
+
 def test_each_part_has_its_line_with_what_would_be_better(capsys: Capture) -> None:
     print_info(BackendInfo("asr", "pocketsphinx", "nothing else on disk", "voiceagent models fetch whisper-tiny.en"))
     print_info(BackendInfo("vad", "Silero", "the only one"))
@@ -179,7 +184,7 @@ def test_each_part_has_its_line_with_what_would_be_better(capsys: Capture) -> No
     assert capsys.readouterr().out.splitlines() == [
         "ASR: pocketsphinx (nothing else on disk; better: voiceagent models fetch whisper-tiny.en)",
         "VAD: Silero (the only one)",
-        "ENDPOINT: silence (chosen in the configuration)",
+        "ENDPOINT: silence (turn.endpoint is silence)",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import run_async
 from voice_pipelines.doctor import (
     PACKAGES,
     Check,
@@ -21,11 +23,14 @@ from voice_pipelines.doctor import (
     report,
     run_doctor,
 )
+from voice_pipelines.local import build
 from voice_pipelines.models import FoundModel, choose_model
 from voice_pipelines.processors import available_cores
+from voice_pipelines.settings import load
 from voiceagent.backends import BackendInfo
 from voiceagent.config import Config
 from voiceagent.config_sections import ModelsConfig, ServerConfig
+from voiceagent.errors import ConfigError
 
 WHISPER = FoundModel("base.en", Path("/m"), BackendInfo("asr", "faster-whisper base.en", "fetched"))
 PIPER = FoundModel("en_US-a-low", Path("/m"), BackendInfo("tts", "Piper en_US-a-low", "fetched"))
@@ -59,7 +64,7 @@ def test_a_machine_with_everything_is_well() -> None:
     assert {c.verdict for c in checks} == {Verdict.OK}
     assert exit_code(checks) == 0
     assert "->" not in report(checks)
-    assert report(checks).endswith("0 to mend, 0 that could be better, 10 fine")
+    assert report(checks).endswith("0 to mend, 0 that could be better, 12 fine")
 
 
 @pytest.mark.parametrize(
@@ -83,6 +88,8 @@ def test_a_machine_with_everything_is_well() -> None:
         ("voice", {"piper": None}, "warn", "voiceagent models fetch piper"),
         ("voice", {"piper": None, "espeak_data": None}, "fail", "espeakng-loader"),
         ("language model", {"missing_llm_files": ("model.safetensors",)}, "fail", "clone"),
+        ("turn end", {"turn_end_error": "models.endpoint = 'no.onnx': ..."}, "fail", "models.endpoint"),
+        ("misheard words", {"repair_error": "asr.repair = 'show': ..."}, "fail", "asr.repair"),
         ("tools", {"tools_error": "tools.book.function = ..."}, "fail", "mend the table"),
         ("port", {"port_error": "Address already in use"}, "fail", "--port"),
         ("TLS", {"tls_error": "key.pem cannot be read"}, "fail", "--tls-key"),
@@ -129,8 +136,25 @@ def test_the_doctor_prints_a_line_each_and_returns_its_verdict(tmp_path: Path) -
     config = Config(server=ServerConfig(port=0), models=ModelsConfig(folder=str(tmp_path)))
     code = run_doctor(config, printed.append)
     lines = [line for line in printed[0].splitlines() if not line.startswith("      ->")]
-    assert len(lines) == 11
+    assert len(lines) == 13
     assert code == int(any(line.startswith("fail") for line in lines))
+
+
+@pytest.mark.parametrize(
+    ("assignments", "finding"),
+    [
+        (["models.endpoint=no/such.onnx"], "turn end: models.endpoint = 'no/such.onnx'"),
+        (["asr.repair=show", "models.llm=http://127.0.0.1:9/v1"], "misheard words: asr.repair = 'show'"),
+        (["asr.repair=use", "vocabulary.phrases=[]"], "misheard words: asr.repair = 'use'"),
+    ],
+)
+def test_what_a_start_would_refuse_is_to_be_mended(assignments: list[str], finding: str, tmp_path: Path) -> None:
+    printed: list[str] = []
+    config = load(assignments=[f"models.folder={tmp_path}", "server.port=0", *assignments])
+    assert run_doctor(config, printed.append) == 1
+    assert any(line.startswith(f"fail  {finding}") for line in printed[0].splitlines()), printed[0]
+    with pytest.raises(ConfigError, match=re.escape(finding.partition(": ")[2])):
+        run_async(build(config), timeout_s=60.0)
 
 
 def test_a_port_in_use_is_seen() -> None:

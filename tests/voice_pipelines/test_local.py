@@ -43,7 +43,7 @@ from voiceagent.backends import (
 from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock, ManualClock, MonotonicClock
 from voiceagent.config import Config
-from voiceagent.config_sections import AgentConfig, TurnConfig
+from voiceagent.config_sections import AgentConfig, ModelsConfig, TurnConfig
 from voiceagent.costs import CostModel, Stage
 from voiceagent.errors import BackendError, ConfigError, EngineFullError
 from voiceagent.foresight import SPEECH_ON_PROCESSORS, Need
@@ -213,7 +213,7 @@ def test_who_judges_the_words_is_said_and_asking_for_it_in_vain_is_an_error() ->
         config = Config(agent=AgentConfig(language=language), turn=TurnConfig(endpoint=endpoint))
         return await choose_scorer(config, drafter)
 
-    assert run_async(main("silence")) == (None, BackendInfo("endpoint", "silence", "chosen in the configuration"))
+    assert run_async(main("silence")) == (None, BackendInfo("endpoint", "silence", "turn.endpoint is silence"))
     for endpoint in ("auto", "words"):
         scorer, info = run_async(main(endpoint))
         assert isinstance(scorer, TurnWordsScorer) and info == scorer.info, "whatever model replies"
@@ -223,6 +223,14 @@ def test_who_judges_the_words_is_said_and_asking_for_it_in_vain_is_an_error() ->
         ConfigError, match=r"turn\.endpoint = 'words': expected `auto` or `silence`: the turn-end model"
     ):
         run_async(main("words", "de"))
+
+
+def test_a_judge_of_turn_ends_that_silence_alone_does_without_is_told_of(tmp_path: Path) -> None:
+    file = tmp_path / "smart-turn.onnx"
+    config = Config(models=ModelsConfig(endpoint=str(file)), turn=TurnConfig(endpoint="silence"))
+    scorer, info = run_async(choose_scorer(config, ScriptedDrafter(ManualClock()), file))
+    assert scorer is None
+    assert info.reason == f"turn.endpoint is silence, so that models.endpoint = {file} is not used"
 
 
 def test_words_are_not_weighed_where_nobody_can_judge_them() -> None:
