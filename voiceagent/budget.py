@@ -231,15 +231,16 @@ class BudgetController:
                 request, expected, steps, deadline, reason, audible <= target_at, WhenLate.ACKNOWLEDGE, text
             )
         if when_late is WhenLate.ANSWER_LATER:
-            patient = _fitting(request.speech_end + self.settings.patience_s - behind - begin, step_s)
+            patient_until = request.speech_end + self.settings.patience_s - behind
+            patient = _fitting(patient_until - begin, step_s)
             steps = min(max(patient, floor), wanted)
             if steps > fits:
                 reason = (
                     f"{steps} steps, {late_s * 1000:.0f} ms late if need be: {max(fits, 0)} fit before the deadline"
                 )
-                return self._grant(
-                    request, expected, steps, begin + steps * step_s, reason, False, WhenLate.ANSWER_LATER
-                )
+                # Until patience ends no slow step takes any of them away, and as the answer is late none is added.
+                deadline = max(patient_until, begin + steps * step_s)
+                return self._grant(request, expected, steps, deadline, reason, False, WhenLate.ANSWER_LATER)
         steps = min(max(fits, floor), self.useful_steps(self.clause_width))
         if fits >= floor:
             reason, deadline = f"{fits} steps fit, fewer than the {wanted} wanted", target_at - behind

@@ -148,7 +148,7 @@ def test_what_happens_when_the_target_cannot_be_met_is_the_agents_choice() -> No
     assert (fewer.plan.steps_first, fewer.is_on_time, fewer.late) == (3, True, None)
     later = planner.plan_turn(late_request(WhenLate.ANSWER_LATER))
     assert (later.plan.steps_first, later.is_on_time, later.late) == (8, False, WhenLate.ANSWER_LATER)
-    assert later.plan.first_deadline == pytest.approx(0.42 + 0.02 + 8 * 0.01)
+    assert later.plan.first_deadline == pytest.approx(2.0 - 0.03), "the caller's patience, less the voice"
     assert later.quality == pytest.approx(0.97) and fewer.quality < 0.8
 
 
@@ -157,6 +157,18 @@ def test_a_later_answer_is_given_while_patience_lasts_and_not_below_the_floor() 
     planner.curve = CURVE
     assert planner.plan_turn(late_request(WhenLate.ANSWER_LATER)).plan.steps_first == 5
     assert planner.plan_turn(late_request(WhenLate.ANSWER_LATER, now=3.0)).plan.steps_first == 2
+
+
+def test_a_later_answer_keeps_its_steps_whatever_was_slow_until_patience_ends() -> None:
+    planner = controller(min_steps=2, wanted_quality=0.97, patience_s=2.0)
+    planner.curve = CURVE
+    plan = planner.plan_turn(late_request(WhenLate.ANSWER_LATER)).plan
+    for now, what in ((0.45, "as expected"), (0.6, "a slow step"), (1.5, "a late prefill"), (1.9, "seven just fit")):
+        assert planner.replan_first(plan, now=now, step=1) is None, what
+    shorter = planner.replan_first(plan, now=1.94, step=1)
+    assert shorter is not None and shorter.steps_first == 1 + 3, "three fit in what patience has left"
+    last = planner.replan_first(plan, now=9.0, step=1)
+    assert last is not None and last.steps_first == 2
 
 
 def test_an_acknowledgement_is_the_shortest_that_lasts_until_the_answer() -> None:
