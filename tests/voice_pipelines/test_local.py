@@ -21,7 +21,7 @@ from tests.voiceagent.standins import (
     ScriptedTranscriber,
     ToneSynthesizer,
 )
-from voice_pipelines import processors, settings
+from voice_pipelines import local, processors, settings
 from voice_pipelines.adapters.turn_words import TurnWordsScorer
 from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, device_of
 from voice_pipelines.doctor import device_choice
@@ -398,3 +398,30 @@ def test_a_model_that_cannot_draft_is_told_at_the_start() -> None:
 
     with pytest.raises(BackendError, match="llm: out of memory"):
         run_async(main())
+
+
+def test_stage_times_of_an_earlier_run_are_taken_over_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def asr() -> ScriptedTranscriber:
+        return ScriptedTranscriber()
+
+    parts = {"vad": LevelDetector, "asr": asr, "llm": lambda: ScriptedDrafter(MonotonicClock()), "tts": ToneSynthesizer}
+    for part, load in parts.items():
+        monkeypatch.setattr(local, f"choose_{part}", lambda config, load=load: load)
+    config = configure(tmp_path, f"budget.folder={tmp_path / 'state'}", "turn.endpoint=silence")
+
+    async def start(seconds: float | None = None, remembers: bool = True) -> float:
+        runtime = await build(config, remembers=remembers)
+        try:
+            predicted = runtime.budget.costs.predict(Stage.ASR).p50
+            for _ in range(10 if seconds else 0):
+                runtime.budget.costs.observe(Stage.ASR, seconds or 0.0)
+        finally:
+            await runtime.aclose()
+        return predicted
+
+    first = run_async(start(7.5), timeout_s=60.0)
+    assert first < 1.0
+    assert run_async(start(), timeout_s=60.0) == 7.5
+    assert run_async(start(remembers=False), timeout_s=60.0) == first

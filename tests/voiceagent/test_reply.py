@@ -1,0 +1,153 @@
+"""One reply by itself, on the manual clock: its plan follows what happens while it runs, and the budget learns from how it went."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tests.conftest import run_async
+from tests.voiceagent.standins import ScriptedDraft, ScriptedDrafter, ToneSynthesizer
+from voiceagent.backends import DraftRequest, PromptTurn, StepPlan
+from voiceagent.budget import BudgetController, BudgetSettings
+from voiceagent.budget_margin import GAIN_S, MAY_MISS
+from voiceagent.clock import ManualClock
+from voiceagent.costs import Cost, CostModel, Stage
+from voiceagent.events import ConversationEvent, ResponsePlanned
+from voiceagent.history import History
+from voiceagent.reply import Reply, ReplyRequest
+from voiceagent.tool_runner import ToolDesk
+from voiceagent.tool_turn import ToolTurn
+from voiceagent.trace import TurnTrace
+
+COSTS = {
+    Stage.ASR: Cost(0.0, 0.0),
+    Stage.PREFILL: Cost(0.0, 0.0),
+    Stage.STEP: Cost(0.01, 0.01),
+    Stage.TTS: Cost(0.03, 0.03),
+    Stage.TRANSPORT: Cost(0.0, 0.0),
+}
+LONG = " ".join(["word"] * 32) + "."
+"""One clause, a word for each step."""
+
+
+@dataclass
+class House:
+    """Replies that share a clock and a budget: 10 ms a step alone, 30 ms beside another."""
+
+    clock: ManualClock = field(default_factory=lambda: ManualClock(100.0))
+    budget: BudgetController = field(
+        default_factory=lambda: BudgetController(BudgetSettings(max_steps=50), CostModel(COSTS))
+    )
+    events: list[ConversationEvent] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for _ in range(40):
+            self.budget.costs.observe(Stage.STEP, 0.01, 32, company=1)
+            self.budget.costs.observe(Stage.STEP, 0.03, 32, company=2)
+
+    def reply(self, name: str, target_s: float = 0.53) -> tuple[Reply, ScriptedDrafter]:
+        llm = ScriptedDrafter(self.clock, LONG, steps=32)
+        trace = TurnTrace(turn=1, origin=self.clock.now(), target_s=target_s, is_spoken=False)
+        desk = ToolDesk((), clock=self.clock, history=History(), emit=self.events.append, spawn=never)
+        draft = DraftRequest(name, (PromptTurn("user", "hello"),), StepPlan(32, 1, 1, 0.9))
+        reply = Reply(
+            request=ReplyRequest(name, f"item_{name}", "audio", target_s, draft, prompt_tokens=0.0),
+            llm=llm,
+            tts=ToneSynthesizer(0.001),
+            budget=self.budget,
+            clock=self.clock,
+            emit=self.events.append,
+            trace=trace,
+            on_audio=lambda: None,
+            plays=None,
+            tools=ToolTurn(desk, trace, name, self.events.append),
+        )
+        return reply, llm
+
+    def reasons(self, name: str) -> list[str]:
+        planned = [event for event in self.events if isinstance(event, ResponsePlanned)]
+        return [event.reason for event in planned if event.response_id == name]
+
+
+def never(work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+    raise AssertionError("no tool is run here")
+
+
+def living(scenario: Callable[[House], Coroutine[Any, Any, None]]) -> House:
+    async def main() -> House:
+        house = House()
+        await scenario(house)
+        return house
+
+    return run_async(main())
+
+
+def drafted(llm: ScriptedDrafter) -> ScriptedDraft:
+    (draft,) = llm.drafts
+    return draft
+
+
+def test_a_slow_step_shortens_the_plan_while_the_reply_runs() -> None:
+    async def scenario(house: House) -> None:
+        reply, llm = house.reply("a")
+        making = asyncio.create_task(reply.run())
+        await house.clock.advance(0.045)
+        assert drafted(llm).plans[-1].steps_first == 50, "0.53 s less 0.03 s for the voice"
+        llm.step_s = 0.25  # the sixth step
+        await house.clock.advance(0.2)
+        llm.step_s = 0.01
+        await house.clock.advance(0.056)
+        # 0.5 - 0.3 s leave twenty more steps.
+        assert drafted(llm).plans[-1].steps_first == 26
+        assert "after step 6: 26 steps for the first clause" in house.reasons("a")
+        await house.clock.advance(5.0)
+        await making
+
+    living(scenario)
+
+
+def test_a_second_draft_shortens_the_plan_of_the_one_that_runs() -> None:
+    async def scenario(house: House) -> None:
+        reply, llm = house.reply("a")
+        other, _ = house.reply("b")
+        making = asyncio.create_task(reply.run())
+        await house.clock.advance(0.095)
+        joining = asyncio.create_task(other.run())
+        await house.clock.advance(0.01)
+        # 0.5 - 0.1 s leave 13 steps of 30 ms behind the ten there were.
+        assert drafted(llm).plans[-1].steps_first == 23
+        assert "after step 10 beside 1 others: 23 steps for the first clause" in house.reasons("a")
+        await house.clock.advance(9.0)
+        await asyncio.gather(making, joining)
+
+    living(scenario)
+
+
+@pytest.mark.parametrize(("slow_s", "is_late"), [(0.01, False), (0.6, True)])
+def test_promises_that_are_kept_or_broken_move_the_margin(slow_s: float, is_late: bool) -> None:
+    async def scenario(house: House) -> None:
+        house.budget.margin.seconds = 0.01
+        reply, llm = house.reply("a")
+        llm.steps, llm.step_s = 2, slow_s
+        making = asyncio.create_task(reply.run())
+        await house.clock.advance(5.0)
+        await making
+        assert (reply.trace.missed_deadline() is not None) is is_late
+
+    margin = living(scenario).budget.margin.seconds
+    assert margin == pytest.approx(0.01 + GAIN_S * (is_late - MAY_MISS))
+
+
+def test_an_answer_that_was_not_promised_in_time_moves_no_margin() -> None:
+    async def scenario(house: House) -> None:
+        reply, _ = house.reply("a", target_s=0.02)
+        making = asyncio.create_task(reply.run())
+        await house.clock.advance(5.0)
+        await making
+        assert reply.trace.planned_on_time is False and reply.trace.missed_deadline() is not None
+
+    assert living(scenario).budget.margin.seconds == 0.0
