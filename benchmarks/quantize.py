@@ -1,6 +1,7 @@
-"""The built-in model in each type of weights: time of a step, bytes, and how far its beliefs and replies are from float32's.
+"""The built-in model in each type of weights and of prefix cache: time of a step, bytes, and how far its beliefs and replies are from float32's.
 
     python benchmarks/quantize.py [--data FOLDER] [--threads 1 2] [--repeats 60] [--prompts 90] [--json FILE]
+    python benchmarks/quantize.py --only float32 "float32, cache e4m3" bfloat16 "bfloat16, cache e4m3" --data FOLDER
 
 Types take turns step by step, so that load on the machine meets all alike. Without held-back dialogues (`--data`) times alone are
 measured. The head is left as it is unless a row says "+ head".
@@ -13,6 +14,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -25,6 +27,7 @@ from dllm.drafts import Cell, DraftSpec, Event, Failed, Finished, Plan, Stepped
 from dllm.engine import Engine
 from dllm.evaluate.likelihood import causal_log_likelihoods
 from dllm.evaluate.prompts import Prompt, held_back, prompts_of
+from dllm.models.family import EIGHT_BITS
 from dllm.models.transformer import Transformer
 from dllm.options import DecodeOptions
 from dllm.packing import LAYERS_COMPILED
@@ -41,16 +44,30 @@ PLAN = Plan(steps_first=10, steps_rest=14, threshold=0.9)
 CONFIG = Path(loader.__file__).parent / "configs" / "builtin.toml"
 
 
-def variants() -> dict[str, loader.Checkpoint]:
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """The same model, held otherwise."""
+
+    checkpoint: loader.Checkpoint
+    cache_dtype: torch.dtype | None = None
+
+    def engine(self, max_batch: int = 8) -> Engine:
+        checkpoint = self.checkpoint
+        return Engine(checkpoint.model, checkpoint.codec.token_table, max_batch=max_batch, cache_dtype=self.cache_dtype)
+
+
+def variants() -> dict[str, Variant]:
     """The same weights in each type, and as `voiceagent` runs them. fp8 is the CPU's reference: its beliefs are what a GPU's would be, its time is not."""
-    found = {"float32": loader.load(), "bfloat16": loader.load(dtype=torch.bfloat16)}
+    found = {"float32": Variant(loader.load()), "bfloat16": Variant(loader.load(dtype=torch.bfloat16))}
+    found |= {f"{name}, cache e4m3": replace(variant, cache_dtype=EIGHT_BITS) for name, variant in found.items()}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         checkpoint = loader.load(dtype=dtype, compiled=True)
         if checkpoint.compiled == LAYERS_COMPILED:
-            found[f"{name}, {LAYERS_COMPILED}"] = checkpoint
+            found[f"{name}, {LAYERS_COMPILED}"] = Variant(checkpoint)
     for mode in ("int8", "int8-dynamic", "fp8", "int4"):
         for head in (False, True):
-            found[mode + (" + head" if head else "")] = loader.load(quantize=Quantisation(mode, head))  # type: ignore[arg-type]
+            loaded = loader.load(quantize=Quantisation(mode, head))  # type: ignore[arg-type]
+            found[mode + (" + head" if head else "")] = Variant(loaded)
     return found
 
 
@@ -80,13 +97,10 @@ def step_once(engine: Engine, batch: int) -> float:
     return seconds * 1e3
 
 
-def step_times(checkpoints: dict[str, loader.Checkpoint], batch: int, repeats: int) -> dict[str, dict[str, float]]:
+def step_times(variants: dict[str, Variant], batch: int, repeats: int) -> dict[str, dict[str, float]]:
     """p50 and p95 of a whole round, in milliseconds. When a draft ends all begin anew, untimed."""
-    times: dict[str, list[float]] = {name: [] for name in checkpoints}
-    engines = {
-        name: Engine(checkpoint.model, checkpoint.codec.token_table, max_batch=batch)
-        for name, checkpoint in checkpoints.items()
-    }
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    engines = {name: variant.engine(batch) for name, variant in variants.items()}
     for _ in range(repeats):
         for name, engine in engines.items():
             refill(engine, batch)
@@ -97,10 +111,10 @@ def step_times(checkpoints: dict[str, loader.Checkpoint], batch: int, repeats: i
     }
 
 
-def beliefs(checkpoint: loader.Checkpoint, prompts: Sequence[Prompt]) -> tuple[list[tuple[Cell, ...]], list[Finished]]:
+def beliefs(variant: Variant, prompts: Sequence[Prompt]) -> tuple[list[tuple[Cell, ...]], list[Finished]]:
     """Every prompt's canvas after its first step, and its reply, one draft at a time."""
     canvases, replies = [], []
-    engine = Engine(checkpoint.model, checkpoint.codec.token_table)
+    engine = variant.engine()
     for index, entry in enumerate(prompts):
         engine.submit(DraftSpec(entry.tokens, f"eval{index}", WIDTH, PLAN))
         first: tuple[Cell, ...] | None = None
@@ -121,7 +135,7 @@ def beliefs(checkpoint: loader.Checkpoint, prompts: Sequence[Prompt]) -> tuple[l
 
 
 def calibration(
-    checkpoints: dict[str, loader.Checkpoint], prompts: Sequence[Prompt], judge: Transformer
+    variants: dict[str, Variant], prompts: Sequence[Prompt], judge: Transformer
 ) -> dict[str, dict[str, float]]:
     """How far each type is from the first.
 
@@ -132,8 +146,8 @@ def calibration(
     """
     report: dict[str, dict[str, float]] = {}
     base_canvases, base_replies = [], []
-    for name, checkpoint in checkpoints.items():
-        canvases, replies = beliefs(checkpoint, prompts)
+    for name, variant in variants.items():
+        canvases, replies = beliefs(variant, prompts)
         if not base_canvases:
             base_canvases, base_replies = canvases, replies
         pairs = [
@@ -171,16 +185,21 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--prompts", type=int, default=90)
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="these rows alone; the first is what others are compared with"
+    )
     args = parser.parse_args()
     report: dict[str, Any] = {**about(HOST), "width": WIDTH, "cached": CACHED, "steps": [], "calibration": {}}
     print(json.dumps({key: value for key, value in report.items() if isinstance(value, str)}), flush=True)
-    checkpoints = variants()
-    report["bytes"] = {
-        name: Engine(checkpoint.model, checkpoint.codec.token_table).memory().weights
-        for name, checkpoint in checkpoints.items()
+    made = variants()
+    made = {name: made[name] for name in args.only or made}
+    engines = {name: variant.engine() for name, variant in made.items()}
+    report["bytes"] = {name: engine.memory().weights for name, engine in engines.items()}
+    report["cached_token_bytes"] = {
+        name: engine.cache.page_bytes // engine.cache.page_size for name, engine in engines.items()
     }
-    print(report["bytes"], flush=True)
-    fast = {name: checkpoint for name, checkpoint in checkpoints.items() if not name.startswith("fp8")}
+    print(report["bytes"], report["cached_token_bytes"], flush=True)
+    fast = {name: variant for name, variant in made.items() if not name.startswith("fp8")}
     for threads in args.threads:
         torch.set_num_threads(threads)
         for batch in (1, 4):
@@ -190,16 +209,16 @@ def main() -> None:
                 print(report["steps"][-1], flush=True)
     if args.data:
         torch.set_num_threads(args.threads[0])
-        codec = checkpoints["float32"].dialogue_codec
+        codec = made["float32"].checkpoint.dialogue_codec
         mixture = Mixture(args.data, codec, held_back(TrainConfig.load(CONFIG)), "dev")
         found = prompts_of(mixture, codec, args.prompts)
         fitting = [prompt for source in found.values() for prompt in source if prompt.fits(WIDTH)]
         # Of all sources alike.
         prompts = fitting[:: max(1, len(fitting) // args.prompts)][: args.prompts]
-        judge = checkpoints["float32"].model
+        judge = made["float32"].checkpoint.model
         assert isinstance(judge, Transformer)
         report["prompts"] = len(prompts)
-        report["calibration"] = calibration(checkpoints, prompts, judge)
+        report["calibration"] = calibration(made, prompts, judge)
         for name, row in report["calibration"].items():
             print(name, row, flush=True)
     if args.json:

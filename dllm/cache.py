@@ -15,6 +15,8 @@ import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from dllm.errors import CacheFullError, ConfigError
 from dllm.models.family import LayerStore, Network
 from dllm.staging import staged
@@ -64,16 +66,18 @@ class PrefixCache:
         limit_bytes: Size of the pool; at least one page.
         page_size: Tokens a page holds; a multiple of `grid`.
         grid: Prefixes are cut at multiples of it.
+        dtype: Of what is stored: None is the weights' type, or float8_e4m3fn. Rows that are written from and read into are of the same.
     """
 
-    def __init__(self, model: Network, limit_bytes: int, page_size: int = 16, grid: int = 1) -> None:
+    def __init__(
+        self, model: Network, limit_bytes: int, page_size: int = 16, grid: int = 1, dtype: torch.dtype | None = None
+    ) -> None:
         if page_size % grid:
             raise ConfigError("page_size", page_size, f"a multiple of the block, {grid}")
-        probe = model.new_stores(1, page_size)
-        self.page_bytes = sum(part.numel() * part.element_size() for store in probe for part in store)
+        self.page_bytes = sum(store.bytes for store in model.new_stores(1, page_size, dtype))
         pages = max(1, limit_bytes // self.page_bytes)
         self.page_size, self.grid = page_size, grid
-        self.pool: list[LayerStore] = model.new_stores(pages, page_size)
+        self.pool: list[LayerStore] = model.new_stores(pages, page_size, dtype)
         """Per layer [pages, G, page_size, D]."""
         self._free = list(range(pages - 1, -1, -1))
         self._roots: dict[tuple[int, ...], Node] = {}
@@ -135,7 +139,7 @@ class PrefixCache:
             finally:
                 node.uses -= 1
             for layer in self.pool:
-                for part in layer:
+                for part in layer.parts:
                     part[text.own[-1], :, :common] = part[node.page, :, :common]
             text.tokens += node.tokens[:common]
             break
@@ -167,14 +171,14 @@ class PrefixCache:
         if offset + len(tokens) <= self.page_size:
             page = text.own[first - len(text.nodes)]
             for layer, stored in zip(self.pool, row, strict=True):
-                for target, source in zip(layer, stored, strict=True):
+                for target, source in zip(layer.parts, stored.parts, strict=True):
                     target[page, :, offset : offset + len(tokens)] = source[:, start:stop]
         else:
             slots = range(start, stop)
             held = [text.own[slot // self.page_size - len(text.nodes)] for slot in slots]
             pages, offsets = staged([held, [slot % self.page_size for slot in slots]], self.pool[0].keys.device)
             for layer, stored in zip(self.pool, row, strict=True):
-                for target, source in zip(layer, stored, strict=True):
+                for target, source in zip(layer.parts, stored.parts, strict=True):
                     target[pages, :, offsets] = source[:, start:stop].transpose(0, 1)
         text.tokens += tokens
 
@@ -185,9 +189,8 @@ class PrefixCache:
             return
         pages = staged(text.pages, self.pool[0].keys.device)
         for layer, target in zip(self.pool, row, strict=True):
-            for source, place in zip(layer, target, strict=True):
-                groups, depth = place.shape[0], place.shape[2]
-                together = source[pages].transpose(0, 1).reshape(groups, count * self.page_size, depth)
+            for source, place in zip(layer.parts, target.parts, strict=True):
+                together = source[pages].transpose(0, 1).reshape(len(place), count * self.page_size, *place.shape[2:])
                 place[:, :length] = together[:, :length]
 
     def publish(self, text: CachedText, owner: str | None, length: int | None = None) -> list[Node]:
@@ -295,7 +298,7 @@ class PrefixCache:
         page = self._free.pop()
         source = text.pages[index]
         for layer in self.pool:
-            for part in layer:
+            for part in layer.parts:
                 part[page, :, : len(tokens)] = part[source, :, : len(tokens)]
         node = Node(tokens, page, parent)
         level[tokens] = node

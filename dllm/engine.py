@@ -62,11 +62,14 @@ class Engine:
         cache_bytes: Size of the prefix cache.
         clock: Reads the time that deadlines refer to, in seconds.
         forward: Runs the network, where that is not the network's own call (`dllm.graphs.cuda_graphs`).
+        cache_dtype: Of stored keys and values: None is the weights' type; float8_e4m3fn takes half or a quarter of its bytes, with a scale for each
+            head of each token. Every key and value that attention reads is then one that was stored so, the canvas's own as well: what is
+            written does not depend on how the prompt was cut up or on what was found stored.
         steps_per_visit: Most denoising steps between two looks at their outcome. New plans, cancels, drafts and deadlines take effect at the
             next one, and events come for all of them together; what is written is the same.
 
     Raises:
-        ConfigError: If a number is out of range.
+        ConfigError: If a number is out of range, or the model keeps no cache of the type asked for.
     """
 
     def __init__(
@@ -79,13 +82,15 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         forward: Callable[..., Tensor] | None = None,
         steps_per_visit: int = 1,
+        cache_dtype: torch.dtype | None = None,
     ) -> None:
         if steps_per_visit < 1:
             raise ConfigError("steps_per_visit", steps_per_visit, "at least 1")
         self.model, self.table, self.max_batch, self._clock = model, table, max_batch, clock
         self.spec = model.spec
         self._device = next(iter(model.parameters())).device  # type: ignore[attr-defined]
-        self.workspace = Workspace(model, max_batch, forward)
+        self.cache_dtype = cache_dtype
+        self.workspace = Workspace(model, max_batch, forward, cache_dtype)
         self._texts = Texts(model, table, self.workspace, cache_bytes)
         self.cache, self.costs = self._texts.cache, StepCosts()
         self._limits = Limits(self.spec, self._texts.room)

@@ -300,7 +300,7 @@ class Graphs:
 
     def _check_places(self, stores: Sequence[LayerStore]) -> None:
         """Forget everything when the keys and values live elsewhere now: recordings know addresses only."""
-        places = tuple(part.data_ptr() for store in stores for part in store) + stores[0].keys.stride()
+        places = tuple(part.data_ptr() for store in stores for part in store.parts) + stores[0].keys.stride()
         if places != self._places:
             self._recordings.clear()
             self._places = places
@@ -324,7 +324,7 @@ class Graphs:
         began = self._clock()
         while len(self._recordings) >= self._max_graphs:
             self._recordings.popitem(last=False)
-        inputs = _Inputs.of(shape, stores[0].keys.dtype, stores[0].keys.device)
+        inputs = _Inputs.of(shape, self._model.new_stores(1, 1)[0].keys.dtype, stores[0].keys.device)
         # Recording runs the forward, which writes keys and values: with these inputs just those that the replay writes again.
         inputs.fill(*given)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from dllm.cache import CachedText, PrefixCache
 from dllm.canvas import TokenTable
 from dllm.draft import Draft
-from dllm.errors import CacheFullError, PromptTooLongError
+from dllm.errors import CacheFullError, ConfigError, PromptTooLongError
 from dllm.masks import visible
 from dllm.models.family import Network
 from dllm.window import Window, Workspace
@@ -24,19 +24,29 @@ class Texts:
     """The prefix cache of one model, filled.
 
     Args:
-        workspace: Where forwards work; the rows of drafts are named by their numbers.
+        workspace: Where forwards work; the rows of drafts are named by their numbers. What it stores is of the cache's type.
         cache_bytes: Size of the prefix cache.
+
+    Raises:
+        ConfigError: If that type is asked for and the model keeps no prefix.
     """
 
     def __init__(self, model: Network, table: TokenTable, workspace: Workspace, cache_bytes: int) -> None:
         self.spec, self.workspace, self._table = model.spec, workspace, table
         self.is_cached = self.spec.mask_kind != "full"
         """Whether the model stores anything from one draft to the next."""
+        if workspace.dtype is not None and not self.is_cached:
+            raise ConfigError(
+                "cache_dtype",
+                workspace.dtype,
+                f"None: every {self.spec.family} token sees all others, so no prefix is kept",
+            )
         self.chunk = PREFILL_CHUNK
         """Tokens that one forward stores at most."""
         grid = self.spec.block if self.spec.mask_kind == "block_causal" else 1
         page = max(16, grid)
-        self.cache = PrefixCache(model, cache_bytes if self.is_cached else 0, page if page % grid == 0 else grid, grid)
+        size = page if page % grid == 0 else grid
+        self.cache = PrefixCache(model, cache_bytes if self.is_cached else 0, size, grid, workspace.dtype)
 
     @property
     def room(self) -> int | None:

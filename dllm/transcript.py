@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dllm.engine import Engine
 from dllm.errors import ConfigError, PromptTooLongError
-from dllm.models.family import LayerStore, Network
+from dllm.models.family import Network
 from dllm.score import Question, hidden_states, probabilities
 from dllm.spec import ModelSpec
 from dllm.text import DialogueCodec
@@ -107,11 +107,11 @@ def _on_prefix(engine: Engine, prompt: Sequence[int], canvases: Sequence[Sequenc
     if longest > spec.max_position_embeddings:
         raise PromptTooLongError(longest, spec.max_position_embeddings)
     total = size + sum(map(len, canvases))
-    stores = network.new_stores(1, total)
+    stores = network.new_stores(1, total, engine.cache_dtype)
     text = engine.cache.open(prompt)
     try:
         known = text.length
-        engine.cache.read(text, [LayerStore(store.keys[0], store.values[0]) for store in stores])
+        engine.cache.read(text, [store.of(0) for store in stores])
     finally:
         engine.cache.close(text)
     device = stores[0].keys.device

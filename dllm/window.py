@@ -70,10 +70,17 @@ class Workspace:
 
     A row is filled from the prefix cache when its draft joins; the other rows are not touched by who joins or leaves.
 
-    `forward` runs the network where that is not the network's own call (`dllm.graphs`); it takes and gives the same.
+    `forward` runs the network where that is not the network's own call (`dllm.graphs`); it takes and gives the same. `dtype` is that of what is
+    stored: None is the weights' type.
     """
 
-    def __init__(self, model: Network, max_rows: int, forward: Callable[..., Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        model: Network,
+        max_rows: int,
+        forward: Callable[..., Tensor] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self.model, self.max_rows = model, max_rows
         self._run: Callable[..., Tensor] = model if forward is None else forward
         self.stores: list[LayerStore] = []
@@ -81,7 +88,8 @@ class Workspace:
         self._keys: list[Hashable | None] = []
         probe = model.new_stores(1, 1)
         self._dtype, self._device = probe[0].keys.dtype, probe[0].keys.device
-        self._slot_bytes = sum(part.numel() * part.element_size() for store in probe for part in store)
+        self.dtype = dtype
+        self._slot_bytes = sum(store.bytes for store in model.new_stores(1, 1, dtype))
         self._probe = probe[0].keys
         self._masks: tuple[object, Tensor | Sight | None] | None = None
 
@@ -100,7 +108,7 @@ class Workspace:
     def row(self, key: Hashable) -> list[LayerStore]:
         """A draft's keys and values, per layer [G, S, D]."""
         index = self._keys.index(key)
-        return [LayerStore(store.keys[index], store.values[index]) for store in self.stores]
+        return [store.of(index) for store in self.stores]
 
     def drop(self, key: Hashable) -> None:
         """A draft left; its row is free. Nothing happens when it has none.
@@ -177,7 +185,7 @@ class Workspace:
 
     def rows(self, count: int) -> list[LayerStore]:
         """Keys and values of the first rows, per layer [count, G, S, D]."""
-        return [LayerStore(store.keys[:count], store.values[:count]) for store in self.stores]
+        return [store.of(slice(count)) for store in self.stores]
 
     def _mask(self, windows: Sequence[Window], length: int) -> Tensor | Sight | None:
         is_counted = self.model.takes_sight and runs_kernels(self._probe) and all(map(_is_beginning, windows))
@@ -223,16 +231,16 @@ class Workspace:
         if rows <= have and capacity == self.capacity:
             return
         total = have if rows <= have else min(self.max_rows, max(rows, 2 * have))
-        stores = self.model.new_stores(total, capacity)
+        stores = self.model.new_stores(total, capacity, self.dtype)
         for new, old in zip(stores, self.stores, strict=False):
-            new.keys[:have, :, : old.keys.shape[2]] = old.keys
-            new.values[:have, :, : old.values.shape[2]] = old.values
+            for place, kept in zip(new.parts, old.parts, strict=True):
+                place[:have, :, : kept.shape[2]] = kept
         self.stores = stores
         self._keys += [None] * (total - have)
 
     def _swap(self, one: int, other: int) -> None:
         for store in self.stores:
-            for part in store:
+            for part in store.parts:
                 part[[one, other]] = part[[other, one]]
         self._keys[one], self._keys[other] = self._keys[other], self._keys[one]
 

@@ -382,6 +382,13 @@ class ModelsConfig:
         "'auto', 'float32', 'bfloat16', 'float16', 'int8', 'fp8' or 'int4'",
         lambda v: v in ("auto", "float32", "bfloat16", "float16", "int8", "fp8", "int4"),
     )
+    cache_dtype: str = documented(
+        "auto",
+        "Numbers that the diffusion model's prefix cache holds; `auto` is the model's own. `e4m3` is eight bits, for models that keep a prefix: "
+        "half or a quarter of the bytes, and other replies now and then (docs/quantisation.md). Layers are not compiled then.",
+        "'auto' or 'e4m3'",
+        lambda v: v in ("auto", "e4m3"),
+    )
     threads: int = documented(
         0,
         "CPU threads of the diffusion model; 0 is one where its layers are compiled, else all cores but one.",

@@ -36,6 +36,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--geometry", choices=geometries.NAMES, help="random weights of this size instead of a checkpoint"
     )
     parser.add_argument("--batch", type=int, action="append", help="replies at once; may be repeated; default 1 and 4")
+    model.add_cache_argument(parser)
     parser.add_argument("--prompt", type=int, default=128, help="prompt tokens")
     parser.add_argument("--replies", type=int, default=3, help="measured rounds of replies, after one that is not")
     parser.add_argument("--json", action="store_true")
@@ -76,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--geometry", args.geometry, "none beside --model")
     subject = _subject(args)
     checkpoint, spec = subject.checkpoint, subject.checkpoint.spec
+    cache_dtype = model.cache_dtype_of(args.cache_dtype)
     width = decoding.width_of(args, spec, args.prompt)
     plan, options = decoding.plan(args, checkpoint, width), decoding.options(args, checkpoint)
     head = {
@@ -95,7 +97,10 @@ def run(args: argparse.Namespace) -> int:
             for number, prompt in enumerate(_prompts(spec, args.prompt, batch))
         ]
         engine = model.engine(
-            checkpoint, batch, _cache_mb(checkpoint.model, batch * (args.prompt + width + 2 * spec.block + 32))
+            checkpoint,
+            batch,
+            _cache_mb(checkpoint.model, batch * (args.prompt + width + 2 * spec.block + 32)),
+            cache_dtype,
         )
         measured = measure(engine, drafts, args.replies)
         rows.append(measured)
@@ -113,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _cache_mb(network: Network, tokens: int) -> int:
     """A cache in which all replies fit at once."""
-    token = sum(part.numel() * part.element_size() for store in network.new_stores(1, 1) for part in store)
+    token = sum(store.bytes for store in network.new_stores(1, 1))
     return -(-token * tokens // 2**20) + 1
 
 

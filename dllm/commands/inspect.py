@@ -220,13 +220,18 @@ def _text_of(codec: Codec | None, token: int) -> str:
 def _memory(family: Family, spec: ModelSpec, parameters: int) -> dict[str, Any]:
     import torch
 
+    from dllm.models.family import EIGHT_BITS
+
     with torch.device("meta"):
         network = family.build(spec)
         stores = network.new_stores(1, 1)  # type: ignore[operator]
-    token = sum(part.numel() for store in stores for part in store)
+        eight = network.new_stores(1, 1, EIGHT_BITS)  # type: ignore[operator]
+    token = sum(part.numel() for store in stores for part in store.parts)
     found: dict[str, Any] = {}
     for name, size in BYTES.items():
         found[name] = f"{_size(parameters * size)} of weights, {_size(token * size)} a cached token"
+    if spec.mask_kind != "full":
+        found["e4m3 cache"] = f"{_size(sum(store.bytes for store in eight))} a cached token"
     context = min(spec.max_position_embeddings, 4096)
     found[f"{context} positions"] = f"{_size(token * context * BYTES['bfloat16'])} of keys and values in bfloat16"
     return found

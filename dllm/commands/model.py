@@ -45,14 +45,20 @@ def load(args: argparse.Namespace, stream: TextIO | None = None, team: Team | No
     from dllm import loader
 
     place, dtype, quantize = device(args.device), dtype_of(args.dtype), quantisation(args.quantize)
+    # Compiled layers read and write floats.
+    compiled = getattr(args, "cache_dtype", None) is None
     stream = stream or sys.stderr
     if team is not None:
         return loader.load(source(args.model), team.device, dtype, quantize=quantize, team=team)
     if not stream.isatty():
-        return _on_one_thread(loader.load(source(args.model), place, dtype, quantize=quantize, compiled=True))
+        return _on_one_thread(
+            loader.load(source(args.model), place, dtype, quantize=quantize, packed=True, compiled=compiled)
+        )
     bar = LoadBar(stream)
     try:
-        checkpoint = loader.load(source(args.model), place, dtype, quantize=quantize, progress=bar, compiled=True)
+        checkpoint = loader.load(
+            source(args.model), place, dtype, quantize=quantize, progress=bar, packed=True, compiled=compiled
+        )
     finally:
         bar.clear()
     print(
@@ -75,10 +81,18 @@ def _on_one_thread(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
-def engine(checkpoint: Checkpoint, max_batch: int = 1, cache_mb: int = 128) -> Engine:
+def engine(
+    checkpoint: Checkpoint, max_batch: int = 1, cache_mb: int = 128, cache_dtype: torch.dtype | None = None
+) -> Engine:
     from dllm.engine import Engine
 
-    return Engine(checkpoint.model, checkpoint.codec.token_table, max_batch=max_batch, cache_bytes=cache_mb * 2**20)
+    return Engine(
+        checkpoint.model,
+        checkpoint.codec.token_table,
+        max_batch=max_batch,
+        cache_bytes=cache_mb * 2**20,
+        cache_dtype=cache_dtype,
+    )
 
 
 def source(model: str | None) -> Path | str | None:
@@ -116,6 +130,24 @@ def dtype_of(name: str | None) -> torch.dtype | None:
         raise ConfigError("--dtype", name, f"one of {', '.join(DTYPES)}")
     found: torch.dtype = getattr(torch, DTYPES[name])
     return found
+
+
+def add_cache_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cache-dtype", metavar="TYPE", help="e4m3: keys and values in eight bits; default: the weights' type"
+    )
+
+
+def cache_dtype_of(name: str | None) -> torch.dtype | None:
+    """
+    Raises:
+        ConfigError: If there is no such type.
+    """
+    from dllm.models.family import EIGHT_BITS
+
+    if name not in (None, "e4m3"):
+        raise ConfigError("--cache-dtype", name, "e4m3, or nothing for the weights' type")
+    return None if name is None else EIGHT_BITS
 
 
 def quantisation(mode: str | None) -> Quantisation | None:

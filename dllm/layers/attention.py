@@ -16,22 +16,23 @@ from dllm.layers.rotary import Turn
 from dllm.models.family import LayerStore, Sight
 from dllm.spec import ModelSpec
 from dllm_kernels import Cache, HeadNorms, Target, canvas_attention, rotate_and_store
+from dllm_kernels.quantise_rows import Rows, restore_rows
+from dllm_kernels.rotary.reference import put
 
 
 @dataclass(frozen=True, slots=True)
 class Slots:
     """Where new keys and values go and how many slots are read. The same in every layer of a forward.
 
-    `first` is a slot for all rows; or `rows` [B, 1] and `columns` [B, T] name a slot for each token.
+    `first` is a slot for all rows; or `columns` [B, T] names a slot for each token.
     """
 
     read: int
     first: int = 0
-    rows: Tensor | None = None
     columns: Tensor | None = None
 
     @classmethod
-    def of(cls, start: int | Tensor, rows: int, length: int, mask: Tensor | Sight | None) -> Slots:
+    def of(cls, start: int | Tensor, length: int, mask: Tensor | Sight | None) -> Slots:
         """
         Raises:
             ValueError: If each row has its own start and no mask tells how much of the stores is read.
@@ -41,17 +42,21 @@ class Slots:
             return cls(start + length if read is None else read, start)
         if read is None:
             raise ValueError("a start per row needs a mask: rows of different lengths cannot all be read whole")
-        columns = start.unsqueeze(1) + torch.arange(length, device=start.device)
-        return cls(read, 0, torch.arange(rows, device=start.device).unsqueeze(1), columns)
+        return cls(read, 0, start.unsqueeze(1) + torch.arange(length, device=start.device))
 
-    def write(self, store: LayerStore, keys: Tensor, values: Tensor) -> LayerStore:
-        """Put new tokens [B, T, G, D] into their slots; the slots to read, as views [B, G, S, D]."""
-        for place, new in zip(store, (keys, values), strict=True):
-            if self.rows is None:
-                place[:, :, self.first : self.first + new.shape[1]] = new.transpose(1, 2)
-            else:
-                place[self.rows, :, self.columns] = new
-        return LayerStore(store.keys[:, :, : self.read], store.values[:, :, : self.read])
+    def write(self, store: LayerStore, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put new tokens [B, T, G, D] into their slots; the slots to read, as `numbers` gives them."""
+        put(keys, store.keys, store.key_scale, self.first, self.columns)
+        put(values, store.values, store.value_scale, self.first, self.columns)
+        return self.numbers(store, keys.dtype)
+
+    def numbers(self, store: LayerStore, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values of the slots to read, [B, G, S, D]: views, but of e4m3 new memory in `dtype`."""
+        keys, values = store.keys[:, :, : self.read], store.values[:, :, : self.read]
+        if store.key_scale is None or store.value_scale is None:
+            return keys, values
+        scales = store.key_scale[:, :, : self.read, None], store.value_scale[:, :, : self.read, None]
+        return restore_rows(Rows(keys, scales[0]), dtype), restore_rows(Rows(values, scales[1]), dtype)
 
 
 def fold_mask(mask: Tensor | None, shared: int, dtype: torch.dtype) -> Tensor | None:
@@ -104,13 +109,17 @@ class Attention(nn.Module):
         norms = None
         if self.q_norm is not None and self.k_norm is not None:
             norms = HeadNorms(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
-        target = None if store is None else Target(store.keys, store.values, slots.first, slots.columns)
+        target = None
+        if store is not None:
+            scales = store.key_scale, store.value_scale
+            target = Target(store.keys, store.values, slots.first, slots.columns, *scales)
         q, k, v = rotate_and_store(qkv, turn.cos, turn.signed_sin, (self.heads, self.kv_heads), norms, q_scale, target)
         if isinstance(mask, Sight):
-            out = canvas_attention(q.contiguous(), Cache(k, v), mask.visible, longest=mask.longest)
+            scales = (None, None) if store is None else (store.key_scale, store.value_scale)
+            out = canvas_attention(q.contiguous(), Cache(k, v, None, *scales), mask.visible, longest=mask.longest)
         else:
             if store is not None:
-                k, v = k[:, :, : slots.read], v[:, :, : slots.read]
+                k, v = slots.numbers(store, q.dtype)
             q = q.reshape(rows, self.kv_heads, self.heads // self.kv_heads * length, self.head_dim)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
             out = out.reshape(rows, self.heads, length, self.head_dim)

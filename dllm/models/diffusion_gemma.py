@@ -199,7 +199,7 @@ class DiffusionGemma(nn.Module):
                 parameter.normal_(0.0, 0.02 * scale, generator=generator)
         self.reset_buffers()
 
-    def new_stores(self, rows: int, length: int) -> list[LayerStore]:
+    def new_stores(self, rows: int, length: int, dtype: torch.dtype | None = None) -> list[LayerStore]:
         """One store per layer; full layers have other heads than sliding ones, so shapes differ."""
         weight = self.embed_tokens.weight
         stores = []
@@ -208,7 +208,7 @@ class DiffusionGemma(nn.Module):
             heads = self.sliding.full_key_value_heads if is_full else self.spec.num_key_value_heads
             size = self.sliding.full_head_dim if is_full else self.spec.head_dim
             shape = (rows, heads, length, size)
-            stores.append(LayerStore(weight.new_zeros(shape), weight.new_zeros(shape)))
+            stores.append(LayerStore.zeros(shape, weight, dtype))
         return stores
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -254,7 +254,7 @@ class DiffusionGemma(nn.Module):
         x = self.embed(ids)
         if not causal:
             x = self.self_conditioning(x, torch.zeros_like(x) if soft is None else soft.to(x.dtype))
-        slots = Slots.of(start, ids.shape[0], ids.shape[1], mask)
+        slots = Slots.of(start, ids.shape[1], mask)
         masks = self._masks(positions, mask, start, slots.read, causal, x.dtype)
         sliding = self.sliding
         turns = (

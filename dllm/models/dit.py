@@ -131,10 +131,10 @@ class Dit(nn.Module):
                 else:
                     parameter.normal_(0.0, 0.02, generator=generator)
 
-    def new_stores(self, rows: int, length: int) -> list[LayerStore]:
+    def new_stores(self, rows: int, length: int, dtype: torch.dtype | None = None) -> list[LayerStore]:
         weight = self.embed_tokens.weight
         shape = (rows, self.spec.num_key_value_heads, length, self.spec.head_dim)
-        return [LayerStore(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.layers]
+        return [LayerStore.zeros(shape, weight, dtype) for _ in self.layers]
 
     def forward(
         self,
@@ -158,7 +158,7 @@ class Dit(nn.Module):
         x: Tensor = self.embed_tokens(ids)
         condition = self.noise(self._noise_of(ids) if noise is None else noise)
         turn = turn_at(self.rotary_cos, self.rotary_sin, positions, x.dtype)
-        slots = Slots.of(start, ids.shape[0], ids.shape[1], mask)
+        slots = Slots.of(start, ids.shape[1], mask)
         folded = mask if isinstance(mask, Sight) else fold_mask(mask, 1, x.dtype)
         for index, layer in enumerate(self.layers):
             x = layer(x, condition, turn, folded, None if stores is None else stores[index], slots)

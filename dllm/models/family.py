@@ -12,14 +12,54 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from dllm.errors import ConfigError
 from dllm.spec import ModelSpec
+
+EIGHT_BITS = torch.float8_e4m3fn
 
 
 class LayerStore(NamedTuple):
-    """Room for rotated keys and values of one layer, each [B, G, S, D]; a forward writes its own tokens into it."""
+    """Room for rotated keys and values of one layer, each [B, G, S, D]; a forward writes its own tokens into it.
+
+    In the weights' type, or in float8_e4m3fn with a scale for each head of each token: then a token's bytes depend on that token alone.
+    """
 
     keys: Tensor
     values: Tensor
+    key_scale: Tensor | None = None
+    """[B, G, S] float32."""
+    value_scale: Tensor | None = None
+
+    @classmethod
+    def zeros(cls, shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> LayerStore:
+        """Room of `shape` [B, G, S, D] on the device of `like`, in its type or in e4m3.
+
+        Raises:
+            ConfigError: If the type is neither.
+        """
+        keys, values = (torch.zeros(*shape, dtype=dtype or like.dtype, device=like.device) for _ in range(2))
+        if dtype in (None, like.dtype):
+            return cls(keys, values)
+        if dtype != EIGHT_BITS:
+            raise ConfigError("cache_dtype", dtype, f"{like.dtype}, which the weights have, or {EIGHT_BITS}")
+        return cls(keys, values, *(torch.zeros(*shape[:3], device=like.device) for _ in range(2)))
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """All that is stored of the tokens, to be copied: [B, G, S, ...] each, eight-bit floats as the bytes they are."""
+        if self.key_scale is None or self.value_scale is None:
+            return self.keys, self.values
+        return self.keys.view(torch.uint8), self.values.view(torch.uint8), self.key_scale, self.value_scale
+
+    def of(self, rows: int | slice) -> LayerStore:
+        """One row, without its dimension, or several; as views."""
+        if self.key_scale is None or self.value_scale is None:
+            return LayerStore(self.keys[rows], self.values[rows])
+        return LayerStore(*(part[rows] for part in (self.keys, self.values, self.key_scale, self.value_scale)))
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.numel() * part.element_size() for part in self.parts)
 
 
 class Sight(NamedTuple):
@@ -91,8 +131,8 @@ class Network(Protocol):
     takes_sight: bool
     """Whether `mask` may be a `Sight`: attention looks at a beginning of the slots and no further conditions of its own."""
 
-    def new_stores(self, rows: int, length: int) -> list[LayerStore]:
-        """Zeroed room for `length` tokens of `rows` sequences, one store per layer, in the weights' dtype and device."""
+    def new_stores(self, rows: int, length: int, dtype: torch.dtype | None = None) -> list[LayerStore]:
+        """Zeroed room for `length` tokens of `rows` sequences, one store per layer, on the weights' device, in their dtype or float8_e4m3fn."""
         ...
 
     def __call__(

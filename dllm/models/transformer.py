@@ -116,17 +116,10 @@ class Transformer(nn.Module):
                 scale = depth_scale if "o_proj" in name or "down_proj" in name else 1.0
                 parameter.normal_(0.0, 0.02 * scale, generator=generator)
 
-    def new_stores(self, rows: int, length: int) -> list[LayerStore]:
+    def new_stores(self, rows: int, length: int, dtype: torch.dtype | None = None) -> list[LayerStore]:
         """Zeroed room for `length` tokens of `rows` sequences, one store per layer."""
-        weight = self.embed_tokens.weight
         shape = (rows, self.spec.num_key_value_heads, length, self.spec.head_dim)
-        return [
-            LayerStore(
-                torch.zeros(shape, dtype=weight.dtype, device=weight.device),
-                torch.zeros(shape, dtype=weight.dtype, device=weight.device),
-            )
-            for _ in self.layers
-        ]
+        return [LayerStore.zeros(shape, self.embed_tokens.weight, dtype) for _ in self.layers]
 
     def forward(
         self,
@@ -154,14 +147,22 @@ class Transformer(nn.Module):
         guess = None if self.soft_proj is None or soft is None else self.soft_proj(soft.to(table.dtype)).flatten(0, 1)
         x = embed(ids.flatten(), table, guess).view(*ids.shape, -1)
         turn = turn_at(self.rotary_cos, self.rotary_sin, positions, x.dtype)
-        if self.decoder is not None and stores is not None and not isinstance(mask, Sight) and runs_native():
-            return self.decoder(x, turn.cos, turn.signed_sin, stores, start, mask)
+        is_float = stores is not None and stores[0].key_scale is None
+        if (
+            self.decoder is not None
+            and stores is not None
+            and is_float
+            and not isinstance(mask, Sight)
+            and runs_native()
+        ):
+            places = [(store.keys, store.values) for store in stores]
+            return self.decoder(x, turn.cos, turn.signed_sin, places, start, mask)
         shared = Shared(
             turn,
             mask
             if isinstance(mask, Sight)
             else fold_mask(mask, spec.num_attention_heads // spec.num_key_value_heads, x.dtype),
-            Slots.of(start, ids.shape[0], ids.shape[1], mask),
+            Slots.of(start, ids.shape[1], mask),
             query_scale(spec.rope, positions) if spec.rope.query_scale_beta else None,
             positions // spec.block if spec.moe is not None and spec.moe.per_block else None,
         )

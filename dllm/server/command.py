@@ -40,6 +40,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--graphs", action="store_true", help="record steps as CUDA graphs; not under torchrun")
     parser.add_argument("--steps-per-visit", type=int, default=1, help="most steps between two visits of the host")
     parser.add_argument("--cache-mb", type=int, default=512, help="size of the prefix cache")
+    model.add_cache_argument(parser)
     parser.add_argument("--api-key-file", type=Path, help="one key per line; without it everybody is let in")
     parser.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="may be repeated; * is all")
     parser.add_argument("--default-tokens", type=int, default=plain.default_tokens, help="reply length if unasked")
@@ -108,6 +109,7 @@ def _engine(args: argparse.Namespace, checkpoint: Checkpoint, **options: Any) ->
         checkpoint.codec.token_table,
         max_batch=args.batch,
         cache_bytes=args.cache_mb * 2**20,
+        cache_dtype=model.cache_dtype_of(args.cache_dtype),
         steps_per_visit=args.steps_per_visit,
         **options,
     )

@@ -245,7 +245,7 @@ def write_replies(
 def _cache_bytes(checkpoint: Checkpoint, questions: Sequence[Question], batch: int) -> int:
     """Room for every prompt, and for a batch that shares none of them. Filling more with zeros took longer than a tiny model's step."""
     stores = checkpoint.model.new_stores(1, 1)
-    token = sum(part.numel() * part.element_size() for store in stores for part in store)
+    token = sum(store.bytes for store in stores)
     page = max(16, checkpoint.spec.block)
     longest = max(len(question.prompt) + question.width for question in questions)
     return token * (sum(len(question.prompt) + page for question in questions) + batch * (longest + 2 * page))

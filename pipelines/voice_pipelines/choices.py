@@ -207,12 +207,16 @@ def _load_llm(config: Config, source: Path | str | None, reason: str) -> Diffusi
 
     from dllm import loader
     from dllm.errors import DllmError
+    from dllm.models.family import EIGHT_BITS
     from dllm.packing import LAYERS_COMPILED
     from dllm.quantize import Quantisation
     from voice_pipelines.adapters.diffusion import DiffusionDrafter
 
     device, weights = device_of(config), _weights(config.models.dtype)
-    wants_layers_compiled = config.models.compile and device == "cpu" and config.models.threads in (0, 1)
+    in_eight_bits = config.models.cache_dtype == "e4m3"
+    wants_layers_compiled = (
+        config.models.compile and device == "cpu" and config.models.threads in (0, 1) and not in_eight_bits
+    )
     if config.models.threads:
         torch.set_num_threads(config.models.threads)
     elif device == "cpu":
@@ -240,8 +244,10 @@ def _load_llm(config: Config, source: Path | str | None, reason: str) -> Diffusi
     stored = next(checkpoint.model.parameters()).dtype
     numbers = weights or str(stored).removeprefix("torch.")
     numbers += f"; {checkpoint.compiled}" if checkpoint.compiled else ""
+    numbers += "; prefix cache in e4m3" if in_eight_bits else ""
     info = BackendInfo("llm", f"{name}, {size:.1f} M parameters on {device} ({numbers})", reason)
-    return DiffusionDrafter(checkpoint, info, max_batch=CPU_BATCH if device == "cpu" else DEVICE_BATCH)
+    batch = CPU_BATCH if device == "cpu" else DEVICE_BATCH
+    return DiffusionDrafter(checkpoint, info, max_batch=batch, cache_dtype=EIGHT_BITS if in_eight_bits else None)
 
 
 _FEW_BITS: tuple[Literal["int8", "fp8", "int4"], ...] = ("int8", "fp8", "int4")

@@ -36,8 +36,17 @@ def table_of(spec: ModelSpec) -> TokenTable:
     )
 
 
-def engine_of(network: nn.Module, max_batch: int = 8, cache_bytes: int = 2**18) -> Engine:
-    return Engine(network, table_of(network.spec), max_batch=max_batch, cache_bytes=cache_bytes, clock=lambda: 0.0)  # type: ignore[arg-type]
+def engine_of(
+    network: nn.Module, max_batch: int = 8, cache_bytes: int = 2**18, cache_dtype: torch.dtype | None = None
+) -> Engine:
+    return Engine(
+        network,  # type: ignore[arg-type]
+        table_of(network.spec),  # type: ignore[arg-type]
+        max_batch=max_batch,
+        cache_bytes=cache_bytes,
+        clock=lambda: 0.0,
+        cache_dtype=cache_dtype,
+    )
 
 
 def prompt_of(length: int, seed: int = 0) -> tuple[int, ...]:
@@ -68,8 +77,8 @@ def finished(events: Sequence[Event], draft: Draft) -> Finished:
     return next(event for event in events if isinstance(event, Finished) and event.draft is draft)
 
 
-def write(network: nn.Module, spec: DraftSpec) -> Finished:
+def write(network: nn.Module, spec: DraftSpec, cache_dtype: torch.dtype | None = None) -> Finished:
     """The reply of an engine of its own."""
-    engine = engine_of(network)
+    engine = engine_of(network, cache_dtype=cache_dtype)
     draft = engine.submit(spec)
     return finished(run(engine), draft)

@@ -41,8 +41,8 @@ def encode(model: Network, cache: PrefixCache, text: CachedText, tokens: tuple[i
 def stored(model: Network, cache: PrefixCache, text: CachedText) -> list[torch.Tensor]:
     """Keys and values, layer by layer, [G, length, D]."""
     rows = model.new_stores(1, max(text.length, 1))
-    cache.read(text, [LayerStore(store.keys[0], store.values[0]) for store in rows])
-    return [part[0, :, : text.length] for store in rows for part in store]
+    cache.read(text, [store.of(0) for store in rows])
+    return [part[0, :, : text.length] for store in rows for part in store.parts]
 
 
 def recomputed(model: Network, tokens: tuple[int, ...]) -> list[torch.Tensor]:
@@ -51,7 +51,7 @@ def recomputed(model: Network, tokens: tuple[int, ...]) -> list[torch.Tensor]:
     seen = torch.arange(len(tokens)) < torch.tensor(visible(model.spec, 0, len(tokens), total=len(tokens))).unsqueeze(1)
     positions = torch.arange(len(tokens)).unsqueeze(0)
     model(torch.tensor([tokens]), positions, seen.view(1, 1, len(tokens), len(tokens)), stores, 0)
-    return [part[0] for store in stores for part in store]
+    return [part[0] for store in stores for part in store.parts]
 
 
 def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> None:
@@ -191,7 +191,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.texts: list[tuple[CachedText, str]] = []
 
     def fake_row(self, tokens: tuple[int, ...]) -> list[LayerStore]:
-        row = [LayerStore(store.keys[0], store.values[0]) for store in self.model.new_stores(1, len(tokens))]
+        row = [store.of(0) for store in self.model.new_stores(1, len(tokens))]
         for layer, store in enumerate(row):
             total = 0
             for at, token in enumerate(tokens):
@@ -249,7 +249,7 @@ class CacheMachine(RuleBasedStateMachine):
                 continue
             expected = self.fake_row(tuple(text.tokens))
             for one, other in zip(
-                stored(self.model, self.cache, text), [part for store in expected for part in store], strict=True
+                stored(self.model, self.cache, text), [part for store in expected for part in store.parts], strict=True
             ):
                 assert torch.equal(one, other)
 

@@ -15,7 +15,6 @@ from dllm.draft import Draft
 from dllm.drafts import CellState, Committed, DraftSpec, Event, Failed, Finished, Plan, Prefilled, Stepped
 from dllm.engine import Engine
 from dllm.errors import ConfigError, PinsDoNotFitError, PromptTooLongError
-from dllm.models.family import LayerStore
 from dllm.models.transformer import Transformer
 from dllm.options import DecodeOptions
 from tests.dllm import tiny
@@ -328,9 +327,9 @@ def pages(engine: Engine) -> dict[tuple[int, ...], list[torch.Tensor]]:
     for tokens in cache.stored():
         text = cache.open(tokens)
         rows = engine.model.new_stores(1, len(tokens))
-        cache.read(text, [LayerStore(store.keys[0], store.values[0]) for store in rows])
+        cache.read(text, [store.of(0) for store in rows])
         cache.close(text)
-        found[tokens] = [part for store in rows for part in store]
+        found[tokens] = [part for store in rows for part in store.parts]
     return found
 
 

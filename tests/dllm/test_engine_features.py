@@ -442,7 +442,7 @@ def test_a_fused_commit_stores_what_a_pass_of_its_own_stores() -> None:
             engine.run_round()
             if draft.text is not None and draft.text.length > len(tokens):
                 tokens = list(draft.text.tokens)
-                row = [LayerStore(store.keys[0], store.values[0]) for store in model.new_stores(1, len(tokens))]
+                row = [store.of(0) for store in model.new_stores(1, len(tokens))]
                 engine.cache.read(draft.text, row)
         assert len(tokens) > len(prompt)
         stores, total = model.new_stores(1, len(tokens)), len(tokens)

@@ -64,7 +64,7 @@ def graphs(model: Transformer, recorder: StandIn | None = None, **options: Any) 
 def filled(model: Transformer, rows: int = 2, length: int = 320) -> list[LayerStore]:
     generator = torch.Generator().manual_seed(3)
     return [
-        LayerStore(*(torch.randn(part.shape, generator=generator) for part in store))
+        LayerStore(*(torch.randn(part.shape, generator=generator) for part in store.parts))
         for store in model.new_stores(rows, length)
     ]
 
@@ -103,7 +103,7 @@ def test_one_recording_serves_every_length_of_text_and_every_mask() -> None:
             mask = mask.repeat(1, 1, 8, 1)
             mask[..., :3, : min(starts)] = -2.0
         expected = model(
-            ids, positions, mask, [LayerStore(*(p.clone() for p in s)) for s in stores], torch.tensor(starts)
+            ids, positions, mask, [LayerStore(*(p.clone() for p in s.parts)) for s in stores], torch.tensor(starts)
         )
         found = fast(ids, positions, mask, stores, torch.tensor(starts))
         torch.testing.assert_close(found, expected, **CLOSE)
@@ -146,7 +146,9 @@ def test_nothing_is_recorded_once_the_time_for_it_is_spent() -> None:
     fast, stores = graphs(model, recorder, budget_s=2.0), filled(model, rows=1)
     for length in (4, 8, 12, 16):
         for _ in range(3):
-            expected = model(*inputs(1, length, 40), None, [LayerStore(*(p.clone() for p in s)) for s in stores], 40)
+            expected = model(
+                *inputs(1, length, 40), None, [LayerStore(*(p.clone() for p in s.parts)) for s in stores], 40
+            )
             torch.testing.assert_close(fast(*inputs(1, length, 40), None, stores, 40), expected, **CLOSE)
     assert [shape.length for shape in fast.shapes] == [4, 8]
     assert fast.seconds == 2.0
@@ -156,7 +158,7 @@ def test_nothing_is_recorded_once_the_time_for_it_is_spent() -> None:
 def test_a_network_that_cannot_be_recorded_runs_as_it_is() -> None:
     model, told = tiny.model(), list[Recorded]()
     fast, stores = graphs(model, StandIn(failing=(1,)), progress=told.append), filled(model, rows=1)
-    expected = model(*inputs(1, 8, 40), None, [LayerStore(*(p.clone() for p in s)) for s in stores], 40)
+    expected = model(*inputs(1, 8, 40), None, [LayerStore(*(p.clone() for p in s.parts)) for s in stores], 40)
     for _ in range(4):
         torch.testing.assert_close(fast(*inputs(1, 8, 40), None, stores, 40), expected, **CLOSE)
     assert [recorded.error for recorded in told] == ["operation not permitted when stream is capturing"]
@@ -168,8 +170,8 @@ def test_recordings_go_when_keys_and_values_move() -> None:
     fast, stores = graphs(model), filled(model, rows=1)
     for _ in range(2):
         fast(*inputs(1, 8, 40), None, stores, 40)
-    moved = [LayerStore(*(part * 2 for part in store)) for store in stores]
-    expected = model(*inputs(1, 8, 40), None, [LayerStore(*(p.clone() for p in s)) for s in moved], 40)
+    moved = [LayerStore(*(part * 2 for part in store.parts)) for store in stores]
+    expected = model(*inputs(1, 8, 40), None, [LayerStore(*(p.clone() for p in s.parts)) for s in moved], 40)
     torch.testing.assert_close(fast(*inputs(1, 8, 40), None, moved, 40), expected, **CLOSE)
 
 
@@ -308,11 +310,11 @@ def waiting_is_an_error() -> Iterator[None]:
 def test_on_the_gpu_a_recorded_forward_equals_the_networks_own() -> None:
     model = tiny.model(scale=1.0).cuda()
     fast = Graphs(model, CudaRecorder())
-    stores = [LayerStore(*(part.cuda() for part in store)) for store in filled(model)]
+    stores = [LayerStore(*(part.cuda() for part in store.parts)) for store in filled(model)]
     for seed in range(6):
         ids, positions = (part.cuda() for part in inputs(2, 8, 40, seed))
         mask, start = mask_to([48, 48], 48).cuda(), torch.tensor([40, 40]).cuda()
-        expected = model(ids, positions, mask, [LayerStore(*(p.clone() for p in s)) for s in stores], start)
+        expected = model(ids, positions, mask, [LayerStore(*(p.clone() for p in s.parts)) for s in stores], start)
         torch.testing.assert_close(fast(ids, positions, mask, stores, start), expected, **CLOSE)
     assert fast.shapes == (Shape(2, 8, 256),)
 

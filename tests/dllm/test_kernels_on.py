@@ -11,6 +11,7 @@ import dllm_kernels.choose
 from dllm.drafts import Failed, Plan
 from dllm.engine import Engine
 from dllm.models.dit import MDLM, SEDD
+from dllm.models.family import EIGHT_BITS
 from dllm.options import DecodeOptions
 from dllm_kernels import canvas_attention, head_commit
 from dllm_kernels.choose import Kind
@@ -44,7 +45,7 @@ def test_a_forward_is_the_same_and_stores_the_same(kind: Kind) -> None:
         stores = network.new_stores(2, 16)
         first = network(ids, positions, mask, stores, start)
         second = network(ids[:, :4], positions[:, :4], None, stores, 3)
-        return first, second, *(part for store in stores for part in store)
+        return first, second, *(part for store in stores for part in store.parts)
 
     with torch.inference_mode():
         arguments = (ids, positions, mask, torch.tensor([5, 2]))
@@ -61,9 +62,11 @@ def model_of(family: str, device: str) -> Any:
     return network.__wrapped__(family).to(device)
 
 
-def replies(model: Any, options: list[DecodeOptions], width: int, plan: Plan) -> list[tuple[int, ...]]:
+def replies(
+    model: Any, options: list[DecodeOptions], width: int, plan: Plan, cache_dtype: torch.dtype | None = None
+) -> list[tuple[int, ...]]:
     """Drafts of different prompts, lengths and options in one company."""
-    engine = engine_of(model)
+    engine = engine_of(model, cache_dtype=cache_dtype)
     small = min(model.spec.vocab_size - 2, 90)
     drafts = [
         engine.submit(draft_spec([token % small for token in prompt_of(5 + 4 * at, at)], width, one, plan, f"c{at}"))
@@ -77,13 +80,14 @@ class Calls:
     """Counts calls of the two kernels that take other ways than the reference. In the interpreter the other ops stay with their references:
     `test_a_forward_is_the_same_and_stores_the_same` has them all, and it takes a second for a step."""
 
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, *others: str) -> None:
         if not torch.cuda.is_available():
             module = dllm_kernels.choose._module
+            interpreted = ("canvas_attention", "head_commit", *others)
             patch.setattr(
                 dllm_kernels.choose,
                 "_module",
-                lambda op, name: module(op, name if op in ("canvas_attention", "head_commit") else "reference"),
+                lambda op, name: module(op, name if op in interpreted else "reference"),
             )
         self.attention = self.head = 0
         attend, commit = canvas_attention, head_commit
@@ -150,6 +154,23 @@ def test_approximate_caches_look_ahead_in_the_kernel_too(
         return replies(model_of("llada", device), [DecodeOptions(cache=cache, block=8, guard=False)] * 2, 16, PLAN)
 
     assert on(kind, written, device_of(kind)) == on("reference", written, "cpu")
+
+
+@triton_alone
+@pytest.mark.parametrize("family", ["sdar", "nemotron", "dllm_llama"])
+def test_a_cache_in_eight_bits_is_written_and_read_by_the_kernels(
+    family: str, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shadow rows need a mask: those read the same store through PyTorch's attention."""
+    options = [PLAIN, DecodeOptions(wino_threshold=0.3) if family == "dllm_llama" else PLAIN]
+
+    def written(device: str) -> list[tuple[int, ...]]:
+        return replies(model_of(family, device), options, 8, PLAN, EIGHT_BITS)
+
+    expected = on("reference", written, "cpu")
+    calls = Calls(monkeypatch, "rotary")
+    assert on(kind, written, device_of(kind)) == expected
+    assert calls.attention > 0
 
 
 @triton_alone

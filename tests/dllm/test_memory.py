@@ -13,6 +13,7 @@ from torch import Tensor
 from dllm.draft import Draft
 from dllm.drafts import DraftSpec, Plan, Prefilled
 from dllm.engine import Engine
+from dllm.models.family import EIGHT_BITS
 from dllm.models.transformer import Transformer
 from dllm.options import DecodeOptions
 from dllm.spec import dialogue_spec
@@ -104,8 +105,8 @@ def test_the_stated_workspace_and_cache_are_their_tensors() -> None:
     engine = engine_of(tiny.model(), cache_bytes=2**18)
     engine.submit(draft_spec(prompt_of(20), 16, plan=SMALL))
     engine.run_round()
-    pool = [part for store in engine.cache.pool for part in store]
-    rows = [part for store in engine.workspace.stores for part in store]
+    pool = [part for store in engine.cache.pool for part in store.parts]
+    rows = [part for store in engine.workspace.stores for part in store.parts]
     assert engine.memory().cache == sum(part.untyped_storage().nbytes() for part in pool)
     assert engine.memory().workspace == sum(part.untyped_storage().nbytes() for part in rows)
 
@@ -169,10 +170,12 @@ def test_cancelling_while_nothing_else_runs_frees_every_page_at_any_moment() -> 
     assert moment > 2
 
 
-def check_under_pressure(model: torch.nn.Module, pages: int, multiple: int) -> int:
+def check_under_pressure(
+    model: torch.nn.Module, pages: int, multiple: int, cache_dtype: torch.dtype | None = None
+) -> int:
     """Replies in a cache that is far too small for all of them equal those of engines of their own; evictions seen."""
-    page_bytes = engine_of(model).cache.page_bytes
-    engine = engine_of(model, max_batch=3, cache_bytes=pages * page_bytes)
+    page_bytes = engine_of(model, cache_dtype=cache_dtype).cache.page_bytes
+    engine = engine_of(model, max_batch=3, cache_bytes=pages * page_bytes, cache_dtype=cache_dtype)
     evict, evicted = engine.cache._evict, []
 
     def counted(*args: object) -> bool:
@@ -193,7 +196,7 @@ def check_under_pressure(model: torch.nn.Module, pages: int, multiple: int) -> i
             engine.warm(f"w{draw.randrange(5)}", prompt_of(30, draw.randrange(9)))
     events += run(engine)
     for spec, draft in zip(specs, drafts, strict=True):
-        assert finished(events, draft).tokens == write(model, spec).tokens
+        assert finished(events, draft).tokens == write(model, spec, cache_dtype).tokens
     assert sum(isinstance(event, Prefilled) for event in events) == len(specs)
     return sum(evicted)
 
@@ -204,3 +207,23 @@ def test_evictions_while_drafts_run_change_no_reply() -> None:
 
 def test_evictions_change_no_reply_of_a_block_causal_model() -> None:
     assert check_under_pressure(network("sdar"), 8, 4) > 20
+
+
+def test_evictions_change_no_reply_of_a_cache_in_eight_bits() -> None:
+    assert check_under_pressure(tiny.model(), 8, 8, EIGHT_BITS) > 20
+    assert check_under_pressure(network("sdar"), 8, 4, EIGHT_BITS) > 20
+
+
+def test_the_stated_bytes_of_a_cache_in_eight_bits_are_its_tensors() -> None:
+    """One byte a number and four a head of a token, of keys and of values: a quarter of float32's and a half of bfloat16's, and the scales."""
+    model = tiny.model()
+    engine = engine_of(model, cache_bytes=2**20, cache_dtype=EIGHT_BITS)
+    engine.submit(draft_spec(prompt_of(33), 16, plan=SMALL))
+    run(engine)
+    pool = [part for store in engine.cache.pool for part in store.parts]
+    rows = [part for store in engine.workspace.stores for part in store.parts]
+    assert engine.memory().cache == sum(part.untyped_storage().nbytes() for part in pool)
+    assert engine.memory().workspace == sum(part.untyped_storage().nbytes() for part in rows)
+    spec = model.spec
+    heads = 2 * spec.num_hidden_layers * spec.num_key_value_heads
+    assert engine.cache.page_bytes == engine.cache.page_size * heads * (spec.head_dim + 4)

@@ -8,9 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from dllm_kernels import HeadNorms, Target, add_rms_norm, embed, rms_norm, rotate_and_store, swiglu
+from dllm_kernels import (
+    Cache,
+    HeadNorms,
+    Target,
+    add_rms_norm,
+    canvas_attention,
+    embed,
+    rms_norm,
+    rotate_and_store,
+    swiglu,
+)
 from dllm_kernels.choose import Kind
-from dllm_kernels.quantise_rows import quantise_rows
+from dllm_kernels.quantise_rows import quantise_rows, restore_rows
 from tests.kernels.both import ATOL, DTYPES, KINDS, RTOL, assert_close, on, randn
 
 EPS = 1e-6
@@ -173,6 +183,57 @@ def test_rotary_of_triton_is_the_references(
 
 
 @both
+@each_dtype
+@pytest.mark.parametrize(
+    ("heads", "size", "turned", "rows", "length"),
+    [((1, 1), 2, 2, 1, 1), ((4, 2), 16, 16, 2, 3), ((6, 3), 20, 12, 1, 4), ((9, 3), 128, 128, 2, 2)],
+    ids=str,
+)
+def test_a_target_in_e4m3_gets_what_quantise_rows_makes_of_the_same_heads(
+    kind: Kind, dtype: torch.dtype, heads: tuple[int, int], size: int, turned: int, rows: int, length: int
+) -> None:
+    """To the bit, and every other slot of a target full of NaN stays as it is, scales too."""
+    qkv = randn(rows, length, heads[0] + 2 * heads[1], size, dtype=dtype)
+    qkv[0, 0] = 0.0
+    qkv[-1, -1] *= 1e-3
+    norms = HeadNorms(randn(size, dtype=dtype), randn(size, dtype=dtype, scale=2.0), EPS)
+    cos, sin = turns(rows, length, turned)
+    slots, groups = length + 3, heads[1]
+    columns = torch.stack([torch.randperm(slots)[:length] for _ in range(rows)])
+    for where in ({"first": 2}, {"columns": columns}):
+        floats = Target(*torch.full((2, rows, groups, slots, size), torch.nan, dtype=dtype), **where)
+        q, *expected = on(kind, rotate_and_store, qkv, cos, sin, heads, norms, target=floats)
+        scales = torch.full((2, rows, groups, slots), torch.nan)
+        poisoned = torch.full((2, rows, groups, slots, size), torch.nan).to(torch.float8_e4m3fn)
+
+        def stored(qkv: Tensor, cos: Tensor, sin: Tensor, target: Target) -> tuple[Tensor, Target]:
+            return rotate_and_store(qkv, cos, sin, heads, norms_on(qkv.device), target=target)[0], target
+
+        def norms_on(device: torch.device) -> HeadNorms:
+            return HeadNorms(norms.q_weight.to(device), norms.k_weight.to(device), EPS)
+
+        target = Target(*poisoned.clone(), key_scale=scales[0].clone(), value_scale=scales[1].clone(), **where)
+        got_q, got = on(kind, stored, qkv, cos, sin, target)
+        assert torch.equal(got_q, q)
+        for heads_there, place, scale in zip(expected, got[:2], (got.key_scale, got.value_scale), strict=True):
+            values, row_scale = quantise_rows(heads_there.nan_to_num(0.0), torch.float8_e4m3fn)
+            is_written = ~heads_there.isnan().any(dim=3)
+            assert is_written.sum() == rows * groups * length
+            assert torch.equal(place.view(torch.uint8)[is_written], values.view(torch.uint8)[is_written])
+            assert torch.equal(scale[is_written], row_scale.squeeze(3)[is_written])
+            assert place.float()[~is_written].isnan().all() and scale[~is_written].isnan().all()
+
+
+@both
+def test_rows_in_eight_bits_are_restored_to_their_numbers_times_their_scales(kind: Kind) -> None:
+    for stored_as in (torch.int8, torch.float8_e4m3fn):
+        rows = quantise_rows(randn(3, 5, 20, scale=4.0), stored_as)
+        for dtype in DTYPES:
+            got = on(kind, restore_rows, rows, dtype)
+            assert torch.equal(got, (rows.values.float() * rows.scale).to(dtype))
+
+
+@both
 def test_a_turned_pair_is_a_complex_number_times_a_phase(kind: Kind) -> None:
     heads, size, length = (2, 1), 8, 3
     qkv = randn(1, length, 4, size)
@@ -261,6 +322,12 @@ def test_gradients_and_float64_go_to_the_reference_on_any_device(kind: Kind) -> 
     assert torch.autograd.gradcheck(lambda x, w: on(kind, loss, x, w), (x, weight))
 
 
+def in_eight_bits(key_scale: Tensor | None, value_scale: Tensor | None) -> object:
+    stored = torch.zeros(2, 1, 1, 5, 4).to(torch.float8_e4m3fn)
+    target = Target(*stored, key_scale=key_scale, value_scale=value_scale)
+    return rotate_and_store(torch.zeros(1, 2, 4, 4), *turns(1, 2, 4), (2, 1), target=target)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -291,6 +358,11 @@ def test_gradients_and_float64_go_to_the_reference_on_any_device(kind: Kind) -> 
             ),
             "keys",
         ),
+        (lambda: in_eight_bits(torch.ones(1, 1, 5), None), "value_scale"),
+        (lambda: in_eight_bits(None, None), "keys"),
+        (lambda: in_eight_bits(torch.ones(1, 1, 4), torch.ones(1, 1, 4)), "key_scale"),
+        (lambda: in_eight_bits(torch.ones(1, 1, 5), torch.ones(1, 1, 5).double()), "value_scale"),
+        (lambda: in_eight_bits(torch.ones(1, 1, 5), torch.ones(1, 1, 10)[..., ::2]), "value_scale"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_refused_by_name(call: object, message: str) -> None:
@@ -304,3 +376,23 @@ def test_on_the_gpu_addresses_pass_two_to_the_31() -> None:
     x[-1] = 2.0
     assert rms_norm(x, torch.ones(4096, dtype=torch.bfloat16, device="cuda"), EPS)[-1].float().mean().item() == 1.0
     assert swiglu(x)[-1].float().mean().item() == pytest.approx(4 / (1 + math.exp(-2.0)), rel=2**-7)
+
+
+@pytest.mark.gpu
+def test_on_the_gpu_a_cache_in_e4m3_is_written_and_read_beyond_two_to_the_31() -> None:
+    """One key/value head of 128 in 2^24 + 64 slots, 2 GiB each for keys and values: the last slots lie behind 2^31 numbers."""
+    slots, size = 2**24 + 64, 128
+    stored = torch.zeros(2, 1, 1, slots, size, dtype=torch.uint8, device="cuda").view(torch.float8_e4m3fn)
+    scales = torch.zeros(2, 1, 1, slots, device="cuda")
+    qkv = torch.zeros(1, 2, 3, size, dtype=torch.bfloat16, device="cuda")
+    qkv[0, 1] = 2.0
+    turn = torch.ones(1, 1, 2, size, device="cuda"), torch.zeros(1, 1, 2, size, device="cuda")
+    target = Target(*stored, first=slots - 2, key_scale=scales[0], value_scale=scales[1])
+    q, _, _ = rotate_and_store(qkv, *turn, (1, 1), target=target)
+    for place, scale in zip(stored, scales, strict=True):
+        assert (place[0, 0, -1].float() * scale[0, 0, -1]).tolist() == pytest.approx([2.0] * size, rel=2**-4)
+        assert scale[0, 0, : slots - 2].amax() == 0.0
+    visible = torch.full((1, 2), slots, dtype=torch.int32, device="cuda")
+    cache = Cache(stored[0], stored[1], None, scales[0], scales[1])
+    # All others score 0 and hold zeros; the last scores 4 * 128 / sqrt(128) = 45, so that e^45 of it stand against 2^24.
+    assert canvas_attention(q[:, :, 1:].contiguous(), cache, visible[:, :1].contiguous()).float().mean() == 2.0

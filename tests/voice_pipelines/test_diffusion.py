@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 import pytest
+import torch
 
 from dllm.drafts import Event
 from dllm.hub_codec import HubCodec
@@ -510,6 +511,11 @@ def test_a_checkpoint_without_a_template_is_refused_before_anything_runs(tmp_pat
     with pytest.raises(BackendError, match="chat_template"):
         DiffusionDrafter(Checkpoint(spec, network, HubCodec.load(folder, spec), tmp_path), INFO)  # type: ignore[arg-type]
     assert not [thread for thread in threading.enumerate() if thread.name == "diffusion-engine"]
+
+
+def test_a_family_that_keeps_no_prefix_has_none_in_eight_bits(published: Callable[[str], Checkpoint]) -> None:
+    with pytest.raises(BackendError, match="cache_dtype.*every llada token sees all others"):
+        DiffusionDrafter(published("llada"), INFO, cache_dtype=torch.float8_e4m3fn)
 
 
 class Waited:

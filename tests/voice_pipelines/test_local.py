@@ -148,6 +148,26 @@ def test_a_missing_compiler_is_told_of_where_layers_should_be_compiled(
     assert ("(float32; layers not compiled: no C compiler on the path)" in made.info.name) == is_asked
 
 
+def test_the_agent_s_model_keeps_its_prefix_in_eight_bits_and_says_so(tmp_path: Path) -> None:
+    drafter = choose_llm(configure(tmp_path, "models.cache_dtype=e4m3", "models.dtype=float32", "models.device=cpu"))()
+    assert drafter.info.name.endswith("on cpu (float32; prefix cache in e4m3)"), "its layers are not compiled"
+    finished: list[DraftFinished] = []
+
+    async def write() -> None:
+        events: asyncio.Queue[DraftEvent] = asyncio.Queue()
+        turns = (PromptTurn("system", "Be brief."), PromptTurn("user", "hello"))
+        drafter.start(DraftRequest("a", turns, StepPlan(16, 4, 4, 0.9)), events.put_nowait)
+        while not isinstance(event := await events.get(), DraftFinished):
+            assert not isinstance(event, DraftFailed), event
+        finished.append(event)
+        await drafter.aclose()
+
+    run_async(write())
+    assert finished[0].text.strip()
+    with pytest.raises(ConfigError, match=r"cache_dtype.*expected 'auto' or 'e4m3'"):
+        configure(tmp_path, "models.cache_dtype=int3")
+
+
 def test_numbers_that_nobody_computes_in_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected 'auto', 'float32', 'bfloat16', 'float16', 'int8', 'fp8' or 'int4'"):
         configure(tmp_path, "models.dtype=float8")

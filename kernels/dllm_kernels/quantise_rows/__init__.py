@@ -5,6 +5,7 @@ Dimensions: N rows, K numbers of a row.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -47,3 +48,20 @@ def quantise_rows(x: Tensor, dtype: torch.dtype) -> Rows:
     if dtype not in LARGEST:
         raise ValueError(f"dtype: expected int8 or float8_e4m3fn, got {dtype}")
     return Rows(*choose("quantise_rows", x).quantise_rows(x, dtype))
+
+
+def restore_rows(rows: Rows, dtype: torch.dtype) -> Tensor:
+    """The numbers that the rows stand for, [..., K] in `dtype`; multiplied in float32 and rounded once."""
+    if rows.values.dtype == torch.float8_e4m3fn and rows.values.device.type == "cpu":
+        # PyTorch converts e4m3 one by one there: 207 µs for 43,520 numbers on one core, these 256 looked up 56.
+        found = (
+            _numbers_of_e4m3().index_select(0, rows.values.view(torch.uint8).flatten().int()).view(rows.values.shape)
+        )
+    else:
+        found = rows.values.float()
+    return (found * rows.scale).to(dtype)
+
+
+@functools.cache
+def _numbers_of_e4m3() -> Tensor:
+    return torch.arange(256, dtype=torch.uint8, device="cpu").view(torch.float8_e4m3fn).float()

@@ -26,11 +26,15 @@ class Target(NamedTuple):
     """Where rotated keys and values go. `first` is a slot for the first token of all rows; or `columns` names a slot per token."""
 
     keys: Tensor
-    """[B, G, S, D], changed in place; heads' numbers contiguous, other strides free."""
+    """[B, G, S, D] in the heads' dtype, or float8_e4m3fn with scales; changed in place. Heads' numbers contiguous, other strides free."""
     values: Tensor
     first: int = 0
     columns: Tensor | None = None
     """[B, T] int64, each in [0, S); slots of one row differ from each other."""
+    key_scale: Tensor | None = None
+    """[B, G, S] float32, changed in place: what a slot's numbers are multiplied by, as `dllm_kernels.quantise_rows` chooses it for the head of
+    that one token. Strides free."""
+    value_scale: Tensor | None = None
 
 
 def rotate_and_store(
@@ -45,6 +49,8 @@ def rotate_and_store(
     """Normalise heads, turn queries and keys, and put keys and values where attention reads them.
 
     Heads in half precision are turned in float32 and rounded once. The rotate-half layout: dimension d below R / 2 turns with d + R / 2.
+    A target in e4m3 gets what `quantise_rows` makes of these heads, one scale for each head of each token: a token's bytes then depend on that token
+    alone, so it can be appended to others, copied and shared, and is the same however a text was cut up.
 
     Args:
         qkv: [B, T, H + 2G, D], contiguous: queries, keys, values.
@@ -66,7 +72,7 @@ def rotate_and_store(
     if target is not None:
         _check_target(qkv, heads[1], target)
     weight = None if norms is None else norms.q_weight
-    implementation = choose("rotary", qkv, cos, signed_sin, weight)
+    implementation = choose("rotary", qkv, cos, signed_sin, weight, None if target is None else target.keys)
     out: tuple[Tensor, Tensor, Tensor] = implementation.rotate_and_store(
         qkv, cos, signed_sin, heads, norms, q_scale, target
     )
@@ -105,15 +111,27 @@ def _rows_of(tensor: Tensor, rows: int) -> int:
 
 def _check_target(qkv: Tensor, groups: int, target: Target) -> None:
     rows, length, _, size = qkv.shape
+    if (target.key_scale is None) != (target.value_scale is None):
+        raise ValueError("value_scale: expected scales for keys and values or for neither")
+    stored_as = qkv.dtype if target.key_scale is None else torch.float8_e4m3fn
     for name, place in (("keys", target.keys), ("values", target.values)):
         is_right = place.dim() == 4 and (*place.shape[:2], place.shape[3]) == (rows, groups, size)
-        if not is_right or place.dtype != qkv.dtype or place.device != qkv.device or place.stride(3) != 1:
+        if not is_right or place.dtype != stored_as or place.device != qkv.device or place.stride(3) != 1:
             raise ValueError(
-                f"{name}: expected [{rows}, {groups}, S, {size}] {qkv.dtype} on {qkv.device}, heads contiguous, "
+                f"{name}: expected [{rows}, {groups}, S, {size}] {stored_as} on {qkv.device}, heads contiguous, "
                 f"got {list(place.shape)} {place.dtype} on {place.device}"
             )
     if target.keys.shape != target.values.shape or target.keys.stride() != target.values.stride():
         raise ValueError("values: expected the shape and strides of keys")
+    if target.key_scale is not None and target.value_scale is not None:
+        for name, scale in (("key_scale", target.key_scale), ("value_scale", target.value_scale)):
+            if scale.shape != target.keys.shape[:3] or scale.dtype != torch.float32 or scale.device != qkv.device:
+                raise ValueError(
+                    f"{name}: expected {list(target.keys.shape[:3])} float32 on {qkv.device}, "
+                    f"got {list(scale.shape)} {scale.dtype} on {scale.device}"
+                )
+        if target.key_scale.stride() != target.value_scale.stride():
+            raise ValueError("value_scale: expected the strides of key_scale")
     if target.columns is not None:
         check_tensor("columns", target.columns, (rows, length), torch.int64, qkv.device)
     elif not 0 <= target.first <= target.keys.shape[2] - length:

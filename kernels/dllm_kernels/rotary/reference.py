@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dllm_kernels.quantise_rows.reference import quantise_rows
 from dllm_kernels.rms_norm.reference import rms_norm
 
 if TYPE_CHECKING:
@@ -41,13 +42,26 @@ def rotate_and_store(
         q = q * q_scale.to(q.dtype)
     if target is None:
         return q, k, v.transpose(1, 2)
-    rows, length = qkv.shape[:2]
-    if target.columns is None:
-        here = slice(target.first, target.first + length)
-        target.keys[:, :, here] = k
-        target.values[:, :, here] = v.transpose(1, 2)
-    else:
-        row = torch.arange(rows, device=qkv.device).unsqueeze(1)
-        target.keys[row, :, target.columns] = k.transpose(1, 2)
-        target.values[row, :, target.columns] = v
+    put(k.transpose(1, 2), target.keys, target.key_scale, target.first, target.columns)
+    put(v, target.values, target.value_scale, target.first, target.columns)
     return q, target.keys, target.values
+
+
+def put(new: Tensor, place: Tensor, scale: Tensor | None, first: int, columns: Tensor | None) -> None:
+    """Put heads of new tokens [B, T, G, D] into their slots, in e4m3 where there is a scale."""
+    if scale is not None:
+        found, found_scale = quantise_rows(new, torch.float8_e4m3fn)
+        # Eight-bit floats are scattered as the bytes they are.
+        _lay(found.view(torch.uint8), place.view(torch.uint8), first, columns)
+        _lay(found_scale.squeeze(3), scale, first, columns)
+    else:
+        _lay(new, place, first, columns)
+
+
+def _lay(new: Tensor, place: Tensor, first: int, columns: Tensor | None) -> None:
+    """[B, T, G, ...] into [B, G, S, ...]."""
+    if columns is None:
+        place[:, :, first : first + new.shape[1]] = new.transpose(1, 2)
+    else:
+        row = torch.arange(len(new), device=new.device).unsqueeze(1)
+        place[row, :, columns] = new

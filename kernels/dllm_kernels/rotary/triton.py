@@ -9,8 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dllm_kernels.rotary import Target
+
 if TYPE_CHECKING:
-    from dllm_kernels.rotary import HeadNorms, Target
+    from dllm_kernels.rotary import HeadNorms
 
 BLOCK_HEADS = 8
 """Heads a program handles: with one each, launch and addresses would cost more than the 256 bytes of a head."""
@@ -27,6 +29,8 @@ def _rotate_kernel(
     q_ptr,
     keys_ptr,
     values_ptr,
+    key_scale_ptr,
+    value_scale_ptr,
     columns_ptr,
     first,
     eps,
@@ -36,6 +40,9 @@ def _rotate_kernel(
     store_row,
     store_head,
     store_slot,
+    store_scale_row,
+    store_scale_head,
+    store_scale_slot,
     H: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
@@ -43,6 +50,7 @@ def _rotate_kernel(
     HAS_NORMS: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     HAS_COLUMNS: tl.constexpr,
+    IN_EIGHT_BITS: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -104,6 +112,27 @@ def _rotate_kernel(
     start = row * store_row + slot * store_slot
     is_key = (is_turned_head & (head >= H))[:, None]
     is_value = (in_heads & (head >= H + G))[:, None]
+    if IN_EIGHT_BITS:
+        # As quantise_rows does it, for each head of this token: a program's heads are queries, keys or values, which only their place tells.
+        wide = tl.where(is_key, turned, value).to(tl.float32)
+        size = tl.max(tl.where(inside, tl.abs(wide), 0.0), axis=1)
+        scale = tl.maximum(tl.math.div_rn(size, tl.full((BLOCK_HEADS,), 448.0, tl.float32)), 1.1754943508222875e-38)
+        scaled = tl.math.div_rn(wide, tl.zeros((BLOCK_HEADS, BLOCK_D), tl.float32) + scale[:, None])
+        scaled = tl.minimum(tl.maximum(scaled, -448.0), 448.0)
+        turned = scaled.to(keys_ptr.dtype.element_ty)
+        value = turned
+        scale_start = row * store_scale_row + slot * store_scale_slot
+        key_scale_head, value_scale_head = head - H, head - H - G
+        tl.store(
+            key_scale_ptr + scale_start + key_scale_head.to(tl.int64) * store_scale_head,
+            scale,
+            mask=is_turned_head & (head >= H),
+        )
+        tl.store(
+            value_scale_ptr + scale_start + value_scale_head.to(tl.int64) * store_scale_head,
+            scale,
+            mask=in_heads & (head >= H + G),
+        )
     tl.store(keys_ptr + start + key_head * store_head + dim[None, :], turned, mask=is_key & inside)
     tl.store(values_ptr + start + value_head * store_head + dim[None, :], value, mask=is_value & inside)
 
@@ -122,9 +151,8 @@ def rotate_and_store(
     q = torch.empty(rows, queries, length, size, dtype=qkv.dtype, device=qkv.device)
     if target is None:
         keys = torch.empty(rows, groups, length, size, dtype=qkv.dtype, device=qkv.device)
-        values, first, columns = torch.empty_like(keys), 0, None
-    else:
-        keys, values, first, columns = target
+        target = Target(keys, torch.empty_like(keys))
+    keys, values, first, columns, key_scale, value_scale = target
     if rows * length:
         _rotate_kernel[(rows * length, triton.cdiv(queries + 2 * groups, BLOCK_HEADS))](
             qkv,
@@ -136,6 +164,8 @@ def rotate_and_store(
             q,
             keys,
             values,
+            key_scale,
+            value_scale,
             columns,
             first,
             0.0 if norms is None else norms.eps,
@@ -145,6 +175,7 @@ def rotate_and_store(
             keys.stride(0),
             keys.stride(1),
             keys.stride(2),
+            *((0, 0, 0) if key_scale is None else key_scale.stride()),
             H=queries,
             G=groups,
             D=size,
@@ -152,6 +183,7 @@ def rotate_and_store(
             HAS_NORMS=norms is not None,
             HAS_SCALE=q_scale is not None,
             HAS_COLUMNS=columns is not None,
+            IN_EIGHT_BITS=key_scale is not None,
             BLOCK_HEADS=BLOCK_HEADS,
             BLOCK_D=triton.next_power_of_2(size),
             num_warps=4,

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -53,6 +53,9 @@ from voiceagent.backends import (
 )
 from voiceagent.errors import BackendError
 from voiceagent.tools import ToolSpec
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -167,12 +170,21 @@ class DiffusionDrafter:
         checkpoint: A loaded model with its tokenizer, of any family.
         info: What the start-up report says of it.
         max_batch: Canvases per forward.
+        cache_dtype: Of the prefix cache (`Engine`); None is the weights' type.
 
     Raises:
-        BackendError: If the checkpoint has no chat template that takes a conversation, or its quality curve is broken.
+        BackendError: If the checkpoint has no chat template that takes a conversation, its quality curve is broken, or its family keeps no
+            cache of that type.
     """
 
-    def __init__(self, checkpoint: Checkpoint, info: BackendInfo, *, max_batch: int = 8) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        info: BackendInfo,
+        *,
+        max_batch: int = 8,
+        cache_dtype: torch.dtype | None = None,
+    ) -> None:
         self.info = info
         self.counts = DiffusionCounts()
         self.asked_s = 0.0
@@ -183,13 +195,14 @@ class DiffusionDrafter:
         habits = decode_options(checkpoint.spec, checkpoint.defaults, max(self.canvas_widths))
         self.can_revise = checkpoint.spec.corruption == "absorbing" and habits.mode == "diffusion"
         room = prompt_room(checkpoint.spec, max(self.canvas_widths))
-        engine = _VoiceEngine(
-            checkpoint.model,
-            checkpoint.codec.token_table,
-            max_batch=max_batch,
-            cache_bytes=cache_bytes(checkpoint, room + max(self.canvas_widths)),
-        )
         try:
+            engine = _VoiceEngine(
+                checkpoint.model,
+                checkpoint.codec.token_table,
+                max_batch=max_batch,
+                cache_bytes=cache_bytes(checkpoint, room + max(self.canvas_widths)),
+                cache_dtype=cache_dtype,
+            )
             self.prompts = engine.prompts = prompt_writer(checkpoint.codec, room)
         except ConfigError as error:
             raise BackendError("llm", f"{checkpoint.path}: {error}") from error
@@ -422,7 +435,7 @@ def cache_bytes(checkpoint: Checkpoint, length: int) -> int:
     """Size of the prefix cache: room for some prompts and canvases of `length` tokens."""
     if checkpoint.spec.mask_kind == "full":
         return CACHE_BYTES
-    token = sum(part.numel() * part.element_size() for store in checkpoint.model.new_stores(1, 1) for part in store)
+    token = sum(store.bytes for store in checkpoint.model.new_stores(1, 1))
     return max(CACHE_BYTES, CACHED_PROMPTS * (length + checkpoint.spec.block) * token)
 
 

@@ -301,6 +301,15 @@ def test_bench_measures_every_batch(checkpoints: Path, capsys: Capture) -> None:
     assert "random" not in capsys.readouterr().out
 
 
+def test_bench_keeps_its_cache_in_eight_bits_where_a_family_can(checkpoints: Path, capsys: Capture) -> None:
+    argv = ("bench", "--batch", 1, "--prompt", 9, "--width", 8, "--steps", 4, "--replies", 1, "--cache-dtype")
+    assert told(capsys, *argv, "e4m3", "--model", checkpoints / "sdar")["rows"][0]["step_p50_ms"] > 0
+    assert "--cache-dtype = 'int3': expected e4m3" in refused(capsys, *argv, "int3", "--model", checkpoints / "sdar")
+    assert "every dream token sees all others" in refused(
+        capsys, *argv, "e4m3", "--json", "--model", checkpoints / "dream"
+    )
+
+
 def test_bench_of_a_geometry_says_random_on_every_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(geometries, "spec_of", lambda name: tiny.spec())
     argv = ["bench", "--geometry", "0.03B", "--batch", "1", "--batch", "2", "--width", "8", "--replies", "1"]
@@ -331,6 +340,9 @@ def test_inspect_tells_a_checkpoint_s_sizes_and_tokens(checkpoints: Path, capsys
     assert body["decoding"]["mask"] == "block_causal"
     assert body["special tokens"]["mask"] == "95 <mask>"
     assert body["missing"] == []
+    # Two layers of two heads of eight numbers, keys and values, and a scale of four bytes for each head.
+    assert body["memory"]["float32"].endswith("0.25 KiB a cached token")
+    assert body["memory"]["e4m3 cache"] == "0.09 KiB a cached token"
     assert main(["inspect", str(checkpoints / "dllm_llama")]) == 0, "named like that it is a checkpoint as well"
     printed = capsys.readouterr().out
     assert "missing: nothing" in printed

@@ -147,7 +147,7 @@ def assert_rows_of_their_own(family: str) -> None:
             causal = torch.ones(length, length, dtype=torch.bool).tril().view(1, 1, length, length)
             forward(network, ids[row : row + 1, :length], causal, own, 0)
         for shared, store in zip(stores, own, strict=True):
-            for place, tensor in zip(shared, store, strict=True):
+            for place, tensor in zip(shared.parts, store.parts, strict=True):
                 place[row, :, :length] = tensor[0, :, :length]
                 place[row, :, length:] = 7.0  # what earlier drafts left behind
         alone.append(forward(network, ids[row : row + 1, length : length + width], None, own, length)[0])

@@ -16,8 +16,10 @@ from typing import Any
 import openai
 import pytest
 
+from dllm.commands.model import load
 from dllm.errors import ConfigError
-from dllm.server.command import add_parser, address_of, is_loopback, listen, read_keys, run
+from dllm.models.family import EIGHT_BITS
+from dllm.server.command import _engine, add_parser, address_of, is_loopback, listen, read_keys, run
 
 MAIN = """
 import argparse
@@ -73,6 +75,16 @@ def test_the_built_in_model_answers_over_http_until_it_is_told_to_stop(tmp_path:
         reading.join(30)
         process.stderr.close()
     assert code == 0
+
+
+def test_the_prefix_cache_is_in_eight_bits_where_that_is_asked_for() -> None:
+    args = arguments("--cache-dtype", "e4m3", "--cache-mb", "1")
+    engine = _engine(args, load(args))
+    assert engine.cache_dtype == engine.workspace.dtype == EIGHT_BITS
+    assert all(store.keys.dtype == EIGHT_BITS for store in engine.cache.pool)
+    assert 0 < engine.cache.limit_bytes <= 2**20
+    with pytest.raises(ConfigError, match="--cache-dtype = 'int3': expected e4m3"):
+        _engine(arguments("--cache-dtype", "int3"), load(args))
 
 
 def test_a_taken_port_is_known_before_the_model_is_loaded() -> None:
