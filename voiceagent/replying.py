@@ -361,7 +361,7 @@ class Replying:
         """What the caller did not hear of the reply may fit into the next one."""
         reply, heard = running.reply, self._heard(running.reply)
         if running.options.in_conversation and reply.said.startswith(heard):
-            self.early.interrupted(reply.last_draft, reply.said[len(heard) :].strip())
+            self.early.interrupted(reply.drafting.last_draft, reply.said[len(heard) :].strip())
 
     def _keep_playing(self, earlier: _Running, reply: Reply) -> None:
         """A reply starts while an earlier one still plays: it is heard after it, and an interruption cuts both."""
