@@ -414,7 +414,7 @@ class BargeIn:
             return self._restore(voice, Dismissed.UNANSWERED, end)
         if silence < _samples(settings.gap_s):
             return ()
-        if comes_back and voice.is_suspect:
+        if comes_back and voice.is_suspect and self._echo_end is not None and self._echo_end > voice.start:
             return self._restore(voice, Dismissed.ECHO, end)
         if voice.voiced < _samples(settings.word_s):
             self._fruitless = end

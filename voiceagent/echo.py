@@ -53,7 +53,7 @@ BATCH_S = 0.5
 MAX_HOPS = 20_000
 """Levels kept of what has yet to be played: five minutes."""
 LEAST_BANDS = 4
-"""Of a window that tells whether the client has turned the agent down."""
+"""Of a window that tells whether the client has turned the agent down; and of an echo."""
 _HISTORY = LAGS + 2 * BATCH + 2
 _TAIL = 20
 """Hops that an echo may outlast what was played."""
@@ -259,7 +259,9 @@ class EchoGate:
         # A voice fills half of the bands; by fewer levels anything can be explained.
         is_seen = self._seen[self._lag].sum() >= settings.learn_windows * BANDS / 2
         is_learned = self._learned[self._lag] >= settings.learn_windows
-        return bool(is_learned and is_seen and self._spread[self._lag] < least)
+        # A delay at which nothing has been heard at all fits well, too: an echo is louder than the microphone's own noise.
+        is_heard = (self._loudest + self._coupling[self._lag] > self._noise + settings.margin_db).sum() >= LEAST_BANDS
+        return bool(is_learned and is_seen and is_heard and self._spread[self._lag] < least)
 
     def _origin(self, heard: Levels, hop: int, *, may_be_ducked: bool) -> Origin:
         at = _HISTORY - 1 - (self._hop - hop) - self._lag

@@ -242,6 +242,12 @@ def test_what_was_heard_before_the_echo_was_known_does_not_duck_afterwards() -> 
     )
 
 
+def test_a_doubt_that_nothing_of_the_agents_explains_does_not_end_as_echo() -> None:
+    ear = Ear()
+    ear.hear(0.224, 0.95, is_unsure=True)
+    assert isinstance(ear.hear(0.096, 0.02, comes_back=True)[0], Ask), "the echo may be elsewhere"
+
+
 @pytest.mark.parametrize(("between", "windows"), [(Origin.CALLER, 13), (Origin.AGENT, 13), (Origin.UNKNOWN, 13)])
 def test_speech_that_the_agents_own_covers_between_two_moments_of_the_callers_is_the_callers(
     between: Origin, windows: int
