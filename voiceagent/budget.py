@@ -55,12 +55,15 @@ class BudgetController:
 
     # --- what happened ------------------------------------------------------------------------------------------------
 
-    def recognised(self, seconds: float, company: int) -> float:
+    def recognised(self, seconds: float, company: int, held_s: float = 0.0) -> float:
         """The words of an utterance were known so long after its end, beside those of `company - 1` others.
+
+        For `held_s` of it nothing ran here, which is no work of the recogniser's.
 
         Returns:
             What of it was waiting for the others: all beyond what it takes alone; 0 where nobody knows how long that is.
         """
+        seconds = max(seconds - held_s, 0.0)
         self.costs.observe(Stage.ASR, seconds, company=company)
         if company <= 1:
             return 0.0

@@ -82,6 +82,14 @@ class ManualClock:
         self._now = target
         await self.settle()
 
+    async def hold(self, duration_s: float) -> None:
+        """Move time on while nothing can run, as when something holds the event loop: whoever was due meanwhile wakes at its end."""
+        self._now += duration_s
+        while (deadline := self.next_deadline()) is not None and deadline <= self._now:
+            _, _, wake = heapq.heappop(self._sleepers)
+            wake.set_result(None)
+            await self.settle()
+
     @staticmethod
     async def settle(rounds: int = 64) -> None:
         """Let every task that can run do so.

@@ -437,7 +437,8 @@ class Listening:
         turn.asr_final = self._clock.now()
         if not turn.transcript:
             self._early.drop()
-        turn.asr_waited_s = self._budget.recognised(max(turn.asr_final - turn.endpoint, 0.0), turn.asr_company)
+        held_s = self._budget.room.held_s(turn.endpoint, turn.asr_final)
+        turn.asr_waited_s = self._budget.recognised(max(turn.asr_final - turn.endpoint, 0.0), turn.asr_company, held_s)
         if hearing.item_id in self._history:  # The client may have deleted it meanwhile.
             self._history.put(replace(self._history.said(hearing.item_id), text=turn.transcript))
             if turn.transcript:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
@@ -18,6 +19,10 @@ OVERDUE_CALLERS = 2
 STANDS_S = 0.25
 """Between the look that finds words overdue and another that finds them so still: after the event loop was held, words that are known long since
 have not been taken from the recogniser yet."""
+HOLD_S = 0.1
+"""The event loop was held when it ran something so late; less is the usual coming and going."""
+HOLDS = 64
+"""Of them that are remembered."""
 READY_AGAIN = 0.9
 """Fullness with one caller more up to which a server that was full is ready again: below the other, or a load balancer would come and go with
 every reading."""
@@ -43,6 +48,8 @@ class Room:
     admission: Admission = field(default_factory=Admission)
     awaited: dict[Hashable, float] = field(default_factory=dict)
     """Utterances that are being recognised and have ended, and when."""
+    _holds: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=HOLDS))
+    """From when to when nothing ran."""
     _overdue_at: float | None = None
     """Since when words have been found overdue."""
     _is_full: bool = False
@@ -62,6 +69,15 @@ class Room:
         refusal = self._refusal(now, READY_AGAIN if self._is_full else 1.0)
         self._is_full = refusal is not None and refusal.code == "processors_full"
         return refusal
+
+    def lagged(self, now: float, lag_s: float) -> None:
+        """The event loop has run something so late."""
+        if lag_s >= HOLD_S:
+            self._holds.append((now - lag_s, now))
+
+    def held_s(self, since: float, until: float) -> float:
+        """How long the event loop was held between two moments: nobody's words or audio could be taken meanwhile, whoever kept it."""
+        return sum(max(min(end, until) - max(start, since), 0.0) for start, end in self._holds)
 
     def look(self, now: float) -> int:
         """Callers whose words are overdue, and were at an earlier look. To be called every second or so."""

@@ -48,6 +48,7 @@ from voiceagent.costs import CostModel, Stage
 from voiceagent.errors import BackendError, ConfigError, EngineFullError
 from voiceagent.events import ConversationEvent, TurnTraced
 from voiceagent.foresight import PERIOD_S, SPEECH_ON_PROCESSORS
+from voiceagent.lag import watch_lag
 from voiceagent.session import SessionSettings
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class LocalRuntime:
     """Where stage times and timelines outlive this process; None forgets them."""
     spared: Spared = field(default_factory=Spared)
     """What fewer steps would have saved of the processors, which is no need."""
-    _watching: asyncio.Task[None] | None = None
+    _watching: tuple[asyncio.Task[None], ...] = ()
 
     @property
     def ready(self) -> bool:
@@ -129,13 +130,17 @@ class LocalRuntime:
         )
 
     def watch_processors(self) -> None:
-        """From now on read every second what callers need of the processors and what questions take of the engine, until closed."""
+        """From now on, until closed, read every second what callers need of the processors and what questions take of the engine, and notice
+        when the event loop is held."""
         foresight = self.budget.room.foresight
         foresight.cores = float(len(processors.usable()))
         foresight.least_free = processors.least_share(processors.niceness())
         if isinstance(self.backends.asr, HasProcesses):
             foresight.guess = SPEECH_ON_PROCESSORS
-        self._watching = asyncio.create_task(self._watch())
+        self._watching = (
+            asyncio.create_task(self._watch()),
+            asyncio.create_task(watch_lag(self.clock, lambda lag_s: self.budget.room.lagged(self.clock.now(), lag_s))),
+        )
 
     async def _watch(self) -> None:
         asr, llm, budget, asked_s = self.backends.asr, self.backends.llm, self.budget, None
@@ -175,9 +180,9 @@ class LocalRuntime:
         if self.memory is not None and not self.is_closed:
             self.memory.save(self.budget.costs)
         self.is_closed = True
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        for watching in self._watching:
+            watching.cancel()
+        await asyncio.gather(*self._watching, return_exceptions=True)
         parts = self.backends
         others = [part for part in (parts.scorer, parts.repairer, self.toolbox) if part is not None]
         await asyncio.gather(*(part.aclose() for part in (parts.vad, parts.asr, parts.llm, parts.tts, *others)))

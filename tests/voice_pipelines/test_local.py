@@ -292,7 +292,7 @@ def test_what_recognisers_in_processes_of_their_own_take_is_learned_and_a_full_m
         assert runtime.fullness["processors"] >= 0.9
         with pytest.raises(EngineFullError, match="9 callers would need") as refused:
             runtime.open_conversation(lambda event: None)
-        assert refused.value.code == "processors_full"
+        assert refused.value.code == "processors_full" and runtime.unready() == str(refused.value)
         await runtime.aclose()
 
     run_async(main())
@@ -331,6 +331,21 @@ def test_a_quota_that_is_used_up_refuses_on_a_machine_of_many_processors(monkeyp
             await clock.advance(1.0)
         refusal = runtime.budget.room.refusal(clock.now())
         assert refusal is not None and refusal.code == "processors_full", "nobody knows how much more they needed"
+        await runtime.aclose()
+
+    run_async(main())
+
+
+def test_what_held_the_event_loop_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        clock = ManualClock()
+        runtime = made_of(clock, ScriptedDrafter(clock))
+        on_processors(monkeypatch)
+        runtime.watch_processors()
+        await clock.advance(10.0)
+        await clock.hold(3.0)
+        assert runtime.budget.room.held_s(0.0, clock.now()) == pytest.approx(3.0, abs=0.15)
+        assert runtime.budget.room.held_s(0.0, 9.9) == 0.0
         await runtime.aclose()
 
     run_async(main())

@@ -386,6 +386,25 @@ def test_a_recogniser_that_is_slow_alone_is_nobody_elses_fault() -> None:
     assert controller().recognised(0.9, company=6) == 0.0, "nobody knows what it takes alone"
 
 
+def test_turns_that_waited_while_the_event_loop_was_held_turn_nobody_away() -> None:
+    planner = controller(min_steps=4)
+    for _ in range(10):
+        planner.recognised(0.05, company=1)
+
+    def answered(held_s: float) -> None:
+        """A turn that ended beside two others', whose words were known 2 s later."""
+        waited_s = planner.recognised(2.0, company=3, held_s=held_s)
+        planner.plan_turn(request(now=2.0, recognition_wait_s=waited_s))
+
+    for _ in range(10):
+        answered(held_s=1.95)
+    assert planner.room.refusal(2.0) is None
+    for _ in range(10):
+        answered(held_s=0.0)
+    refusal = planner.room.refusal(2.0)
+    assert refusal is not None and refusal.code == "engine_full", "the others kept the recogniser from it"
+
+
 def with_processors(callers: int, **settings: float) -> BudgetController:
     planner = controller(**settings)
     planner.room.foresight = Foresight(cores=2.0, guess=Need(0.1, 0.0), callers=callers)

@@ -53,6 +53,25 @@ def test_a_cancelled_sleeper_is_forgotten() -> None:
     assert asyncio.run(scenario()) is None
 
 
+def test_who_was_due_while_everything_was_held_wakes_at_its_end() -> None:
+    async def scenario() -> list[float]:
+        clock, woke = ManualClock(), list[float]()
+
+        async def sleep(deadline: float) -> None:
+            await clock.sleep_until(deadline)
+            woke.append(clock.now())
+
+        async with asyncio.TaskGroup() as sleepers:
+            for deadline in (2.0, 1.0, 5.0):
+                sleepers.create_task(sleep(deadline))
+            await clock.settle()
+            await clock.hold(3.0)
+            await clock.advance(10.0)
+        return woke
+
+    assert asyncio.run(scenario()) == [3.0, 3.0, 5.0]
+
+
 def test_time_does_not_go_back() -> None:
     with pytest.raises(ValueError, match="go back"):
         asyncio.run(ManualClock().advance(-1.0))

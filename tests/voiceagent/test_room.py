@@ -55,6 +55,14 @@ def test_words_that_a_held_event_loop_has_not_taken_yet_turn_nobody_away() -> No
     assert made.refusal(24.0 + STANDS_S) is not None, "nothing held the loop since"
 
 
+def test_only_what_was_held_between_two_moments_counts() -> None:
+    made = room()
+    made.lagged(12.0, 2.0)
+    made.lagged(12.1, 0.05)
+    assert made.held_s(0.0, 20.0) == 2.0, "a loop that is a little late is not held"
+    assert made.held_s(11.0, 11.5) == 0.5 and made.held_s(12.0, 20.0) == 0.0 and made.held_s(0.0, 10.0) == 0.0
+
+
 # --- those who send callers here ------------------------------------------------------------------------------------------
 
 
