@@ -146,7 +146,7 @@ class Drafting:
 
     def _adopt(self, plan: StepPlan, reason: str) -> None:
         self._plan = plan
-        self.trace.plans.append((self.clock.now(), plan, reason))
+        self.trace.adopted(self.clock.now(), plan, reason)
         self.emit(ResponsePlanned(self.response_id, plan, reason))
 
     def prefilled(self, event: DraftPrefilled, *, is_news: bool) -> None:
@@ -213,6 +213,7 @@ class Drafting:
                 event.forced_tokens,
                 event.batch,
                 wall_s,
+                len(self.trace.tools),
             )
         )
         if not self.llm.info.is_remote:

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 STAGES: Mapping[str, str] = {
     "endpoint": "waiting until it was certain that the caller had finished",
     "asr": "recognising the last words",
-    "tools": "running tools",
+    "wait": "waiting for words or tools of the turn before",
+    "call": "writing the call of a tool",
+    "tools": "running it",
     "prefill": "reading the prompt",
     "denoise_first": "writing the first clause",
     "tts": "turning it into sound",
@@ -21,6 +23,7 @@ CAUSES: Mapping[str, str] = {
     "company": "other callers' replies shared the engine",
     "stall": "one step stood still",
     "tool": "a tool had to answer first",
+    "wait": "no draft may begin before they are known",
 }
 ENDINGS: Mapping[str, str] = {
     "silence": "the caller was silent for as long as ends a turn without looking at the words",
@@ -31,6 +34,15 @@ ENDINGS: Mapping[str, str] = {
     "client": "the client said so",
 }
 
+TOOL_OUTCOMES: Mapping[str, str] = {
+    "ok": "which answered",
+    "failed": "which failed",
+    "timed_out": "which took too long and was given up",
+    "cancelled": "which was stopped",
+    "refused": "which was refused: there is no such tool, or it cannot be asked this",
+    "client": "which is the client's to run",
+    "running": "which had not answered yet when the reply ended",
+}
 OUTCOMES: Mapping[str, str] = {
     "hit": "and the turn ended with just those words, so that it was released as it stood",
     "repaired": "and revised when the turn ended with other words",
@@ -45,9 +57,12 @@ def explain(timeline: Mapping[str, object]) -> list[str]:
     if isinstance(ended_by, Mapping):
         lines.append(_ending(ended_by))
     lines += written_before(timeline)
+    tools = timeline.get("tools")
+    if isinstance(tools, Sequence):
+        lines += [_tool(tool) for tool in tools if isinstance(tool, Mapping)]
     plan = timeline.get("plan")
     if isinstance(plan, Mapping):
-        lines += _plan(plan)
+        lines += _plan(plan, "the end of speech" if timeline.get("origin") == "speech_end" else "the request")
     stages = timeline.get("stages")
     if isinstance(stages, Sequence) and stages:
         lines.append("Where the time went:")
@@ -97,9 +112,7 @@ def _speculation(speculation: Mapping[str, object]) -> str:
         speculation.get(key) for key in ("early_steps", "wasted_steps", "late_steps", "cold_steps")
     )
     outcome = str(speculation.get("outcome"))
-    line = (
-        f"A reply was drafted before the turn was over, in {_number(early):.0f} steps, {OUTCOMES.get(outcome, outcome)}"
-    )
+    line = f"A reply was drafted before the turn was over, in {_steps_of(early)}, {OUTCOMES.get(outcome, outcome)}"
     if outcome != "wasted":
         line += f"; its first clause took {_number(late):.0f} more"
         if isinstance(cold, int | float):
@@ -114,7 +127,14 @@ def _revised(revised: Mapping[str, object]) -> str:
     return f"Of {asked:.0f} tokens that were written before, {kept:.0f} still fitted and stayed."
 
 
-def _plan(plan: Mapping[str, object]) -> list[str]:
+def _tool(tool: Mapping[str, object]) -> str:
+    start, end, outcome = tool.get("start_ms"), tool.get("end_ms"), str(tool.get("outcome"))
+    took = f" after {end - start:.0f} ms" if isinstance(start, int | float) and isinstance(end, int | float) else ""
+    after = took if outcome in ("ok", "failed", "timed_out", "cancelled") else ""
+    return f"It called {tool.get('name')}, {TOOL_OUTCOMES.get(outcome, outcome)}{after}."
+
+
+def _plan(plan: Mapping[str, object], origin: str) -> list[str]:
     reasons = plan.get("reasons")
     first = reasons[0] if isinstance(reasons, Sequence) and reasons else "no reason was kept"
     lines = []
@@ -122,10 +142,10 @@ def _plan(plan: Mapping[str, object]) -> list[str]:
     if isinstance(spent, int | float):
         company = plan.get("company")
         beside = f", beside {company - 1} other replies" if isinstance(company, int) and company > 1 else ""
-        lines.append(f"It was planned {spent:.0f} ms after the end of speech{beside}.")
+        lines.append(f"It was planned {spent:.0f} ms after {origin}{beside}.")
     quality = plan.get("quality")
     worth = f", {quality:.0%} of the best quality" if isinstance(quality, int | float) else ""
-    lines.append(f"The first clause was granted {plan.get('granted_first')} steps{worth}: {first}.")
+    lines.append(f"The first clause was granted {_steps_of(plan.get('granted_first'))}{worth}: {first}.")
     if plan.get("acknowledgement"):
         lines.append(f"{plan['acknowledgement']!r} was said first, because the answer could not be there in time.")
     if isinstance(reasons, Sequence) and len(reasons) > 1:
@@ -149,7 +169,10 @@ def _stage(stage: Mapping[str, object]) -> str:
 
 def _steps(timeline: Mapping[str, object]) -> list[str]:
     steps = timeline.get("steps")
+    plan = timeline.get("plan")
+    draft = plan.get("draft", 0) if isinstance(plan, Mapping) else 0  # Others wrote calls, or what follows them.
     found = [step for step in steps if isinstance(step, Mapping)] if isinstance(steps, Sequence) else []
+    found = [step for step in found if step.get("draft", 0) == draft]
     lines = []
     for phase, what in (("first", "The first clause"), ("rest", "The rest")):
         own = [step for step in found if step.get("phase") == phase]
@@ -159,7 +182,7 @@ def _steps(timeline: Mapping[str, object]) -> list[str]:
             batch = max(_number(step.get("batch")) for step in own)
             shared = f", in forwards of up to {batch:.0f} replies" if batch > 1 else ""
             late = f", and waited {waited:.0f} ms for others" if waited >= 1.0 else ""
-            lines.append(f"{what} took {len(own)} steps of {took / len(own):.1f} ms on average{shared}{late}.")
+            lines.append(f"{what} took {_steps_of(len(own))} of {took / len(own):.1f} ms on average{shared}{late}.")
     return lines
 
 
@@ -170,6 +193,10 @@ def _missed(missed: Mapping[str, object]) -> str:
     if excess >= 1.0:
         line += f", which took {excess:.0f} ms more than usual"
     return f"{line}: {CAUSES.get(cause, cause)}."
+
+
+def _steps_of(value: object) -> str:
+    return "1 step" if value == 1 else f"{_number(value):.0f} steps"
 
 
 def _number(value: object) -> float:

@@ -212,6 +212,8 @@ class Telemetry:
 
     def _count_steps(self, timeline: Timeline) -> None:
         steps, plan = timeline.children("steps"), timeline.child("plan")
+        draft = None if plan is None else plan.number("draft")
+        planned = [step for step in steps if (step.number("draft") or 0.0) == (draft or 0.0)]
         if plan is not None and (action := plan.text("late")) is not None:
             self.short.add(action)
         if plan is not None and (quality := plan.number("quality")) is not None:
@@ -220,7 +222,7 @@ class Telemetry:
             granted = None if plan is None else plan.number(f"granted_{phase}")
             if granted is not None:
                 self.granted.observe(granted, phase)
-                self.steps.observe(float(sum(step.text("phase") == phase for step in steps)), phase)
+                self.steps.observe(float(sum(step.text("phase") == phase for step in planned)), phase)
         for step in steps:
             compute = step.seconds("compute_ms")
             if compute is not None:

@@ -65,7 +65,7 @@ class ToolTurn:
             # The call stays in the history: one that an endpoint refuses would end every later reply.
             call = replace(call, name="tool")
         record = ToolRecord(call.name, self.desk.clock.now())
-        self.trace.tools.append(record)
+        self.trace.called(record)
         item = CallItem(_new_id("item"), _new_id("call"), call)
         problem = call.problem or self._problem(call, request)
         if not problem and call.name in self.client_tools:

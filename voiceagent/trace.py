@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from voiceagent.backends import DraftRevised, StepPlan
@@ -11,6 +12,9 @@ from voiceagent.costs import Cost
 from voiceagent.endpoint import EndedBy
 from voiceagent.repair import Repair
 from voiceagent.speculation import Speculation
+
+WORTH_TELLING_S = 0.001
+"""A wait that is shorter belongs to the stage behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,8 @@ class StepRecord:
     batch: int
     wall_s: float = 0.0
     """Since the step before, or the prefill: what is beyond `compute_s` was waiting for other drafts."""
+    draft: int = 0
+    """Drafts of the turn before this one: each ended in a call."""
 
 
 @dataclass(slots=True)
@@ -34,6 +40,14 @@ class ToolRecord:
     start: float
     end: float | None = None
     outcome: str = "running"
+    written_from: float | None = None
+    """When the draft that is the call began; None where the reply had words before it, whose way to the caller it is not on."""
+    expected: Cost | None = None
+    """What that draft's first clause was expected to take: nobody knows how long a call will be."""
+    reasons: list[str] = field(default_factory=list)
+    """Of that draft's plans."""
+    resumed: float | None = None
+    """When the reply went on."""
 
 
 @dataclass(slots=True)
@@ -75,8 +89,18 @@ class TurnTrace:
     revised: DraftRevised | None = None
     """What was kept of text that was there when the reply began: an early draft's, or what was not heard of the reply before."""
 
+    _has_spoken: bool = False
+    """A draft has said words and called a tool behind them: those were the turn's first, whatever later drafts write."""
+
+    @property
+    def _has_words(self) -> bool:
+        """Whether anything is said that a draft has written."""
+        return "first_clause" in self.marks and self.acknowledgement is None
+
     def planned(self, grant: Grant) -> None:
-        """A draft has got its plan; that of the last draft counts."""
+        """A draft has got its plan. The turn's is that of the draft which says its first words."""
+        if self._has_spoken:
+            return
         self.prediction, self.planned_on_time = grant.prediction, grant.is_on_time
         self.quality, self.late = grant.quality, grant.late
 
@@ -89,12 +113,40 @@ class TurnTrace:
         """Remember the first time something happened."""
         self.marks.setdefault(name, at)
 
+    def adopted(self, at: float, plan: StepPlan, reason: str) -> None:
+        """A plan was made, or made again."""
+        if self._has_spoken:
+            self.tools[-1].reasons.append(reason)
+        else:
+            self.plans.append((at, plan, reason))
+
+    def called(self, record: ToolRecord) -> None:
+        """A draft has ended in a call: unless it has said something before, all that it took was writing it."""
+        self.tools.append(record)
+        if self._has_words:
+            self._has_spoken = True
+            return
+        expected = self._expected_first()
+        record.written_from = self.marks.get("draft_start")
+        if expected is not None and self.prediction is not None:
+            prefill = self.prediction.prefill
+            record.expected = Cost(prefill.p50 + expected.p50, prefill.p95 + expected.p95)
+        record.reasons = [reason for _, _, reason in self.plans]
+        self.plans = []
+        for name in ("draft_start", "prefill", "draft_done"):
+            self.marks.pop(name, None)
+
     def begin_again(self, at: float) -> None:
-        """A tool has answered and the reply is written now: the stages before its first words are those of this draft."""
+        """A tool has answered and the reply is written now."""
         self.marks["tools_done"] = at
-        if "first_clause" not in self.marks:
-            for name in ("draft_start", "prefill", "draft_done"):
-                self.marks.pop(name, None)
+        self.tools[-1].resumed = at
+
+    def _expected_first(self) -> Cost | None:
+        """What denoising the first clause was expected to take."""
+        if self.prediction is None or not self.plans:
+            return None
+        steps, step = self.plans[0][1].steps_first, self.prediction.step
+        return Cost(step.p50 * steps, step.p95 * steps)
 
     @property
     def latency_s(self) -> float | None:
@@ -103,47 +155,53 @@ class TurnTrace:
         return None if at is None else at - self.origin
 
     def stages(self) -> list[dict[str, object]]:
-        """The critical path to the first audio, each stage with its prediction."""
-        expected: dict[str, Cost] = dict(self.prediction.stages()) if self.prediction else {}
-        if self.asr_expected is not None:
-            expected["asr"] = self.asr_expected
-        if self.prediction and self.plans:
-            steps = self.plans[0][1].steps_first
-            step = self.prediction.step
-            expected["denoise_first"] = Cost(step.p50 * steps, step.p95 * steps)
-        path = (
-            ("endpoint", "origin", "endpoint"),
-            ("asr", "endpoint", "asr_final"),
-            ("tools", "tools_start", "tools_covered" if self.acknowledgement else "tools_done"),
-            # What was said first was no draft's.
-            *(
-                ()
-                if self.acknowledgement
-                else (("prefill", "draft_start", "prefill"), ("denoise_first", "prefill", "first_clause"))
-            ),
-            ("tts", "first_clause", "tts_audio"),
-            ("transport", "tts_audio", "first_audio"),
-        )
-        known = {"origin": self.origin, **self.marks}
-        if self.tools:
-            known["tools_start"] = self.tools[0].start
-            if (covered := self.marks.get("acknowledged")) is not None and covered >= self.tools[0].start:
-                known["tools_covered"] = covered  # What was said first did not wait for the result.
+        """The way from the origin to the first audio without a gap, each stage with its prediction.
+
+        A turn with tools has `call` and `tools` for each of them that came before its first words; `wait` is what no stage accounts for
+        before a draft begins: words of other turns that are not known yet, tools of the reply before.
+        """
         found: list[dict[str, object]] = []
-        for name, start, end in path:
-            if start in known and end in known:
-                cost = expected.get(name)
-                found.append(
-                    {
-                        "name": name,
-                        "start_ms": self._ms(known[start]),
-                        "end_ms": self._ms(known[end]),
-                        "took_ms": round((known[end] - known[start]) * 1000, 2),
-                        "predicted_p50_ms": None if cost is None else round(cost.p50 * 1000, 2),
-                        "predicted_p95_ms": None if cost is None else round(cost.p95 * 1000, 2),
-                    }
-                )
+        at = self.origin
+        for name, end, cost in self._ends():
+            if end is None or (name == "wait" and end - at < WORTH_TELLING_S):
+                continue
+            end = max(end, at)
+            found.append(
+                {
+                    "name": name,
+                    "start_ms": self._ms(at),
+                    "end_ms": self._ms(end),
+                    "took_ms": round((end - at) * 1000, 2),
+                    "predicted_p50_ms": None if cost is None else round(cost.p50 * 1000, 2),
+                    "predicted_p95_ms": None if cost is None else round(cost.p95 * 1000, 2),
+                }
+            )
+            at = end
         return found
+
+    def _ends(self) -> Iterator[tuple[str, float | None, Cost | None]]:
+        """Each stage in order: its name, when it ended if it did, and what was expected of it."""
+        marks = self.marks
+        expected: dict[str, Cost] = dict(self.prediction.stages()) if self.prediction else {}
+        yield "endpoint", marks.get("endpoint"), None
+        yield "asr", marks.get("asr_final"), self.asr_expected or expected.get("asr")
+        first_words = marks.get("first_clause", math.inf)
+        for tool in self.tools:
+            if tool.written_from is None or tool.start > first_words:
+                break
+            yield "wait", tool.written_from, None
+            yield "call", tool.start, tool.expected
+            # Something may have been said while it ran.
+            known = [end for end in (tool.resumed, first_words) if end is not None and end < math.inf]
+            yield "tools", min(known, default=None), None
+        if self.acknowledgement is None:
+            yield "wait", marks.get("draft_start"), None
+            yield "prefill", marks.get("prefill"), expected.get("prefill")
+            yield "denoise_first", marks.get("first_clause"), self._expected_first()
+        else:  # What was said first was no draft's.
+            yield "wait", marks.get("first_clause"), None
+        yield "tts", marks.get("tts_audio"), expected.get("tts")
+        yield "transport", marks.get("first_audio"), expected.get("transport")
 
     def missed_deadline(self) -> Mapping[str, object] | None:
         """Which stage made the first audio come after the target, and why.
@@ -162,7 +220,7 @@ class TurnTrace:
             assert isinstance(took_ms, float)
             if took_ms > most_ms:
                 longest, most_ms = name, took_ms
-            if usual_ms is None and name == "tools":
+            if usual_ms is None and name in ("tools", "wait"):
                 usual_ms = 0.0  # Nobody can say how long a tool takes; the target holds for replies without one.
             if isinstance(usual_ms, float) and took_ms - usual_ms > excess_ms:
                 worst, excess_ms = name, took_ms - usual_ms
@@ -176,18 +234,26 @@ class TurnTrace:
 
     def _cause(self, stage: str, excess_ms: float) -> str:
         """Why a stage took longer than usual: `slow`, `company`, `stall` or `tool`."""
-        first = [record for record in self.steps if record.phase == "first"]
-        if stage == "tools":
-            return "tool"
+        own, calls = self.draft, stage == "call"
+        first = [
+            step for step in self.steps if step.phase == "first" and (step.draft < own if calls else step.draft == own)
+        ]
+        if stage in ("tools", "wait"):
+            return "tool" if stage == "tools" else "wait"
         if stage == "asr" and self.asr_waited_s * 1000 > excess_ms / 2:
             return "company"
-        if stage == "denoise_first" and first:
+        if stage in ("denoise_first", "call") and first:
             waited_ms = sum(max(record.wall_s - record.compute_s, 0.0) for record in first) * 1000
             if waited_ms > excess_ms / 2 or max(record.batch for record in first) > 2 * self._expected_company():
                 return "company"
             if len(first) > 1 and max(record.compute_s for record in first) * 1000 > excess_ms / 2:
                 return "stall"
         return "slow"
+
+    @property
+    def draft(self) -> int:
+        """Which of the turn's drafts says its first words."""
+        return sum(tool.written_from is not None for tool in self.tools)
 
     def _expected_company(self) -> int:
         return 1 if self.prediction is None else self.prediction.company
@@ -216,6 +282,7 @@ class TurnTrace:
             "plan": None
             if plan is None
             else {
+                "draft": self.draft,
                 "canvas_width": plan.canvas_width,
                 "steps_first": plan.steps_first,
                 "steps_rest": plan.steps_rest,
@@ -229,12 +296,13 @@ class TurnTrace:
                 "acknowledgement": self.acknowledgement,
                 "quality": None if self.quality is None else round(self.quality, 4),
                 "company": self._expected_company(),
-                "spent_ms": None if self.prediction is None else round(self.prediction.spent_s * 1000, 2),
+                "spent_ms": self._ms(self.plans[0][0]),
                 "reasons": [reason for _, _, reason in self.plans],
             },
             "steps": [
                 {
                     "step": record.step,
+                    "draft": record.draft,
                     "phase": record.phase,
                     "at_ms": self._ms(record.at),
                     "compute_ms": round(record.compute_s * 1000, 2),
@@ -259,6 +327,7 @@ class TurnTrace:
                     "start_ms": self._ms(record.start),
                     "end_ms": None if record.end is None else self._ms(record.end),
                     "outcome": record.outcome,
+                    "reasons": list(record.reasons),
                 }
                 for record in self.tools
             ],

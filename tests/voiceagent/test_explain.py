@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from typing import Any, get_args
+
 import pytest
 
 from tests.voiceagent.test_trace import traced
-from voiceagent.backends import DraftRevised
+from voiceagent import tool_runner
+from voiceagent.backends import DraftRevised, StepPlan
 from voiceagent.endpoint import EndedBy
-from voiceagent.explain import CAUSES, ENDINGS, OUTCOMES, STAGES, explain
+from voiceagent.explain import CAUSES, ENDINGS, OUTCOMES, STAGES, TOOL_OUTCOMES, explain
 from voiceagent.speculation import Outcome, Speculation
+from voiceagent.trace import StepRecord, ToolRecord, TurnTrace
 
 
 def told(**changes: float) -> str:
@@ -64,14 +68,43 @@ def test_early_drafts_are_told_with_what_they_saved_and_what_they_cost() -> None
     wasted.stepped(has_clause=True)
     wasted.release(is_hit=False)
     assert (
-        "A reply was drafted before the turn was over, in 1 steps, and thrown away, for the turn ended with other words."
+        "A reply was drafted before the turn was over, in 1 step, and thrown away, for the turn ended with other words."
     ) in explain(trace.as_json())
     assert set(OUTCOMES) == set(Outcome)
 
 
+@pytest.mark.parametrize(
+    ("outcome", "told"),
+    [
+        ("ok", "It called book, which answered after 250 ms."),
+        ("timed_out", "It called book, which took too long and was given up after 250 ms."),
+        ("refused", "It called book, which was refused: there is no such tool, or it cannot be asked this."),
+    ],
+)
+def test_a_tool_is_told_with_what_came_of_it_and_only_the_answers_plan_is(outcome: str, told: str) -> None:
+    trace = TurnTrace(turn=1, origin=0.0, target_s=0.5, is_spoken=False)
+    for at, reason in ((0.0, "plan of the call"), (0.05, "after step 1: 3 steps for the call")):
+        trace.adopted(at, StepPlan(32, 4, 8, 0.9), reason)
+    trace.mark("draft_start", 0.0)
+    trace.steps.append(StepRecord(1, "first", 0.05, 0.05, 0, 0, 1))
+    trace.called(ToolRecord("book", 0.1, 0.35, outcome))
+    trace.begin_again(0.35)
+    trace.adopted(0.35, StepPlan(32, 1, 8, 0.9), "plan of the answer")
+    trace.steps.append(StepRecord(1, "first", 0.36, 0.01, 9, 0, 1, draft=1))
+    lines = explain(trace.as_json())
+    assert told in lines
+    assert "It was planned 350 ms after the request." in lines
+    assert "The first clause was granted 1 step: plan of the answer." in lines
+    assert "The first clause took 1 step of 10.0 ms on average." in lines
+    assert "Then the plan changed:" not in lines
+    timeline: Any = trace.as_json()
+    assert timeline["tools"][0]["reasons"] == ["plan of the call", "after step 1: 3 steps for the call"]
+
+
 def test_there_are_words_for_every_stage_and_cause() -> None:
-    assert set(STAGES) == {"endpoint", "asr", "tools", "prefill", "denoise_first", "tts", "transport"}
-    assert set(CAUSES) == {"endpoint", "floor", "usual", "slow", "company", "stall", "tool"}
+    assert set(STAGES) == {"endpoint", "asr", "wait", "call", "tools", "prefill", "denoise_first", "tts", "transport"}
+    assert set(CAUSES) == {"endpoint", "floor", "usual", "slow", "company", "stall", "tool", "wait"}
+    assert set(TOOL_OUTCOMES) == set(get_args(tool_runner.Outcome)) | {"client", "running"}
 
 
 @pytest.mark.parametrize(

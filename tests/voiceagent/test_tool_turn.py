@@ -309,7 +309,11 @@ def test_the_timeline_tells_each_call_and_blames_a_slow_tool() -> None:
     assert (record["name"], record["outcome"]) == ("book_table", "ok")
     assert record["end_ms"] == pytest.approx(3000, abs=1)
     stages = {stage["name"]: stage for stage in timeline["stages"]}
+    assert list(stages) == ["call", "tools", "prefill", "denoise_first", "tts", "transport"]
+    assert stages["call"]["took_ms"] == 10.0, "a step of the drafter"
     assert stages["tools"]["end_ms"] == record["end_ms"] <= stages["prefill"]["end_ms"]
+    assert [step["draft"] for step in timeline["steps"]] == [0, 1, 1, 1, 1] and timeline["plan"]["draft"] == 1
+    assert len(record["reasons"]) >= 1
     assert timeline["missed_deadline"]["stage"] == "tools"
 
 

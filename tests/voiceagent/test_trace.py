@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
+
+import pytest
 
 from voiceagent.backends import StepPlan
 from voiceagent.budget_terms import Prediction
 from voiceagent.costs import Cost
-from voiceagent.trace import StepRecord, TurnTrace
+from voiceagent.trace import StepRecord, ToolRecord, TurnTrace
 
 PREDICTION = Prediction(
     asr=Cost(0.02, 2.0),
@@ -101,6 +104,7 @@ def test_recognition_that_waited_for_other_callers_says_so() -> None:
 def test_what_is_said_first_is_no_draft_and_its_way_has_no_denoising() -> None:
     trace = traced()
     trace.acknowledgement = "One moment."
+    trace.marks["first_clause"] = trace.marks["asr_final"]
     names = [stage["name"] for stage in trace.stages()]
     assert names == ["endpoint", "asr", "tts", "transport"]
 
@@ -131,3 +135,84 @@ def test_a_turn_that_never_spoke_has_no_latency() -> None:
     assert timeline["server_latency_ms"] is None
     assert timeline["origin"] == "request"
     assert timeline["stages"] == [] and timeline["plan"] is None
+
+
+# --- tools ------------------------------------------------------------------------------------------------------------
+
+
+def called(write_s: float = 0.06, tool_s: float = 0.3, *, wait_s: float = 0.0, before: bool = False) -> TurnTrace:
+    """A typed turn: a draft that is a call, the tool, and a draft that answers; or words and the call behind them."""
+    trace = TurnTrace(turn=1, origin=100.0, target_s=0.5, is_spoken=False, prediction=PREDICTION)
+    at = 100.0 + wait_s
+    trace.adopted(at, StepPlan(32, 4, 8, 0.9), "the call")
+    trace.mark("draft_start", at)
+    trace.mark("prefill", at + 0.02)
+    if before:
+        trace.mark("first_clause", at + 0.04)
+        trace.mark("tts_audio", at + 0.05)
+        trace.mark("first_audio", at + 0.05)
+    trace.steps.append(StepRecord(1, "first", at + write_s, write_s - 0.02, 0, 0, 1))
+    at += write_s
+    record = ToolRecord("book", at, at + tool_s, "ok")
+    trace.called(record)
+    at += tool_s
+    trace.begin_again(at)
+    trace.adopted(at, StepPlan(32, 2, 8, 0.9), "the answer")
+    for name, took in (("draft_start", 0.0), ("prefill", 0.02), ("first_clause", 0.02), ("tts_audio", 0.01)):
+        at += took
+        trace.mark(name, at)
+    trace.mark("first_audio", at)
+    trace.steps.append(StepRecord(1, "first", at - 0.01, 0.01, 9, 0, 1, draft=1))
+    return trace
+
+
+def covered(trace: TurnTrace) -> list[str]:
+    """Names of the stages, which must leave no gap from the origin to the first audio."""
+    stages: list[Any] = list(trace.stages())
+    ends = [0.0, *(stage["end_ms"] for stage in stages)]
+    assert [stage["start_ms"] for stage in stages] == ends[:-1]
+    assert ends[-1] == pytest.approx((trace.marks["first_audio"] - trace.origin) * 1000, abs=0.01)
+    return [stage["name"] for stage in stages]
+
+
+def test_writing_the_call_is_a_stage_of_its_own_before_the_tool() -> None:
+    assert covered(called()) == ["call", "tools", "prefill", "denoise_first", "tts", "transport"]
+    stages: dict[str, Any] = {str(stage["name"]): stage for stage in called().stages()}
+    assert (stages["call"]["took_ms"], stages["tools"]["took_ms"]) == (60.0, 300.0)
+    assert stages["call"]["predicted_p50_ms"] == 60.0, "its prefill and four steps"
+    assert stages["denoise_first"]["predicted_p50_ms"] == 20.0, "the answer's two, not the call's four"
+
+
+def test_a_call_that_took_long_to_write_is_named_not_the_tool() -> None:
+    slow = called(write_s=0.7, tool_s=0.01).missed_deadline()
+    assert slow is not None and (slow["stage"], slow["cause"], slow["excess_ms"]) == ("call", "slow", 640.0)
+    tool = called(tool_s=0.9).missed_deadline()
+    assert tool is not None and (tool["stage"], tool["cause"]) == ("tools", "tool")
+
+
+def test_a_draft_that_had_to_wait_for_words_is_late_because_of_the_wait() -> None:
+    trace = called(wait_s=0.8, tool_s=0.01)
+    assert covered(trace)[:2] == ["wait", "call"]
+    missed = trace.missed_deadline()
+    assert missed is not None and missed["stage"] == missed["cause"] == "wait"
+
+
+def test_a_call_behind_the_first_words_is_not_on_the_way_to_them() -> None:
+    trace = called(before=True)
+    assert covered(trace) == ["prefill", "denoise_first", "tts", "transport"]
+    timeline: Any = trace.as_json()
+    assert timeline["plan"]["reasons"] == ["the call"] and timeline["plan"]["draft"] == 0
+    assert timeline["tools"][0]["reasons"] == ["the answer"], "every plan is in the timeline"
+
+
+def test_two_calls_are_two_pairs_of_stages() -> None:
+    trace = called()
+    for name in ("first_clause", "tts_audio", "first_audio"):
+        trace.marks.pop(name)
+    trace.called(ToolRecord("again", 100.5, 100.6, "ok"))
+    trace.begin_again(100.6)
+    for name, at in (("draft_start", 100.6), ("prefill", 100.62), ("first_clause", 100.7)):
+        trace.mark(name, at)
+    trace.mark("tts_audio", 100.71)
+    trace.mark("first_audio", 100.71)
+    assert covered(trace) == ["call", "tools", "call", "tools", "prefill", "denoise_first", "tts", "transport"]

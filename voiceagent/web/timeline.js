@@ -4,6 +4,9 @@
 export const STAGE_LABELS = {
   endpoint: "End of turn",
   asr: "Recognition",
+  wait: "Waiting",
+  call: "Writing the call",
+  tools: "Tool",
   prefill: "Prefill",
   denoise_first: "Denoising",
   tts: "Voice",
