@@ -188,11 +188,14 @@ class BudgetController:
         expected = self.predict(request)
         target_at = request.speech_end + request.target_s
         behind = expected.tts.p95 + expected.transport.p95
-        if request.written_in is not None:
+        if (written := request.written) is not None:
             self._count(request, expected)
-            reason = f"the first clause is written already, in {request.written_in} steps"
-            steps, is_on_time = max(request.written_in, 1), request.now + behind <= target_at
-            return self._grant(request, expected, steps, target_at - behind, reason, is_on_time)
+            reason = f"the first clause is written already, in {written.in_all} step{'s' * (written.in_all != 1)}"
+            is_on_time = request.now + behind <= target_at
+            grant = self._grant(request, expected, max(written.steps, 1), target_at - behind, reason, is_on_time)
+            known = not written.is_sure and written.in_all > 0
+            quality = quality_at(self.curve, self.clause_width, written.in_all) if known else None
+            return replace(grant, quality=quality, is_written=True)
         begin = request.now + expected.prefill.p95
         wanted = self.wanted_steps(request.when_late)
         fits = _fitting(target_at - behind - begin, expected.step.p95)
@@ -300,7 +303,7 @@ class BudgetController:
         alone = self.predict(replace(request, active_drafts=1))
         behind = expected.tts.p50 + expected.transport.p50
         room_s = request.speech_end + request.target_s - behind - request.now
-        if request.written_in is not None:  # Nothing but the wait for the recogniser can have made it late.
+        if request.written is not None:  # Nothing but the wait for the recogniser can have made it late.
             is_crowded = room_s < 0.0 <= room_s + request.recognition_wait_s
             self.room.admission.count(request.now, is_crowded=is_crowded)
             return

@@ -85,12 +85,26 @@ class Grant:
     prediction: Prediction
     is_on_time: bool
     """Whether the first words fit the target at p95: those of the answer, or of the acknowledgement before it."""
-    quality: float
-    """What the curve expects of the first clause."""
+    quality: float | None
+    """What the curve expects of the first clause; None where it says nothing: of one that was sure before its steps were over."""
     late: WhenLate | None = None
     """What was done because the steps that are wanted do not fit; None when they do."""
     acknowledgement: str | None = None
     """To be spoken at once, before the answer."""
+    is_written: bool = False
+    """The first clause is there already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A first clause that is there before it is asked for."""
+
+    steps: int
+    """That its draft has had, which is what a plan counts."""
+    in_all: int
+    """With those of the drafts before it whose words it kept."""
+    is_sure: bool = False
+    """It ended by confidence, with steps left: the curve, which tells of steps that were all taken, says nothing of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +121,8 @@ class TurnRequest:
     """Drafts that will share the engine, this one included."""
     recognition_wait_s: float = 0.0
     """Part of the time that has passed: what recognition took longer because of other callers, as `recognised` says."""
-    written_in: int | None = None
-    """Steps that the first clause took where it is written already, by a draft that was begun early."""
+    written: Written | None = None
+    """Where the first clause is written already, by a draft that was begun early."""
     needs_audio: bool = True
     when_late: WhenLate = WhenLate.FEWER_STEPS
     acknowledgements: Sequence[str] = ()

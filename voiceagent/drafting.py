@@ -92,7 +92,7 @@ class Drafting:
                 canvas_width=width,
                 active_drafts=company,
                 recognition_wait_s=0.0 if self.trace.tools else self.trace.asr_waited_s,
-                written_in=beginning.steps[0] if beginning.has_clause else None,
+                written=beginning.written,
                 needs_audio=needs_audio,
                 when_late=when_late,
                 acknowledgements=() if beginning.has_clause else acknowledgements,
@@ -146,6 +146,8 @@ class Drafting:
 
     def _adopt(self, plan: StepPlan, reason: str) -> None:
         self._plan = plan
+        if self.grant is not None and self.grant.is_written:
+            plan = replace(plan, first_deadline=None)  # Nothing of it is due any more.
         self.trace.adopted(self.clock.now(), plan, reason)
         self.emit(ResponsePlanned(self.response_id, plan, reason))
 

@@ -23,6 +23,7 @@ from voiceagent.backends import (
     StepPlan,
 )
 from voiceagent.budget import BudgetController
+from voiceagent.budget_terms import Written
 from voiceagent.clock import Clock
 from voiceagent.speculation import Pause, Speculation, asks_alike, wants_draft
 
@@ -49,6 +50,8 @@ class EarlyDraft:
     on_event: Callable[[DraftEvent], None]
     earlier: tuple[DraftStepped | DraftRevised, ...] = ()
     """How the draft was written that this one revises, while it is not known that nothing of it stands."""
+    steps_before: int = 0
+    """Steps that the first clause of that draft took, as long as any of it may stand."""
     draft: Draft | None = None
     prefilled: DraftPrefilled | None = None
     revised: DraftRevised | None = None
@@ -63,10 +66,12 @@ class EarlyDraft:
                 self.prefilled = event
             case DraftRevised():
                 self.revised = event
-                self.earlier = self.earlier if event.kept_tokens else ()
+                if not event.kept_tokens:
+                    self.earlier, self.steps_before = (), 0
             case DraftStepped():
                 self.steps.append(event)
-                self.earlier = () if self.revised is None else self.earlier
+                if self.revised is None:
+                    self.earlier, self.steps_before = (), 0
             case DraftFinished() | DraftFailed():
                 self.end = event
         self.on_event(event)
@@ -76,6 +81,11 @@ class EarlyDraft:
         """How it was written, oldest first."""
         revised = () if self.revised is None else (self.revised,)
         return (*self.earlier, *revised, *self.steps)[-SHOWN:]
+
+    @property
+    def first_steps(self) -> int:
+        """Steps that its first clause has had, those included whose words it kept."""
+        return self.steps_before + sum(step.phase == "first" for step in self.steps)
 
     @property
     def has_failed(self) -> bool:
@@ -107,6 +117,14 @@ class Beginning:
     def has_clause(self) -> bool:
         """Something can be said at once."""
         return self.is_hit and self.early is not None and self.early.has_clause
+
+    @property
+    def written(self) -> Written | None:
+        """In how many steps its first clause is there; None where it is not."""
+        if self.early is None or not self.has_clause:
+            return None
+        in_all, granted = self.early.first_steps, self.early.request.plan.steps_first
+        return Written(self.steps[0], in_all, is_sure=in_all < granted)
 
     @property
     def is_prefilled(self) -> bool:
@@ -229,7 +247,9 @@ class EarlyDrafts:
             self._speculation.drop()
 
     def _begin(self, request: DraftRequest, before: EarlyDraft | None) -> EarlyDraft:
-        early = EarlyDraft(request, self._count, () if before is None else before.written)
+        early = EarlyDraft(request, self._count)
+        if before is not None:
+            early.earlier, early.steps_before = before.written, before.first_steps
         if before is not None and before.draft is not None:
             before.on_event = _ignore
             self._speculation.revising()

@@ -145,7 +145,10 @@ def _plan(plan: Mapping[str, object], origin: str) -> list[str]:
         lines.append(f"It was planned {spent:.0f} ms after {origin}{beside}.")
     quality = plan.get("quality")
     worth = f", {quality:.0%} of the best quality" if isinstance(quality, int | float) else ""
-    lines.append(f"The first clause was granted {_steps_of(plan.get('granted_first'))}{worth}: {first}.")
+    if plan.get("written_already"):
+        lines.append(f"{str(first)[:1].upper()}{str(first)[1:]}{worth}: nobody waited for a step of it.")
+    else:
+        lines.append(f"The first clause was granted {_steps_of(plan.get('granted_first'))}{worth}: {first}.")
     if plan.get("acknowledgement"):
         lines.append(f"{plan['acknowledgement']!r} was said first, because the answer could not be there in time.")
     if isinstance(reasons, Sequence) and len(reasons) > 1:

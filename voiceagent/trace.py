@@ -78,7 +78,9 @@ class TurnTrace:
     planned_on_time: bool | None = None
     """Whether the first plan fitted its deadline at p95; None before there was one."""
     quality: float | None = None
-    """What the curve expects of the first clause, by the first plan."""
+    """What the curve expects of the first clause, by the first plan; None where it cannot say."""
+    is_written: bool = False
+    """The first clause was there before the plan, by an early draft."""
     late: WhenLate | None = None
     """What was done because the steps that are wanted did not fit."""
     acknowledgement: str | None = None
@@ -103,6 +105,7 @@ class TurnTrace:
             return
         self.prediction, self.planned_on_time = grant.prediction, grant.is_on_time
         self.quality, self.late = grant.quality, grant.late
+        self.is_written = grant.is_written
 
     def acknowledged(self, text: str, at: float) -> None:
         """Something is said before the answer, which could not be there in time."""
@@ -297,6 +300,7 @@ class TurnTrace:
                 "quality": None if self.quality is None else round(self.quality, 4),
                 "company": self._expected_company(),
                 "spent_ms": self._ms(self.plans[0][0]),
+                "written_already": self.is_written,
                 "reasons": [reason for _, _, reason in self.plans],
             },
             "steps": [

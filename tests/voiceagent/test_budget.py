@@ -12,7 +12,7 @@ from voiceagent.backends import QualityCurve, StepPlan
 from voiceagent.budget import YIELD_MARGIN_S, BudgetController
 from voiceagent.budget_load import MEMORY_S, Admission
 from voiceagent.budget_margin import MAY_MISS, MOST_S, Margin
-from voiceagent.budget_terms import BudgetSettings, TurnRequest, WhenLate
+from voiceagent.budget_terms import BudgetSettings, TurnRequest, WhenLate, Written
 from voiceagent.costs import Cost, CostModel, Stage
 from voiceagent.foresight import Foresight, Need
 
@@ -280,19 +280,34 @@ def test_a_first_clause_that_is_written_already_needs_no_steps_to_be_on_time() -
     planner = controller(min_steps=6)
     late = planner.plan_turn(request(now=0.45))
     assert not late.is_on_time and late.late is WhenLate.FEWER_STEPS
-    written = planner.plan_turn(request(now=0.45, prompt_tokens=0.0, written_in=4))
+    written = planner.plan_turn(request(now=0.45, prompt_tokens=0.0, written=Written(4, 4)))
     assert written.is_on_time and written.late is None and written.acknowledgement is None
     assert written.plan.steps_first == 4 and "written already, in 4 steps" in written.reason
-    assert not planner.plan_turn(request(now=0.48, prompt_tokens=0.0, written_in=4)).is_on_time, "speech takes 30 ms"
+    assert not planner.plan_turn(request(now=0.48, prompt_tokens=0.0, written=Written(4, 4))).is_on_time, (
+        "speech takes 30 ms"
+    )
     for _ in range(40):
-        planner.plan_turn(request(now=0.48, active_drafts=9, written_in=4))
+        planner.plan_turn(request(now=0.48, active_drafts=9, written=Written(4, 4)))
     assert planner.room.admission.refusal(0.48) is None, "what needs no engine is no reason to refuse callers"
     for _ in range(40):
-        planner.plan_turn(request(now=0.7, written_in=4, recognition_wait_s=0.1))
+        planner.plan_turn(request(now=0.7, written=Written(4, 4), recognition_wait_s=0.1))
     assert planner.room.admission.refusal(0.7) is None, "alone it had been late as well"
     for _ in range(40):
-        planner.plan_turn(request(now=0.7, written_in=4, recognition_wait_s=0.4))
+        planner.plan_turn(request(now=0.7, written=Written(4, 4), recognition_wait_s=0.4))
     assert planner.room.admission.refusal(0.7) is not None, "others kept the recogniser from it"
+
+
+def test_the_quality_of_a_clause_that_is_written_already_is_that_of_the_steps_it_took() -> None:
+    planner = controller(min_steps=2)
+    planner.curve = CURVE
+    kept = planner.plan_turn(request(now=0.45, prompt_tokens=0.0, written=Written(0, 16)))
+    assert kept.plan.steps_first == 1 and kept.quality == 1.0 and "in 16 steps" in kept.reason and kept.is_written
+    assert planner.plan_turn(request(written=Written(2, 2))).quality == pytest.approx(0.6)
+    assert planner.plan_turn(request(written=Written(3, 3, is_sure=True))).quality is None, (
+        "sure before its steps were over"
+    )
+    assert planner.plan_turn(request(written=Written(0, 0))).quality is None, "words of a reply that was not heard"
+    assert planner.plan_turn(request(written=Written(1, 1))).reason.endswith("in 1 step")
 
 
 def test_the_margin_takes_steps_but_none_of_those_that_are_wanted() -> None:

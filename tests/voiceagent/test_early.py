@@ -8,9 +8,17 @@ from typing import Any
 from tests.voiceagent.early_line import OTHER, REPLY, SPOKEN, Line, Orders, one_turn, talk
 from tests.voiceagent.standins import ScriptedDrafter, ScriptedScorer, silence, tone
 from voiceagent.budget_load import MEMORY_S
-from voiceagent.clock import ManualClock
+from voiceagent.clock import Clock, ManualClock
 from voiceagent.early import SHOWN
-from voiceagent.events import ResponseAudio, ResponseFinished, ResponseStepped, ResponseText, TurnTraced
+from voiceagent.events import (
+    ResponseAudio,
+    ResponseFinished,
+    ResponsePlanned,
+    ResponseStepped,
+    ResponseText,
+    TurnTraced,
+)
+from voiceagent.explain import explain
 from voiceagent.session import SessionSettings, TurnDetection
 from voiceagent.tools import ServerTool, ToolCall, ToolSpec
 
@@ -32,6 +40,32 @@ def test_a_reply_drafted_in_the_pause_is_spoken_at_the_endpoint_without_another_
     shown = [event.step for event in line.of(ResponseStepped)]
     assert shown == list(range(1, line.speculation["early_steps"] + 1)), "how it was written can be seen afterwards"
     assert timeline["plan"]["acknowledgement"] is None  # type: ignore[index]
+
+
+def test_a_clause_that_was_written_early_is_told_with_the_steps_it_took_and_no_deadline() -> None:
+    line = talk(one_turn, SPOKEN)
+    timeline = line.of(TurnTraced)[0].timeline
+    plan: Any = timeline["plan"]
+    assert plan["written_already"] and plan["quality"] is None, "sure after fewer steps than it might have had"
+    assert plan["first_deadline_ms"] is None
+    assert line.of(ResponsePlanned)[0].plan.first_deadline is None
+    (told,) = [sentence for sentence in explain(timeline) if "written already" in sentence]
+    assert told == "The first clause is written already, in 1 step: nobody waited for a step of it."
+    assert not any("granted" in sentence for sentence in explain(timeline))
+
+
+class KeepsNothing(ScriptedDrafter):
+    def __init__(self, clock: Clock, *texts: str | Exception | ToolCall) -> None:
+        super().__init__(clock, *texts)
+        self.kept = 0
+
+
+def test_words_kept_from_an_earlier_draft_count_the_steps_that_wrote_them() -> None:
+    heard = ((0.5, "a mocha"), (1.0, "a mocha please"), (9.9, "a mocha please"))
+    plan: Any = talk(one_turn, heard, written=(REPLY, OTHER)).of(TurnTraced)[0].timeline["plan"]
+    assert "written already, in 2 steps" in plan["reasons"][0], "one of each draft, and eight of ten words were kept"
+    nothing: Any = talk(one_turn, heard, written=(REPLY, OTHER), llm=KeepsNothing).of(TurnTraced)[0].timeline["plan"]
+    assert "written already, in 1 step" in nothing["reasons"][0]
 
 
 def test_the_request_that_was_imagined_is_the_one_that_is_asked_at_the_end_and_the_notes_are_heard_once() -> None:
