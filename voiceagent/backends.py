@@ -263,6 +263,8 @@ class DraftFinished:
     forced_tokens: int
     at: float
     call: ToolCall | None = None
+    guards: int = 0
+    """Times that it went in circles, repeated itself or ended before it began, and was finished greedily or held open."""
 
 
 @dataclass(frozen=True, slots=True)

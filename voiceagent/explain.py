@@ -68,6 +68,11 @@ def explain(timeline: Mapping[str, object]) -> list[str]:
         lines.append("Where the time went:")
         lines += [_stage(stage) for stage in stages if isinstance(stage, Mapping)]
     lines += _steps(timeline)
+    if guarded := _number(timeline.get("guarded_drafts")):
+        drafts = "Its draft" if guarded == 1 else f"{guarded:.0f} of its drafts"
+        lines.append(
+            f"{drafts} did not converge (circles, a repetition, no text) and was finished greedily or held open."
+        )
     missed = timeline.get("missed_deadline")
     if isinstance(missed, Mapping):
         lines.append(_missed(missed))

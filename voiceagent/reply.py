@@ -178,6 +178,7 @@ class Reply:
                         seen = len(event.committed_text)
                     case DraftFinished():
                         call = event.call
+                        self.trace.guarded_drafts += event.guards > 0
                         if self.trace.speculation is not None:
                             self.trace.speculation.written()
                         self.usage = replace(

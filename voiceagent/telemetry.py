@@ -110,6 +110,9 @@ class Telemetry:
         self.step_time = Histogram("voiceagent_denoise_step_seconds", "Computing one denoising step.")
         self.step_wait = Histogram("voiceagent_denoise_wait_seconds", "Waiting for other drafts before a step.")
         self.forced = Counter("voiceagent_forced_tokens_total", "Tokens committed because time was up.")
+        self.guarded = Counter(
+            "voiceagent_guarded_drafts_total", "Drafts that did not converge and were finished greedily or held open."
+        )
         self.tools = Counter("voiceagent_tool_calls_total", "Calls of tools.", ["outcome"])
         self.speculations = Counter(
             "voiceagent_speculations_total", "Turns that a reply was drafted to before they were over.", ["outcome"]
@@ -148,6 +151,7 @@ class Telemetry:
             self.step_time,
             self.step_wait,
             self.forced,
+            self.guarded,
             self.tools,
             self.speculations,
             self.early_steps,
@@ -188,6 +192,7 @@ class Telemetry:
                 self.answer.observe(max(latency - decided, 0.0))
         self._count_steps(timeline)
         self.echo_windows.add(amount=timeline.number("echo_windows") or 0.0)
+        self.guarded.add(amount=timeline.number("guarded_drafts") or 0.0)
         for tool in timeline.children("tools"):
             self.tools.add(tool.text("outcome") or "unknown")
         if (early := timeline.child("speculation")) is not None:

@@ -88,6 +88,8 @@ class TurnTrace:
     """Windows of the microphone whose voice was the agent's own."""
     speculation: Speculation | None = None
     """What was drafted before the turn was over; None where nothing was."""
+    guarded_drafts: int = 0
+    """Drafts that did not converge by themselves and were finished greedily or held open."""
     revised: DraftRevised | None = None
     """What was kept of text that was there when the reply began: an early draft's, or what was not heard of the reply before."""
 
@@ -317,6 +319,7 @@ class TurnTrace:
                 }
                 for record in self.steps
             ],
+            "guarded_drafts": self.guarded_drafts,
             "speculation": None if self.speculation is None else self.speculation.as_json(),
             "revised": None
             if self.revised is None

@@ -12,13 +12,16 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 import torch
 
+from dllm import draft as dllm_draft
+from dllm import outcome
 from dllm.drafts import Event
+from dllm.guard import Action
 from dllm.hub_codec import HubCodec
 from dllm.loader import Checkpoint
 from dllm.models.registry import family_named
@@ -131,6 +134,24 @@ async def ended(events: asyncio.Queue[DraftEvent]) -> list[DraftEvent]:
 
 def of(kind: type[T], events: Sequence[DraftEvent]) -> list[T]:
     return [event for event in events if isinstance(event, kind)]
+
+
+def test_a_draft_that_the_convergence_guard_ended_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = outcome._keep
+
+    def going_in_circles(draft: dllm_draft.Draft, values: Sequence[float], size: int) -> Any:
+        found = list(values)
+        found[3 * size + 2] = float(Action.FINISH_GREEDILY)
+        return keep(draft, found, size)
+
+    async def scenario(drafter: DiffusionDrafter) -> None:
+        last = (await write(drafter, DraftRequest("call", TURNS, PLAN)))[-1]
+        assert isinstance(last, DraftFinished) and last.guards == 0
+        monkeypatch.setattr(outcome, "_keep", going_in_circles)
+        last = (await write(drafter, DraftRequest("call", TURNS, PLAN)))[-1]
+        assert isinstance(last, DraftFinished) and last.guards == 1
+
+    with_drafter(scenario)
 
 
 def test_a_finished_draft_can_still_be_revised_and_its_words_are_asked_for_again() -> None:

@@ -193,7 +193,7 @@ class ScriptedDraft:
             self._on_event(
                 DraftStepped(step, phase, canvas, shown, 0, clock.now() - started, clock.now())  # type: ignore[arg-type]
             )
-        self._finish(DraftFinished(text, steps, 0, 0, clock.now()))
+        self._finish(DraftFinished(text, steps, 0, 0, clock.now(), guards=self._drafter.guards))
 
     def _finish(self, event: DraftEvent) -> None:
         self.is_over = True
@@ -213,6 +213,7 @@ class ScriptedDrafter:
         self.clock = clock
         self.steps = steps
         self.step_s = step_s
+        self.guards = 0
         self._texts = list(texts) or ["Sure. What size would you like?"]
         self._written = 0
         self.drafts: list[ScriptedDraft] = []

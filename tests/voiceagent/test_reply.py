@@ -17,6 +17,7 @@ from voiceagent.budget_margin import GAIN_S, MAY_MISS
 from voiceagent.clock import ManualClock
 from voiceagent.costs import Cost, CostModel, Stage
 from voiceagent.events import ConversationEvent, ResponsePlanned
+from voiceagent.explain import explain
 from voiceagent.history import History
 from voiceagent.reply import Reply, ReplyRequest
 from voiceagent.tool_runner import ToolDesk
@@ -140,6 +141,21 @@ def test_promises_that_are_kept_or_broken_move_the_margin(slow_s: float, is_late
 
     margin = living(scenario).budget.margin.seconds
     assert margin == pytest.approx(0.01 + GAIN_S * (is_late - MAY_MISS))
+
+
+def test_a_draft_that_did_not_converge_is_told_in_the_turns_timeline_and_in_words() -> None:
+    async def scenario(house: House) -> None:
+        for guards in (0, 3):
+            reply, llm = house.reply(f"a{guards}")
+            llm.steps, llm.guards = 2, guards
+            making = asyncio.create_task(reply.run())
+            await house.clock.advance(5.0)
+            await making
+            timeline = reply.trace.as_json()
+            assert timeline["guarded_drafts"] == (guards > 0)
+            assert any("Its draft did not converge" in line for line in explain(timeline)) is (guards > 0)
+
+    living(scenario)
 
 
 def test_an_answer_that_was_not_promised_in_time_moves_no_margin() -> None:

@@ -75,7 +75,9 @@ def test_a_turn_that_met_its_target_has_slack_and_its_stages_are_counted() -> No
     assert meters.step_time.count() == 3 and meters.forced.value() == 2
     assert (meters.step_wait.count(), meters.step_wait.sum()) == (1, pytest.approx(0.003))
     assert meters.short.value("fewer_steps") == 1 and meters.quality.sum() == pytest.approx(0.93)
-    assert meters.tools.value("ok") == 1
+    assert meters.tools.value("ok") == 1 and meters.guarded.value() == 0
+    meters.count_turn(Timeline({**TIMELINE, "guarded_drafts": 2}))
+    assert meters.guarded.value() == 2
     meters.count_turn(Timeline({**TIMELINE, "ended_by": {"rule": "dictation"}}))
     assert (meters.turn_ends.value("dictation"), meters.turn_ends.value("silence")) == (1, 0)
 

@@ -391,7 +391,8 @@ class DiffusionDrafter:
                 call = draft.reader.call(is_cut=event.reason == "canvas_full")
                 # What a reply lacks may follow the tool's result.
                 text = self._whole(draft, draft.asked if call is None else ())
-                draft.send(DraftFinished(text, event.steps_first, event.steps_rest, event.forced, now, call))
+                guards = event.usage.guards
+                draft.send(DraftFinished(text, event.steps_first, event.steps_rest, event.forced, now, call, guards))
 
     def _whole(self, draft: DiffusionDraft, asked: Sequence[str]) -> str:
         """The final text, with what the model was asked to say and did not."""
