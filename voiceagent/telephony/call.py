@@ -258,11 +258,10 @@ class PhoneCall:
     def _hold(self) -> None:
         """A bridge has no volume: in doubt the caller hears silence, and what they have not heard is kept for later."""
         assert self._conversation is not None and self._stream_sid is not None
-        now = self._clock.now()
-        unheard = self._marks.unheard(now)
-        if unheard is None or self._held is not None:
-            return  # Without marks nobody knows where to go on: the agent speaks until it is stopped.
-        for item_id, heard_s in (self._marks.heard(now) or {}).items():
+        if self._held is not None:
+            return
+        unheard = self._marks.unheard(self._clock.now())
+        for item_id, heard_s in _begins(unheard).items():
             self._conversation.report_playout(item_id, heard_s)
         self._conversation.hold_playout()
         self._held = unheard
@@ -293,7 +292,7 @@ class PhoneCall:
     def _drop_held(self, held: list[Piece]) -> None:
         self._held = None
         assert self._conversation is not None
-        self._cut({piece.item_id: piece.start_s for piece in reversed(held)})
+        self._cut(_begins(held))
         self._conversation.resume_playout()
 
     def _cut(self, heard: Mapping[str, float]) -> None:
@@ -301,6 +300,11 @@ class PhoneCall:
         for item_id, heard_s in heard.items():
             with contextlib.suppress(ProtocolError):  # An item that the history does not hold needs no cut.
                 self._conversation.truncate_item(item_id, heard_s)
+
+
+def _begins(pieces: list[Piece]) -> dict[str, float]:
+    """Where the first piece of each item begins, by item id in seconds."""
+    return {piece.item_id: piece.start_s for piece in reversed(pieces)}
 
 
 class _Output:

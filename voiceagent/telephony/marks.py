@@ -2,7 +2,7 @@
 
 A bridge plays what it is sent as a queue, and returns a mark once everything in front of it was played. What a mark confirms was
 heard; behind the newest one time itself tells how far the next piece has come, but never past the mark that has not come back yet. So
-the position errs to the early side: a word counts as heard when it was.
+the position errs to the early side: a word counts as heard when it was. A bridge that returns no marks plays what it gets as it arrives, as far as anybody knows.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ MAX_PENDING = 4096
 OVERDUE_S = 2.0
 """A first mark that is so much later than its audio can have been played: this bridge returns none."""
 
+EARLY_S = 0.2
+"""By which the place where such a bridge goes on after a hold errs to the early side: its distance and its buffer are not known, and a word that
+is heard twice is better than one that is lost."""
 ROUND_TRIP_S = 0.2
 """A piece that left so long before a mark came back was in the queue behind it, and began to play when that mark was passed."""
 
@@ -103,13 +106,23 @@ class Marks:
         heard[piece.item_id] = piece.start_s + played_s
         return heard
 
-    def unheard(self, now: float) -> list[Piece] | None:
-        """What was sent and not heard, in order, the first piece from where it was; None when this bridge does not tell."""
+    def unheard(self, now: float) -> list[Piece]:
+        """What was sent and not heard, in order, the first piece from where it was."""
         heard = self.heard(now)
         if heard is None:
-            return None
+            return self._unheard_by_time(now - EARLY_S)
         pieces = [sent.piece for sent in self._pending.values()]
         return [pieces[0].after(heard[pieces[0].item_id]), *pieces[1:]] if pieces else []
+
+    def _unheard_by_time(self, now: float) -> list[Piece]:
+        unheard: list[Piece] = []
+        dry_at = -math.inf
+        for sent in self._pending.values():
+            began, piece = max(sent.at, dry_at), sent.piece
+            dry_at = began + piece.end_s - piece.start_s
+            if now < dry_at:
+                unheard.append(piece.after(piece.start_s + max(now - began, 0.0)))
+        return unheard
 
     def cleared(self) -> None:
         """The bridge was told to forget its queue; the marks that it returns for that reason no longer count."""

@@ -194,6 +194,30 @@ def test_a_network_without_marks_gets_the_estimate() -> None:
     serve(scenario, written=(LONG,))
 
 
+@pytest.mark.parametrize("latency_s", [0.0, 0.05, 0.15])
+def test_a_network_without_marks_is_held_where_time_tells_and_loses_no_word(latency_s: float) -> None:
+    async def scenario(house: House) -> None:
+        async with phone(house.app, house.clock, marks=False, latency_s=latency_s) as caller:
+            await greeted(caller)
+            await caller.wait(3.0)
+            before_s = caller.heard_s
+            await caller.talk(np.concatenate([tone(0.8), silence(0.6)]))
+            await caller.wait(2.0)
+            clears = len(caller.clears)
+            await caller.talk(tone(0.3))
+            await caller.wait(max(latency_s - 0.1, 0.0))
+            assert len(caller.clears) == clears + 1
+            at_s = caller.heard_s
+            await caller.wait(0.1)
+            assert caller.heard_s <= at_s + 0.001, "nothing plays in doubt"
+            await caller.wait(30.0)
+            spoken_s = sum(0.05 * len(text.strip()) for text in house.runtime.tts.spoken[1:])
+            assert -0.02 <= caller.heard_s - before_s - spoken_s <= 2 * latency_s + 0.3, "nothing is lost"
+            assert said(house) == [GREETING, LONG.strip()]
+
+    serve(scenario, heard=("a mocha please", "uh-huh"), written=(LONG,))
+
+
 def test_speech_after_everything_was_played_clears_nothing() -> None:
     async def scenario(house: House) -> None:
         async with phone(house.app, house.clock) as caller:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voiceagent.telephony.marks import MAX_PENDING, OVERDUE_S, Marks, Piece
+from voiceagent.telephony.marks import EARLY_S, MAX_PENDING, OVERDUE_S, Marks, Piece
 
 
 def send(marks: Marks, *pieces: tuple[str, float, float], now: float = 0.0) -> list[str]:
@@ -72,14 +73,28 @@ def test_a_bridge_that_returns_no_marks_is_recognised() -> None:
 def test_a_bridge_without_marks_stays_known_behind_a_clear_until_one_comes_back() -> None:
     marks = Marks()
     send(marks, ("a", 0.0, 0.2))
-    assert marks.unheard(0.3 + OVERDUE_S) is None
+    assert marks.heard(0.3 + OVERDUE_S) is None
     marks.cleared()
     assert marks.heard(2.9) == {}
     (name,) = send(marks, ("b", 0.0, 0.2), now=3.0)
-    assert marks.heard(3.1) is None and marks.unheard(3.1) is None
+    assert marks.heard(3.1) is None
     assert marks.returned(name, 3.2) == {"b": 0.2}
     send(marks, ("b", 0.2, 0.4), now=3.2)
     assert marks.heard(3.3) == {"b": 0.2}, "it was late, and does return them"
+
+
+def test_without_marks_time_tells_what_is_unheard_and_errs_to_the_early_side() -> None:
+    marks = Marks()
+    audio = bytes(1600)
+    for start_s in (0.0, 0.2, 0.4):
+        marks.sent(Piece("a", start_s, start_s + 0.2, audio), 1.0)
+    marks.sent(Piece("b", 0.0, 0.2, audio), 5.0)
+    marks.heard(4.0)
+    assert [(each.item_id, each.start_s) for each in marks.unheard(5.0)] == [("b", 0.0)]
+    assert [(each.item_id, each.start_s) for each in marks.unheard(1.0 + EARLY_S)][:2] == [("a", 0.0), ("a", 0.2)]
+    first = marks.unheard(1.3 + EARLY_S)[0]
+    assert (first.start_s, len(first.audio)) == (pytest.approx(0.3, abs=0.001), pytest.approx(800, abs=2))
+    assert marks.unheard(9.0) == []
 
 
 def test_marks_that_never_return_do_not_fill_memory() -> None:
