@@ -58,6 +58,7 @@ from voiceagent.backends import (
     DraftRequest,
     DraftRevised,
     DraftStepped,
+    HasEngine,
     PromptTurn,
     StepPlan,
     TokenState,
@@ -121,6 +122,20 @@ def test_a_draft_is_prefilled_stepped_and_finished_within_its_plan() -> None:
         assert all(len(event.canvas) == PLAN.canvas_width for event in stepped)
         texts = [event.committed_text for event in stepped] + [last.text]
         assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(texts))
+
+    with_drafter(scenario)
+
+
+def test_the_engine_tells_what_it_has_worked_by_the_clock_and_on_a_processor() -> None:
+    async def scenario(drafter: DiffusionDrafter) -> None:
+        assert isinstance(drafter, HasEngine)
+        before, begun_s = drafter.work, time.monotonic()
+        assert (before.clock_s, before.thread_s) == (0.0, 0.0) and before.threads >= 1
+        events = await write(drafter, DraftRequest("call", TURNS, PLAN))
+        after, passed_s = drafter.work, time.monotonic() - begun_s
+        computed_s = sum(event.compute_s for event in events if isinstance(event, DraftStepped | DraftPrefilled))
+        assert computed_s <= after.clock_s <= passed_s
+        assert 0.0 < after.thread_s <= after.clock_s + 0.01, "the two clocks are read one after the other"
 
     with_drafter(scenario)
 

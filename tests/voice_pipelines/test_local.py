@@ -426,6 +426,26 @@ def test_calibration_fills_the_cost_model_with_what_was_measured() -> None:
     assert set(drafter.forgotten) == {draft.request.conversation_id for draft in drafter.drafts}
 
 
+def test_calibration_finds_the_helpers_of_the_engine_s_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Engine(ScriptedDrafter):
+        @property
+        def work(self) -> EngineWork:
+            return EngineWork(2.0 * len(self.drafts), 1.0 * len(self.drafts), threads=4)
+
+    async def main() -> float:
+        clock = ManualClock()
+        drafter = Engine(clock)
+        runtime = made_of(clock, drafter)
+        monkeypatch.setattr(time, "process_time", lambda: 2.5 * len(drafter.drafts))
+        calibrating = asyncio.create_task(calibrate(runtime))
+        while not calibrating.done():
+            await clock.advance(0.004)
+        await calibrating
+        return runtime.spared.helped
+
+    assert run_async(main()) == pytest.approx(2.5)
+
+
 def test_a_model_that_cannot_draft_is_told_at_the_start() -> None:
     async def main() -> None:
         clock = MonotonicClock()
