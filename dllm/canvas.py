@@ -43,6 +43,8 @@ class TokenTable:
     """Tokens that end with a letter or figure of ASCII."""
     capital: frozenset[int] = frozenset()
     """Tokens that begin a word with a capital, "I" and its contractions excepted: inside a sentence, a name."""
+    call: frozenset[int] = frozenset()
+    """Tokens behind which a reply is the call of a tool: all of it is what the tool is asked."""
 
     def ends_reply(self, token: int) -> bool:
         return token == self.end or token in self.other_ends
@@ -71,8 +73,10 @@ class Canvas:
         return [state is CellState.COMMITTED or state is CellState.PINNED for state in self.states]
 
     def is_fact(self, position: int) -> bool:
-        """Whether a figure or the beginning of a name stands here (`TokenClasses.is_fact`)."""
+        """Whether a figure, the beginning of a name or part of a call stands here (`TokenClasses.is_fact`)."""
         table, token = self.table, self.tokens[position]
+        if table.call and not table.ends_reply(token) and not table.call.isdisjoint(self.tokens[:position]):
+            return True
         before = self.tokens[position - 1] if position else table.end
         in_sentence = before not in table.sentence_end and not table.ends_reply(before)
         return token in table.digit or (token in table.capital and in_sentence)

@@ -40,6 +40,8 @@ class TokenClasses:
         """[F] int64: tokens that continue the figure before them."""
         self.marks = _ids(table.sentence_end | table.clause_end, vocab_size, device)
         """[M] int64: marks that, between figures, belong to them."""
+        self.calls = _ids(table.call, vocab_size, device)
+        """[C] int64: tokens behind which a call is written."""
 
     def of(self, tokens: Tensor) -> Tensor:
         """[...] uint8 class bits of tokens [...] int64."""
@@ -49,7 +51,7 @@ class TokenClasses:
         return (self._bits[tokens] & _END).bool()
 
     def is_fact(self, tokens: Tensor) -> Tensor:
-        """[B, W] bool: what a listener writes down, of canvases [B, W]: figures, and names to their last token.
+        """[B, W] bool: what a listener writes down, of canvases [B, W]: figures, names to their last token, and all that a tool is called with.
 
         A name is a word with a capital that does not begin a sentence; at a sentence's beginning a capital says nothing.
         """
@@ -60,7 +62,9 @@ class TokenClasses:
         at = counting(tokens.shape[1], tokens.device)
         begins = torch.where((bits & _CONTINUES).bool(), 0, at).cummax(dim=1).values
         """Where the word of each position begins."""
-        return (bits & _DIGIT).bool() | begins_name.gather(1, begins)
+        is_call = (tokens.unsqueeze(2) == self.calls).any(dim=2)
+        in_call = (is_call.cumsum(dim=1) > is_call.long()) & (bits & _END == 0)
+        return (bits & _DIGIT).bool() | begins_name.gather(1, begins) | in_call
 
     def repeats_badly(self, tokens: Tensor) -> Tensor:
         """Tokens that may not stand twice in a row: words and punctuation marks."""

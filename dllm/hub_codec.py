@@ -47,6 +47,8 @@ REPLY_MARKERS = frozenset(
     '<|tool_call> <tool_call|> <|channel> <channel|> <|"|>'.split()
 )
 """Tokens with a meaning that are part of replies: what a reader of tool calls and of thoughts looks for. Their text is visible."""
+CALL_SIGNS = ("<tool_call>", "[TOOL_CALLS]", "<|tool_call>")
+"""Those of them behind which a call is written."""
 _CONTROL = re.compile(r"<\|.*\|>|</?tool_response>", re.DOTALL)
 """Added tokens that no reply has, whether or not the tokenizer calls them special (Qwen's fill-in-the-middle tokens are not)."""
 
@@ -273,6 +275,7 @@ class HubCodec:
             mask=-1 if special.mask is None else special.mask,
             forbidden=frozenset(controls | named | nobody | set(special.forbidden)) - ends,
             other_ends=ends - {special.end},
+            call=frozenset(token for text in CALL_SIGNS if (token := self.tokenizer.token_to_id(text)) is not None),
         )
 
 

@@ -181,7 +181,13 @@ class DialogueCodec:
         """Classes of tokens for the engine."""
         special = self.special
         texts = [self.token_bytes(token) for token in range(self.vocab_size)]
-        return token_table(texts, end=special.end, mask=special.mask, forbidden=frozenset(special.forbidden_in_reply))
+        return token_table(
+            texts,
+            end=special.end,
+            mask=special.mask,
+            forbidden=frozenset(special.forbidden_in_reply),
+            call=frozenset({special.call}),
+        )
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json."""
@@ -199,7 +205,13 @@ _CAPITAL = re.compile(rb" (?!I\Z|I['\xe2])(?:[A-Z]|\xc3[\x80-\x9e]).*", re.DOTAL
 
 
 def token_table(
-    texts: Sequence[bytes], *, end: int, mask: int, forbidden: frozenset[int], other_ends: frozenset[int] = frozenset()
+    texts: Sequence[bytes],
+    *,
+    end: int,
+    mask: int,
+    forbidden: frozenset[int],
+    other_ends: frozenset[int] = frozenset(),
+    call: frozenset[int] = frozenset(),
 ) -> TokenTable:
     """Classes of tokens by the bytes they stand for.
 
@@ -208,6 +220,7 @@ def token_table(
         end, other_ends: Close a reply; the first is written where one is needed.
         mask: -1 where the vocabulary has none.
         forbidden: Never part of a reply.
+        call: Behind them a call is written.
     """
 
     def matching(pattern: re.Pattern[bytes]) -> frozenset[int]:
@@ -236,6 +249,7 @@ def token_table(
         joining=matching(_JOINING),
         word_end=matching(_WORD_END),
         capital=matching(_CAPITAL),
+        call=call,
     )
 
 

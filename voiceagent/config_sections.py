@@ -263,7 +263,7 @@ class BudgetConfig:
     )
     fact_threshold: float = documented(
         _BUDGET.fact_threshold,
-        "The same as `budget.threshold` for figures and names.",
+        "The same as `budget.threshold` for figures, names and what tools are called with.",
         "a probability from budget.threshold to 1",
         within(0.01, 1.0),
     )

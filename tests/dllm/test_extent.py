@@ -86,6 +86,22 @@ def test_facts_are_figures_and_names_inside_sentences(text: str, facts: str) -> 
     assert " ".join(said.replace("_", " ").split()) == facts
 
 
+def test_all_that_a_tool_is_called_with_is_fact_and_the_end_behind_it_is_not() -> None:
+    codec = DialogueCodec.load(BUILTIN / "tokenizer.json")
+    classes = extent.TokenClasses(codec.token_table, codec.vocab_size, torch.device("cpu"))
+    words = codec.encode_text("one moment")
+    call = codec.encode_text("book_table; day: friday; name: rossi")
+    tokens = [*words, codec.special.call, *call, codec.special.end, codec.special.end]
+    expected = [False] * (len(words) + 1) + [True] * len(call) + [False, False]
+    with no_host_sync():
+        found = classes.is_fact(torch.tensor([tokens]))[0]
+    assert found.tolist() == expected
+    canvas = Canvas(len(tokens), codec.token_table)
+    for at, token in enumerate(tokens):
+        canvas.put(at, token, 1.0, is_decided=True)
+    assert [canvas.is_fact(at) for at in range(canvas.width)] == expected
+
+
 def test_a_name_is_one_whatever_canvas_it_shares_a_forward_with() -> None:
     codec = DialogueCodec.load(BUILTIN / "tokenizer.json")
     classes = extent.TokenClasses(codec.token_table, codec.vocab_size, torch.device("cpu"))
