@@ -56,6 +56,9 @@ def explain(timeline: Mapping[str, object]) -> list[str]:
     ended_by = timeline.get("ended_by")
     if isinstance(ended_by, Mapping):
         lines.append(_ending(ended_by))
+    if (missed := timeline.get("repair_missed")) is not None:
+        why = "was not known in time" if missed == "overdue" else "could not be found out"
+        lines.append(f"Which words were misheard {why}: they were taken as they were heard.")
     lines += written_before(timeline)
     tools = timeline.get("tools")
     if isinstance(tools, Sequence):

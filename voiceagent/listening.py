@@ -470,9 +470,10 @@ class Listening:
             if asked.done():
                 return repair(heard, asked.result(), settings)
             log.warning("conversation %s: no word on misheard words within %g s", self._id, REPAIR_WITHIN_S)
+            return Repair(heard, heard, missed="overdue")
         except Exception as error:  # The words are known: whatever fails here, they are answered.
             log.warning("conversation %s: misheard words cannot be found: %s", self._id, error, exc_info=error)
+            return Repair(heard, heard, missed="failed")
         finally:
             asked.cancel()
             limit.cancel()
-        return Repair(heard, heard)

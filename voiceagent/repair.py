@@ -57,6 +57,8 @@ class Repair:
     replaced: tuple[Proposal, ...] = ()
     is_used: bool = False
     """Whether the agent goes by `meant`."""
+    missed: Literal["overdue", "failed"] | None = None
+    """Why nobody has said anything about it although they were asked."""
 
     @property
     def text(self) -> str:

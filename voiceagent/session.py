@@ -14,7 +14,6 @@ from voiceagent.events import Modality
 from voiceagent.repair import RepairSettings
 from voiceagent.silences import SilenceSettings
 from voiceagent.tools import AUTO, ToolChoice, ToolSpec
-from voiceagent.transcript import normalise
 
 _ENDPOINT = EndpointSettings()
 _BARGE_IN = BargeInSettings()
@@ -80,7 +79,7 @@ class TurnDetection:
             raise ConfigError("turn_detection.backchannel_s", self.backchannel_s, "0.1 to 2 seconds")
         for name in ("backchannels", "fragments", "stopping_words"):
             texts = getattr(self, name)
-            if len(texts) > MAX_BACKCHANNELS or not all(normalise(each) for each in texts):
+            if len(texts) > MAX_BACKCHANNELS or not all(any(map(str.isalpha, each)) for each in texts):
                 expected = f"at most {MAX_BACKCHANNELS} texts, each with a letter in it"
                 raise ConfigError(f"turn_detection.{name}", list(texts), expected)
 

@@ -275,6 +275,7 @@ class TurnTrace:
             "turn": self.turn,
             "transcript": self.transcript,
             "repair": None if self.repair is None else self.repair.as_json(),
+            "repair_missed": None if self.repair is None else self.repair.missed,
             "reply": self.reply,
             "status": self.status,
             "reason": self.reason,

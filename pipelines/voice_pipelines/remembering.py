@@ -24,7 +24,7 @@ KEPT_TURNS = 500
 """Timelines kept, about 3 kB each; twice as many are on disk before the older half goes."""
 TEXTS = ("transcript", "repair", "reply")
 SAVE_EVERY = 20
-"""Turns after which stage times are saved, in case the process is killed."""
+"""Turns after which stage times are saved, in case the process is killed; while there are fewer, whenever their number has doubled."""
 
 
 def state_folder(
@@ -74,7 +74,8 @@ class Memory:
         kept = {key: value for key, value in timeline.items() if key not in TEXTS}
         self._guarded(lambda: self._append(json.dumps({"response_id": response_id, **kept})))
         self._turns += 1
-        if self._turns % SAVE_EVERY == 0:
+        has_doubled = self._turns < SAVE_EVERY and self._turns & (self._turns - 1) == 0
+        if has_doubled or self._turns % SAVE_EVERY == 0:
             self.save(costs)
 
     def _append(self, line: str) -> None:

@@ -69,6 +69,19 @@ def test_turns_are_found_by_their_end_and_their_id_without_a_word_of_them(tmp_pa
     assert find_turn(tmp_path / "nowhere", "last") is None
 
 
+def test_a_killed_process_forgets_little_even_if_it_had_few_turns(tmp_path: Path) -> None:
+    kept, costs = memory(tmp_path), CostModel()
+    known: list[int] = []
+    for number in range(1, 41):
+        costs.observe(Stage.ASR, 0.1)
+        kept.keep(f"resp_{number}", TIMELINE, costs)
+        after_a_kill = CostModel()
+        assert memory(tmp_path).restore(after_a_kill) == (Stage.ASR,)
+        known.append(after_a_kill.observations(Stage.ASR))
+    assert known[:20] == [1, 2, 2, 4, 4, 4, 4, *[8] * 8, *[16] * 4, 20], "half of the first turns at least"
+    assert known[20:] == [*[20] * 19, 40], "then all but the newest twenty"
+
+
 def test_a_line_cut_short_hides_no_other(tmp_path: Path) -> None:
     kept = memory(tmp_path)
     kept.keep("resp_1", TIMELINE, CostModel())

@@ -24,6 +24,7 @@ from voiceagent.config import load_config
 from voiceagent.conversation import Conversation
 from voiceagent.errors import BackendError, ConfigError, ProtocolError
 from voiceagent.events import AudioCommitted, ConversationEvent, TranscriptFinal, TurnTraced
+from voiceagent.explain import explain
 from voiceagent.repair import Repair, RepairSettings, repair
 from voiceagent.session import SessionSettings
 
@@ -170,6 +171,7 @@ def test_the_agent_goes_by_what_was_meant_and_everybody_is_told_what_was_heard()
     assert words == HEARD and turn.turns[-1].text == HEARD
     timeline: Any = line.of(TurnTraced)[0].timeline
     assert timeline["transcript"] == "with almond milk and sugars"
+    assert timeline["repair_missed"] is None
     assert timeline["repair"] == {
         "heard": HEARD,
         "meant": "with almond milk and sugars",
@@ -197,19 +199,22 @@ def test_nobody_is_asked_where_it_is_off_or_nobody_can(mode: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("repairer", "reason"),
+    ("repairer", "reason", "missed"),
     [
-        (ScriptedRepairer(error=BackendError("repair", "engine gone")), "engine gone"),
-        (ScriptedRepairer(error=IndexError("list index out of range")), "list index out of range"),
-        (ScriptedRepairer(answers=False), "no word on misheard words within 0.25 s"),
+        (ScriptedRepairer(error=BackendError("repair", "engine gone")), "engine gone", "failed"),
+        (ScriptedRepairer(error=IndexError("list index out of range")), "list index out of range", "failed"),
+        (ScriptedRepairer(answers=False), "no word on misheard words within 0.25 s", "overdue"),
     ],
 )
 def test_a_repairer_that_fails_or_is_late_leaves_the_transcript_and_says_so(
-    repairer: ScriptedRepairer, reason: str, caplog: pytest.LogCaptureFixture
+    repairer: ScriptedRepairer, reason: str, missed: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     line = turn_with(repairer)
     assert prompted(line) == HEARD and final(line).repair is None
     assert reason in caplog.text
+    timeline = line.of(TurnTraced)[0].timeline
+    assert timeline["repair_missed"] == missed
+    assert any("they were taken as they were heard" in sentence for sentence in explain(timeline))
 
 
 # --- clients ----------------------------------------------------------------------------------------------------------

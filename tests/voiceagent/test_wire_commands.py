@@ -13,6 +13,8 @@ from tests.voiceagent.realtime import Event
 from tests.voiceagent.test_wire import make_codec, send
 from tests.voiceagent.wiring import receive, refusal, update
 from voiceagent.barge_in import BACKCHANNELS, FRAGMENTS, STOPPING_WORDS
+from voiceagent.config_sections import TurnConfig
+from voiceagent.errors import ConfigError
 from voiceagent.events import CallItem, Item, OutputItem, ResponseAudio, ResponseStarted
 from voiceagent.session import ResponseOptions, SessionSettings, TurnDetection
 from voiceagent.silences import GOODBYE
@@ -33,6 +35,7 @@ from voiceagent.wire import (
     TruncateItem,
 )
 from voiceagent.wire.fields import MAX_TEXT_CHARS
+from voiceagent.wire.session import EXTENSION_KEYS
 
 # --- each command -----------------------------------------------------------------------------------------------------
 
@@ -389,6 +392,44 @@ def test_extensions_can_be_asked_for_in_the_session() -> None:
     }
     assert codec.session.settings.target_s == 0.35
     assert "voiceagent" not in update(codec, voiceagent={"events": False})
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"type": "session.update", "session": {"type": "realtime", "voiceagent": {"taget_ms": 350}}}, "taget_ms"),
+        (
+            {"type": "session.update", "session": {"type": "realtime", "voiceagent": {"silence": {"prompt": "x"}}}},
+            "silence.prompt",
+        ),
+        ({"type": "response.create", "response": {"voiceagent": {"speculate": False}}}, "speculate"),
+    ],
+)
+def test_a_key_that_our_own_table_does_not_have_is_refused_with_those_it_has(
+    message: dict[str, Any], param: str
+) -> None:
+    codec = make_codec(extensions=True)
+    error = refusal(codec, json.dumps(message))
+    assert error.code == "unknown_parameter" and error.param is not None and error.param.endswith(f"voiceagent.{param}")
+    known = "prompt_after_ms, prompts, goodbye" if "." in param else "target_ms, when_late"
+    assert known in error.message
+    assert codec.session.settings.target_s == SessionSettings().target_s, "nothing else of the message is done"
+
+
+def test_what_a_session_shows_of_our_own_table_may_be_sent_back() -> None:
+    codec = make_codec(extensions=True)
+    shown = update(codec, voiceagent={"silence": {"prompt_after_ms": 5000}, "repair": "off"})
+    assert set(shown["voiceagent"]) == set(EXTENSION_KEYS)
+    assert update(codec, voiceagent=shown["voiceagent"])["voiceagent"] == shown["voiceagent"]
+
+
+@pytest.mark.parametrize("key", ["backchannels", "fragments", "stopping_words"])
+def test_words_over_the_agent_have_a_letter_in_them_wherever_they_are_given(key: str) -> None:
+    wanted = {"type": "session.update", "session": {"type": "realtime", "voiceagent": {key: ["mhm", "123"]}}}
+    error = refusal(make_codec(), json.dumps(wanted))
+    assert error.param == f"session.voiceagent.{key}" and "a letter in it" in error.message
+    with pytest.raises(ConfigError, match="a letter in it"):
+        replace(TurnConfig(), **{key: ("123",)})  # type: ignore[arg-type]
 
 
 def test_how_the_agent_is_interrupted_can_be_asked_for_and_outlives_other_turn_detection() -> None:

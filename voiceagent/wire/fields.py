@@ -46,7 +46,7 @@ class Fields:
     """One JSON object and where it sits in the message (`path` is empty for the message itself).
 
     Readers return None for a key that is absent or null; `has` tells the two apart where null means something. All raise
-    `ProtocolError` with code `invalid_type`, `invalid_value` or `missing_required_parameter`.
+    `ProtocolError` with code `invalid_type`, `invalid_value`, `missing_required_parameter` or `unknown_parameter`.
     """
 
     data: Mapping[str, object]
@@ -57,6 +57,15 @@ class Fields:
 
     def has(self, key: str) -> bool:
         return key in self.data
+
+    def only(self, known: Sequence[str]) -> None:
+        """Refuse any other key: in a table of ours it is a slip of the pen, and what it meant would never happen."""
+        for key in self.data:
+            if key not in known:
+                param = self.param(clean_text(key)[:100])
+                raise ProtocolError(
+                    "unknown_parameter", f"Unknown parameter: '{param}'; known are {', '.join(known)}.", param=param
+                )
 
     def string(self, key: str) -> str | None:
         value = self.data.get(key)

@@ -225,6 +225,8 @@ def _read_response(response: Fields | None, make_id: Callable[[], str], event_id
     output = None if audio is None else audio.child("output")
     voice = None if output is None else read_voice(output)
     extension = response.child("voiceagent")
+    if extension is not None:
+        extension.only(("target_ms", "when_late"))
     target_ms = None if extension is None else extension.number("target_ms", 50, 30_000)
     options = ResponseOptions(
         instructions=response.text("instructions"),

@@ -296,9 +296,27 @@ def _read_choice(fields: Fields, key: str, names: tuple[str, ...]) -> str | Json
     return cast(str, fields.choice(key, names))
 
 
+EXTENSION_KEYS = (
+    "events",
+    "target_ms",
+    "when_late",
+    "barge_in",
+    "backchannels",
+    "fragments",
+    "stopping_words",
+    "hums",
+    "echo_gate",
+    "silence",
+    "repair",
+    "speculate",
+)
+"""Of a session's `voiceagent`, all of which may be changed."""
+
+
 def _update_extensions(session: WireSession, update: Fields | None, defaults: SessionSettings) -> WireSession:
     if update is None:
         return session
+    update.only(EXTENSION_KEYS)
     if (target_ms := update.number("target_ms", 50, 30_000)) is not None:
         session = replace(session, settings=replace(session.settings, target_s=target_ms / 1000))
     if (when_late := read_when_late(update)) is not None:
@@ -368,6 +386,7 @@ def _read_silence(extension: Fields, current: SilenceSettings) -> SilenceSetting
     chosen = extension.child("silence")
     if chosen is None:
         return replace(current, prompt_after_s=None)
+    chosen.only(("prompt_after_ms", "prompts", "goodbye"))
     if chosen.has("prompt_after_ms"):
         after_ms = chosen.number("prompt_after_ms", 1000, MAX_MS)
         current = replace(current, prompt_after_s=None if after_ms is None else after_ms / 1000)
