@@ -49,7 +49,7 @@ from voiceagent.backends import BackendInfo, PromptTurn, TurnSoFar
 from voiceagent.config import Config
 from voiceagent.endpoint import EndpointSettings, Evidence, decide
 from voiceagent.endpoint_dictation import is_dictation
-from voiceagent.endpoint_words import PauseWords, Question
+from voiceagent.endpoint_words import PauseWords, Question, is_answer
 from voiceagent.vad import WINDOW_SAMPLES, VoiceActivity, VoicedUtterance
 
 Floats = NDArray[np.float64]
@@ -146,7 +146,7 @@ class Scores:
         """Probability that nothing follows, as the judge has it."""
         asked = next((turn.text for turn in reversed(before) if turn.role == "agent"), "")
         of_words = self._words.completeness(words, asked)
-        if self._judge == "words":
+        if self._judge == "words" or (self._judge == "both" and is_answer(words, asked)):
             return of_words
         end = await self._ask_model(before, words)
         # The mean of one and the same is the model's alone.
@@ -230,7 +230,7 @@ async def dialogue_cases(
             asked = before[-1].text if before and before[-1].role == "agent" else ""
             first, said = " ".join(words[: at + 1]), " ".join(words)
             chances = [await scores.ask(before, some) for some in (first, said)]
-            held = [is_dictation(some, asked) for some in (first, said)]
+            signs = [(is_dictation(some, asked), is_answer(some, asked)) for some in (first, said)]
             source, dialogue = path.name.partition(".")[0], name.partition("#")[0]
 
             def case(
@@ -239,9 +239,9 @@ async def dialogue_cases(
                 end_s = 10.0 + pause_s
                 return Case(name, source, dialogue, end_s, moments, end_s + TAIL_S)
 
-            middle = _pause(10.0, pause_s, chances[0], held[0])
-            paused.append(case(pause_s, (*middle, *_pause(10.0 + pause_s, TAIL_S, chances[1], held[1]))))
-            whole.append(case(0.0, tuple(_pause(10.0, TAIL_S, chances[1], held[1]))))
+            middle = _pause(10.0, pause_s, chances[0], *signs[0])
+            paused.append(case(pause_s, (*middle, *_pause(10.0 + pause_s, TAIL_S, chances[1], *signs[1]))))
+            whole.append(case(0.0, tuple(_pause(10.0, TAIL_S, chances[1], *signs[1]))))
     return paused, whole
 
 
@@ -258,7 +258,7 @@ def _turns(dialogue: dict[str, Any]) -> Iterable[tuple[str, tuple[PromptTurn, ..
 
 
 def _pause(
-    from_s: float, length_s: float, completeness: float, dictation: bool
+    from_s: float, length_s: float, completeness: float, dictation: bool, answer: bool = False
 ) -> list[tuple[VoicedUtterance, Evidence | None]]:
     """A silence in windows, the words known a little after it began."""
     moments: list[tuple[VoicedUtterance, Evidence | None]] = []
@@ -268,9 +268,9 @@ def _pause(
         utterance = VoicedUtterance(0, end, end + number * WINDOW_SAMPLES, True, False)
         known = silence_s >= TEXT_LAG_S
         stable_s = max(silence_s - TEXT_LAG_S, 0.0)
-        moments.append(
-            (utterance, Evidence(completeness if known else None, stable_s, dictation, is_awaited=not known))
-        )
+        told = completeness if known else None
+        evidence = Evidence(told, stable_s, dictation, is_awaited=not known, is_answer=answer)
+        moments.append((utterance, evidence))
     return moments
 
 

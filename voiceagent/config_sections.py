@@ -99,7 +99,7 @@ class TurnConfig:
     """When a caller's turn begins and ends."""
 
     endpoint: str = documented(
-        "silence",
+        "auto",
         "What ends a caller's turn: `silence` alone, or `words` and silence; `auto` takes the words where a model knows the language.",
         "'auto', 'words' or 'silence'",
         lambda v: v in ("auto", "words", "silence"),

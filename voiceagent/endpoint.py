@@ -7,6 +7,8 @@ the words say, where somebody has looked at them:
   costs a cut-off where they have not; the silence asked for is the one at which the two together cost least, given how long speakers
   pause within a turn. So the trade-off is one number, `cut_off_cost_s`: the seconds of waiting that a cut-off is worth. That silence
   itself makes an end more probable is part of it: whoever weighs anew in each window what waiting on costs comes to the same moment.
+* *An answer.* The sum is about turns in which people pause; a word or two that answer a question are said in one breath. Where they may well be all,
+  nobody waits longer than without having looked at them.
 * *Being dictated.* Digits, spellings, addresses come in groups, and no group tells whether another follows: they get longer.
 * *Settled.* A recogniser that still changes its mind may have heard a word that its text does not show: it gets a moment.
 
@@ -27,6 +29,9 @@ from voiceagent.vad import VoicedUtterance
 PAUSE_MEDIAN_S = 0.6
 PAUSE_P95_S = 1.5
 """Pauses within a turn, log-normal: the same that `benchmarks/endpoint.py` inserts."""
+WHOLE_ANSWER = 0.6
+"""An answer of a word or two that is more probably complete than not waits no longer than it would without being looked at: the sum counts a pause in each turn,
+and people asked for a size say "large" without one."""
 _MU = math.log(PAUSE_MEDIAN_S)
 _SIGMA = (math.log(PAUSE_P95_S) - _MU) / 1.6449
 
@@ -87,6 +92,8 @@ class Evidence:
     """The caller is in the middle of digits, letters or an address, or was asked for them."""
     is_awaited: bool = False
     """A model is looking at the words, and its answer is worth waiting for."""
+    is_answer: bool = False
+    """The agent asked something, and these are a word or two that may be all."""
 
 
 Rule: TypeAlias = Literal["silence", "complete", "dictation", "ceiling", "too_long", "client"]
@@ -165,17 +172,20 @@ def _over(silence_s: float, settings: EndpointSettings, evidence: Evidence | Non
     is_judged = evidence.completeness is not None
     if is_judged and evidence.stable_s < settings.settle_s:
         return None
-    wanted_s = _wanted_s(evidence.completeness, settings)
+    wanted_s = _wanted_s(evidence, settings)
     is_held = evidence.is_dictation and settings.dictation_silence_s > wanted_s
     if silence_s < (settings.dictation_silence_s if is_held else wanted_s):
         return None
     return "dictation" if is_held else "complete" if is_judged else "silence"
 
 
-def _wanted_s(completeness: float | None, settings: EndpointSettings) -> float:
-    if completeness is None:
+def _wanted_s(evidence: Evidence, settings: EndpointSettings) -> float:
+    if evidence.completeness is None:
         return settings.silence_s
-    return cheapest_wait_s(completeness, settings.cut_off_cost_s, settings.min_silence_s)
+    cheapest_s = cheapest_wait_s(evidence.completeness, settings.cut_off_cost_s, settings.min_silence_s)
+    if evidence.is_answer and evidence.completeness >= WHOLE_ANSWER:
+        return min(cheapest_s, max(settings.silence_s, settings.min_silence_s))
+    return cheapest_s
 
 
 def cheapest_wait_s(completeness: float, cut_off_cost_s: float, shortest_s: float) -> float:

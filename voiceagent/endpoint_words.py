@@ -11,17 +11,39 @@ the same evidence, however the audio is cut.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from voiceagent.backends import INPUT_RATE_HZ
 from voiceagent.endpoint import Evidence
 from voiceagent.endpoint_dictation import is_dictation
 from voiceagent.speculation import Pause
+from voiceagent.transcript import normalise
 
 LATE_S = 0.15
 """An answer that has not come by then is not waited for; silence alone decides until it does. A forward takes a few milliseconds."""
 NO_WORDS = 0.5
 """Completeness of an utterance in which the recogniser has found no words so far: they may still come, or it was a cough."""
+ANSWER_WORDS = 2
+"""Longer answers are weighed as all other turns are."""
+_LEADS_ON = frozenset(
+    "a an the and or but with without of to for from in on at by as if so than that's it's i'm i i'd i'll my your his her our their"
+    " is are am was can could would will may let make get give just maybe like uh um".split()
+)
+"""Words that something follows, so no answer ends with one."""
+_INVITES = re.compile(r"\b(?:what|how)(?: else)? (?:can|could|may|would|will|do) (?:i|we|you)\b")
+"""Questions that invite to tell, such as "What can I get you?": two words behind one are a beginning more often than after "What size?"."""
+_LAST_SENTENCE = re.compile(r"[^.!?]+\?\s*$")
+
+
+def is_answer(words: str, asked: str) -> bool:
+    """Whether the words may be a whole answer to the question that the agent's turn ends with: one or two, the last of which carries meaning, and a
+    question that asks for no more."""
+    said = normalise(words).split()
+    question = _LAST_SENTENCE.search(asked.lower())
+    if question is None or _INVITES.search(question[0]):
+        return False
+    return 0 < len(said) <= ANSWER_WORDS and said[-1] not in _LEADS_ON
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +128,7 @@ class PauseWords:
             stable_s,
             is_dictation(self._text, self._asked),
             is_awaited=not is_answered and waiting_s <= LATE_S,
+            is_answer=is_answer(self._text, self._asked),
         )
 
     def _is_asked(self) -> bool:

@@ -88,6 +88,31 @@ def test_an_engine_that_has_ended_is_a_failure_of_this_question_alone() -> None:
     run_async(main())
 
 
+def test_an_answer_of_a_word_or_two_is_left_to_the_turn_end_model_and_a_beginning_is_not() -> None:
+    async def main() -> None:
+        tiny = model()
+        drafter = DiffusionDrafter(Checkpoint(tiny.spec, tiny, codec(), Path("nowhere")), INFO)
+        await drafter.aclose()
+        scorer = DiffusionTurnScorer(drafter, WORDS)
+
+        def call(words: str, asked: str) -> TurnSoFar:
+            turns = (PromptTurn("agent", asked), PromptTurn("user", words))
+            return TurnSoFar("call", turns, (), diffusion_turns.NO_SOUND)
+
+        for words in ("large", "No, thanks.", "Tom"):
+            answer = call(words, "What size?")
+            assert await scorer.completeness(answer) == await WORDS.completeness(answer)
+        for other in (
+            call("large with", "What size?"),
+            call("large", "What can I get you?"),
+            call("large", "A latte."),
+        ):
+            with pytest.raises(BackendError, match="endpoint: "):
+                await scorer.completeness(other)
+
+    run_async(main())
+
+
 def test_words_that_make_no_sense_to_the_model_are_not_taken_for_complete() -> None:
     known, strange = diffusion_turns.MOST_SURPRISE - 1, diffusion_turns.MOST_SURPRISE + 1
     assert diffusion_turns.joined(TurnEnd(0.95, known), 0.95) == pytest.approx(0.95)

@@ -258,12 +258,12 @@ def test_words_are_not_weighed_where_nobody_can_judge_them() -> None:
     runtime = made_of(clock, ScriptedDrafter(clock))
     detection = runtime.default_settings.turn_detection
     assert detection is not None and not detection.weighs_words
-    runtime.config = replace(runtime.config, turn=TurnConfig(endpoint="auto"))
-    detection = runtime.default_settings.turn_detection
-    assert detection is not None and not detection.weighs_words
     runtime.backends = replace(runtime.backends, scorer=ScriptedScorer(0.9))
     detection = runtime.default_settings.turn_detection
     assert detection is not None and detection.weighs_words
+    runtime.config = replace(runtime.config, turn=TurnConfig(endpoint="silence"))
+    detection = runtime.default_settings.turn_detection
+    assert detection is not None and not detection.weighs_words
 
 
 # --- what callers need ------------------------------------------------------------------------------------------------

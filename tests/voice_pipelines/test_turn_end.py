@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,22 @@ from dllm.spoken import spoken_form
 from tests.conftest import run_async
 from voice_pipelines.adapters.turn_words import TurnWordsScorer
 from voice_pipelines.turn_end import training
+from voice_pipelines.turn_end.answers import Answer, made_answers
 from voice_pipelines.turn_end.model import FIRST, MOST_ASKED, MOST_WORDS, NEWEST_CHARS, TurnEndModel, crosses, rows
-from voice_pipelines.turn_end.training import Network, Turn, batch_of, measure, misheard, read_turns
+from voice_pipelines.turn_end.training import (
+    PAUSES_PER_PLACE,
+    Network,
+    Turn,
+    batch_of,
+    measure,
+    measure_answers,
+    misheard,
+    odds_of,
+    read_turns,
+    rows_of,
+)
 from voiceagent.backends import PromptTurn, Samples, TurnSoFar
+from voiceagent.endpoint import EndpointSettings
 from voiceagent.errors import BackendError
 
 SILENCE: Samples = np.zeros(0, np.float32)
@@ -84,20 +98,21 @@ def test_network_and_model_agree_for_turns_of_all_lengths_side_by_side(tmp_path:
     network = Network().eval()
     torch.nn.init.normal_(network.crossed.weight)
     turns = [
-        ((), ("yes",)),
-        (("what", "else"), ("a", "large", "tea", "please")),
-        (("word",) * 30, ("no",) * MOST_WORDS),
+        Turn((), ("yes",)),
+        Turn(("what", "else"), ("a", "large", "tea", "please")),
+        Turn(("word",) * 30, ("no",) * MOST_WORDS),
     ]
     training.save(network, tmp_path / "weights.npz")
     model = TurnEndModel.load(tmp_path / "weights.npz")
     for module in (network.words, network.endings, network.crossed, network.output, network.recurrent):
         module.half().float()
-    batch = batch_of(turns)
+    batch = batch_of([row for turn in turns for row in rows_of(turn, random.Random(0))])
     with torch.no_grad():
         expected = network(batch.words, batch.endings, batch.entries)
-    for row, (asked, words) in enumerate(turns):
+    for row, turn in enumerate(turns):
+        found = model.log_odds(turn.asked, turn.words)
         # float32 either way, summed in another order.
-        np.testing.assert_allclose(model.log_odds(asked, words), expected[row, : len(words)], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found, expected[row, : len(turn.words)], rtol=1e-4, atol=1e-4)
 
 
 def test_what_stands_behind_a_place_does_not_change_it(model: TurnEndModel) -> None:
@@ -180,10 +195,47 @@ def test_misheard_words_are_never_none_and_half_of_the_turns_stay_as_they_are() 
     assert 160 < sum(words == said for words in heard) < 290
 
 
-def test_places_of_a_turn_weigh_as_much_as_its_end() -> None:
-    batch = batch_of([((), ("a", "b", "c")), ((), ("yes",))])
-    assert batch.weight.tolist() == [[0.5, 0.5, 1.0], [1.0, 0.0, 0.0]]
-    assert batch.is_end.tolist() == [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+def taught(turn: Turn, seed: int = 0) -> list[tuple[tuple[str, ...], float, bool]]:
+    """What the places of a turn teach: the words up to each, its weight, and whether it is an end."""
+    batch = batch_of(found := list(rows_of(turn, random.Random(seed))))
+    return [
+        (tuple(row.words[: place + 1]), float(batch.weight[at, place]), bool(batch.is_end[at, place]))
+        for at, row in enumerate(found)
+        for place in range(len(row.words))
+        if batch.weight[at, place] > 0
+    ]
+
+
+def test_a_pause_within_a_long_turn_is_as_likely_as_behind_it_and_hardly_one_within_a_short_answer() -> None:
+    places = taught(Turn((), tuple("abcdefghijklmnop")))
+    assert [is_end for _, _, is_end in places] == [False] * 15 + [True]
+    assert sum(weight for _, weight, is_end in places if not is_end) == pytest.approx(1.0)
+    no_thanks = taught(Turn((), ("no", "thanks")))
+    assert no_thanks == [(("no",), pytest.approx(PAUSES_PER_PLACE), False), (("no", "thanks"), 1.0, True)]
+    assert taught(Turn((), ("yes",))) == [(("yes",), 1.0, True)]
+
+
+@pytest.mark.parametrize("count", [MOST_WORDS, MOST_WORDS + 1, MOST_WORDS + 2, 90])
+def test_a_turn_of_more_words_than_are_read_ends_where_it_ends_and_nowhere_else(count: int) -> None:
+    words = tuple(map(str, range(count)))
+    for seed in range(20):
+        places = taught(Turn((), words), seed)
+        ends = [said for said, _, is_end in places if is_end]
+        assert ends == [words[-MOST_WORDS:]], "its last words, as the model meets them"
+        inner = [(said, weight) for said, weight, is_end in places if not is_end]
+        assert sum(weight for _, weight in inner) == pytest.approx(1.0), "as much as its end"
+        for said, _ in inner:
+            last = words.index(said[-1])
+            assert said == words[: last + 1][-MOST_WORDS:] and last < count - 1
+
+
+def test_the_odds_of_a_long_turn_are_those_that_a_caller_meets_word_by_word(model: TurnEndModel) -> None:
+    words = tuple(f"{word}{at}" for at in range(20) for word in ("and", "then", "tea"))
+    found = odds_of(model, Turn(("what", "else"), words))
+    assert len(found) == len(words)
+    for count in (1, 39, 40, 41, 60):
+        expected = model.log_odds(["what", "else"], words[:count])[-1]
+        assert found[count - 1] == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
 def test_a_few_turns_are_learned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -193,6 +245,37 @@ def test_a_few_turns_are_learned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     turns = [Turn(("what", "else"), ("a", size, "tea", "please")) for size in ("small", "large", "huge", "cold")] * 4
     network = training.train(turns, [("x",)], seed=0, epochs=5)
     training.save(network, tmp_path / "weights.npz")
-    found = measure(TurnEndModel.load(tmp_path / "weights.npz"), [*turns, Turn((), ("yes",))])
+    taught_model = TurnEndModel.load(tmp_path / "weights.npz")
+    found = measure(taught_model, [*turns, Turn((), ("yes",))])
     assert found.turns == len(turns), "a single word has no place to pause"
     assert found.area > 0.99 and found.nats < 0.3
+
+
+# --- made answers -----------------------------------------------------------------------------------------------------
+
+
+def test_answers_are_made_again_from_their_seed_and_have_no_slot_left() -> None:
+    made = list(made_answers(500, 3, "train"))
+    assert made == list(made_answers(500, 3, "train")) != list(made_answers(500, 4, "train"))
+    assert not [each for each in made if "{" in each.asked + each.said or not each.said.strip()]
+
+
+def test_questions_that_are_measured_are_not_those_that_train_and_words_few() -> None:
+    trained, left_out = list(made_answers(6_000, 0, "train")), list(made_answers(3_000, 0, "dev"))
+    known = {(each.kind, each.said) for each in trained if each.is_bare}
+    for kind in {each.kind for each in left_out}:
+        # Slots make two questions differ that are one; those without are told apart by their text.
+        asked = {each.asked for each in trained if each.kind == kind}
+        assert not asked & {each.asked for each in left_out if each.kind == kind}
+    bare = [each for each in left_out if each.is_bare]
+    assert sum((each.kind, each.said) in known for each in bare) < 0.75 * len(bare)
+
+
+def test_answers_that_are_taken_for_complete_too_late_are_found(model: TurnEndModel) -> None:
+    answers = [Answer("size", "Which size?", "large", True), Answer("size", "Which size?", "a large one with", False)]
+    settings = EndpointSettings(min_silence_s=0.2)
+    quick = measure_answers(model, answers, replace(settings, cut_off_cost_s=0.01))
+    slow = measure_answers(model, answers, replace(settings, cut_off_cost_s=1000.0))
+    assert (quick.bare, quick.bare_slow, slow.bare_slow) == (1, 0.0, 1.0)
+    assert quick.bare_wait_s == pytest.approx(0.2) and slow.bare_wait_s > 1.0
+    assert quick.cut_off > 0.9 > 0.2 > slow.cut_off

@@ -30,8 +30,9 @@ def test_no_layers_give_the_defaults() -> None:
     config = load_config()
     assert config == Config()
     assert (config.server.host, config.server.port, config.turn.silence_s) == ("127.0.0.1", 8080, 0.35)
-    assert config.turn.detection() == TurnDetection()
-    assert config.session_settings() == SessionSettings()
+    assert config.turn.endpoint == "auto"
+    assert config.turn.detection() == TurnDetection(weighs_words=True)
+    assert config.session_settings() == SessionSettings(turn_detection=config.turn.detection())
 
 
 def test_every_key_says_what_it_does_and_what_is_expected() -> None:

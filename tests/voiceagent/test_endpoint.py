@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from voiceagent.endpoint import (
@@ -114,6 +116,21 @@ def test_without_an_answer_silence_alone_decides_and_dictation_still_waits_longe
     assert 0.6 <= silence_s < 0.6 + WINDOW_S and reason == "silence"
     silence_s, reason = silence_before(Evidence(None, 0.0, is_dictation=True), WORDS)
     assert 1.2 <= silence_s < 1.2 + WINDOW_S and reason == "dictation"
+
+
+def test_a_short_answer_that_may_well_be_all_waits_no_longer_than_without_being_looked_at() -> None:
+    likely, why = silence_before(Evidence(0.65, 9.0, is_answer=True), WORDS)
+    assert 0.6 <= likely < 0.6 + WINDOW_S and why == "complete"
+    assert silence_before(Evidence(0.65, 9.0), WORDS)[0] > 0.8, "words that answer nothing"
+    assert silence_before(Evidence(0.4, 9.0, is_answer=True), WORDS) == silence_before(Evidence(0.4, 9.0), WORDS)
+    assert silence_before(Evidence(0.98, 9.0, is_answer=True), WORDS)[0] < 0.2 + WINDOW_S
+
+
+def test_a_short_answer_that_is_dictated_waits_as_dictation_does_and_none_ends_before_the_shortest_silence() -> None:
+    silence_s, reason = silence_before(Evidence(0.65, 9.0, is_dictation=True, is_answer=True), WORDS)
+    assert 1.2 <= silence_s < 1.2 + WINDOW_S and reason == "dictation"
+    hasty = replace(WORDS, silence_s=0.05, min_silence_s=0.3)
+    assert silence_before(Evidence(0.65, 9.0, is_answer=True), hasty)[0] >= 0.3
 
 
 def test_a_decision_tells_what_was_waited_for_and_what_silence_alone_would_have_waited() -> None:

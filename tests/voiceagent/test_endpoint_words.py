@@ -6,7 +6,7 @@ import pytest
 
 from voiceagent.endpoint import Evidence
 from voiceagent.endpoint_dictation import asks_for_dictation, ends_in_dictation, is_dictation
-from voiceagent.endpoint_words import LATE_S, NO_WORDS, PauseWords, Question
+from voiceagent.endpoint_words import LATE_S, NO_WORDS, PauseWords, Question, is_answer
 
 SECOND = 16_000
 
@@ -27,6 +27,33 @@ def test_each_text_is_asked_about_once_and_only_in_a_pause() -> None:
     assert words.question(500, is_paused=True) is None
     words.hear("i'd like a", 600)
     assert asked(words, 700).text == "i'd like a"
+
+
+@pytest.mark.parametrize(
+    ("said", "before", "is_one"),
+    [
+        ("large", "Sure. What size?", True),
+        ("No, thanks.", "Anything else? ", True),
+        ("a large one", "What size?", False),
+        ("large with", "What size?", False),
+        ("it's", "What's your name?", False),
+        ("large", "Hi, this is Corner Café. What can I get you?", False),
+        ("large", "What can I get you? And what size?", True),
+        ("large", "That's a latte, $4.50.", False),
+        ("large", "", False),
+        ("?!", "What size?", False),
+    ],
+)
+def test_one_or_two_words_behind_a_question_are_an_answer_unless_they_lead_on_or_were_invited_to_tell(
+    said: str, before: str, is_one: bool
+) -> None:
+    assert is_answer(said, before) is is_one
+    words = PauseWords()
+    words.begin(before)
+    words.hear(said, 0)
+    words.answer(asked(words, 0), 0.9)
+    evidence = words.evidence(SECOND)
+    assert evidence is not None and evidence.is_answer is is_one
 
 
 def test_an_answer_is_worth_something_until_the_words_change() -> None:

@@ -5,6 +5,9 @@ and a canvas of masks. Whether a checkpoint was taught the question cannot be se
 
 What both are worth follows from how much the words surprise it, which the same forward tells: a transcript that makes no sense to it was misheard, or
 is about something it has not learnt, and says little about its own end.
+
+Answers of a word or two (`voiceagent.endpoint_words.is_answer`) are left to the turn-end model, which was taught them: to the built-in one a "two" or a name alone is as strange as what
+was misheard.
 """
 
 from __future__ import annotations
@@ -15,9 +18,10 @@ from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.transcript import TurnEnd, turn_end
 from voice_pipelines.adapters.diffusion import DiffusionDrafter
-from voice_pipelines.adapters.turn_words import TurnWordsScorer
+from voice_pipelines.adapters.turn_words import TurnWordsScorer, said_before
 from voice_pipelines.turn_end.odds import together
 from voiceagent.backends import BackendInfo, PromptTurn, TurnSoFar
+from voiceagent.endpoint_words import is_answer
 from voiceagent.errors import BackendError
 
 KNOWN = (
@@ -82,7 +86,8 @@ class DiffusionTurnScorer:
         return scorer
 
     async def completeness(self, turn: TurnSoFar) -> float:
-        return joined(await self.ask(turn), await self._words.completeness(turn))
+        words = await self._words.completeness(turn)
+        return words if is_answer(turn.turns[-1].text, said_before(turn)) else joined(await self.ask(turn), words)
 
     async def ask(self, turn: TurnSoFar) -> TurnEnd:
         """The built-in model's own answer.

@@ -8,6 +8,11 @@ from voice_pipelines.turn_end.model import WEIGHTS, TurnEndModel
 from voiceagent.backends import BackendInfo, TurnSoFar
 
 
+def said_before(turn: TurnSoFar) -> str:
+    """What the agent said last; "" where it has said nothing."""
+    return next((said.text for said in reversed(turn.turns[:-1]) if said.role == "agent" and said.text), "")
+
+
 class TurnWordsScorer:
     """Answers at once, on the caller's thread: less than a millisecond of it.
 
@@ -22,8 +27,7 @@ class TurnWordsScorer:
         self._model = TurnEndModel.load(path)
 
     async def completeness(self, turn: TurnSoFar) -> float:
-        asked = next((said.text for said in reversed(turn.turns[:-1]) if said.role == "agent" and said.text), "")
-        return self._model.completeness(turn.turns[-1].text, asked)
+        return self._model.completeness(turn.turns[-1].text, said_before(turn))
 
     async def aclose(self) -> None:
         """Nothing is held."""

@@ -2,9 +2,12 @@
 
     python -m voice_pipelines.turn_end.training --data DIALOGUES [--data CAFE] --out weights.npz
 
-Every place behind a word of a caller's turn is an example: the last is an end, the others are not. All those of a turn together weigh as much as its
-end, so the probability that is learned is that of a pause which is as likely within a turn as behind it. Of most turns nothing is changed; the
+Every place behind a word of a caller's turn is an example: the last is an end, the others are not. An end weighs 1, another place `PAUSES_PER_PLACE`, and
+all those of a turn together no more than its end. So the probability that is learned is that of a pause where speakers of long turns pause once in each,
+and those of "no thanks" hardly ever. Of half of the turns nothing is changed; the
 others are misheard: words are exchanged, dropped and put in, few or most of them, so that the model learns how little such text tells of its end.
+
+People who type seldom answer with one word, so answers are made beside the dialogues (`answers.py`).
 """
 
 from __future__ import annotations
@@ -15,9 +18,10 @@ import json
 import lzma
 import math
 import random
+import statistics
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,7 @@ from torch import Tensor, nn
 
 from dllm.spoken import spoken_form
 from dllm.train.data import find_sources
+from voice_pipelines.turn_end.answers import Answer, made_answers
 from voice_pipelines.turn_end.model import (
     ENDING_BITS,
     FIRST,
@@ -34,10 +39,12 @@ from voice_pipelines.turn_end.model import (
     MOST_WORDS,
     TABLE_BITS,
     WORD_BITS,
+    Floats,
     TurnEndModel,
     crosses,
     rows,
 )
+from voiceagent.endpoint import EndpointSettings, cheapest_wait_s, longer_pauses
 
 EMBEDDING, HIDDEN = 48, 96
 BATCH, EPOCHS, RATE = 256, 3, 4e-3
@@ -45,6 +52,10 @@ MOST_TURNS = 60_000
 """Of one source, so that open talk does not drown calls."""
 HEARD_TURNS = 2_000
 """Of each source, whose words are put for others."""
+PAUSES_PER_PLACE = 0.1
+"""Of the places between the words of a turn, how many have a pause in them, up to one a turn: nobody pauses in "no thanks"."""
+ANSWERS, ANSWERS_LEFT_OUT = 24_000, 4_000
+"""Made answers for training, and those that are measured."""
 UNCHANGED, LIGHTLY = 0.5, 0.75
 """Shares of turns that are not misheard, and that are so at most in a few words."""
 
@@ -57,6 +68,20 @@ class Turn:
     words: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Words as the model is given them, and what their places teach."""
+
+    asked: Sequence[str]
+    words: Sequence[str]
+    """At most `MOST_WORDS`."""
+    inner: float
+    """Weight of each place but the last; none is an end."""
+    last: float
+    is_end: bool
+    """Of the last place."""
+
+
 def read_turns(path: Path, most: int, seed: int) -> list[Turn]:
     """Callers' turns of a file of dialogues, at most so many, dialogues in random order."""
     lines = (lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()).decode().splitlines()
@@ -67,12 +92,19 @@ def read_turns(path: Path, most: int, seed: int) -> list[Turn]:
         for turn in json.loads(line)["turns"]:
             text = turn.get("text", "")
             if turn["role"] == "user" and (words := spoken_form(text).split()):
-                turns.append(Turn(asked, tuple(words[:MOST_WORDS])))
+                turns.append(Turn(asked, tuple(words)))
             elif turn["role"] == "agent":
                 asked = tuple(spoken_form(text).split()[-MOST_ASKED:])
         if len(turns) >= most:
             break
     return turns[:most]
+
+
+def answer_turns(answers: Iterable[Answer]) -> list[Turn]:
+    return [
+        Turn(tuple(spoken_form(each.asked).split()[-MOST_ASKED:]), tuple(spoken_form(each.said).split()))
+        for each in answers
+    ]
 
 
 def misheard(words: Sequence[str], others: Sequence[Sequence[str]], rng: random.Random) -> list[str]:
@@ -151,24 +183,50 @@ class Batch:
     """[B, T] of the caller's places; 0 behind the end."""
 
 
+def rows_of(turn: Turn, rng: random.Random) -> Iterator[Row]:
+    """A turn as the model meets it while it grows: by its last `MOST_WORDS` words.
+
+    A longer one is three rows: its beginning, none of whose places is an end; its end; and the words before a place drawn between them, for all of those.
+    """
+    count = len(turn.words)
+    inner = _inner(count)
+    if count <= MOST_WORDS:
+        yield Row(turn.asked, turn.words, inner, 1.0, True)
+        return
+    yield Row(turn.asked, turn.words[:MOST_WORDS], inner, inner, False)
+    yield Row(turn.asked, turn.words[-MOST_WORDS:], 0.0, 1.0, True)
+    if between := count - 1 - MOST_WORDS:
+        at = rng.randrange(MOST_WORDS + 1, count)
+        yield Row(turn.asked, turn.words[at - MOST_WORDS : at], 0.0, inner * between, False)
+
+
+def _inner(count: int) -> float:
+    """Weight of a place within a turn of so many words."""
+    return min(PAUSES_PER_PLACE, 1 / max(count - 1, 1))
+
+
 def epoch_of(turns: Sequence[Turn], others: Sequence[Sequence[str]], rng: random.Random) -> Iterator[Batch]:
-    """Every turn once, misheard or not; turns of like length together."""
-    heard = [misheard(turn.words, others, rng)[:MOST_WORDS] for turn in turns]
-    order = sorted(range(len(heard)), key=lambda at: (len(heard[at]), rng.random()))
+    """Every turn once, misheard or not; rows of like length together."""
+    heard = [
+        replace(row, words=misheard(row.words, others, rng)[-MOST_WORDS:])
+        for turn in turns
+        for row in rows_of(turn, rng)
+    ]
+    order = sorted(range(len(heard)), key=lambda at: (len(heard[at].words), rng.random()))
     groups = [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
     rng.shuffle(groups)
     for group in groups:
-        yield batch_of([(turns[at].asked, heard[at]) for at in group])
+        yield batch_of([heard[at] for at in group])
 
 
-def batch_of(turns: Sequence[tuple[Sequence[str], Sequence[str]]]) -> Batch:
-    """Turns side by side, as `rows` takes them."""
-    hashes, endings = rows(turns)
-    weight = np.zeros((len(turns), hashes.shape[1] - FIRST), np.float32)
+def batch_of(some: Sequence[Row]) -> Batch:
+    hashes, endings = rows([(row.asked, row.words) for row in some])
+    weight = np.zeros((len(some), hashes.shape[1] - FIRST), np.float32)
     is_end = np.zeros_like(weight)
-    for row, (_, words) in enumerate(turns):
-        weight[row, : len(words)] = 1 / max(len(words) - 1, 1)
-        weight[row, len(words) - 1] = is_end[row, len(words) - 1] = 1.0
+    for at, row in enumerate(some):
+        last = len(row.words) - 1
+        weight[at, :last], weight[at, last] = row.inner, row.last
+        is_end[at, last] = row.is_end
     return Batch(
         torch.from_numpy((hashes % np.uint64(2**WORD_BITS)).astype(np.int64)),
         torch.from_numpy((endings % np.uint64(2**ENDING_BITS)).astype(np.int64)),
@@ -188,7 +246,7 @@ def train(turns: Sequence[Turn], others: Sequence[Sequence[str]], seed: int, epo
     torch.manual_seed(seed)
     rng = random.Random(seed)
     network = Network()
-    steps = epochs * math.ceil(len(turns) / BATCH)
+    steps = epochs * math.ceil(sum(1 for turn in turns for _ in rows_of(turn, rng)) / BATCH)
     table = list(network.crossed.parameters())
     rest = [parameter for name, parameter in network.named_parameters() if not name.startswith("crossed.")]
     optimiser = torch.optim.Adam([{"params": rest, "lr": RATE}, {"params": table, "lr": RATE}], betas=(0.9, 0.99))
@@ -227,18 +285,62 @@ class Measured:
 def measure(model: TurnEndModel, turns: Sequence[Turn]) -> Measured:
     odds, is_end, weight = [], [], []
     for turn in turns:
-        if len(turn.words) < 2:
+        count = len(turn.words)
+        if count < 2:
             continue  # Nobody can pause in a single word.
-        found = model.log_odds(turn.asked, turn.words)
-        odds.append(found)
-        is_end.append(np.arange(len(found)) == len(found) - 1)
-        weight.append(np.where(is_end[-1], 1.0, 1 / (len(found) - 1)))
+        odds.append(odds_of(model, turn))
+        is_end.append(np.arange(count) == count - 1)
+        weight.append(np.where(is_end[-1], 1.0, _inner(count)))
     order = np.argsort(flat := np.concatenate(odds), kind="stable")
     ends, weights = np.concatenate(is_end)[order], np.concatenate(weight)[order]
     below = np.cumsum(np.where(ends, 0.0, weights))
     area = float((below * weights)[ends].sum() / (below[-1] * weights[ends].sum()))
     nats = np.logaddexp(0.0, np.where(ends, -flat[order], flat[order]))
     return Measured(len(odds), area, float((nats * weights).sum() / weights.sum()))
+
+
+def odds_of(model: TurnEndModel, turn: Turn) -> Floats:
+    """Log-odds behind each word of a turn, as the model has them while it grows: always by the last `MOST_WORDS` of it."""
+    grown = [
+        model.log_odds(turn.asked, turn.words[:count])[-1:] for count in range(MOST_WORDS + 1, len(turn.words) + 1)
+    ]
+    return np.concatenate([model.log_odds(turn.asked, turn.words[:MOST_WORDS]), *grown])
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredAnswers:
+    """What callers who answer in a few words wait for, with this model alone and a cost of a cut-off."""
+
+    bare: int
+    """Answers of the word alone."""
+    bare_wait_s: float
+    """Mean silence until they are taken for complete."""
+    bare_slow: float
+    """Share of them that wait for longer than silence alone would."""
+    others_wait_s: float
+    """Mean silence after the other answers."""
+    cut_off: float
+    """Share of the pauses within answers, weighed as in training, that outlast what is waited for there."""
+
+
+def measure_answers(model: TurnEndModel, answers: Sequence[Answer], settings: EndpointSettings) -> MeasuredAnswers:
+    """The answers are some of the word alone and some of several."""
+
+    def wait_s(odds: float) -> float:
+        p = 1 / (1 + math.exp(-odds))
+        return min(cheapest_wait_s(p, settings.cut_off_cost_s, settings.min_silence_s), settings.max_silence_s)
+
+    waits_s: dict[bool, list[float]] = {True: [], False: []}
+    paused, cut_off = 0.0, 0.0
+    for answer, turn in zip(answers, answer_turns(answers), strict=True):
+        *within_s, end_s = map(wait_s, odds_of(model, turn).tolist())
+        waits_s[answer.is_bare].append(end_s)
+        weight = _inner(len(turn.words))
+        paused += weight * len(within_s)
+        cut_off += weight * sum(map(longer_pauses, within_s))
+    bare = waits_s[True]
+    slow = sum(wait > settings.silence_s for wait in bare) / len(bare)
+    return MeasuredAnswers(len(bare), statistics.fmean(bare), slow, statistics.fmean(waits_s[False]), cut_off / paused)
 
 
 def save(network: Network, path: Path) -> None:
@@ -262,13 +364,27 @@ def main() -> None:
     }
     others = [turn.words for turns in sources.values() for turn in turns[:HEARD_TURNS]]
     turns = list(itertools.chain.from_iterable(sources.values()))
-    print(f"{len(turns)} turns of {', '.join(sources)}", flush=True)
+    turns += answer_turns(made_answers(ANSWERS, options.seed, "train"))
+    print(f"{len(turns)} turns of {', '.join(sources)} and made answers", flush=True)
     network = train(turns, others, options.seed, options.epochs)
     save(network, options.out)
-    model = TurnEndModel.load(options.out)
-    for name, path in find_sources(options.data, "dev").items():
-        found = measure(model, read_turns(path, 2_000, options.seed))
+    report(TurnEndModel.load(options.out), options.data, options.seed)
+
+
+def report(model: TurnEndModel, folders: Sequence[Path], seed: int) -> None:
+    """Print what the card tells: turns and answers left out of training."""
+    for name, path in find_sources(folders, "dev").items():
+        found = measure(model, read_turns(path, 2_000, seed))
         print(f"{name} left out: {found.turns} turns, area {found.area:.3f}, {found.nats:.3f} nats", flush=True)
+    answers = list(made_answers(ANSWERS_LEFT_OUT, seed, "dev"))
+    for kind in ("all", *sorted({each.kind for each in answers})):
+        some = [each for each in answers if kind in ("all", each.kind)]
+        told = measure_answers(model, some, EndpointSettings())
+        print(
+            f"answers left out, {kind}: {told.bare} bare wait {told.bare_wait_s:.2f} s, {100 * told.bare_slow:.0f} % longer than silence alone; "
+            f"the others {told.others_wait_s:.2f} s; {100 * told.cut_off:.0f} % of pauses within are cut off",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
