@@ -194,7 +194,7 @@ class Shares:
 
 def profile(checkpoint: loader.Checkpoint, repeats: int) -> dict[str, float]:
     """Microseconds of a round by what they are spent on. Watching costs about a microsecond a call."""
-    from dllm import denoise, reading, sampling, stepping, window
+    from dllm import denoise, reading, stepping, token_rules, window
     from dllm.layers.packed import PackedLinear
     from dllm.models.transformer import Transformer
     from dllm_kernels import Decoder
@@ -215,7 +215,7 @@ def profile(checkpoint: loader.Checkpoint, repeats: int) -> dict[str, float]:
         (Transformer, "logits", "head"),
         (denoise.Denoiser, "visit", "canvases to tensors and back"),
         (reading, "commit_from_logits", "tokens from logits"),
-        (sampling.Picker, "process_on", "rules about tokens"),
+        (token_rules.TokenRules, "apply", "rules about tokens"),
         (stepping.Round, "_part", "rules about tokens"),
         *(
             (stepping.Round, name, "selection, the end, the guard")

@@ -99,10 +99,9 @@ class Engine:
             forbidden.add(self.spec.special.mask)
         marks = table.word | table.sentence_end | table.clause_end
         ends = self.spec.special.ends
-        self._plain = Vocabulary.of(self.spec.vocab_size, ends, forbidden, self._device)
-        self._strict = Vocabulary.of(self.spec.vocab_size, ends, forbidden, self._device, marks)
+        self._vocabulary = Vocabulary.of(self.spec.vocab_size, ends, forbidden, self._device, marks)
         classes = TokenClasses(table, self.spec.vocab_size, self._device)
-        denoiser = Denoiser(model, self.spec, classes, self._plain)
+        denoiser = Denoiser(model, self.spec, classes, self._vocabulary)
         self._register = Register(self._texts, clock)
         self._storing = Storing(self._texts, self._register, self.costs, clock)
         company = Company(model, self._texts, forward)
@@ -139,7 +138,7 @@ class Engine:
         """
         options = self._limits.check(spec)
         canvas = Canvas(self._limits.canvas_width(spec), self.table)
-        processor = Processor(options, self._plain if not options.no_stutter else self._strict)
+        processor = Processor([options], self._vocabulary)
         draft = Draft(
             spec=replace(spec, options=options),
             number=next(self._numbers),

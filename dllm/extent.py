@@ -13,14 +13,17 @@ from torch import Tensor
 from dllm.canvas import SOFT_BOUNDARY_WORDS, TokenTable
 from dllm.staging import counting
 
-_END, _SENTENCE, _CLAUSE, _DIGIT, _WORD_START, _WORD, _CAPITAL, _CONTINUES = (1 << bit for bit in range(8))
+_END, _SENTENCE, _CLAUSE, _DIGIT, _WORD_START, _WORD, _CAPITAL, _CONTINUES, _WORD_END, _JOINING = (
+    1 << bit for bit in range(10)
+)
 
 
 class TokenClasses:
-    """A `TokenTable` as one byte per token, on a device."""
+    """A `TokenTable` as two bytes per token, on a device."""
 
     def __init__(self, table: TokenTable, vocab_size: int, device: torch.device) -> None:
-        bits = torch.zeros(vocab_size, dtype=torch.uint8)
+        self.table = table
+        bits = torch.zeros(vocab_size, dtype=torch.int16)
         for tokens, bit in (
             ({table.end} | table.other_ends, _END),
             (table.sentence_end, _SENTENCE),
@@ -30,21 +33,24 @@ class TokenClasses:
             (table.word, _WORD),
             (table.capital, _CAPITAL),
             (_continuing(table, vocab_size), _CONTINUES),
+            (table.word_end, _WORD_END),
+            (table.joining, _JOINING),
         ):
             ids = torch.tensor(sorted(token for token in tokens if token < vocab_size), dtype=torch.int64)
             bits[ids] |= bit
         self._bits = bits.to(device)
-        self.joining = _ids(table.joining, vocab_size, device)
-        """[J] int64: tokens that continue the word before them."""
-        self.figures = _ids(table.joining & table.digit, vocab_size, device)
-        """[F] int64: tokens that continue the figure before them."""
-        self.marks = _ids(table.sentence_end | table.clause_end, vocab_size, device)
-        """[M] int64: marks that, between figures, belong to them."""
-        self.calls = _ids(table.call, vocab_size, device)
+        self.calls = torch.tensor(
+            sorted(token for token in table.call if token < vocab_size), dtype=torch.int64, device=device
+        )
         """[C] int64: tokens behind which a call is written."""
+        joins, is_mark = (bits & _JOINING) != 0, (bits & (_SENTENCE | _CLAUSE)) != 0
+        rules = torch.stack((torch.zeros_like(joins), joins, joins | is_mark, joins & ((bits & _DIGIT) != 0)))
+        self.continuing = torch.zeros(rules.shape).masked_fill_(rules, float("-inf")).to(device)
+        """[4, V] float32, -inf for what may not be said: nothing; what continues the word before it; that, and marks, which between figures
+        belong to them; what continues the figure before it."""
 
     def of(self, tokens: Tensor) -> Tensor:
-        """[...] uint8 class bits of tokens [...] int64."""
+        """[...] int16 class bits of tokens [...] int64."""
         return self._bits[tokens]
 
     def is_end(self, tokens: Tensor) -> Tensor:
@@ -75,10 +81,6 @@ def _continuing(table: TokenTable, vocab_size: int) -> frozenset[int]:
     """Tokens that go on a word, whatever bytes they hold: an accented letter is a token of half letters."""
     others = table.word_start | table.sentence_end | table.clause_end | table.other_ends | table.forbidden
     return frozenset(range(vocab_size)) - others - {table.end, table.mask}
-
-
-def _ids(tokens: frozenset[int], vocab_size: int, device: torch.device) -> Tensor:
-    return torch.tensor(sorted(token for token in tokens if token < vocab_size), dtype=torch.int64, device=device)
 
 
 def first_where(found: Tensor, otherwise: Tensor) -> Tensor:
@@ -119,3 +121,21 @@ def first_clause_end(classes: Tensor, width: Tensor) -> Tensor:
     first = torch.where(found, at, columns).amin(dim=1, keepdim=True)
     value = reach.gather(1, first.clamp_max(columns - 1)).squeeze(1)
     return torch.where(first.squeeze(1) < columns, torch.minimum(value, width), width)
+
+
+def continues_pin(classes: Tensor, decided: Tensor, pinned: Tensor) -> Tensor:
+    """[B, W] int64: which row of `TokenClasses.continuing` would make a pin left of the cell another word ("Hairs") or figure ("$82.50").
+
+    `classes` [B, W] from `TokenClasses.of`; `decided`, `pinned` [B, W] bool.
+    """
+    is_digit, is_mark = (classes & _DIGIT).bool(), (classes & (_SENTENCE | _CLAUSE)).bool()
+    joins = _left(pinned & (classes & _WORD_END).bool())
+    figure_behind = torch.nn.functional.pad((decided & is_digit & (classes & _JOINING).bool())[:, 1:], (0, 1))
+    # Two behind: what stands between may become the figure's point or comma.
+    joins_again = _left(joins & _left(is_digit) & (~decided | is_mark)) & ~joins
+    return torch.where(joins, 1 + figure_behind.long(), 3 * joins_again.long()) * ~pinned
+
+
+def _left(cells: Tensor) -> Tensor:
+    """Each cell's left neighbour, False at the edge."""
+    return torch.nn.functional.pad(cells[:, :-1], (1, 0))

@@ -335,7 +335,7 @@ class Graphs:
         run, own = (lambda: forward(None)), None
         if steps is not None:
             own = steps.for_recording()
-            run = functools.partial(own.run, forward, inputs.ids, shape.steps)
+            run = functools.partial(own.run, forward, inputs.ids)
         recording, error = None, ""
         try:
             recording = _Recording(inputs, *self._recorder.record(run), own)

@@ -2,48 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from dllm.canvas import Canvas
+from dllm.canvas import Canvas, TokenTable
 from dllm.draft import Draft
 from dllm.drafts import CellState
 from dllm.errors import PinsDoNotFitError
-from dllm.extent import TokenClasses
 from dllm.sampling import place_spans
 
 _PIN_CONFIDENCE = 0.5
 """A pin is fixed once its tokens' mean probability at the best place is above this."""
 
 
-def pin_openings(draft: Draft) -> set[int]:
+def openings_of(pins: Sequence[Sequence[int]], table: TokenTable) -> set[int]:
     """Tokens that begin a pin, in any case: beside a pin they would say it twice."""
-    variants = draft.canvas.table.case_variants
-    return {other for pin in draft.spec.pins for token in pin[:2] for other in (token, *variants.get(token, ()))}
+    variants = table.case_variants
+    return {other for pin in pins for token in pin[:2] for other in (token, *variants.get(token, ()))}
 
 
 def joins_pin(canvas: Canvas, position: int) -> bool:
     """Whether a token here stands right behind a pin that ends with a letter or a figure."""
     before = position - 1
     return before >= 0 and canvas.states[before] is CellState.PINNED and canvas.tokens[before] in canvas.table.word_end
-
-
-def continuing(canvas: Canvas, position: int, classes: TokenClasses) -> Iterator[Tensor]:
-    """Sets of tokens, [n] int64 each, that would make a pin left of this position another word ("Hairs") or figure ("$82.50")."""
-    table = canvas.table
-    if joins_pin(canvas, position):
-        yield classes.joining
-        behind = position + 1
-        if behind < canvas.width and canvas.is_decided(behind):
-            token = canvas.tokens[behind]
-            if token in table.digit and token in table.joining:
-                yield classes.marks
-    elif joins_pin(canvas, position - 1) and canvas.tokens[position - 2] in table.digit:
-        token = canvas.tokens[position - 1]
-        if not canvas.is_decided(position - 1) or token in table.sentence_end or token in table.clause_end:
-            yield classes.figures
 
 
 def consider_pins(draft: Draft, positions: Sequence[int], logits: Tensor, steps_left: int) -> tuple[list[int], int]:
@@ -85,7 +68,7 @@ def consider_pins(draft: Draft, positions: Sequence[int], logits: Tensor, steps_
     spans = sorted(zip(placement.starts, draft.unplaced, placement.confidences, strict=True))
     first = spans[0][0]
     closing = {canvas.table.end, *canvas.table.other_ends}
-    openings = pin_openings(draft) | closing
+    openings = openings_of(draft.spec.pins, canvas.table) | closing
     before = [at for at in positions if at < first and canvas.tokens[at] not in openings]
     due = steps_left <= 2 and first < stop
     if first > positions[-1] and not due:

@@ -1,12 +1,13 @@
-"""What a caller's options make of logits before tokens are chosen, and how tokens are drawn from the result.
+"""What callers' options make of logits before tokens are chosen, and how tokens are drawn from the result.
 
-`Processor` changes the logits of one draft's positions in place; `sample` draws. Both work without a word to the host.
+`Processor` changes the logits of several drafts' positions in place; `sample` draws. Both work without a word to the host.
 
-Dimensions: n rows of logits (canvas positions), V vocabulary, W canvas positions.
+Dimensions: B drafts, n rows of logits (canvas positions), V vocabulary, W canvas positions, K biases.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from torch import Tensor
 from dllm.canvas import TokenTable
 from dllm.errors import ConfigError
 from dllm.options import DecodeOptions
-from dllm.staging import counting, staged
+from dllm.phrases import OUTSIDE, UNDECIDED, Phrases, impossible, last_new
+from dllm.staging import staged
 from dllm_kernels import CommitStats, commit_from_logits
 from dllm_kernels.philox import philox_4x32
 
@@ -26,8 +28,6 @@ LENGTH_PULL = 8.0
 
 _SPAN = 3
 """Tokens of a stutter's repeated span, as in `dllm.canvas.repeats_span`."""
-_UNDECIDED = -1
-_OUTSIDE = -2
 _ONE = 2**40
 """1 in the fixed point in which probabilities are added: 2^22 tokens of it fit, and sums are exact."""
 _DRAW_STREAM = 0x64726177
@@ -48,9 +48,9 @@ class Vocabulary:
     """[V] bool, the same."""
     is_end: Tensor
     """[V] bool."""
-    stutters: Tensor | None
-    """[V] bool: words and marks that may not stand twice in a row; with it repeated spans of three are refused as well. None allows
-    both, which a large model deserves."""
+    stutters: Tensor
+    """[V] bool: words and marks that may not stand twice in a row for drafts with `no_stutter`, to which repeated spans of three are refused as
+    well."""
 
     @classmethod
     def of(
@@ -59,7 +59,7 @@ class Vocabulary:
         ends: Sequence[int],
         forbidden: Collection[int],
         device: torch.device | str,
-        stutters: Collection[int] | None = None,
+        stutters: Collection[int] = (),
     ) -> Vocabulary:
         """Ids outside the vocabulary are left out, except among the ends.
 
@@ -85,191 +85,232 @@ class Vocabulary:
             ids,
             marks(ids.tolist()),
             marks(ends),
-            None if stutters is None else marks(set(stutters) - set(ends)),
+            marks(set(stutters) - set(ends)),
         )
 
     @classmethod
     def of_table(cls, table: TokenTable, size: int, device: torch.device | str) -> Vocabulary:
-        """For a small model: with the refusal of stutters."""
+        """With what a table says of ends, forbidden tokens, words and marks."""
         stutters = table.word | table.sentence_end | table.clause_end
         return cls.of(size, (table.end,), {*table.forbidden, table.mask}, device, stutters)
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Which canvas position each row of logits is of, [n] int64 each."""
+
+    canvas: Tensor
+    position: Tensor
+    cell: Tensor
+    """canvas * W + position."""
+
+    @classmethod
+    def of_one(cls, positions: Tensor) -> Rows:
+        """Positions of the only canvas."""
+        return cls(torch.zeros_like(positions), positions, positions)
+
+
 class Processor:
-    """One draft's rules about tokens.
+    """The rules about tokens of several drafts, as columns on the device: shapes depend on which kinds of rules occur and on how many phrases
+    and biases there are, never on what they say.
 
     Applied in this order: repetition penalty, logit bias, length target; then what is impossible, as -inf: forbidden tokens, ends before
-    `min_tokens`, whatever would complete a banned phrase or a stutter among the decided tokens around it.
+    `min_tokens`, whatever would complete a banned phrase or a stutter among the decided tokens around it. A draft gets the same in any company.
+
+    Args:
+        options: Of each draft.
+        has_grammar: Which drafts have one: what those choose together is right as it is.
 
     Raises:
         ConfigError: If a biased or banned token is not in the vocabulary.
     """
 
-    def __init__(self, options: DecodeOptions, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, options: Sequence[DecodeOptions], vocabulary: Vocabulary, has_grammar: Sequence[bool] | None = None
+    ) -> None:
+        self._vocabulary = vocabulary
         device = vocabulary.end_ids.device
-        self._options, self._vocabulary = options, vocabulary
-        biases: dict[int, float] = {}
-        for token, bias in options.logit_bias:
-            _check_token("logit_bias", token, vocabulary.size)
-            biases[token] = biases.get(token, 0.0) + bias
-        self._bias = (
-            (torch.tensor(list(biases), device=device), torch.tensor(list(biases.values()), device=device))
-            if biases
-            else None
-        )
-        for token in {token for phrase in options.banned for token in phrase}:
-            _check_token("banned", token, vocabulary.size)
-        self._phrases = _Phrases(options.banned, device) if options.banned else None
+        has_grammar = [False] * len(options) if has_grammar is None else has_grammar
+        for one in options:
+            for token, _ in one.logit_bias:
+                _check_token("logit_bias", token, vocabulary.size)
+            for phrase in one.banned:
+                for token in phrase:
+                    _check_token("banned", token, vocabulary.size)
 
-    def apply(self, logits: Tensor, positions: Tensor, tokens: Tensor, decided: Tensor) -> None:
+        def column(values: Sequence[float], nothing: float, dtype: torch.dtype) -> Tensor | None:
+            return None if all(value == nothing for value in values) else staged(values, device, dtype)
+
+        self._penalty = column([one.repetition_penalty for one in options], 1.0, torch.float32)
+        self._least = column([one.min_tokens for one in options], 0, torch.int64)
+        self._target = column([one.target_tokens for one in options], 0, torch.int64)
+        self._pull = column(
+            [LENGTH_PULL / one.target_tokens if one.target_tokens else 0.0 for one in options], 0.0, torch.float32
+        )
+        strict = [one.no_stutter and not grammar for one, grammar in zip(options, has_grammar, strict=True)]
+        self._strict = staged(strict, device) if any(strict) else None
+        self._bias = _biases(options, device)
+        self._phrases = None
+        if any(one.banned for one in options):
+            self._phrases = Phrases.of([one.banned for one in options], has_grammar, device)
+
+    @property
+    def columns(self) -> list[Tensor]:
+        """All that differs between companies of the same `shape`."""
+        own = [self._penalty, self._least, self._target, self._pull, self._strict, *(self._bias or ())]
+        return [one for one in own if one is not None] + ([] if self._phrases is None else self._phrases.columns)
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What the host decides by: companies with equal ones do the same things to tensors of the same shapes."""
+        own = (self._penalty, self._least, self._target, self._strict)
+        phrases = () if self._phrases is None else tuple(one.shape for one in self._phrases.columns)
+        return (*(one is None for one in own), 0 if self._bias is None else self._bias[0].shape[1], phrases)
+
+    def copy(self) -> Processor:
+        """The same with columns of its own."""
+        own = copy.copy(self)
+        for name in ("_penalty", "_least", "_target", "_pull", "_strict"):
+            column = getattr(self, name)
+            setattr(own, name, None if column is None else column.clone())
+        own._bias = None if self._bias is None else (self._bias[0].clone(), self._bias[1].clone())
+        own._phrases = None if self._phrases is None else self._phrases.copy()
+        return own
+
+    @property
+    def parts(self) -> bool:
+        """Whether any draft's choices of one step may be at odds with each other."""
+        return self._strict is not None or self._phrases is not None
+
+    def apply(self, logits: Tensor, rows: Rows, tokens: Tensor, decided: Tensor) -> None:
         """Change `logits` in place.
 
         Args:
             logits: [n, V] float32, finite or -inf.
-            positions: [n] int64, the canvas position of each row; position p is the reply's token p.
-            tokens: [W] int64, what the canvas holds; read where decided.
-            decided: [W] bool. A row's own position counts as undecided while its token is looked for.
+            rows: What each row is of; position p is the reply's token p.
+            tokens: [B, W] int64, what the canvases hold; read where decided.
+            decided: [B, W] bool. A row's own position counts as undecided while its token is looked for.
         """
-        vocabulary, options = self._vocabulary, self._options
-        known = torch.where(decided, tokens, _UNDECIDED)
-        if options.repetition_penalty != 1.0:
-            self._penalise(logits, known)
+        vocabulary = self._vocabulary
+        known = torch.where(decided, tokens, UNDECIDED)
+        if self._penalty is not None:
+            self._penalise(logits, rows, known, self._penalty[rows.canvas])
         if self._bias is not None:
-            logits.index_add_(1, self._bias[0], self._bias[1].expand(len(logits), -1))
-        if options.target_tokens:
-            logits.index_add_(1, vocabulary.end_ids, self._over_ends(self._pull(positions)))
+            ids, biases = self._bias
+            logits.scatter_add_(1, ids[rows.canvas], biases[rows.canvas])
+        if self._target is not None and self._pull is not None:
+            # Grows evenly from -`LENGTH_PULL` at position 0 through 0 at the target to `LENGTH_PULL` at twice the target.
+            pull = (rows.position - self._target[rows.canvas]).float() * self._pull[rows.canvas]
+            logits.index_add_(1, vocabulary.end_ids, self._over_ends(pull.clamp(max=LENGTH_PULL)))
         logits.index_fill_(1, vocabulary.forbidden, -math.inf)
-        if options.min_tokens:
-            logits.index_add_(1, vocabulary.end_ids, self._over_ends(_impossible(positions < options.min_tokens)))
+        if self._least is not None:
+            too_early = impossible(rows.position < self._least[rows.canvas])
+            logits.index_add_(1, vocabulary.end_ids, self._over_ends(too_early))
         if self._phrases is not None:
-            self._phrases.ban(logits, positions, known)
-        if vocabulary.stutters is not None:
-            self._ban_stutters(logits, positions, known, vocabulary.stutters)
+            self._phrases.ban(logits, rows.canvas, rows.position, known)
+        if self._strict is not None:
+            self._ban_stutters(logits, rows, known, self._strict)
 
     def joint_conflicts(self, tokens: Tensor, decided: Tensor, chosen: Tensor) -> Tensor:
-        """Which of this step's choices must wait, since together they would complete a banned phrase or a stutter. [W] bool.
+        """Which of this step's choices must wait, since together they would complete a banned phrase or a stutter. [B, W] bool.
 
         `apply` rules out what decided tokens forbid; this rules out what tokens chosen in the same step forbid each other. Of each
         such span the rightmost new token waits. The leftmost of all new tokens never does, so every step still decides something.
 
         Args:
-            tokens: [W] int64, with the new tokens in place.
-            decided: [W] bool, before the step.
-            chosen: [W] bool, what the step would decide.
+            tokens: [B, W] int64, with the new tokens in place.
+            decided: [B, W] bool, before the step.
+            chosen: [B, W] bool, what the step would decide.
         """
-        known = torch.where(decided | chosen, tokens, _UNDECIDED)
+        known = torch.where(decided | chosen, tokens, UNDECIDED)
         is_new = chosen & ~decided
         waits = torch.zeros_like(chosen)
         if self._phrases is not None:
             waits |= self._phrases.joint(known, is_new)
-        if self._vocabulary.stutters is not None:
-            waits |= self._joint_stutters(known, is_new, self._vocabulary.stutters)
+        if self._strict is not None:
+            waits |= self._joint_stutters(known, is_new) & self._strict.unsqueeze(1)
         return waits
 
     def _over_ends(self, values: Tensor) -> Tensor:
         return values.unsqueeze(1).expand(-1, len(self._vocabulary.ends))
 
-    def _pull(self, positions: Tensor) -> Tensor:
-        """Grows evenly from -`LENGTH_PULL` at position 0 through 0 at the target to `LENGTH_PULL` at twice the target."""
-        target = self._options.target_tokens
-        return ((positions - target).float() * (LENGTH_PULL / target)).clamp(max=LENGTH_PULL)
-
-    def _penalise(self, logits: Tensor, known: Tensor) -> None:
+    def _penalise(self, logits: Tensor, rows: Rows, known: Tensor, penalty: Tensor) -> None:
         """Ends are spared: one decided on the right says nothing against an end here."""
         size = self._vocabulary.size
-        seen = torch.zeros(size + 1, dtype=torch.bool, device=logits.device)
-        seen.index_fill_(0, torch.where(known >= 0, known, size), True)
+        seen = torch.zeros(len(known), size + 1, dtype=torch.bool, device=logits.device)
+        seen.scatter_(1, torch.where(known >= 0, known, size), True)
         ids = known.clamp_min(0)
-        is_hit = seen[ids] & ~self._vocabulary.is_end[ids]
-        before = logits.index_select(1, ids)
-        penalty = self._options.repetition_penalty
+        is_hit = (seen.gather(1, ids) & ~self._vocabulary.is_end[ids])[rows.canvas]
+        ids, penalty = ids[rows.canvas], penalty.unsqueeze(1)
+        before = logits.gather(1, ids)
         after = torch.where(before > 0, before / penalty, before * penalty)
         # Positions that hold the same token write the same value, so their order does not matter.
-        logits.scatter_(1, ids.expand(len(logits), -1), torch.where(is_hit, after, before))
+        logits.scatter_(1, ids, torch.where(is_hit, after, before))
 
-    def _ban_stutters(self, logits: Tensor, positions: Tensor, known: Tensor, stutters: Tensor) -> None:
+    def _ban_stutters(self, logits: Tensor, rows: Rows, known: Tensor, strict: Tensor) -> None:
         # The canvas with room around it: cell p is at p + 2 * _SPAN.
-        width, edge = len(known), 2 * _SPAN
-        cells = torch.nn.functional.pad(known, (edge, edge), value=_OUTSIDE)
+        width, edge = known.shape[1], 2 * _SPAN
+        cells = torch.nn.functional.pad(known, (edge, edge), value=OUTSIDE)
         ids = cells.clamp_min(0)
         is_known = cells >= 0
         is_text = is_known & ~self._vocabulary.is_end[ids]
-        doubles = is_known & stutters[ids]
+        doubles = is_known & self._vocabulary.stutters[ids]
         # A repeated span is three pairs of cells, three apart. A token is ruled out if it would complete the third: where two further
         # pairs in a row with its own are equal.
-        equal = (cells[:-_SPAN] == cells[_SPAN:]) & is_text[:-_SPAN]
+        equal = (cells[:, :-_SPAN] == cells[:, _SPAN:]) & is_text[:, :-_SPAN]
         size = width + _SPAN
-        before, after = equal[2 : 2 + size], equal[4 : 4 + size]
-        completes = (after & equal[5 : 5 + size]) | (
-            before & (after | equal[1 : 1 + size])
+        before, after = equal[:, 2 : 2 + size], equal[:, 4 : 4 + size]
+        completes = (after & equal[:, 5 : 5 + size]) | (
+            before & (after | equal[:, 1 : 1 + size])
         )  # as pair p - _SPAN, ..., width - 1
 
         def beside(offset: int) -> slice:
             return slice(edge + offset, edge + offset + width)
 
         places = [beside(offset) for offset in (-1, 1, -_SPAN, _SPAN)]
-        banned = torch.stack([ids[place] for place in places])[:, positions].T
+        # [n, 4] each.
+        banned = torch.stack([ids[:, place] for place in places], dim=2).view(-1, 4)[rows.cell]
         is_banned = torch.stack(
             [
-                doubles[places[0]],
-                doubles[places[1]],
-                is_text[places[2]] & completes[:width],
-                is_text[places[3]] & completes[_SPAN:],
-            ]
-        )[:, positions].T
+                doubles[:, places[0]],
+                doubles[:, places[1]],
+                is_text[:, places[2]] & completes[:, :width],
+                is_text[:, places[3]] & completes[:, _SPAN:],
+            ],
+            dim=2,
+        ).view(-1, 4)[rows.cell]
+        is_banned &= strict[rows.canvas].unsqueeze(1)
         # Nor may the reply end where a stutter was likelier than its end: what must be said may still be to come.
         end = logits.index_select(1, self._vocabulary.end_ids).amax(dim=1)
         stutter = logits.gather(1, banned).masked_fill_(~is_banned, -math.inf).amax(dim=1)
-        logits.scatter_add_(1, banned, _impossible(is_banned))
-        logits.index_add_(1, self._vocabulary.end_ids, self._over_ends(_impossible(stutter > end)))
+        logits.scatter_add_(1, banned, impossible(is_banned))
+        logits.index_add_(1, self._vocabulary.end_ids, self._over_ends(impossible(stutter > end)))
 
-    def _joint_stutters(self, known: Tensor, is_new: Tensor, stutters: Tensor) -> Tensor:
+    def _joint_stutters(self, known: Tensor, is_new: Tensor) -> Tensor:
         ids = known.clamp_min(0)
         is_known = known >= 0
         is_text = is_known & ~self._vocabulary.is_end[ids]
-        double = (known[:-1] == known[1:]) & is_known[:-1] & stutters[ids[:-1]] & is_new[:-1] & is_new[1:]
-        waits = torch.nn.functional.pad(double, (1, 0))
-        equal = (known[:-_SPAN] == known[_SPAN:]) & is_text[:-_SPAN]
-        repeats = equal[:-2] & equal[1:-1] & equal[2:]
-        repeats = torch.nn.functional.pad(repeats, (0, len(known) - len(repeats)))
-        return waits | _last_new(repeats, 2 * _SPAN, is_new)
+        is_double = (known[:, :-1] == known[:, 1:]) & is_known[:, :-1] & self._vocabulary.stutters[ids[:, :-1]]
+        waits = torch.nn.functional.pad(is_double & is_new[:, :-1] & is_new[:, 1:], (1, 0))
+        equal = (known[:, :-_SPAN] == known[:, _SPAN:]) & is_text[:, :-_SPAN]
+        repeats = equal[:, :-2] & equal[:, 1:-1] & equal[:, 2:]
+        repeats = torch.nn.functional.pad(repeats, (0, known.shape[1] - repeats.shape[1]))
+        return waits | last_new(repeats, 2 * _SPAN, is_new)
 
 
-class _Phrases:
-    """Banned token sequences, and every way in which one more token completes one of them."""
-
-    def __init__(self, phrases: Sequence[Sequence[int]], device: torch.device) -> None:
-        self._phrases = sorted({tuple(phrase) for phrase in phrases}, key=lambda phrase: (len(phrase), phrase))
-        longest = max(map(len, self._phrases))
-        targets, offsets, wanted, matters = [], [], [], []
-        for phrase in self._phrases:
-            for at, token in enumerate(phrase):
-                others = [(index - at, other) for index, other in enumerate(phrase) if index != at]
-                padding = longest - 1 - len(others)
-                targets.append(token)
-                offsets.append([offset for offset, _ in others] + [0] * padding)
-                wanted.append([other for _, other in others] + [_OUTSIDE] * padding)
-                matters.append([True] * len(others) + [False] * padding)
-        self._targets = torch.tensor(targets, device=device)
-        shape = (len(targets), longest - 1)
-        self._offsets = torch.tensor(offsets, dtype=torch.int64, device=device).view(shape)
-        self._wanted = torch.tensor(wanted, dtype=torch.int64, device=device).view(shape)
-        self._matters = torch.tensor(matters, dtype=torch.bool, device=device).view(shape)
-        self._spans = [torch.tensor(phrase, device=device) for phrase in self._phrases]
-
-    def ban(self, logits: Tensor, positions: Tensor, known: Tensor) -> None:
-        near = _at(known, positions.view(-1, 1, 1) + self._offsets)
-        completes = ((near == self._wanted) | ~self._matters).all(dim=2)
-        logits.index_add_(1, self._targets, _impossible(completes))
-
-    def joint(self, known: Tensor, is_new: Tensor) -> Tensor:
-        starts = counting(len(known), known.device)
-        waits = torch.zeros_like(is_new)
-        for phrase, span in zip(self._phrases, self._spans, strict=True):
-            if len(phrase) > 1:
-                found = (_around(known, starts, range(len(phrase))) == span).all(dim=1)
-                waits |= _last_new(found, len(phrase), is_new)
-        return waits
+def _biases(options: Sequence[DecodeOptions], device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """Token ids and what is added to their logits, [B, K] each; those of one token add up. Nothing is added where a draft has fewer."""
+    rows: list[dict[int, float]] = []
+    for one in options:
+        rows.append({})
+        for token, bias in one.logit_bias:
+            rows[-1][token] = rows[-1].get(token, 0.0) + bias
+    most = max(map(len, rows))
+    if not most:
+        return None
+    ids = [[*row, *[0] * (most - len(row))] for row in rows]
+    biases = [[*row.values(), *[0.0] * (most - len(row))] for row in rows]
+    return staged(ids, device, torch.int64), staged(biases, device, torch.float32)
 
 
 def sample(logits: Tensor, options: DecodeOptions, seeds: Tensor) -> CommitStats:
@@ -333,33 +374,6 @@ def _filtered(logits: Tensor, options: DecodeOptions) -> Tensor:
     room = count - is_above.sum(dim=1, keepdim=True)
     is_kept = is_above | (is_tied & (is_tied.cumsum(dim=1) <= room))
     return z.masked_fill_(~is_kept, -math.inf)
-
-
-def _at(known: Tensor, places: Tensor) -> Tensor:
-    """What stands at canvas places, `_OUTSIDE` beyond either end."""
-    inside = (places >= 0) & (places < len(known))
-    return torch.where(inside, known[places.clamp(0, len(known) - 1)], _OUTSIDE)
-
-
-def _around(known: Tensor, positions: Tensor, offsets: Iterable[int]) -> Tensor:
-    """[n, offsets]: what stands at those distances from each position."""
-    return _at(known, positions.unsqueeze(1) + staged(list(offsets), positions.device))
-
-
-def _last_new(found: Tensor, length: int, is_new: Tensor) -> Tensor:
-    """[W] bool: the last new position of each found span [start, start + length) with two of them. `found` is [W] bool by start."""
-    width, count = len(found), is_new.cumsum(0)
-    at = counting(width, found.device)
-    # A found span never reaches past the canvas.
-    end = (at + (length - 1)).clamp_max(width - 1)
-    waits = found & (count[end] - count + is_new >= 2)
-    last = torch.where(is_new, at, -1).cummax(0).values[end]
-    return found.new_zeros(width + 1).scatter_(0, torch.where(waits, last, width), True)[:width]
-
-
-def _impossible(where: Tensor) -> Tensor:
-    """-inf where true, to be added."""
-    return torch.zeros(where.shape, device=where.device).masked_fill_(where, -math.inf)
 
 
 def _check_token(key: str, token: int, size: int) -> None:

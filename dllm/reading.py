@@ -1,25 +1,25 @@
 """From a forward's output to what a step knows of each wanted position: token, probability, margin and entropy.
 
-Logits stand in memory for drafts whose rules look at them. For the others head and commit are one launch where kernels run. A draft takes
-the same way in any company.
+Logits stand in memory for drafts whose rules look at them, and the rules of all those drafts are applied together. For the others head and commit
+are one launch where kernels run. A draft takes the same way in any company. Nothing here needs the host but grammars.
 
-Dimensions: B drafts, W canvas positions, N rows (wanted positions of all drafts), n those of one, E hidden size, V vocabulary.
+Dimensions: B drafts, W canvas positions, N rows (wanted positions of all drafts), M those of them whose logits stand in memory, n some of
+them, E hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
 from dllm.draft import Draft
-from dllm.drafts import CellState
-from dllm.pins import continuing, pin_openings
-from dllm.process import draw_seeds
-from dllm.sampling import ban
+from dllm.options import DecodeOptions
+from dllm.process import Rows, draw_seeds, sample
 from dllm.staging import staged
 from dllm_kernels import CommitStats, Held, commit_from_logits, head_commit
 from dllm_kernels.choose import runs_kernels
@@ -27,6 +27,9 @@ from dllm_kernels.commit_from_logits.contract import empty_stats
 
 if TYPE_CHECKING:
     from dllm.denoise import Denoiser
+
+_Draw: TypeAlias = tuple[float, int, float]
+"""Temperature, top k and top p of rows that are drawn together; temperature 0 takes the best."""
 
 
 def reads_logits(draft: Draft) -> bool:
@@ -44,43 +47,83 @@ def is_fused(shared: Denoiser, draft: Draft) -> bool:
     return head is not None and runs_kernels(shared.probe, head.weight) and not reads_logits(draft)
 
 
+def needs_host(draft: Draft) -> bool:
+    """Whether the draft's next step visits the host, or leaves something there: a grammar, pins without a place, revision of decided tokens."""
+    return bool(draft.unplaced) or draft.spec.constraint is not None or draft.reviser is not None
+
+
 class Reading:
     """What is read of a company's canvases in the steps of one visit.
 
     Args:
         wanted: Canvas positions per draft whose logits the steps look at.
+        size: W.
     """
 
-    def __init__(self, shared: Denoiser, drafts: Sequence[Draft], wanted: Sequence[Sequence[int]]) -> None:
-        self._shared, self._drafts, self.wanted = shared, drafts, wanted
+    def __init__(self, shared: Denoiser, drafts: Sequence[Draft], wanted: Sequence[Sequence[int]], size: int) -> None:
+        self._shared, self._drafts, self.wanted, self._size = shared, drafts, wanted, size
         self._lengths = [len(positions) for positions in wanted]
         self.rows: Sequence[Tensor] = ()
-        """The wanted positions on the device."""
-        self.is_fused = [is_fused(shared, draft) for draft in drafts]
+        """The wanted positions on the device, per draft."""
+        self.cells: Tensor
+        """[N], which of the B * W cells each wanted position is."""
+        self.is_fused = tuple(is_fused(shared, draft) for draft in drafts)
         """Per draft whether its logits are needed nowhere."""
-        self.pieces: list[Tensor] = []
-        """Per draft [n, V] float32 of its wanted positions, as its rules left them; none of those that are fused."""
+        self.logits: Tensor | None = None
+        """[M, V] float32, as the drafts' rules left them; None while nobody looks at any."""
         self.errors: dict[int, Exception] = {}
         """What a draft's own rules failed with, by row."""
-        together: dict[float, list[int]] = {}
-        for row, fused in enumerate(self.is_fused):
-            if fused:
-                together.setdefault(drafts[row].spec.options.temperature, []).append(row)
-        columns = [self._columns(rows) for rows in together.values()]
-        self.launches = tuple((temperature, len(part[0])) for temperature, part in zip(together, columns, strict=True))
-        """Temperature and number of the fused rows that share a launch."""
         self._looked_at = [row for row, fused in enumerate(self.is_fused) if not fused]
+        self._with_grammar = [row for row in self._looked_at if drafts[row].spec.constraint is not None]
+        self.rules = shared.token_rules_of(drafts) if self._looked_at else None
+        fused: dict[float, list[int]] = {}
+        drawn: dict[_Draw, list[int]] = {}
+        for row, draft in enumerate(drafts):
+            options = draft.spec.options
+            if self.is_fused[row]:
+                fused.setdefault(options.temperature, []).append(row)
+            elif options.temperature > 0 and draft.spec.constraint is None:
+                drawn.setdefault((options.temperature, options.top_k, options.top_p), []).append(row)
+            else:
+                drawn.setdefault((0.0, 0, 1.0), []).append(row)
+        fused_columns = [self._columns(rows, self._places) for rows in fused.values()]
+        drawn_columns = [self._columns(rows, self._standing) for rows in drawn.values()]
+        self.launches = (
+            tuple((temperature, len(part[0])) for temperature, part in zip(fused, fused_columns, strict=True)),
+            tuple((draw, len(part[0])) for draw, part in zip(drawn, drawn_columns, strict=True)),
+        )
+        """How the fused rows are drawn and how many share a launch; the same of those whose logits stand in memory."""
         self.counted = [
             [at for positions in wanted for at in positions],
-            [at for row in self._looked_at for at in self.places(row)] if together else [],
-            *([number for column in part for number in column] for part in columns),
+            [row for row, positions in enumerate(wanted) for _ in positions],
+            [at for row in self._looked_at for at in self._places(row)] if fused else [],
+            *([number for column in part for number in column] for part in (*fused_columns, *drawn_columns)),
         ]
         """What `take` wants on the device."""
-        self._together: list[_Together] = []
+        self._fused: list[_Fused] = []
+        self._drawn: list[_Drawn] = []
         self._looked_at_rows: Tensor | None = None
+        self._standing_rows: Rows
 
-    def _columns(self, rows: Sequence[int]) -> list[tuple[int, ...]]:
-        """[n] each: which of the N rows, their drafts' seeds and steps, their positions, and whether the reply's end comes too early there."""
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """All that is decided on the host: readings with equal ones do the same things to tensors of the same shapes."""
+        own = tuple(self._lengths), self.is_fused, self.launches
+        return own if self.rules is None else (*own, *self.rules.shape)
+
+    @property
+    def columns(self) -> list[Tensor]:
+        """What differs between readings of one shape, beside `counted`."""
+        return [] if self.rules is None else self.rules.columns
+
+    def copy(self) -> Reading:
+        """The same with columns of its own."""
+        own = copy.copy(self)
+        own.rules = None if self.rules is None else self.rules.copy()
+        return own
+
+    def _columns(self, rows: Sequence[int], places: Callable[[int], range]) -> list[tuple[int, ...]]:
+        """[n] each: which of the rows, their drafts' seeds and steps, their positions, and whether the reply's end comes too early there."""
         named = []
         for row in rows:
             draft = self._drafts[row]
@@ -88,107 +131,120 @@ class Reading:
             first_end = max(options.min_tokens, draft.canvas.last_pin() + 1)
             named += [
                 (place, options.seed, draft.steps, at, int(at < first_end))
-                for place, at in zip(self.places(row), self.wanted[row], strict=True)
+                for place, at in zip(places(row), self.wanted[row], strict=True)
             ]
         return list(zip(*named, strict=True))
 
     def take(self, parts: Sequence[Tensor]) -> None:
         """`counted`, one int64 tensor each."""
-        positions, looked_at, *columns = parts
+        positions, canvases, looked_at, *columns = parts
+        self.cells = canvases * self._size + positions
         self.rows = torch.split(positions, self._lengths)
+        standing = Rows(canvases, positions, self.cells)
         self._looked_at_rows = looked_at if len(looked_at) else None
-        self._together = [
-            _Together(temperature, part.view(5, -1))
-            for (temperature, _), part in zip(self.launches, columns, strict=True)
+        if self._looked_at_rows is not None:
+            standing = Rows(canvases[looked_at], positions[looked_at], self.cells[looked_at])
+        self._standing_rows = standing
+        fused, drawn = self.launches
+        self._fused = [
+            _Fused(temperature, part.view(5, -1)) for (temperature, _), part in zip(fused, columns, strict=False)
+        ]
+        self._drawn = [
+            _Drawn(draw, part.view(5, -1)) for (draw, _), part in zip(drawn, columns[len(fused) :], strict=True)
         ]
 
-    def places(self, row: int) -> range:
+    @property
+    def standing_cells(self) -> Tensor:
+        """[M], which of the B * W cells the rows of `logits` are."""
+        return self._standing_rows.cell
+
+    def _places(self, row: int) -> range:
         """Which of the N rows are those of a draft."""
         first = sum(self._lengths[:row])
         return range(first, first + self._lengths[row])
 
-    def read(self, inputs: Tensor, tokens: Tensor, decided: Tensor, done: int) -> CommitStats:
+    def _standing(self, row: int) -> range:
+        """Which of the M rows are those of a draft."""
+        first = sum(self._lengths[at] for at in self._looked_at if at < row)
+        return range(first, first + self._lengths[row])
+
+    def piece(self, row: int) -> Tensor:
+        """[n, V] float32 of one draft's wanted positions."""
+        assert self.logits is not None
+        places = self._standing(row)
+        return self.logits[places.start : places.stop]
+
+    def read(self, inputs: Tensor, tokens: Tensor, decided: Tensor, pinned: Tensor, done: int) -> CommitStats:
         """
         Args:
             inputs: [N, E], hidden states of the wanted positions in order.
-            tokens, decided: [B, W], the canvases as they stand.
+            tokens, decided, pinned: [B, W], the canvases as they stand.
             done: Steps of this visit before this one.
         """
-        self.pieces = self._logits(inputs)
-        for row, (draft, piece) in enumerate(zip(self._drafts, self.pieces, strict=True)):
-            if not self.is_fused[row]:
-                draft.picker.process_on(piece, self.rows[row], tokens[row], decided[row])
-                self._rule_out(draft, self.wanted[row], piece)
+        if self.rules is not None:
+            standing = inputs if self._looked_at_rows is None else inputs[self._looked_at_rows]
+            self.logits = self._shared.model.logits(standing).float()
+            self.rules.apply(self.logits, self._standing_rows, tokens, decided, pinned)
         stats = self._stats(inputs, done)
-        for row, (draft, piece) in enumerate(zip(self._drafts, self.pieces, strict=True)):
-            if self.is_fused[row]:
+        for row in self._with_grammar:
+            draft, places = self._drafts[row], self._places(row)
+            try:
+                found, probabilities = draft.picker.complete(draft, self.piece(row), self.wanted[row])
+            except Exception as error:  # this draft's alone
+                self.errors[row] = error
                 continue
-            places = self.places(row)
             part = slice(places.start, places.stop)
-            if draft.spec.constraint is not None:
-                try:
-                    found, probabilities = draft.picker.complete(draft, piece, self.wanted[row])
-                except Exception as error:  # this draft's alone
-                    self.errors[row] = error
-                    continue
-                stats.token[part] = staged(found, inputs.device)
-                stats.probability[part] = staged(probabilities, inputs.device)
-            elif draft.spec.options.temperature > 0:
-                drawn = draft.picker.sample(piece, self.rows[row], draft.steps + done)
-                for value, own in zip(stats, drawn, strict=True):
-                    value[part] = own
+            stats.token[part] = staged(found, inputs.device)
+            stats.probability[part] = staged(probabilities, inputs.device)
         return stats
 
-    def _logits(self, inputs: Tensor) -> list[Tensor]:
-        if not self._together:
-            return list(torch.split(self._shared.model.logits(inputs).float(), self._lengths))
-        logits = inputs.new_empty(0, 0, dtype=torch.float32)
-        if self._looked_at_rows is not None:
-            logits = self._shared.model.logits(inputs[self._looked_at_rows]).float()
-        parts = iter(torch.split(logits, [self._lengths[row] for row in self._looked_at]))
-        return [logits[:0] if fused else next(parts) for fused in self.is_fused]
-
     def _stats(self, inputs: Tensor, done: int) -> CommitStats:
-        """Of the rows as their logits stand, at temperature 0; where head and commit are one, as they are drawn."""
-        if not self._together:
-            return commit_from_logits(self.pieces[0] if len(self.pieces) == 1 else torch.cat(self.pieces))
-        if len(self._together) == 1 and not self._looked_at:
-            return self._together[0].commit(self._shared, inputs, done)
-        stats = empty_stats(inputs)
-        if self._looked_at_rows is not None:
-            _put(
-                stats, self._looked_at_rows, commit_from_logits(torch.cat([self.pieces[at] for at in self._looked_at]))
-            )
-        for part in self._together:
+        if self.logits is None:
+            if len(self._fused) == 1:
+                return self._fused[0].commit(self._shared, inputs, done)
+            stats = empty_stats(inputs)
+        elif not self._fused:
+            return self._standing_stats(self.logits, done)
+        else:
+            stats = empty_stats(inputs)
+            assert self._looked_at_rows is not None
+            _put(stats, self._looked_at_rows, self._standing_stats(self.logits, done))
+        for part in self._fused:
             _put(stats, part.at, part.commit(self._shared, inputs[part.at], done))
         return stats
 
-    def _rule_out(self, draft: Draft, positions: Sequence[int], piece: Tensor) -> None:
-        """A reply is not empty, does not end before its last pin, does not start a pin twice and does not continue its last word or figure."""
-        if draft.spec.constraint is not None:
-            return
-        first_end = max(1 if draft.spec.options.min_tokens else 0, draft.canvas.last_pin() + 1)
-        early = sum(position < first_end for position in positions)
-        if early:
-            piece[:early].index_fill_(1, self._shared.ends, float("-inf"))
-        if draft.spec.pins:
-            openings = pin_openings(draft)
-            states, width = draft.canvas.states, draft.canvas.width
-            beside = [
-                row
-                for row, at in enumerate(positions)
-                if any(states[near] is CellState.PINNED for near in range(max(0, at - 2), min(width, at + 3)))
-            ]
-            ban(piece, [(row, token) for row in beside for token in openings])
-            if draft.spec.unpinned is not None and draft.canvas.last_pin() >= 0:
-                piece[:, draft.spec.unpinned] = float("-inf")  # What holds a pin is not what may hold none.
-            for row, at in enumerate(positions):
-                for tokens in continuing(draft.canvas, at, self._shared.classes):
-                    piece[row].index_fill_(0, tokens, float("-inf"))
+    def _standing_stats(self, logits: Tensor, done: int) -> CommitStats:
+        if len(self._drawn) == 1:
+            return self._drawn[0].commit(logits, done)
+        stats = empty_stats(logits)
+        for part in self._drawn:
+            _put(stats, part.at, part.commit(logits[part.at], done))
+        return stats
 
 
 @dataclass(frozen=True, slots=True)
-class _Together:
+class _Drawn:
+    """Rows whose logits stand in memory and that are drawn alike."""
+
+    draw: _Draw
+    columns: Tensor
+    """[5, n], see `Reading._columns`."""
+
+    @property
+    def at(self) -> Tensor:
+        return self.columns[0]
+
+    def commit(self, logits: Tensor, done: int) -> CommitStats:
+        temperature, top_k, top_p = self.draw
+        if not temperature:
+            return commit_from_logits(logits)
+        _, seeds, steps, positions, _ = self.columns.unbind()
+        options = DecodeOptions(temperature=temperature, top_k=top_k, top_p=top_p)
+        return sample(logits, options, draw_seeds(seeds, steps + done, positions))
+
+
+@dataclass(frozen=True, slots=True)
+class _Fused:
     """Fused rows of one temperature."""
 
     temperature: float

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dllm.errors import NoTokenLeftError
 from dllm.options import DecodeOptions
-from dllm.process import Processor, draw_seeds, sample
+from dllm.process import Processor, Rows, draw_seeds, sample
 from dllm.staging import staged
 from dllm_kernels import commit_from_logits
 from dllm_kernels.commit_from_logits import CommitStats
@@ -39,21 +39,11 @@ class Picker:
     def __init__(self, processor: Processor, options: DecodeOptions, device: torch.device) -> None:
         self._processor, self._options, self._device = processor, options, device
 
-    def process_on(self, logits: Tensor, positions: Tensor, tokens: Tensor, decided: Tensor) -> None:
-        """Rule out and weigh tokens, in place.
-
-        Args:
-            logits: [n, V] float32, the rows of `positions` [n].
-            tokens, decided: [W] of the canvas.
-        """
-        self._processor.apply(logits, positions, tokens, decided)
-
     def process(self, draft: Draft, logits: Tensor, positions: Sequence[int]) -> None:
-        """The same with the canvas as it stands on the host."""
+        """Rule out and weigh tokens of rows [n, V], in place, by the canvas as it stands on the host."""
         canvas = draft.canvas
-        tokens = staged(canvas.tokens, self._device)
-        decided = staged(canvas.decided(), self._device)
-        self.process_on(logits, staged(positions, self._device), tokens, decided)
+        tokens, decided = staged([canvas.tokens], self._device), staged([canvas.decided()], self._device)
+        self._processor.apply(logits, Rows.of_one(staged(positions, self._device)), tokens, decided)
 
     def pick(self, draft: Draft, logits: Tensor, positions: Sequence[int]) -> Guesses:
         """Tokens for rows [n, V], drawn at the draft's temperature. Changes the logits; visits the host.
@@ -94,18 +84,6 @@ class Picker:
         decided = [canvas.tokens[at] if canvas.is_decided(at) else None for at in range(lo, hi)]
         tokens, probabilities = constraint.complete(canvas.tokens[:lo], scores, decided, canvas.width - hi)
         return [tokens[at - lo] for at in positions], [probabilities[at - lo] for at in positions]
-
-    def conflicts(self, tokens: Tensor, decided: Tensor, chosen: Tensor) -> Tensor:
-        """[W] which of a step's choices would complete a banned phrase or a stutter together with the others."""
-        return self._processor.joint_conflicts(tokens, decided, chosen)
-
-
-def ban(logits: Tensor, rows_and_tokens: Iterable[tuple[int, int]]) -> None:
-    """Make single tokens impossible in single rows, in place."""
-    pairs = list(rows_and_tokens)
-    if pairs:
-        rows, tokens = zip(*pairs, strict=True)
-        logits[list(rows), list(tokens)] = float("-inf")
 
 
 _MAX_PERMUTED = 4

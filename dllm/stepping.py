@@ -46,21 +46,27 @@ class Round:
     is made: `run` itself sends nothing to the device.
 
     Args:
+        count: Steps; for more than one each draft's `Live.alike` must be as large.
         is_whole: Read every open position, whatever is decided: then shapes depend on the windows alone.
     """
 
     def __init__(
-        self, shared: Denoiser, drafts: Sequence[Draft], lives: Sequence[Live], *, is_whole: bool = False
+        self, shared: Denoiser, drafts: Sequence[Draft], lives: Sequence[Live], count: int, *, is_whole: bool = False
     ) -> None:
-        self.shared, self.drafts, self.lives = shared, drafts, lives
+        self.shared, self.drafts, self.lives, self.count = shared, drafts, lives, count
         self.device, self.classes = shared.device, shared.classes
         self.size = max(draft.canvas.width for draft in drafts)
         self.rules = shared.rules_of(drafts)
         self.has_clauses = any(live.stop == "clause" for live in lives)
         self.has_facts = any(draft.plan.fact_threshold for draft in drafts)
         self.has_watched = any(draft.history is not None for draft in drafts)
+        self.has_unplaced = any(draft.unplaced for draft in drafts)
         pick = _open_positions if is_whole else _wanted
-        self.reading = Reading(shared, drafts, [pick(*one) for one in zip(drafts, lives, strict=True)])
+        self.reading = Reading(shared, drafts, [pick(*one) for one in zip(drafts, lives, strict=True)], self.size)
+        rules = self.reading.rules
+        self.parts = rules is not None and rules.processor.parts
+        self.may_end = self.parts and any(live.steps_left <= count for live in lives)
+        """Whether choices that are at odds with each other cannot wait in the last step, since a draft's plan has no other."""
         source, self.carried = self._sources()
         self.at = counting(self.size, self.device)
         # One transfer for all whole numbers and one for the others: each costs as much as a few operations.
@@ -73,7 +79,7 @@ class Round:
         """[B, T, E], the output of the step's forward."""
 
     def _counted(self) -> list[list[int]]:
-        """Tokens and decided cells, [B * W] each; a number or a flag per draft, [14 * B]; which cell each wanted position is, [N]."""
+        """Tokens and states of cells, [B * W] each; a number or a flag per draft, [14 * B]."""
         canvases = [draft.canvas for draft in self.drafts]
         columns = [
             (
@@ -85,12 +91,11 @@ class Round:
             for draft, live in zip(self.drafts, self.lives, strict=True)
             for options in (draft.spec.options,)
         ]
-        wanted = enumerate(self.reading.wanted)
+        states = [[_STATES.get(state, 0) for state in canvas.states] for canvas in canvases]
         return [
             self._flat([canvas.tokens for canvas in canvases], self.shared.mask),
-            self._flat([canvas.decided() for canvas in canvases], True),
+            self._flat(states, _STATES[CellState.COMMITTED]),
             [number for column in zip(*columns, strict=True) for number in column],
-            [row * self.size + at for row, positions in wanted for at in positions],
         ]
 
     def _measured(self) -> list[float]:
@@ -107,8 +112,9 @@ class Round:
         """Be where the visit begins."""
         self.done = 0
         drafts = len(self.drafts)
-        tokens, decided, columns, self.cells, self.source, *rest = torch.split(self._whole, self._lengths)
-        self.tokens, self.decided = tokens.view(drafts, -1), decided.view(drafts, -1).bool()
+        tokens, states, columns, self.source, *rest = torch.split(self._whole, self._lengths)
+        self.tokens, states = tokens.view(drafts, -1), states.view(drafts, -1)
+        self.decided, self.pinned = states > 0, states == _STATES[CellState.PINNED]
         self.was_decided = self.decided
         numbers = columns.view(-1, drafts)
         self.width, lo, hi, self.due_hi, self.beyond, self.steps_left, *self.live = numbers[:9].unbind()
@@ -150,19 +156,19 @@ class Round:
 
     # --- several steps ----------------------------------------------------------------------------------------------------
 
-    def run(self, forward: Forward, ids: Tensor | None, count: int) -> Tensor:
+    def run(self, forward: Forward, ids: Tensor | None) -> Tensor:
         """[count, B, 3 W + 5 + R + 1] float64: after each step tokens, decided, confidence, counts, whether the draft goes on, and the
         guard's memory, whose int64 travel as they are."""
         self._unpack()
         results = []
         goes_on = torch.ones(len(self.drafts), dtype=torch.bool, device=self.device)
         now = ids
-        for index in range(count):
+        for index in range(self.count):
             before = self._state()
             counts = self.step(forward(now if index else None))
             if index:
                 self._keep_back(goes_on, before)
-            if index + 1 < count:
+            if index + 1 < self.count:
                 assert ids is not None
                 goes_on = goes_on & self._may_go_on(counts[:, 2])
                 now = self._window_tokens(ids)
@@ -175,10 +181,10 @@ class Round:
         """All that the steps decide on the host: rounds with equal facts do the same things to tensors of the same shapes."""
         return (
             self.size,
-            *map(len, self.reading.wanted),
             0 if self.carried is None else len(self.carried),
             self.rules.occurring,
-            self.reading.launches,
+            self.reading.shape,
+            self.may_end,
             self.has_clauses,
             self.has_facts,
             self.has_watched,
@@ -191,7 +197,7 @@ class Round:
         own._whole, own._real, own._history = self._whole.clone(), self._real.clone(), self._history.clone()
         own.carried = None if self.carried is None else self.carried.clone()
         own.rules = RuleTable(self.rules.occurring, *(column.clone() for column in _rule_columns(self.rules)))
-        own.reading = copy.copy(self.reading)
+        own.reading = self.reading.copy()
         return own
 
     def fill(self, other: Round) -> None:
@@ -201,7 +207,7 @@ class Round:
 
     def _starts(self) -> list[Tensor]:
         carried = [] if self.carried is None else [self.carried]
-        return [self._whole, self._real, self._history, *carried, *_rule_columns(self.rules)]
+        return [self._whole, self._real, self._history, *carried, *_rule_columns(self.rules), *self.reading.columns]
 
     def look(self, results: Tensor) -> Visit:
         """The one visit to the host."""
@@ -249,7 +255,7 @@ class Round:
         flat = hidden.flatten(0, 1)
         if self.carried is not None:
             flat = torch.cat((flat, self.carried))
-        scores = self._scores(self.reading.read(flat[self.source], self.tokens, self.decided, self.done))
+        scores = self._scores(self.reading.read(flat[self.source], self.tokens, self.decided, self.pinned, self.done))
         guess = torch.where(scores.token < 0, self.tokens, scores.token)
         self.tokens = torch.where(self.decided, self.tokens, guess)
         self.confidence = torch.where(self.decided, self.confidence, scores.probability)
@@ -274,7 +280,7 @@ class Round:
         """Rows to cells; -1 is the token of cells that were not looked at."""
 
         def dense(values: Tensor, base: Tensor) -> Tensor:
-            return base.flatten().index_copy(0, self.cells, values).view_as(base)
+            return base.flatten().index_copy(0, self.reading.cells, values).view_as(base)
 
         nothing = torch.zeros_like(self.confidence)
         return Scores(
@@ -288,6 +294,8 @@ class Round:
         """Fix pins that have a clear place; which cells may be decided beside them, and how many were pinned per draft."""
         pinned = [0] * len(self.drafts)
         allowed = torch.ones_like(self.decided)
+        if not self.has_unplaced:
+            return allowed, pinned
         for row, (draft, live, positions) in enumerate(zip(self.drafts, self.lives, self.reading.wanted, strict=True)):
             if not draft.unplaced or row in self.reading.errors:
                 continue
@@ -296,7 +304,7 @@ class Round:
             for at in positions:
                 canvas.guess(at, tokens[at], sure[at])
             try:
-                cells, pinned[row] = consider_pins(draft, positions, self.reading.pieces[row], live.steps_left)
+                cells, pinned[row] = consider_pins(draft, positions, self.reading.piece(row), live.steps_left)
             except Exception as error:  # this draft's alone
                 self.reading.errors[row] = error
                 continue
@@ -333,7 +341,7 @@ class Round:
         for row, draft in enumerate(self.drafts):
             if draft.reviser is None:
                 continue
-            cells, piece = self.reading.rows[row], self.reading.pieces[row]
+            cells, piece = self.reading.rows[row], self.reading.piece(row)
             found = draft.reviser.stable(piece, cells)
             if stable is not None and found is not None:
                 stable[row, : len(found)] = found
@@ -354,20 +362,19 @@ class Round:
 
     def _part(self, chosen: Tensor) -> Tensor:
         """Choices that would make a banned phrase or a stutter together: one waits, or at the last step takes its second best token."""
-        for row, (draft, live) in enumerate(zip(self.drafts, self.lives, strict=True)):
-            options = draft.spec.options
-            if draft.spec.constraint is not None or not (options.no_stutter or options.banned):
-                continue
-            cells, piece = self.reading.rows[row], self.reading.pieces[row]
-            clash = draft.picker.conflicts(self.tokens[row], self.decided[row], chosen[row])
-            if live.steps_left - self.done > 1:
-                chosen[row] &= ~clash
-                continue
-            best = piece.argmax(dim=1, keepdim=True)
-            others = piece.scatter(1, best, float("-inf")).index_fill_(1, self.shared.ends, float("-inf"))
-            second = self.tokens[row].index_copy(0, cells, others.argmax(dim=1))
-            self.tokens[row] = torch.where(clash, second, self.tokens[row])
-        return chosen
+        rules, logits = self.reading.rules, self.reading.logits
+        if not self.parts:
+            return chosen
+        assert rules is not None and logits is not None
+        clash = rules.processor.joint_conflicts(self.tokens, self.decided, chosen)
+        if not self.may_end or self.done + 1 < self.count:
+            return chosen & ~clash
+        is_last = self.steps_left.unsqueeze(1) <= 1
+        best = logits.argmax(dim=1, keepdim=True)
+        others = logits.scatter(1, best, float("-inf")).index_fill_(1, self.shared.ends, float("-inf"))
+        second = self.tokens.flatten().index_copy(0, self.reading.standing_cells, others.argmax(dim=1))
+        self.tokens = torch.where(clash & is_last, second.view_as(self.tokens), self.tokens)
+        return chosen & (is_last | ~clash)
 
     def _close(self, allowed: Tensor, had_text: Tensor) -> Tensor:
         """Decide the end-of-turn at the edge of the decided text where ends are held; [B] 1 where it was forced.
@@ -448,6 +455,10 @@ def _wanted(draft: Draft, live: Live) -> list[int]:
         for at in range(live.open_lo, live.open_hi)
         if not decided[at] or (edits and states[at] is CellState.COMMITTED)
     ] or [live.open_lo]
+
+
+_STATES = {CellState.COMMITTED: 1, CellState.PINNED: 2}
+"""Of decided cells, on the device."""
 
 
 def _rule_columns(rules: RuleTable) -> tuple[Tensor, ...]:

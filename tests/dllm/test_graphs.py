@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -362,6 +363,7 @@ def test_on_the_gpu_nothing_waits_between_the_forward_and_the_one_visit(monkeypa
 def test_on_the_gpu_whole_visits_are_recorded_and_say_the_same(steps_per_visit: int) -> None:
     model, told = tiny.model().cuda(), list[Recorded]()
     replies = []
+    plain, agent = DecodeOptions(), DecodeOptions(hold_ends=True, no_stutter=True, banned=((20, 21),), top_k=50)
     for is_recorded in (False, True):
         forward = cuda_graphs(model, told.append) if is_recorded else None
         engine = Engine(
@@ -375,8 +377,9 @@ def test_on_the_gpu_whole_visits_are_recorded_and_say_the_same(steps_per_visit: 
         )
         drafts = [
             engine.submit(
-                draft_spec(prompt_of(40, at), 24, DecodeOptions(temperature=at / 2, seed=at), conversation=f"c{at}")
+                draft_spec(prompt_of(40, at), 24, replace(options, temperature=at / 2, seed=at), conversation=f"c{at}")
             )
+            for options in (plain, agent)
             for at in (0, 0, 2, 2, 0, 2)
         ]
         events = run(engine)

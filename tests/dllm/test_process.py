@@ -14,7 +14,7 @@ from torch import Tensor
 from dllm.canvas import Canvas, TokenTable, repeats_span
 from dllm.errors import ConfigError
 from dllm.options import DecodeOptions
-from dllm.process import LENGTH_PULL, Processor, Vocabulary, draw_seeds, sample
+from dllm.process import LENGTH_PULL, Processor, Rows, Vocabulary, draw_seeds, sample
 from tests.dllm.no_sync import no_host_sync
 
 V, END, MASK = 10, 0, 1
@@ -38,10 +38,10 @@ def processed(
 ) -> Tensor:
     """Logits [W, V] of all positions."""
     out = torch.zeros(len(canvas), V) if logits is None else logits.clone()
-    processor, (tokens, decided) = Processor(options, vocabulary), tensors(canvas)
-    positions = torch.arange(len(canvas))
+    processor, (tokens, decided) = Processor([options], vocabulary), tensors(canvas)
+    rows = Rows.of_one(torch.arange(len(canvas)))
     with no_host_sync():
-        processor.apply(out, positions, tokens, decided)
+        processor.apply(out, rows, tokens.unsqueeze(0), decided.unsqueeze(0))
     return out
 
 
@@ -133,7 +133,7 @@ def test_stutters_are_banned_where_the_canvas_says_they_are(cells: list[int | No
     # Ends are made unlikely: where a stutter beats the end, the end goes too, and that has a test of its own.
     logits = torch.zeros(len(cells), V)
     logits[:, END] = 1.0
-    out = impossible(processed(DecodeOptions(min_tokens=0), cells, logits, SMALL))
+    out = impossible(processed(DecodeOptions(min_tokens=0, no_stutter=True), cells, logits, SMALL))
     canvas = as_canvas(cells)
     for at in canvas.masked():
         for token in range(2, 9):
@@ -143,7 +143,7 @@ def test_stutters_are_banned_where_the_canvas_says_they_are(cells: list[int | No
 def test_a_reply_does_not_end_where_a_stutter_was_likelier() -> None:
     logits = torch.zeros(3, V)
     logits[:, 2], logits[2, END] = 0.5, 0.75
-    out = processed(DecodeOptions(min_tokens=0), [None, 2, None], logits, SMALL)
+    out = processed(DecodeOptions(min_tokens=0, no_stutter=True), [None, 2, None], logits, SMALL)
     assert out[0, END] == -math.inf
     assert out[2, END] == 0.75
 
@@ -157,9 +157,9 @@ def test_what_a_step_chose_together_writes_no_banned_phrase_and_no_stutter(
     tokens = torch.tensor([token for token, _, _ in cells])
     decided = torch.tensor([is_decided for _, is_decided, _ in cells])
     chosen = torch.tensor([is_chosen for _, _, is_chosen in cells]) & ~decided
-    options = DecodeOptions(banned=tuple(banned))
+    options = DecodeOptions(banned=tuple(banned), no_stutter=True)
     with no_host_sync():
-        waits = Processor(options, SMALL).joint_conflicts(tokens, decided, chosen)
+        waits = Processor([options], SMALL).joint_conflicts(*(one.unsqueeze(0) for one in (tokens, decided, chosen)))[0]
     new = [at for at, is_new in enumerate(chosen.tolist()) if is_new]
     held = [at for at, is_held in enumerate(waits.tolist()) if is_held]
     assert set(held) <= set(new[1:])
@@ -182,11 +182,51 @@ def test_what_a_step_chose_together_writes_no_banned_phrase_and_no_stutter(
         )
 
 
+asked = st.builds(
+    DecodeOptions,
+    repetition_penalty=st.sampled_from([1.0, 1.1, 0.7]),
+    logit_bias=st.lists(st.tuples(st.integers(2, 9), st.sampled_from([1.5, -math.inf])), max_size=3).map(tuple),
+    target_tokens=st.sampled_from([0, 3]),
+    min_tokens=st.integers(0, 3),
+    no_stutter=st.booleans(),
+    banned=st.one_of(st.just(()), phrases.map(tuple)),
+)
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(asked, canvases), min_size=1, max_size=4), st.integers(0, 99))
+def test_a_draft_is_ruled_alike_in_any_company(
+    company: list[tuple[DecodeOptions, list[int | None]]], seed: int
+) -> None:
+    """To the bit, beside canvases of other widths and rules of other kinds."""
+    width = max(len(canvas) for _, canvas in company)
+    padded = [[*canvas, *[MASK] * (width - len(canvas))] for _, canvas in company]
+    tokens, decided = (torch.stack(part) for part in zip(*map(tensors, padded), strict=True))
+    chosen = ~decided & (torch.rand(decided.shape, generator=torch.Generator().manual_seed(seed)) < 0.6)
+    guesses = torch.where(decided, tokens, (tokens + torch.arange(width)) % V)
+    places = [(row, at) for row, (_, canvas) in enumerate(company) for at in range(len(canvas))]
+    row, at = torch.tensor(places).unbind(1)
+    logits = torch.randn(len(places), V, generator=torch.Generator().manual_seed(seed))
+    together, processor = logits.clone(), Processor([options for options, _ in company], SMALL)
+    with no_host_sync():
+        processor.apply(together, Rows(row, at, row * width + at), tokens, decided)
+        waits = processor.joint_conflicts(guesses, decided, chosen)
+    first = 0
+    for number, (options, canvas) in enumerate(company):
+        rows, cells = slice(first, first + len(canvas)), (slice(number, number + 1), slice(len(canvas)))
+        first += len(canvas)
+        own, one = logits[rows].clone(), Processor([options], SMALL)
+        one.apply(own, Rows.of_one(torch.arange(len(canvas))), tokens[cells], decided[cells])
+        assert torch.equal(together[rows], own)
+        alone = one.joint_conflicts(guesses[cells], decided[cells], chosen[cells])
+        assert torch.equal(waits[cells], alone)
+
+
 def test_tokens_outside_the_vocabulary_are_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="logit_bias"):
-        Processor(DecodeOptions(logit_bias=((V, 1.0),)), LARGE)
+        Processor([DecodeOptions(logit_bias=((V, 1.0),))], LARGE)
     with pytest.raises(ConfigError, match="banned"):
-        Processor(DecodeOptions(banned=((2, V),)), LARGE)
+        Processor([DecodeOptions(banned=((2, V),))], LARGE)
     with pytest.raises(ConfigError, match="ends"):
         Vocabulary.of(V, (V,), (), "cpu")
 

@@ -11,7 +11,7 @@ from dllm.canvas import Canvas
 from dllm.draft import Draft
 from dllm.options import DecodeOptions
 from dllm.process import Processor, Vocabulary
-from dllm.sampling import Picker, ban, place_spans
+from dllm.sampling import Picker, place_spans
 from tests.dllm import tiny
 
 
@@ -25,7 +25,7 @@ def peaked(width: int, wishes: dict[int, int], vocab: int = 50, height: float = 
 def picker(options: DecodeOptions) -> Picker:
     table = tiny.codec().token_table
     vocabulary = Vocabulary.of(50, (table.end,), {*table.forbidden, table.mask}, "cpu")
-    return Picker(Processor(options, vocabulary), options, torch.device("cpu"))
+    return Picker(Processor([options], vocabulary), options, torch.device("cpu"))
 
 
 def draft_of(width: int) -> Draft:
@@ -51,14 +51,6 @@ def test_a_position_draws_the_same_whoever_is_drawn_beside_it() -> None:
     assert together == alone
     other = picker(DecodeOptions(temperature=1.0, seed=5, min_tokens=0))
     assert other.pick(draft_of(6), logits.clone(), range(6)).tokens != together
-
-
-def test_ban_rules_out_single_tokens_in_single_rows() -> None:
-    logits = peaked(2, {0: 20, 1: 20})
-    ban(logits, [(0, 20)])
-    ban(logits, [])
-    assert logits[0, 20] == float("-inf")
-    assert logits[1, 20] == 9.0
 
 
 def test_span_goes_where_all_its_tokens_are_likely() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -13,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from dllm.denoise import Denoiser
 from dllm.drafts import DraftSpec, Plan
+from dllm.engine import Engine
 from dllm.options import DecodeOptions, Rule
 from dllm.stepping import Round
 from dllm.window import Workspace
@@ -21,6 +23,8 @@ from tests.dllm import tiny
 from tests.dllm.decoding import draft_spec, engine_of, finished, prompt_of, run
 from tests.dllm.no_sync import HostSyncError, no_host_sync
 from tests.dllm.test_decoding import network
+from tests.dllm.test_graphs import graphs
+from tests.dllm.test_visits import Looks
 
 
 class _Uploads(TorchFunctionMode):
@@ -68,8 +72,8 @@ class StepPath:
         patch.setattr(Round, "look", watched_look)
 
 
-def write_together(model: Any, specs: list[DraftSpec]) -> None:
-    engine = engine_of(model)
+def write_together(model: Any, specs: list[DraftSpec], engine: Engine | None = None) -> None:
+    engine = engine or engine_of(model)
     drafts = [engine.submit(spec) for spec in specs]
     events = run(engine)
     for draft in drafts:
@@ -108,6 +112,36 @@ def test_no_family_makes_the_host_wait(family: str, monkeypatch: pytest.MonkeyPa
     specs = [draft_spec(prompt_of(9 + at, at), 16, options, plan, f"c{at}") for at in range(2)]
     write_together(network(family), specs)
     assert path.steps > 1
+
+
+@pytest.mark.parametrize("is_recorded", [False, True])
+@pytest.mark.parametrize("case", ["rules", "drawn", "processed", "pinned"])
+def test_within_a_visit_of_several_steps_the_host_waits_for_nothing(
+    case: str, is_recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its forwards included, and what a recording is filled with. Pins are fixed from the start: their place is asked of the host."""
+    path, model, codec = StepPath(monkeypatch), tiny.model(), tiny.codec()
+    looks = Looks(monkeypatch)
+    engine = Engine(
+        model,
+        codec.token_table,
+        cache_bytes=2**19,
+        clock=lambda: 0.0,
+        forward=graphs(model) if is_recorded else None,
+        steps_per_visit=4,
+    )
+    plan = Plan(12, 12, 0.99, by_clause=False, fact_threshold=0.995)
+    agent = DecodeOptions(hold_ends=True, no_stutter=True, min_tokens=20, logit_bias=((30, -9.0),), keep_above=0.0)
+    options = [agent, agent] if case == "pinned" else options_of(case)
+    if case == "rules":
+        options = [one for one in options if one.rule != "stability"]
+    specs = [draft_spec(prompt_of(9 + at, at), 24, one, plan, f"c{at}") for at, one in enumerate(options)]
+    if case == "pinned":
+        pin = tuple(codec.encode_pin("$5.10"))
+        specs = [replace(spec, pins=(pin,), keep=(60,), keep_pins=((0, 3),), unpinned=31) for spec in specs]
+    for _ in range(2):
+        write_together(model, specs, engine)
+    assert looks.steps == path.steps > 2 * looks.visits
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,27 @@ def test_drafts_with_pins_stop_sequences_and_given_tokens_say_the_same(monkeypat
     both_ways(model, specs, monkeypatch)
 
 
+def test_what_stands_behind_a_pin_is_judged_by_the_canvas_of_every_step() -> None:
+    """A figure may stand two behind a price once a word stands between; that word may have been decided in the same visit."""
+    codec = tiny.codec()
+    table = codec.token_table
+    figures = tuple((token, 9.0) for token in sorted(table.joining & table.digit))
+    options = DecodeOptions(rule="left", min_tokens=14, logit_bias=figures, guard=False, keep_above=0.0)
+    for seed in range(3):
+        spec = replace(
+            draft_spec(prompt_of(6, seed), 16, options, Plan(12, 14, 1.0, by_clause=False)),
+            pins=(tuple(codec.encode_pin("$5.10")),),
+            keep=(50, 51),
+            keep_pins=((0, 2),),
+        )
+        said = []
+        for steps_per_visit in (1, 4):
+            engine = engine_of(tiny.model(seed, 4.0), steps_per_visit, table)
+            draft = engine.submit(spec)
+            said.append(finished(run(engine), draft).tokens)
+        assert said[0] == said[1]
+
+
 def _written(model: Any, spec: DraftSpec) -> tuple[list[Event], Draft]:
     engine = engine_of(model, 1)
     draft = engine.submit(spec)
@@ -252,7 +273,18 @@ def test_visits_end_before_deadlines() -> None:
 # --- recorded whole ---------------------------------------------------------------------------------------------------
 
 
+_SIGN = 30
 RECORDABLE = {
+    "the agent's": [
+        DecodeOptions(hold_ends=True, no_stutter=True, seed=at, logit_bias=((_SIGN, -float("inf")),)) for at in range(3)
+    ],
+    "weighed": [
+        DecodeOptions(repetition_penalty=1.3, min_tokens=6),
+        DecodeOptions(banned=((20, 21), (22,), (20, 21, 40)), target_tokens=9, no_stutter=True),
+        DecodeOptions(logit_bias=((_SIGN, 2.0), (31, -1.0))),
+    ],
+    "filtered": [DecodeOptions(temperature=0.8, seed=at, top_k=10 * at, no_stutter=True) for at in range(3)],
+    "some weighed": [DecodeOptions(), DecodeOptions(no_stutter=True), DecodeOptions(temperature=0.9, seed=1)],
     "rules": [DecodeOptions(rule="count"), DecodeOptions(), DecodeOptions(rule="entropy", guard=False)],
     "drawn": [DecodeOptions(temperature=0.8, seed=at) for at in range(3)],
     "held": [DecodeOptions(hold_ends=True, seed=at, min_tokens=at) for at in range(3)],
@@ -299,6 +331,45 @@ def test_recorded_visits_say_the_same(case: str, family: str, monkeypatch: pytes
     assert recorder.replays > 0
 
 
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_the_agents_replies_with_pins_and_facts_say_the_same(is_whole: bool) -> None:
+    """As the voice agent asks, over the built-in family with a table of words, marks and figures; recorded, and as they come."""
+    codec = tiny.codec()
+    table, said = codec.token_table, []
+    texts = [("$5.10",), (), ("mocha", "$5.10"), ("large",), (), ("seven", "mocha")]
+    recorder = StandIn()
+    for steps_per_visit in (1, 4):
+        told_of: list[list[tuple[object, ...]]] = []
+        for seed in range(4):
+            model = tiny.model(seed)
+            engine = Engine(
+                model,
+                table,
+                max_batch=2,
+                cache_bytes=2**19,
+                clock=lambda: 0.0,
+                forward=graphs(model, recorder) if is_whole and steps_per_visit > 1 else None,
+                steps_per_visit=steps_per_visit,
+            )
+            drafts = [
+                engine.submit(
+                    replace(
+                        draft_spec(prompt_of(5 + at, at), 24, RECORDABLE["the agent's"][at % 3]),
+                        conversation=f"c{at}",
+                        plan=Plan(5 + at % 2, 14, 0.3, by_clause=at % 3 > 0, fact_threshold=0.5),
+                        pins=tuple(tuple(codec.encode_pin(one)) for one in pins),
+                        unpinned=_SIGN,
+                    )
+                )
+                for at, pins in enumerate(texts)
+            ]
+            events = run(engine)
+            told_of += [told(events, draft)[0] for draft in drafts]
+        said.append(told_of)
+    assert said[0] == said[1]
+    assert bool(recorder.replays) is is_whole
+
+
 def test_visits_of_several_steps_are_recorded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dllm.reading.runs_kernels", lambda *tensors: True)
     model = tiny.model()
@@ -313,12 +384,21 @@ def test_visits_of_several_steps_are_recorded_whole(monkeypatch: pytest.MonkeyPa
     assert [(recorded.shape.steps, recorded.error) for recorded in visits] == [(4, "")]
 
 
-def test_drafts_whose_rules_look_at_logits_are_not_recorded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dllm.reading.runs_kernels", lambda *tensors: True)
+def test_drafts_whose_rules_look_at_logits_are_recorded_whole_and_those_that_need_the_host_are_not() -> None:
     model = tiny.model()
-    fast = graphs(model, StandIn())
-    engine = Engine(model, table_of(model.spec), cache_bytes=2**19, clock=lambda: 0.0, forward=fast, steps_per_visit=4)
-    for at, options in enumerate((DecodeOptions(), DecodeOptions(top_k=5, temperature=0.5))):
-        engine.submit(draft_spec(prompt_of(8, at), 16, options, Plan(16, 1, 1.0, by_clause=False), f"c{at}"))
-    run(engine)
-    assert fast.shapes and not any(shape.steps and shape.rows == 2 for shape in fast.shapes)
+    plan = Plan(16, 1, 1.0, by_clause=False)
+    agent = DecodeOptions(hold_ends=True, no_stutter=True, logit_bias=((_SIGN, -float("inf")),))
+    cases = {
+        True: [agent, DecodeOptions(top_k=5, temperature=0.5), DecodeOptions(banned=((20, 21),), target_tokens=8)],
+        False: [DecodeOptions(remask_eta=0.3), DecodeOptions(early_commit=True), DecodeOptions(rule="stability")],
+    }
+    for is_recorded, options in cases.items():
+        for one in options:
+            fast = graphs(model, StandIn())
+            engine = Engine(
+                model, table_of(model.spec), cache_bytes=2**19, clock=lambda: 0.0, forward=fast, steps_per_visit=4
+            )
+            for at in range(3):
+                engine.submit(draft_spec(prompt_of(8, at), 16, one, plan, f"c{at}"))
+                run(engine)
+            assert any(shape.steps for shape in fast.shapes) is is_recorded, one
