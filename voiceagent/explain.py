@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 STAGES: Mapping[str, str] = {
     "endpoint": "waiting until it was certain that the caller had finished",
     "asr": "recognising the last words",
-    "wait": "waiting for words or tools of the turn before",
+    "wait": "waiting until it could be written",
     "call": "writing the call of a tool",
     "tools": "running it",
     "prefill": "reading the prompt",
@@ -23,7 +23,7 @@ CAUSES: Mapping[str, str] = {
     "company": "other callers' replies shared the engine",
     "stall": "one step stood still",
     "tool": "a tool had to answer first",
-    "wait": "no draft may begin before they are known",
+    "wait": "words or tools of the turn before had to be known first, or the machine was busy",
 }
 ENDINGS: Mapping[str, str] = {
     "silence": "the caller was silent for as long as ends a turn without looking at the words",

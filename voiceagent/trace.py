@@ -13,7 +13,7 @@ from voiceagent.endpoint import EndedBy
 from voiceagent.repair import Repair
 from voiceagent.speculation import Speculation
 
-WORTH_TELLING_S = 0.001
+WORTH_TELLING_S = 0.005
 """A wait that is shorter belongs to the stage behind it."""
 
 
@@ -163,7 +163,7 @@ class TurnTrace:
         """The way from the origin to the first audio without a gap, each stage with its prediction.
 
         A turn with tools has `call` and `tools` for each of them that came before its first words; `wait` is what no stage accounts for
-        before a draft begins: words of other turns that are not known yet, tools of the reply before.
+        before a draft begins: words of other turns that are not known yet, tools of the reply before, an event loop that is busy.
         """
         found: list[dict[str, object]] = []
         at = self.origin
