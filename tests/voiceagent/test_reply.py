@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from tests.conftest import run_async
 from tests.voiceagent.standins import ScriptedDraft, ScriptedDrafter, ToneSynthesizer
-from voiceagent.backends import DraftRequest, PromptTurn, StepPlan
-from voiceagent.budget import BudgetController, BudgetSettings
+from voiceagent.backends import DraftRequest, PromptTurn, QualityCurve, StepPlan
+from voiceagent.budget import BudgetController
 from voiceagent.budget_margin import GAIN_S, MAY_MISS
+from voiceagent.budget_terms import BudgetSettings, WhenLate
 from voiceagent.clock import ManualClock
 from voiceagent.costs import Cost, CostModel, Stage
 from voiceagent.events import ConversationEvent, ResponsePlanned
@@ -141,6 +142,25 @@ def test_promises_that_are_kept_or_broken_move_the_margin(slow_s: float, is_late
 
     margin = living(scenario).budget.margin.seconds
     assert margin == pytest.approx(0.01 + GAIN_S * (is_late - MAY_MISS))
+
+
+def test_a_later_answer_has_its_steps_although_prefill_and_a_step_were_slow() -> None:
+    async def scenario(house: House) -> None:
+        house.budget.curve = QualityCurve((32,), (2, 8, 32), ((0.3, 0.96, 1.0),))
+        reply, llm = house.reply("a", target_s=0.02)
+        reply.request = replace(reply.request, when_late=WhenLate.ANSWER_LATER)
+        llm.step_s = 0.4  # the first step, and what went before it
+        making = asyncio.create_task(reply.run())
+        await house.clock.advance(0.3)
+        llm.step_s = 0.01
+        await house.clock.advance(0.3)
+        wanted = drafted(llm).plans[0].steps_first
+        assert wanted > house.budget.settings.min_steps
+        assert {plan.steps_first for plan in drafted(llm).plans} == {wanted}
+        await house.clock.advance(5.0)
+        await making
+
+    living(scenario)
 
 
 def test_a_draft_that_did_not_converge_is_told_in_the_turns_timeline_and_in_words() -> None:
