@@ -41,7 +41,7 @@ from dllm.spoken import spoken_form
 from dllm.transcript import TurnEnd
 from voice_pipelines.adapters.diffusion import DiffusionDrafter
 from voice_pipelines.adapters.diffusion_turns import NO_SOUND, DiffusionTurnScorer, joined
-from voice_pipelines.adapters.turn_words import TurnWordsScorer
+from voice_pipelines.adapters.turn_words import TurnWordsScorer, alone
 from voice_pipelines.asr.vocabulary import Vocabulary
 from voice_pipelines.settings import load
 from voice_pipelines.turn_end.model import TurnEndModel
@@ -146,7 +146,9 @@ class Scores:
         """Probability that nothing follows, as the judge has it."""
         asked = next((turn.text for turn in reversed(before) if turn.role == "agent"), "")
         of_words = self._words.completeness(words, asked)
-        if self._judge == "words" or (self._judge == "both" and is_answer(words, asked)):
+        if self._judge == "words":
+            return alone(of_words, words, asked)
+        if self._judge == "both" and is_answer(words, asked):
             return of_words
         end = await self._ask_model(before, words)
         # The mean of one and the same is the model's alone.

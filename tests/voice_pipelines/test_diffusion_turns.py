@@ -43,7 +43,7 @@ def test_the_words_are_judged_as_a_recogniser_writes_them_behind_the_conversatio
         assert found.probability == pytest.approx(expected, rel=1e-4)
         drafter.warm("call", TURNS[:2])
         assert (await scorer.ask(CALL)).probability == pytest.approx(expected, rel=1e-4)
-        words = await WORDS.completeness(CALL)
+        words = WORDS.taught(CALL)
         assert await scorer.completeness(CALL) == pytest.approx(diffusion_turns.joined(found, words), rel=1e-4)
 
     with_drafter(scenario)

@@ -14,7 +14,7 @@ import torch
 
 from dllm.spoken import spoken_form
 from tests.conftest import run_async
-from voice_pipelines.adapters.turn_words import TurnWordsScorer
+from voice_pipelines.adapters.turn_words import TurnWordsScorer, alone
 from voice_pipelines.turn_end import training
 from voice_pipelines.turn_end.answers import Answer, made_answers
 from voice_pipelines.turn_end.model import FIRST, MOST_ASKED, MOST_WORDS, NEWEST_CHARS, TurnEndModel, crosses, rows
@@ -161,7 +161,14 @@ def test_the_scorer_reads_what_the_agent_said_last_and_the_callers_words(model: 
         return await TurnWordsScorer().completeness(TurnSoFar("call", turns, (), SILENCE))
 
     assert run_async(ask(*turns)) == model.completeness("next friday", "Which day?")
-    assert run_async(ask(turns[-1])) == model.completeness("next friday")
+    assert run_async(ask(turns[-1])) == alone(model.completeness("next friday"), "next friday", "")
+
+
+def test_a_judge_that_is_alone_is_more_careful_but_for_short_answers() -> None:
+    assert alone(0.8, "a large tea please", "What size?") == pytest.approx(2 / 3)
+    assert alone(0.8, "large", "What size?") == 0.8
+    for certain in (1e-9, 1 - 1e-9):
+        assert alone(certain, "a large tea please", "") == pytest.approx(certain, abs=1e-8)
 
 
 def test_no_package_but_numpy_is_needed_to_judge() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from voice_pipelines.adapters.turn_words import alone
 from voice_pipelines.turn_end.model import TurnEndModel
 from voiceagent.backends import INPUT_RATE_HZ
 from voiceagent.endpoint import PAUSE_MEDIAN_S, EndedBy, EndpointSettings, decide
@@ -31,7 +32,7 @@ def end_of_turn(model: TurnEndModel, asked: str, heard: str) -> EndedBy:
     for number in range(1, 400):
         at = spoken + number * WINDOW_SAMPLES
         if question is not None:
-            words.answer(question, model.completeness(question.text, asked))
+            words.answer(question, alone(model.completeness(question.text, asked), question.text, asked))
         question = words.question(at, is_paused=True)
         decision = decide(VoicedUtterance(0, spoken, at, True, False), SETTINGS, words.evidence(at))
         if decision is not None:

@@ -86,7 +86,7 @@ class DiffusionTurnScorer:
         return scorer
 
     async def completeness(self, turn: TurnSoFar) -> float:
-        words = await self._words.completeness(turn)
+        words = self._words.taught(turn)
         return words if is_answer(turn.turns[-1].text, said_before(turn)) else joined(await self.ask(turn), words)
 
     async def ask(self, turn: TurnSoFar) -> TurnEnd:

