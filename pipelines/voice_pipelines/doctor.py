@@ -339,9 +339,9 @@ def run_doctor(config: Config, out: Callable[[str], object] = print) -> int:
     )
     remote_llm, remote_llm_error = _remote_llm(config)
     facts = replace(facts, remote_llm=remote_llm, remote_llm_error=remote_llm_error)
-    facts = replace(facts, turn_end=_turn_end(config), turn_end_error=_refusal(lambda: choices.find_smart_turn(config)))
-    facts = replace(facts, repair=config.asr.repair, repair_error=_refusal(lambda: choices.check_repair(config)))
-    tools_error = _refusal(lambda: Toolbox.open(config, os.environ))  # Looked up as a start would; none is called.
+    facts = replace(facts, turn_end=_turn_end(config), turn_end_error=refusal(lambda: choices.find_smart_turn(config)))
+    facts = replace(facts, repair=config.asr.repair, repair_error=refusal(lambda: choices.check_repair(config)))
+    tools_error = refusal(lambda: Toolbox.open(config, os.environ))  # Looked up as a start would; none is called.
     checks = examine(replace(facts, tools=tuple(config.tools), tools_error=tools_error))
     out(report(checks))
     return exit_code(checks)
@@ -416,7 +416,7 @@ def _turn_end(config: Config) -> str:
     return config.turn.endpoint if config.turn.endpoint == "silence" else f"{config.turn.endpoint}{ear}"
 
 
-def _refusal(look_up: Callable[[], object]) -> str | None:
+def refusal(look_up: Callable[[], object]) -> str | None:
     """Why a start would refuse what `look_up` finds, or None."""
     try:
         look_up()

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import run_async
 from tests.voice_pipelines.scripted_endpoint import Exchange, endpoint
 from voice_pipelines import settings
-from voice_pipelines.doctor import _tools_error
+from voice_pipelines.doctor import refusal
 from voice_pipelines.toolbox import ANSWER_BYTES, SAID_CHARS, HttpClient, HttpTool, Toolbox, in_thread, python_tool
 from voiceagent.clock import ManualClock
 from voiceagent.config import Config, assignment_layer, load_config
@@ -157,7 +157,7 @@ def test_a_tool_that_cannot_work_is_named_before_anything_runs(
     with pytest.raises(ConfigError) as caught:
         Toolbox.open(config, {})
     assert caught.value.key == key and expected in str(caught.value)
-    assert _tools_error(config) == str(caught.value), "the doctor says the same"
+    assert refusal(lambda: Toolbox.open(config, {})) == str(caught.value), "the doctor says the same"
 
 
 def test_the_example_is_complete_and_its_functions_lie_beside_it() -> None:
