@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dllm.staging import counting, staged
+from dllm_kernels.stutters import last_new
 
 UNDECIDED = -1
 """What a canvas of known tokens holds where nothing is decided."""
@@ -116,24 +117,6 @@ def _at(known: Tensor, canvas: Tensor, places: Tensor) -> Tensor:
     width = known.shape[1]
     inside = (places >= 0) & (places < width)
     return torch.where(inside, known.flatten()[canvas * width + places.clamp(0, width - 1)], OUTSIDE)
-
-
-def last_new(found: Tensor, length: int | Tensor, is_new: Tensor) -> Tensor:
-    """[..., W] bool: the last new position of each found span [start, start + length) with two of them.
-
-    Args:
-        found: [..., W] bool, by start; no found span reaches past the canvas.
-        length: One for all, or [..., 1] int64.
-        is_new: [..., W] bool, of as many dimensions as `found`.
-    """
-    width = found.shape[-1]
-    at = counting(width, found.device)
-    count = is_new.cumsum(-1).expand(found.shape)
-    end = (at + (length - 1)).clamp_max(width - 1).expand(found.shape)
-    waits = found & (count.gather(-1, end) - count + is_new.long() >= 2)
-    last = torch.where(is_new, at, -1).cummax(-1).values.expand(found.shape).gather(-1, end)
-    marked = found.new_zeros(*found.shape[:-1], width + 1)
-    return marked.scatter_(-1, torch.where(waits, last, width), True)[..., :width]
 
 
 def impossible(where: Tensor) -> Tensor:

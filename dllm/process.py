@@ -18,16 +18,15 @@ from torch import Tensor
 from dllm.canvas import TokenTable
 from dllm.errors import ConfigError
 from dllm.options import DecodeOptions
-from dllm.phrases import OUTSIDE, UNDECIDED, Phrases, impossible, last_new
+from dllm.phrases import UNDECIDED, Phrases, impossible
 from dllm.staging import staged
-from dllm_kernels import CommitStats, commit_from_logits
+from dllm_kernels import CommitStats, commit_from_logits, stutters
 from dllm_kernels.philox import philox_4x32
+from dllm_kernels.stutters import Classes
 
 LENGTH_PULL = 8.0
 """Most that `target_tokens` adds to an end's logit or takes from it: a probability of 1 in 3,000 becomes an even chance."""
 
-_SPAN = 3
-"""Tokens of a stutter's repeated span, as in `dllm.canvas.repeats_span`."""
 _ONE = 2**40
 """1 in the fixed point in which probabilities are added: 2^22 tokens of it fit, and sums are exact."""
 _DRAW_STREAM = 0x64726177
@@ -59,7 +58,7 @@ class Vocabulary:
         ends: Sequence[int],
         forbidden: Collection[int],
         device: torch.device | str,
-        stutters: Collection[int] = (),
+        singles: Collection[int] = (),
     ) -> Vocabulary:
         """Ids outside the vocabulary are left out, except among the ends.
 
@@ -85,14 +84,14 @@ class Vocabulary:
             ids,
             marks(ids.tolist()),
             marks(ends),
-            marks(set(stutters) - set(ends)),
+            marks(set(singles) - set(ends)),
         )
 
     @classmethod
     def of_table(cls, table: TokenTable, size: int, device: torch.device | str) -> Vocabulary:
         """With what a table says of ends, forbidden tokens, words and marks."""
-        stutters = table.word | table.sentence_end | table.clause_end
-        return cls.of(size, (table.end,), {*table.forbidden, table.mask}, device, stutters)
+        singles = table.word | table.sentence_end | table.clause_end
+        return cls.of(size, (table.end,), {*table.forbidden, table.mask}, device, singles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +191,8 @@ class Processor:
             decided: [B, W] bool. A row's own position counts as undecided while its token is looked for.
         """
         vocabulary = self._vocabulary
-        known = torch.where(decided, tokens, UNDECIDED)
         if self._penalty is not None:
-            self._penalise(logits, rows, known, self._penalty[rows.canvas])
+            self._penalise(logits, rows, torch.where(decided, tokens, UNDECIDED), self._penalty[rows.canvas])
         if self._bias is not None:
             ids, biases = self._bias
             logits.scatter_add_(1, ids[rows.canvas], biases[rows.canvas])
@@ -207,9 +205,11 @@ class Processor:
             too_early = impossible(rows.position < self._least[rows.canvas])
             logits.index_add_(1, vocabulary.end_ids, self._over_ends(too_early))
         if self._phrases is not None:
-            self._phrases.ban(logits, rows.canvas, rows.position, known)
+            self._phrases.ban(logits, rows.canvas, rows.position, torch.where(decided, tokens, UNDECIDED))
         if self._strict is not None:
-            self._ban_stutters(logits, rows, known, self._strict)
+            # It also keeps a reply from ending where a stutter was likelier than its end: what must be said may still be to come.
+            classes = Classes(vocabulary.is_end, vocabulary.stutters, vocabulary.end_ids)
+            stutters.ban(logits, rows.canvas, rows.cell, tokens, decided, self._strict, classes)
 
     def joint_conflicts(self, tokens: Tensor, decided: Tensor, chosen: Tensor) -> Tensor:
         """Which of this step's choices must wait, since together they would complete a banned phrase or a stutter. [B, W] bool.
@@ -222,13 +222,13 @@ class Processor:
             decided: [B, W] bool, before the step.
             chosen: [B, W] bool, what the step would decide.
         """
-        known = torch.where(decided | chosen, tokens, UNDECIDED)
-        is_new = chosen & ~decided
-        waits = torch.zeros_like(chosen)
+        if self._strict is None:
+            waits = torch.zeros_like(chosen)
+        else:
+            classes = Classes(self._vocabulary.is_end, self._vocabulary.stutters, self._vocabulary.end_ids)
+            waits = stutters.joint(tokens, decided, chosen, self._strict, classes)
         if self._phrases is not None:
-            waits |= self._phrases.joint(known, is_new)
-        if self._strict is not None:
-            waits |= self._joint_stutters(known, is_new) & self._strict.unsqueeze(1)
+            waits |= self._phrases.joint(torch.where(decided | chosen, tokens, UNDECIDED), chosen & ~decided)
         return waits
 
     def _over_ends(self, values: Tensor) -> Tensor:
@@ -246,56 +246,6 @@ class Processor:
         after = torch.where(before > 0, before / penalty, before * penalty)
         # Positions that hold the same token write the same value, so their order does not matter.
         logits.scatter_(1, ids, torch.where(is_hit, after, before))
-
-    def _ban_stutters(self, logits: Tensor, rows: Rows, known: Tensor, strict: Tensor) -> None:
-        # The canvas with room around it: cell p is at p + 2 * _SPAN.
-        width, edge = known.shape[1], 2 * _SPAN
-        cells = torch.nn.functional.pad(known, (edge, edge), value=OUTSIDE)
-        ids = cells.clamp_min(0)
-        is_known = cells >= 0
-        is_text = is_known & ~self._vocabulary.is_end[ids]
-        doubles = is_known & self._vocabulary.stutters[ids]
-        # A repeated span is three pairs of cells, three apart. A token is ruled out if it would complete the third: where two further
-        # pairs in a row with its own are equal.
-        equal = (cells[:, :-_SPAN] == cells[:, _SPAN:]) & is_text[:, :-_SPAN]
-        size = width + _SPAN
-        before, after = equal[:, 2 : 2 + size], equal[:, 4 : 4 + size]
-        completes = (after & equal[:, 5 : 5 + size]) | (
-            before & (after | equal[:, 1 : 1 + size])
-        )  # as pair p - _SPAN, ..., width - 1
-
-        def beside(offset: int) -> slice:
-            return slice(edge + offset, edge + offset + width)
-
-        places = [beside(offset) for offset in (-1, 1, -_SPAN, _SPAN)]
-        # [n, 4] each.
-        banned = torch.stack([ids[:, place] for place in places], dim=2).view(-1, 4)[rows.cell]
-        is_banned = torch.stack(
-            [
-                doubles[:, places[0]],
-                doubles[:, places[1]],
-                is_text[:, places[2]] & completes[:, :width],
-                is_text[:, places[3]] & completes[:, _SPAN:],
-            ],
-            dim=2,
-        ).view(-1, 4)[rows.cell]
-        is_banned &= strict[rows.canvas].unsqueeze(1)
-        # Nor may the reply end where a stutter was likelier than its end: what must be said may still be to come.
-        end = logits.index_select(1, self._vocabulary.end_ids).amax(dim=1)
-        stutter = logits.gather(1, banned).masked_fill_(~is_banned, -math.inf).amax(dim=1)
-        logits.scatter_add_(1, banned, impossible(is_banned))
-        logits.index_add_(1, self._vocabulary.end_ids, self._over_ends(impossible(stutter > end)))
-
-    def _joint_stutters(self, known: Tensor, is_new: Tensor) -> Tensor:
-        ids = known.clamp_min(0)
-        is_known = known >= 0
-        is_text = is_known & ~self._vocabulary.is_end[ids]
-        is_double = (known[:, :-1] == known[:, 1:]) & is_known[:, :-1] & self._vocabulary.stutters[ids[:, :-1]]
-        waits = torch.nn.functional.pad(is_double & is_new[:, :-1] & is_new[:, 1:], (1, 0))
-        equal = (known[:, :-_SPAN] == known[:, _SPAN:]) & is_text[:, :-_SPAN]
-        repeats = equal[:, :-2] & equal[:, 1:-1] & equal[:, 2:]
-        repeats = torch.nn.functional.pad(repeats, (0, known.shape[1] - repeats.shape[1]))
-        return waits | last_new(repeats, 2 * _SPAN, is_new)
 
 
 def _biases(options: Sequence[DecodeOptions], device: torch.device) -> tuple[Tensor, Tensor] | None:

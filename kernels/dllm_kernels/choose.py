@@ -26,8 +26,10 @@ OLDEST_CAPABILITY = (8, 0)
 OLDEST_WITH_E4M3 = (8, 9)
 """Compute capability from which e4m3 is converted and multiplied in hardware; Triton knows it nowhere else."""
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-NATIVE_OPS = frozenset({"commit_from_logits"})
+NATIVE_OPS = frozenset({"commit_from_logits", "select", "stutters"})
 """Ops with an implementation in C."""
+TRITONLESS_OPS = frozenset({"stutters"})
+"""Ops that are no Triton kernel: on a GPU they are small beside what waits for the device."""
 
 _LOG = logging.getLogger(__name__)
 _forced: Kind = "auto"
@@ -47,7 +49,7 @@ def choose(op: str, *tensors: Tensor | None) -> Any:
     """The module that implements an op of this package (its folder's name) for these inputs, the first of which says the device."""
     first = tensors[0]
     assert first is not None
-    if not runs_kernels(*tensors):
+    if op in TRITONLESS_OPS or not runs_kernels(*tensors):
         is_native = op in NATIVE_OPS and first.device.type == "cpu" and runs_native() and not _needs_reference(tensors)
         return _module(op, "native" if is_native else "reference")
     if first.is_cuda and first.device.index != torch.cuda.current_device():

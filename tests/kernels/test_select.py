@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from dllm_kernels.choose import Kind
+from dllm_kernels.native import Instructions
 from dllm_kernels.select import ONE, RULES, CanvasColumns, RuleColumns, ScoreColumns, select
 from tests.kernels.both import KINDS, on
+from tests.kernels.instructions import BUILT, using
 
 both = pytest.mark.parametrize("kind", KINDS)
 triton_alone = pytest.mark.parametrize("kind", KINDS[1:])
@@ -58,6 +60,33 @@ def assert_same(kind: Kind, width: int, grain: int, rows: int, *, has_doubtful: 
     options = {"occurring": EVERY, "stable": stable, "doubtful": doubtful if has_doubtful else None}
     got, expected = (on(one, select, scores, is_open, urgent, rules, floor, **options) for one in (kind, "reference"))
     assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+
+
+@pytest.mark.parametrize("instructions", BUILT)
+@pytest.mark.parametrize("grain", [1, 3, 2**20])
+@pytest.mark.parametrize("width", [1, 2, 7, 33, 512])
+def test_the_threshold_rule_in_c_chooses_what_the_reference_chooses(
+    instructions: Instructions, width: int, grain: int
+) -> None:
+    scores, is_open, urgent, rules, floor = batch(width, width + grain, grain, rows=24)
+    rules = rules._replace(rule=torch.zeros_like(rules.rule))
+    # Where a position is open a NaN is larger than any number, as PyTorch sorts, and above no threshold.
+    nothing = flags(torch.Generator().manual_seed(2), 24, width, 0.05)
+    scores = scores._replace(probability=scores.probability.masked_fill(nothing, torch.nan))
+    doubtful = flags(torch.Generator().manual_seed(1), 24, width, 0.3)
+    for given in (None, doubtful):
+        options = {"occurring": {"threshold"}, "doubtful": given}
+        with using(instructions):
+            got = on("auto", select, scores, is_open, urgent, rules, floor, **options)
+            # As they come where columns are parts of wider ones.
+            strided = on("auto", select, _strided(scores), is_open, urgent, rules, floor, **options)
+        expected = on("reference", select, scores, is_open, urgent, rules, floor, **options)
+        assert all(torch.equal(one, other) for one, other in zip((*got, *strided), (*expected, *expected), strict=True))
+        assert expected[1].any()
+
+
+def _strided(scores: ScoreColumns) -> ScoreColumns:
+    return ScoreColumns(*(torch.stack((column, column), dim=2)[..., 0] for column in scores))
 
 
 # Few and narrow: the interpreter takes a tenth of a second to sort one row of 32.

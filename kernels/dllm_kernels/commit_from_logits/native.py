@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
@@ -27,8 +25,4 @@ def commit_from_logits(
     if library is None or not is_plain or not is_float or not all(part.is_contiguous() for part in out):
         reference.commit_from_logits(logits, temperature, seed, forbidden, given, out)
         return
-    library.commit_rows(
-        ctypes.c_void_p(logits.data_ptr()),
-        *map(ctypes.c_int64, (*logits.shape, logits.stride(0))),
-        *(ctypes.c_void_p(part.data_ptr()) for part in out),
-    )
+    library.commit_rows(*native.arguments(logits, *logits.shape, logits.stride(0), *out))

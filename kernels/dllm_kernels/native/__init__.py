@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
+from torch import Tensor
 
 Instructions: TypeAlias = Literal["avx512", "avx2", "neon"]
 
 HERE = Path(__file__).parent
-SOURCES = ("decoder.c", "commit.c")
+SOURCES = ("decoder.c", "commit.c", "canvas.c")
 HEADERS = ("vector.h",)
 COMPILERS = ("cc", "gcc", "clang")
 # Sums are in the order that the code says: no -ffast-math.
@@ -56,6 +57,16 @@ class Prepared:
 def library() -> ctypes.CDLL | None:
     """The compiled code, where `prepare` has been called with success. Never waits."""
     return None if _prepared is None else _prepared.library
+
+
+def arguments(*values: Tensor | int | None) -> list[ctypes.c_void_p | ctypes.c_int64]:
+    """For a call of C: where tensors lie (None is nowhere), and whole numbers as 64 bits."""
+    return [
+        ctypes.c_int64(value)
+        if isinstance(value, int)
+        else ctypes.c_void_p(None if value is None else value.data_ptr())
+        for value in values
+    ]
 
 
 def prepare() -> Prepared:
@@ -137,7 +148,7 @@ def _load(target: Path) -> ctypes.CDLL:
     found = ctypes.CDLL(str(target))
     found.decoder_scratch.restype = ctypes.c_int64
     found.has_half.restype = ctypes.c_int32
-    for name in ("pack_weights", "decode", "commit_rows"):
+    for name in ("pack_weights", "decode", "commit_rows", "select_by_threshold", "ban_stutters", "joint_stutters"):
         getattr(found, name).restype = None
     return found
 
