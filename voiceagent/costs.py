@@ -25,9 +25,9 @@ class Stage(StrEnum):
     STEP = "step"
     """From one denoising step of a draft to its next; size is the canvas width, company the drafts that share the engine."""
     TTS = "tts"
-    """Clause in to first audible sample out; size is the clause's characters."""
+    """Clause in to the first piece of sound that is sent; size is the clause's characters."""
     TRANSPORT = "transport"
-    """Audio made to audio handed to the socket; size is ignored."""
+    """Audio made to audio handed to the connection, which sends it as soon as the socket takes it; size is ignored."""
 
 
 @dataclass(frozen=True, slots=True)

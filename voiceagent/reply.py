@@ -243,28 +243,32 @@ class Reply:
     async def _speak(self, clause: str) -> None:
         asked = self.clock.now()
         self.playout.begin_clause(clause.strip())
-        is_first_chunk = True
+        is_heard = False
         # Closed at once when the reply is cancelled: the synthesizer must stop now, not at garbage collection.
         held: list[Samples] = []
         async with contextlib.aclosing(self.tts.speak(clause)) as audio:
             async for samples in audio:
                 if samples.size == 0:
                     continue
-                if is_first_chunk:
-                    is_first_chunk = False
-                    made = self.clock.now()
-                    self.trace.mark("tts_audio", made)
-                    self.budget.costs.observe(Stage.TTS, max(made - asked, 0.0), len(clause))
-                if self.playout.dry_at() is None:
-                    held.append(samples)
-                    if sum(map(len, held)) < FIRST_PIECE_S * self.tts.rate_hz:
-                        continue
-                    samples, held = np.concatenate(held), []
-                self._send(samples)
+                held.append(samples)
+                if self.playout.dry_at() is None and sum(map(len, held)) < FIRST_PIECE_S * self.tts.rate_hz:
+                    continue
+                if not is_heard:
+                    is_heard = True
+                    self._voice_took(asked, clause)
+                self._send(np.concatenate(held))
+                held = []
         if held:
+            self._voice_took(asked, clause)
             self._send(np.concatenate(held))
         self.playout.end_clause()
         self.drafting.more_is_queued()
+
+    def _voice_took(self, asked: float, clause: str) -> None:
+        """The clause's first piece that is sent is there: what its caller waits for, so what is planned with."""
+        made = self.clock.now()
+        self.trace.mark("tts_audio", made)
+        self.budget.costs.observe(Stage.TTS, max(made - asked, 0.0), len(clause))
 
     def _send(self, samples: Samples) -> None:
         made = self.clock.now()

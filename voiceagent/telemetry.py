@@ -72,13 +72,13 @@ class Telemetry:
         self.underruns = Counter("voiceagent_underruns_total", "Times the caller's queue ran dry inside a reply.")
         self.latency = Histogram(
             "voiceagent_turn_latency_seconds",
-            "End of speech (or a typed request) to the first audio handed to the socket; not voice-to-voice.",
+            "End of speech (or a typed request) to the first audio handed to the connection; not voice-to-voice.",
             LATENCIES,
             ["origin"],
         )
         self.answer = Histogram(
             "voiceagent_turn_answer_seconds",
-            "The decision that a caller's turn is over to the first audio handed to the socket.",
+            "The decision that a caller's turn is over to the first audio handed to the connection.",
             ANSWERS,
         )
         self.slack = Histogram(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,13 +12,13 @@ import pytest
 
 from tests.conftest import run_async
 from tests.voiceagent.standins import ScriptedDraft, ScriptedDrafter, ToneSynthesizer
-from voiceagent.backends import DraftRequest, PromptTurn, QualityCurve, StepPlan
+from voiceagent.backends import DraftRequest, PromptTurn, QualityCurve, Samples, StepPlan
 from voiceagent.budget import BudgetController
 from voiceagent.budget_margin import GAIN_S, MAY_MISS
 from voiceagent.budget_terms import BudgetSettings, WhenLate
 from voiceagent.clock import ManualClock
 from voiceagent.costs import Cost, CostModel, Stage
-from voiceagent.events import ConversationEvent, ResponsePlanned
+from voiceagent.events import ConversationEvent, ResponseAudio, ResponsePlanned
 from voiceagent.explain import explain
 from voiceagent.history import History
 from voiceagent.reply import Reply, ReplyRequest
@@ -73,6 +74,20 @@ class House:
     def reasons(self, name: str) -> list[str]:
         planned = [event for event in self.events if isinstance(event, ResponsePlanned)]
         return [event.reason for event in planned if event.response_id == name]
+
+
+class TricklingVoice(ToneSynthesizer):
+    """Makes 100 ms of sound in 60 ms, piece by piece."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(0.01)
+        self._clock = clock
+
+    async def speak(self, clause: str) -> AsyncGenerator[Samples, None]:
+        async with contextlib.aclosing(super().speak(clause)) as audio:
+            async for samples in audio:
+                await self._clock.sleep_until(self._clock.now() + 0.06)
+                yield samples
 
 
 def never(work: Coroutine[None, None, None]) -> asyncio.Task[None]:
@@ -187,3 +202,18 @@ def test_an_answer_that_was_not_promised_in_time_moves_no_margin() -> None:
         assert reply.trace.planned_on_time is False and reply.trace.missed_deadline() is not None
 
     assert living(scenario).budget.margin.seconds == 0.0
+
+
+def test_what_the_voice_is_planned_with_is_the_wait_for_the_sound_that_is_sent() -> None:
+    async def scenario(house: House) -> None:
+        reply, llm = house.reply("a")
+        reply.tts, llm.steps = TricklingVoice(house.clock), 1
+        making = asyncio.create_task(reply.run())
+        await house.clock.advance(5.0)
+        await making
+        first = next(event for event in house.events if isinstance(event, ResponseAudio))
+        assert first.samples.size == 2 * 1600, "0.2 s are gathered before anything is heard"
+        assert house.budget.costs.predict(Stage.TTS, len(LONG)).p50 == pytest.approx(0.12)
+        assert reply.trace.marks["tts_audio"] == reply.trace.marks["first_audio"]
+
+    living(scenario)
