@@ -57,7 +57,7 @@ class Denoiser:
             count: Steps; for more than one each draft's `Live.alike` must be as large.
             recorded: Asked first where no step of any draft needs the host.
         """
-        is_whole = recorded is not None and not any(map(needs_host, drafts))
+        is_whole = recorded is not None and not any(map(needs_host, drafts, lives))
         steps = Round(self, drafts, lives, count, is_whole=is_whole)
         if recorded is not None and is_whole and (found := recorded(steps, count)) is not None:
             results, steps.hidden = found

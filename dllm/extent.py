@@ -56,6 +56,12 @@ class TokenClasses:
     def is_end(self, tokens: Tensor) -> Tensor:
         return (self._bits[tokens] & _END).bool()
 
+    def is_word_end(self, tokens: Tensor) -> Tensor:
+        return (self._bits[tokens] & _WORD_END).bool()
+
+    def is_joining(self, tokens: Tensor) -> Tensor:
+        return (self._bits[tokens] & _JOINING).bool()
+
     def is_fact(self, tokens: Tensor) -> Tensor:
         """[B, W] bool: what a listener writes down, of canvases [B, W]: figures, names to their last token, and all that a tool is called with.
 

@@ -12,8 +12,11 @@ from torch import Tensor
 
 from dllm.draft import Draft
 from dllm.drafts import CellState
-from dllm.errors import NoTokenLeftError
+from dllm.errors import NoTokenLeftError, PinsDoNotFitError
 from dllm.guard import Action, History
+
+PINNED = 2
+"""The state of a fixed cell on its way; 1 is any other decided one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +33,16 @@ class Visit:
     """What the steps of one visit left, on the host. A draft that is told nothing of it is as it was."""
 
     steps: list[list[list[float]]]
-    """Per step and draft: tokens, decided and confidence of `size` cells each, the counts, and whether the next step went on with it."""
+    """Per step and draft: tokens, states and confidence of `size` cells each, the counts, whether there is no room for pins, which have no place,
+    and whether the next step went on with it."""
     size: int
     errors: dict[int, Exception]
     histories: list[Tensor]
     """Per step the guard's memory, [B, R + 1] int64 on the device; empty where nobody is watched."""
     hidden: Tensor
     """[B, T, E], of the last forward."""
+    placing: frozenset[int] = frozenset()
+    """Drafts whose pins were looked after on the device."""
 
     def put(self, draft: Draft, row: int, step: int) -> Outcome | Exception:
         """Put a step's result into the draft."""
@@ -45,7 +51,14 @@ class Visit:
         if draft.history is not None:
             kept = self.histories[step][row : row + 1]
             draft.history = History(kept[:, :-1], kept[:, -1])
-        return _keep(draft, self.steps[step][row], self.size)
+        values = self.steps[step][row]
+        if row in self.placing:
+            is_full, *without = values[3 * self.size + 4 : -1]
+            if is_full:
+                pins = [draft.spec.pins[index] for index in draft.unplaced]
+                return PinsDoNotFitError(sum(map(len, pins)), min(draft.canvas.width, draft.spec.width))
+            draft.unplaced = [index for index in draft.unplaced if without[index]]
+        return _keep(draft, values, self.size)
 
     def goes_on(self, row: int, step: int) -> bool:
         """Whether the draft took the step after it as well."""
@@ -53,10 +66,14 @@ class Visit:
 
 
 def _keep(draft: Draft, values: Sequence[float], size: int) -> Outcome | Exception:
-    """Put a round's result into the draft: tokens, decided and confidence of `size` cells each, then the counts."""
+    """Put a round's result into the draft: tokens, states and confidence of `size` cells each, then the counts."""
     canvas = draft.canvas
     for at in range(canvas.width):
-        if canvas.states[at] is not CellState.PINNED:
+        if canvas.states[at] is CellState.PINNED:
+            continue
+        if values[size + at] == PINNED:
+            canvas.pin(at, (int(values[at]),))
+        else:
             canvas.put(at, int(values[at]), values[2 * size + at], is_decided=bool(values[size + at]))
     committed, forced, action, changed = map(int, values[3 * size : 3 * size + 4])
     draft.is_settled = not changed or draft.steps_left_now <= 1

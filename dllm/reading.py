@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
-from dllm.draft import Draft
+from dllm.draft import Draft, Live
 from dllm.options import DecodeOptions
+from dllm.placing import is_open
 from dllm.process import Rows, draw_seeds, sample
 from dllm.staging import staged
 from dllm_kernels import CommitStats, Held, commit_from_logits, head_commit
@@ -47,9 +48,10 @@ def is_fused(shared: Denoiser, draft: Draft) -> bool:
     return head is not None and runs_kernels(shared.probe, head.weight) and not reads_logits(draft)
 
 
-def needs_host(draft: Draft) -> bool:
-    """Whether the draft's next step visits the host, or leaves something there: a grammar, pins without a place, revision of decided tokens."""
-    return bool(draft.unplaced) or draft.spec.constraint is not None or draft.reviser is not None
+def needs_host(draft: Draft, live: Live) -> bool:
+    """Whether the draft's next step visits the host, or leaves something there: a grammar, revision of decided tokens, pins without a place where
+    not all of the canvas is open."""
+    return bool(draft.spec.constraint or draft.reviser or (draft.unplaced and not is_open(draft, live)))
 
 
 class Reading:

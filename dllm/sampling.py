@@ -86,7 +86,7 @@ class Picker:
         return [tokens[at - lo] for at in positions], [probabilities[at - lo] for at in positions]
 
 
-_MAX_PERMUTED = 4
+MOST_PERMUTED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def place_spans(
 
 def _orders(lengths: Sequence[int]) -> list[tuple[int, ...]]:
     """Orders in which spans may stand, left to right."""
-    if len(lengths) > _MAX_PERMUTED:
+    if len(lengths) > MOST_PERMUTED:
         return [tuple(range(len(lengths)))]
     return [
         order
@@ -184,5 +184,5 @@ def _span_scores(
     if not starts:
         return {}
     rows = torch.tensor([[row_of[start + offset] for offset in range(size)] for start in starts])
-    sums = log_probabilities[rows.to(log_probabilities.device), list(span)].sum(dim=1).tolist()
+    sums = log_probabilities[rows.to(log_probabilities.device), list(span)].double().sum(dim=1).tolist()
     return dict(zip(starts, sums, strict=True))

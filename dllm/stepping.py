@@ -3,7 +3,7 @@
 Everything between the windows and the outcome stays on the device: guesses, the selection rule, the floor, the end of the reply, revision
 of decided tokens and the countdown of steps. The host is visited once, for all drafts together, after one step or after several
 (`Denoiser.visit`); a draft that has come to a decision of the host's waits for it unchanged. Two things need the host within a step and say
-so: pins that have no place yet, and grammars; their visits are one step long.
+so: grammars, and pins that have no place yet where not all of the canvas is open; their visits are one step long.
 
 Dimensions: B drafts, W canvas positions, N wanted positions of all drafts, T window tokens, E hidden size, R remembered canvases.
 """
@@ -22,8 +22,9 @@ from dllm import extent
 from dllm.draft import Draft, Live
 from dllm.drafts import CellState
 from dllm.guard import MEMORY, Action, History, watch
-from dllm.outcome import Visit
+from dllm.outcome import PINNED, Visit
 from dllm.pins import consider_pins
+from dllm.placing import Cells, Placing
 from dllm.reading import Reading
 from dllm.revision import Seen
 from dllm.schedule import deadline_floors
@@ -60,9 +61,27 @@ class Round:
         self.has_clauses = any(live.stop == "clause" for live in lives)
         self.has_facts = any(draft.plan.fact_threshold for draft in drafts)
         self.has_watched = any(draft.history is not None for draft in drafts)
-        self.has_unplaced = any(draft.unplaced for draft in drafts)
-        pick = _open_positions if is_whole else _wanted
-        self.reading = Reading(shared, drafts, [pick(*one) for one in zip(drafts, lives, strict=True)], self.size)
+        pairs = list(enumerate(zip(drafts, lives, strict=True)))
+        self.placing = {
+            row: Placing(draft, self.classes, self.device)
+            for row, (draft, live) in pairs
+            if draft.unplaced and (is_whole or count > 1)
+        }
+        """Drafts whose pins find their places on the device, by row: where the host is not visited after the step, or the step is recorded. Where
+        it is, asking it costs a CPU less: with these small operators a step of the built-in model took 11.3 ms instead of 9.8."""
+        self.most_pins = max((placing.shape[0] for placing in self.placing.values()), default=0)
+        self.asking = [row for row, (draft, _) in pairs if draft.unplaced and row not in self.placing]
+        """Those that ask the host for them."""
+        # A pin that is fixed may have what stands behind it decided anew: then that is looked at in the visit's next step.
+        self.reading = Reading(
+            shared,
+            drafts,
+            [
+                (_open_positions if is_whole or row in self.placing else _wanted)(draft, live)
+                for row, (draft, live) in pairs
+            ],
+            self.size,
+        )
         rules = self.reading.rules
         self.parts = rules is not None and rules.processor.parts
         self.may_end = self.parts and any(live.steps_left <= count for live in lives)
@@ -114,8 +133,12 @@ class Round:
         drafts = len(self.drafts)
         tokens, states, columns, self.source, *rest = torch.split(self._whole, self._lengths)
         self.tokens, states = tokens.view(drafts, -1), states.view(drafts, -1)
-        self.decided, self.pinned = states > 0, states == _STATES[CellState.PINNED]
+        self.decided, self.pinned = states > 0, states == PINNED
         self.was_decided = self.decided
+        self.unplaced = torch.zeros(drafts, self.most_pins, dtype=torch.bool, device=self.device)
+        self.fails = torch.zeros(drafts, dtype=torch.bool, device=self.device)
+        for row, placing in self.placing.items():
+            self.unplaced[row, : placing.shape[0]] = placing.start()
         numbers = columns.view(-1, drafts)
         self.width, lo, hi, self.due_hi, self.beyond, self.steps_left, *self.live = numbers[:9].unbind()
         self.holds_ends, self.stops_at_clause, self.stops_at_reply, self.is_watched, self.revises = (
@@ -157,8 +180,8 @@ class Round:
     # --- several steps ----------------------------------------------------------------------------------------------------
 
     def run(self, forward: Forward, ids: Tensor | None) -> Tensor:
-        """[count, B, 3 W + 5 + R + 1] float64: after each step tokens, decided, confidence, counts, whether the draft goes on, and the
-        guard's memory, whose int64 travel as they are."""
+        """[count, B, 3 W + 6 + P + R + 1] float64: after each step tokens, states, confidence, counts, whether there is no room for pins, which
+        of P have no place, whether the draft goes on, and the guard's memory, whose int64 travel as they are."""
         self._unpack()
         results = []
         goes_on = torch.ones(len(self.drafts), dtype=torch.bool, device=self.device)
@@ -170,9 +193,11 @@ class Round:
                 self._keep_back(goes_on, before)
             if index + 1 < self.count:
                 assert ids is not None
-                goes_on = goes_on & self._may_go_on(counts[:, 2])
+                goes_on = goes_on & self._may_go_on(counts[:, 2]) & ~self.fails
                 now = self._window_tokens(ids)
-            cells = (self.tokens, self.decided, self.confidence, counts, goes_on.unsqueeze(1))
+            states = self.decided.long() + self.pinned
+            marks = (self.fails.unsqueeze(1), self.unplaced, goes_on.unsqueeze(1))
+            cells = (self.tokens, states, self.confidence, counts, *marks)
             results.append(torch.cat([*(part.double() for part in cells), self.history.view(torch.float64)], dim=1))
         return torch.stack(results)
 
@@ -184,6 +209,7 @@ class Round:
             0 if self.carried is None else len(self.carried),
             self.rules.occurring,
             self.reading.shape,
+            tuple((row, placing.shape) for row, placing in self.placing.items()),
             self.may_end,
             self.has_clauses,
             self.has_facts,
@@ -198,6 +224,7 @@ class Round:
         own.carried = None if self.carried is None else self.carried.clone()
         own.rules = RuleTable(self.rules.occurring, *(column.clone() for column in _rule_columns(self.rules)))
         own.reading = self.reading.copy()
+        own.placing = {row: placing.copy() for row, placing in self.placing.items()}
         return own
 
     def fill(self, other: Round) -> None:
@@ -207,27 +234,40 @@ class Round:
 
     def _starts(self) -> list[Tensor]:
         carried = [] if self.carried is None else [self.carried]
-        return [self._whole, self._real, self._history, *carried, *_rule_columns(self.rules), *self.reading.columns]
+        places = [column for placing in self.placing.values() for column in placing.columns]
+        return [
+            self._whole,
+            self._real,
+            self._history,
+            *carried,
+            *_rule_columns(self.rules),
+            *self.reading.columns,
+            *places,
+        ]
 
     def look(self, results: Tensor) -> Visit:
         """The one visit to the host."""
-        own = 3 * self.size + 5
+        own = 3 * self.size + 6 + self.most_pins
         histories: list[Tensor] = []
         if self.has_watched:
             # Copied in any case: the next replay of a recording overwrites its results, and drafts keep their histories.
             kept = results[..., own:].clone(memory_format=torch.contiguous_format)
             histories = list(kept.view(torch.int64))
-        return Visit(results[..., :own].tolist(), self.size, self.reading.errors, histories, self.hidden)
+        return Visit(
+            results[..., :own].tolist(), self.size, self.reading.errors, histories, self.hidden, frozenset(self.placing)
+        )
 
     def _state(self) -> list[Tensor]:
-        return [self.tokens, self.decided, self.confidence, self.history, self.steps_left]
+        cells = [self.tokens, self.decided, self.pinned, self.confidence]
+        return [*cells, self.unplaced, self.history, self.steps_left]
 
     def _keep_back(self, goes_on: Tensor, before: Sequence[Tensor]) -> None:
         """Undo the step for drafts that wait for the host."""
-        self.tokens, self.decided, self.confidence, self.history, self.steps_left = (
+        kept = [
             torch.where(goes_on.view(-1, *[1] * (new.dim() - 1)), new, old)
             for new, old in zip(self._state(), before, strict=True)
-        )
+        ]
+        self.tokens, self.decided, self.pinned, self.confidence, self.unplaced, self.history, self.steps_left = kept
 
     def _may_go_on(self, actions: Tensor) -> Tensor:
         """[B] whether a draft's next step needs no decision of the host's: a position is open, no clause or reply is certain, and the guard
@@ -268,8 +308,8 @@ class Round:
         forced_count = (forced & chosen).sum(dim=1) + self._close(allowed, had_text)
         self._revise(scores)
         committed = self.decided.sum(dim=1) - before
-        if any(pinned):
-            committed = committed + staged(pinned, self.device)
+        if pinned is not None:
+            committed = committed + pinned
         self.steps_left = self.steps_left - 1
         self.done += 1
         nothing = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -290,15 +330,41 @@ class Round:
 
     # --- the choice -------------------------------------------------------------------------------------------------------
 
-    def _place_pins(self) -> tuple[Tensor, list[int]]:
-        """Fix pins that have a clear place; which cells may be decided beside them, and how many were pinned per draft."""
-        pinned = [0] * len(self.drafts)
+    def _place_pins(self) -> tuple[Tensor, Tensor | None]:
+        """Fix pins that have a clear place; [B, W] which cells may be decided beside them, and [B] how many were pinned."""
         allowed = torch.ones_like(self.decided)
-        if not self.has_unplaced:
-            return allowed, pinned
-        for row, (draft, live, positions) in enumerate(zip(self.drafts, self.lives, self.reading.wanted, strict=True)):
-            if not draft.unplaced or row in self.reading.errors:
+        if not (self.placing or self.asking):
+            return allowed, None
+        # What was before the step may be wanted again.
+        self.tokens, self.decided, self.pinned = self.tokens.clone(), self.decided.clone(), self.pinned.clone()
+        self.confidence, self.unplaced, self.fails = self.confidence.clone(), self.unplaced.clone(), self.fails.clone()
+        counts = torch.zeros(len(self.drafts), dtype=torch.int64, device=self.device)
+        for row, placing in self.placing.items():
+            count = placing.shape[0]
+            placed = placing.place(
+                self.reading.piece(row),
+                self.reading.rows[row],
+                Cells(self.tokens[row], self.confidence[row], self.decided[row], self.pinned[row]),
+                self.open[row],
+                self.unplaced[row, :count],
+                self.steps_left[row],
+            )
+            cells = placed.cells
+            self.tokens[row], self.confidence[row] = cells.tokens, cells.confidence
+            self.decided[row], self.pinned[row] = cells.decided, cells.pinned
+            self.unplaced[row, :count], self.fails[row] = placed.unplaced, placed.fails
+            allowed[row], counts[row] = placed.allowed, placed.count
+        if self.asking:
+            counts = counts + staged(self._ask_for_places(allowed), self.device)
+        return allowed, counts
+
+    def _ask_for_places(self, allowed: Tensor) -> list[int]:
+        """The same by the host, where the canvas is not open as a whole; how many were pinned per draft."""
+        pinned = [0] * len(self.drafts)
+        for row in self.asking:
+            if row in self.reading.errors:
                 continue
+            draft, live, positions = self.drafts[row], self.lives[row], self.reading.wanted[row]
             canvas = draft.canvas
             tokens, sure = self.tokens[row].tolist(), self.confidence[row].tolist()
             for at in positions:
@@ -308,13 +374,15 @@ class Round:
             except Exception as error:  # this draft's alone
                 self.reading.errors[row] = error
                 continue
-            allowed[row] = staged([at in set(cells) for at in range(self.size)], self.device)
+            allowed[row] = staged([at in cells for at in range(self.size)], self.device)
             if pinned[row]:
                 padding = self.size - canvas.width
                 self.tokens[row] = staged([*canvas.tokens, *[self.shared.mask] * padding], self.device)
                 fixed = canvas.decided() + [True] * padding
                 self.decided[row] = staged(fixed, self.device)
-        return allowed, pinned
+                is_pinned = [state is CellState.PINNED for state in canvas.states]
+                self.pinned[row] = staged(is_pinned + [False] * padding, self.device)
+        return pinned
 
     def _stop(self) -> Tensor:
         """[B] where the floor stops counting, as things stand."""
@@ -421,15 +489,14 @@ class Round:
         for row, (draft, live) in enumerate(zip(self.drafts, self.lives, strict=True)):
             if draft.reviser is None or not draft.spec.options.revises or draft.finishes_now:
                 continue
-            fixed = [cell is CellState.PINNED for cell in draft.canvas.states]
-            fixed[: draft.emitted] = [True] * draft.emitted
-            fixed += [True] * (self.size - draft.canvas.width)
+            # Those behind the canvas's own width are not open.
+            is_fixed = self.pinned[row] | (self.at < draft.emitted)
             seen = Seen(
                 best=scores.token[row],
                 probability=scores.probability[row],
                 shadow=self._shadow(row, live) if live.shadow else None,
                 was_masked=self.open[row] & ~self.was_decided[row],
-                revisable=self.open[row] & self.was_decided[row] & ~staged(fixed, self.device),
+                revisable=self.open[row] & self.was_decided[row] & ~is_fixed,
                 step=draft.phase_steps,
                 steps_left=live.steps_left,
             )
@@ -457,7 +524,7 @@ def _wanted(draft: Draft, live: Live) -> list[int]:
     ] or [live.open_lo]
 
 
-_STATES = {CellState.COMMITTED: 1, CellState.PINNED: 2}
+_STATES = {CellState.COMMITTED: 1, CellState.PINNED: PINNED}
 """Of decided cells, on the device."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dllm.draft import Draft, Live, Work
+from dllm.reading import needs_host
 
 
 def steps_together(works: Sequence[tuple[Draft, Work]], most: int, before_deadline: int) -> int:
@@ -26,8 +27,7 @@ def steps_alone(draft: Draft, work: Work) -> int:
     """Steps for which a draft needs no decision of the host's, as long as it has something open."""
     if not isinstance(work, Live) or work.shadow or work.commits:
         return 1
-    # These ask the host within a step, or remember a step's outcome there.
-    if draft.unplaced or draft.spec.constraint is not None or draft.reviser is not None:
+    if needs_host(draft, work):
         return 1
     return max(min(work.alike, work.steps_left), 1)
 

@@ -115,11 +115,11 @@ def test_no_family_makes_the_host_wait(family: str, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("is_recorded", [False, True])
-@pytest.mark.parametrize("case", ["rules", "drawn", "processed", "pinned"])
+@pytest.mark.parametrize("case", ["rules", "drawn", "processed", "pinned", "pins"])
 def test_within_a_visit_of_several_steps_the_host_waits_for_nothing(
     case: str, is_recorded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its forwards included, and what a recording is filled with. Pins are fixed from the start: their place is asked of the host."""
+    """Its forwards included, and what a recording is filled with."""
     path, model, codec = StepPath(monkeypatch), tiny.model(), tiny.codec()
     looks = Looks(monkeypatch)
     engine = Engine(
@@ -132,13 +132,16 @@ def test_within_a_visit_of_several_steps_the_host_waits_for_nothing(
     )
     plan = Plan(12, 12, 0.99, by_clause=False, fact_threshold=0.995)
     agent = DecodeOptions(hold_ends=True, no_stutter=True, min_tokens=20, logit_bias=((30, -9.0),), keep_above=0.0)
-    options = [agent, agent] if case == "pinned" else options_of(case)
+    options = [agent, agent] if case in ("pinned", "pins") else options_of(case)
     if case == "rules":
         options = [one for one in options if one.rule != "stability"]
     specs = [draft_spec(prompt_of(9 + at, at), 24, one, plan, f"c{at}") for at, one in enumerate(options)]
     if case == "pinned":
         pin = tuple(codec.encode_pin("$5.10"))
         specs = [replace(spec, pins=(pin,), keep=(60,), keep_pins=((0, 3),), unpinned=31) for spec in specs]
+    if case == "pins":
+        pins = tuple(tuple(codec.encode_pin(text)) for text in ("$5.10", "mocha"))
+        specs = [replace(spec, pins=pins[at:], unpinned=31) for at, spec in enumerate(specs)]
     for _ in range(2):
         write_together(model, specs, engine)
     assert looks.steps == path.steps > 2 * looks.visits
