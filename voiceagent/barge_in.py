@@ -6,7 +6,7 @@ Time is a sample index at 16 kHz. One window of speech probability goes in at a 
 
 Two windows of voice are a doubt: the agent ducks. Voice that goes on was said to the agent, and stops it. Voice that ends sooner may be
 "uh-huh", a cough or "stop": its words tell, so they are asked for, and only words that are no backchannel stop the agent. They are asked for while the
-voice goes on, too: then they can only hold the stop back, since half a word is no word.
+voice goes on, too: then they can only hold the stop back, since half a word is no word; unless they are there to stop somebody.
 
     barge_in.answer(number, "uh huh")             # whenever the words are there; they count with the next window
 
@@ -59,7 +59,8 @@ FRAGMENTS = tuple(
 STOPPING_WORDS = tuple(
     "stop no nope wait hold hang cancel hello hi hey excuse sorry pardon actually what who why when where how never help quiet enough".split()
 )
-"""English words that stop the agent even if they sound like a hum: what people say to take the turn."""
+"""English words that stop the agent even if they sound like a hum, and as soon as they are heard in a voice that does not: what people say to take the
+turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +242,8 @@ class _Voice:
     """The number under which the words so far were asked for."""
     early_words: tuple[str, ...] = ()
     """What they were."""
+    is_stopping: bool = False
+    """Among them is a word that is there to stop somebody."""
     limit_s: float = 0.0
     """Voice that stops the agent."""
     is_asked: bool = False
@@ -288,7 +291,8 @@ class BargeIn:
             return None
         may_be_stopped = voice.voiced + end - start > _samples(settings.backchannel_s)
         may_be_over = end - voice.end >= _samples(settings.gap_s) and not voice.is_asked
-        return voice.sounds_from if may_be_stopped or may_be_over else None
+        may_have_to_stop = voice.is_stopping or any(number == voice.early for number, _ in self._answers)
+        return voice.sounds_from if may_be_stopped or may_be_over or may_have_to_stop else None
 
     def update(
         self,
@@ -320,6 +324,8 @@ class BargeIn:
         while self._answers:
             if answered := self._take_answer(*self._answers.pop(0), end):
                 return answered
+        if self._voice is not None and self._voice.is_stopping and self._is_doubted and not self._is_hum(self._voice):
+            return self._stop(self._voice)  # Whatever follows: people say "stop" to be obeyed at once.
         settings = self.settings
         if origin is Origin.AGENT:
             self._echo_end = end
@@ -432,6 +438,7 @@ class BargeIn:
         says_something = not is_nothing and not is_backchannel(text, (*settings.backchannels, *settings.fragments))
         if self._is_doubted and self._voice is not None and self._voice.early == number:
             self._voice.early_words = tuple(normalise(text).split()) if says_something else ()
+            self._voice.is_stopping = says_something and self._is_stopping(text)
             if is_nothing:
                 self._voice.limit_s = self.settings.unclear_s
             elif not says_something:
@@ -459,10 +466,13 @@ class BargeIn:
         settings, words = self.settings, normalise(text).split()
         if not self._is_hum(voice) or voice.hum < settings.sure_hum or len(words) > settings.hum_words:
             return False
-        stopping = {word for each in settings.stopping_words for word in normalise(each).split()}
-        if stopping & set(words) or words[:1] == list(voice.early_words[:1]):
+        if self._is_stopping(text) or words[:1] == list(voice.early_words[:1]):
             return False
         return self._unheeded is None or voice.start - self._unheeded > _samples(settings.again_s)
+
+    def _is_stopping(self, text: str) -> bool:
+        words = {word for each in self.settings.stopping_words for word in normalise(each).split()}
+        return bool(words & set(normalise(text).split()))
 
     def _agent_ended(self, end: int) -> tuple[Action, ...]:
         voice, last, was_doubted = self._voice, self._last, self._is_doubted

@@ -61,7 +61,7 @@ def test_voice_ducks_within_two_windows_and_stops_the_agent_when_it_goes_on() ->
 
 
 def test_words_of_a_voice_that_goes_on_can_only_hold_the_stop_back() -> None:
-    for text, longest_s in (("oh", 0.8), ("okay a", 0.8), ("can", 0.4), ("stop", 0.4), ("", 0.46), ("with a", 0.46)):
+    for text, longest_s in (("oh", 0.8), ("okay a", 0.8), ("can", 0.4), ("", 0.46), ("with a", 0.46)):
         ear = Ear()
         _, ask = ear.voice(0.256)
         assert isinstance(ask, Ask)
@@ -71,6 +71,27 @@ def test_words_of_a_voice_that_goes_on_can_only_hold_the_stop_back() -> None:
             voiced_s += 0.032
         assert isinstance(said[0], Stop)
         assert voiced_s == pytest.approx(longest_s, abs=0.033), text
+
+
+@pytest.mark.parametrize("text", ["stop", "no no", "Wait,"])
+def test_a_stopping_word_stops_while_the_voice_goes_on(text: str) -> None:
+    ear = Ear()
+    _, ask = ear.voice(0.256)
+    assert isinstance(ask, Ask)
+    ear.barge_in.answer(ask.number, text)
+    assert ear.voice(0.032) == [Stop(0, 8 * WINDOW)]
+
+
+def test_a_stopping_word_in_a_voice_that_sounds_like_a_hum_waits_until_it_does_not() -> None:
+    barge_in = BargeIn()
+    ask = hear(barge_in, 0, 8, 0.95)[-1]
+    assert isinstance(ask, Ask)
+    assert barge_in.listens_from(8 * WINDOW, 9 * WINDOW) is None
+    barge_in.answer(ask.number, "no")
+    assert barge_in.listens_from(8 * WINDOW, 9 * WINDOW) == 0, "its sound is wanted with its words"
+    assert hear(barge_in, 8, 1, 0.95, hum=0.8) == []
+    assert barge_in.listens_from(9 * WINDOW, 10 * WINDOW) == 0
+    assert hear(barge_in, 9, 1, 0.95, hum=0.3) == [Stop(0, 9 * WINDOW)]
 
 
 def test_a_drawn_out_backchannel_is_asked_about_again_at_its_end() -> None:
