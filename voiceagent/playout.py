@@ -41,6 +41,10 @@ class Playout:
     sent_s: float = 0.0
     _dry_at: float | None = None
     _reported_s: float | None = None
+    _cut_s: float | None = None
+    """Where the client has cut it: what lies behind is not heard, whatever was sent."""
+    _stopped_s: float | None = None
+    """What had been heard when it was stopped, by our estimate; the client may know better."""
     _ducked_s: float | None = None
     """What had been played when it was ducked."""
     _held_at: float | None = None
@@ -58,6 +62,9 @@ class Playout:
     def sent(self, duration_s: float, now: float) -> float:
         """Another piece of audio left for the caller; when it will have been played."""
         now = self._time(now)
+        if self._is_over:
+            self.sent_s += duration_s
+            return now
         start = max(now, self.not_before if self._dry_at is None else self._dry_at)
         self._dry_at = start + duration_s
         self.sent_s += duration_s
@@ -67,12 +74,37 @@ class Playout:
         return self._dry_at
 
     def report(self, played_s: float, now: float) -> None:
-        """The client says how much it has played; later estimates start from there."""
+        """The client says how much it has played; later estimates start from there. Less than it said before is old news."""
         now = self._time(now)
         played_s = min(max(played_s, 0.0), self.sent_s)
-        self._reported_s = max(played_s, self._reported_s or 0.0)
+        if self._is_over or (self._reported_s is not None and played_s < self._reported_s):
+            return
+        self._reported_s = played_s
         if self._dry_at is not None:
             self._dry_at = max(now + self.sent_s - played_s, now)
+
+    def cut(self, end_s: float, now: float) -> float:
+        """The client plays nothing behind `end_s`, or behind an earlier cut; where the audio ends now."""
+        self._cut_s = min(max(end_s, 0.0), self.sent_s if self._cut_s is None else self._cut_s)
+        self._ducked_s = None
+        if self._dry_at is not None:
+            self._dry_at = self._time(now)
+        return self._cut_s
+
+    def stop(self, now: float) -> None:
+        """The client was told to play no more of it: nothing waits for its end, and what was heard stays."""
+        if self._stopped_s is None:
+            self._stopped_s, self._held_at = self.heard_s(now), None
+            if self._dry_at is not None:
+                self._dry_at = min(self._dry_at, now)
+
+    @property
+    def _is_over(self) -> bool:
+        return self._cut_s is not None or self._stopped_s is not None
+
+    @property
+    def is_cut(self) -> bool:
+        return self._cut_s is not None
 
     def duck(self, now: float) -> None:
         """What plays from now on is turned down, because somebody may be speaking over it."""
@@ -117,6 +149,9 @@ class Playout:
         """Seconds of the reply played by `now`."""
         if self._dry_at is None:
             return 0.0
+        ended_s = self._stopped_s if self._cut_s is None else self._cut_s
+        if ended_s is not None:
+            return ended_s
         now = self._time(now)
         estimate = self.sent_s - max(self._dry_at - now, 0.0)
         return min(max(estimate, self._reported_s or 0.0, 0.0), self.sent_s)

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from voiceagent import turn as turns
 from voiceagent.asking import Asking
@@ -96,8 +97,8 @@ class Replying:
     _still_playing: list[Reply] = field(default_factory=list)
     """Replies made before the current one, in case the caller still hears them."""
     _playouts: dict[str, Playout] = field(default_factory=dict)
-    _unheld: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the client plays on after a hold."""
+    _moved: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a playout ends elsewhere than was thought: the client plays on after a hold, or has cut it."""
 
     @property
     def active_response_id(self) -> str | None:
@@ -118,7 +119,7 @@ class Replying:
     # --- what was heard -----------------------------------------------------------------------------------------------
 
     def truncate(self, item_id: str, audio_end_s: float) -> None:
-        """The caller heard only the first `audio_end_s` of this reply; a position past its end is read as its end.
+        """The caller heard only the first `audio_end_s` of this reply and hears no more of it; a position past its end is read as its end.
 
         Raises:
             ProtocolError: If there is no such item, or it is not the agent's.
@@ -128,10 +129,12 @@ class Replying:
             raise ProtocolError("item_truncate_invalid_item_id", f"Item {item_id} is not the agent's.", param="item_id")
         playout = self._playouts.get(item_id)
         if playout is not None:
-            heard_s = min(audio_end_s, playout.sent_s)
-            playout.report(heard_s, self.clock.now())
-            item = replace(item, text=playout.heard_text(heard_s))
+            now, dry_at = self.clock.now(), playout.dry_at()
+            if dry_at is not None and dry_at > now:
+                self.echo.cut(now)
+            item = replace(item, text=playout.heard_text(playout.cut(audio_end_s, now)))
             self.history.put(item)
+            self._moved.set()
         self.emit(ItemTruncated(item_id, audio_end_s, item.text or ""))
 
     def report_playout(self, item_id: str, played_s: float) -> None:
@@ -161,7 +164,7 @@ class Replying:
         for playout in self._audible():
             playout.resume(self.clock.now())
         self.echo.resume(self.clock.now())
-        self._unheld.set()
+        self._moved.set()
 
     def _audible(self) -> list[Playout]:
         current = [] if self._running is None else [self._running.reply]
@@ -272,11 +275,15 @@ class Replying:
 
     async def _played_out(self, playout: Playout) -> None:
         while (dry_at := playout.dry_at()) is not None and (playout.is_held or dry_at > self.clock.now()):
-            if playout.is_held:
-                self._unheld.clear()
-                await self._unheld.wait()
-            else:
-                await self.clock.sleep_until(dry_at)
+            self._moved.clear()
+            waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._moved.wait())]
+            if not playout.is_held:
+                waits.append(asyncio.ensure_future(self.clock.sleep_until(dry_at)))
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for each in waits:
+                    each.cancel()
 
     def _tell(self, running: _Running, event: ConversationEvent) -> None:
         """Everything a reply emits passes here: a reply that has ended is silent, and the history follows what is said."""
@@ -292,7 +299,9 @@ class Replying:
                 event = replace(event, previous_item_id=previous)
             case ResponseCalled(item=call):
                 event = replace(event, previous_item_id=self.history.add(call) if keeps else None)
-            case ResponseText(item_id=item_id) if keeps and item_id in self.history:
+            case ResponseText(item_id=item_id) if (
+                keeps and item_id in self.history and not running.reply.playout.is_cut
+            ):
                 self.history.put(replace(self.history.said(item_id), text=running.reply.said))
             case _:
                 pass
@@ -307,9 +316,11 @@ class Replying:
         item: Item | None = None
         previous: str | None = None
         if reply.item_started:
-            text = reply.said if status == "completed" else self._heard(reply)
+            is_whole = status == "completed" and not reply.playout.is_cut
+            text = reply.said if is_whole else self._heard(reply)
             if status == "failed" and reply.request.modality == "audio":
-                text = reply.playout.heard_text(reply.playout.sent_s)  # It plays on, and is cut if it is interrupted.
+                end_s = reply.playout.heard_s(self.clock.now()) if reply.playout.is_cut else reply.playout.sent_s
+                text = reply.playout.heard_text(end_s)  # It plays on, and is cut if it is interrupted.
             item = Item(
                 reply.request.item_id,
                 "agent",
@@ -344,6 +355,7 @@ class Replying:
         running = self._running
         if running is None or running.is_finished:
             return
+        running.reply.playout.stop(self.clock.now())
         self._finish(running, "cancelled", reason)
         self._interrupted(running)
         if not running.reply.item_started or not self._heard(running.reply):
@@ -371,6 +383,7 @@ class Replying:
             self._still_playing.append(earlier.reply)
 
     def _cut_history(self, reply: Reply) -> None:
+        reply.playout.stop(self.clock.now())
         if reply.request.item_id in self.history:
             item = self.history.said(reply.request.item_id)
             heard = self._heard(reply)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 
 import numpy as np
+import pytest
 
 from tests.voiceagent.conversing import REPLY, Line, talk
 from tests.voiceagent.standins import ToneSynthesizer, silence, tone
 from voiceagent.events import (
     Item,
     ItemTruncated,
+    PlaybackDucked,
+    ResponseAudio,
     ResponseFinished,
     ResponseItemStarted,
     ResponseStarted,
@@ -82,9 +85,41 @@ def test_the_clients_truncation_decides_what_was_heard() -> None:
         line.conversation.truncate_item(item.id, 0.5)
         assert line.of(ItemTruncated)[0].text == "Sure, one"
         line.conversation.truncate_item(item.id, 999.0)
-        assert line.of(ItemTruncated)[1].text == REPLY
+        assert line.of(ItemTruncated)[1].text == "Sure, one", "what was cut does not come back"
+        line.conversation.truncate_item(item.id, 0.0)
+        assert line.of(ItemTruncated)[2].text == ""
 
     talk(scenario)
+
+
+def test_a_truncation_past_the_end_is_one_at_the_end() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(10.0)
+        line.conversation.truncate_item(line.of(ResponseItemStarted)[0].item.id, 1e12)
+        assert line.of(ItemTruncated)[0].text == REPLY
+
+    talk(scenario)
+
+
+@pytest.mark.parametrize("step_s", [0.0, 0.4], ids=["reply made", "reply being made"])
+def test_a_client_that_truncates_by_itself_has_stopped_the_agent(step_s: float) -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        while not line.of(ResponseAudio):
+            await line.clock.advance(0.05)
+        await line.clock.advance(1.0)
+        line.conversation.truncate_item(line.of(ResponseItemStarted)[0].item.id, 0.5)
+        await line.clock.advance(0.05 if step_s == 0 else 5.0)
+        assert line.conversation.phase is Phase.IDLE, "nothing plays any more"
+        await line.play(np.concatenate([tone(0.3), silence(0.8)]))
+        assert not line.of(PlaybackDucked), "a yes is no backchannel where nobody speaks"
+        await line.clock.advance(1.0)
+
+    line = talk(scenario, heard=("a mocha please", "yes"), step_s=step_s)
+    first, *_ = [item.text for item in line.conversation._history if isinstance(item, Item) and item.role == "agent"]
+    assert first == "Sure, one"
+    assert len(line.llm.drafts) == 2, "it is answered"
 
 
 def test_a_cancelled_response_ends_at_once_and_another_can_start() -> None:

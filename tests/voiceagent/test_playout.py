@@ -88,6 +88,37 @@ def test_the_clients_own_position_replaces_the_estimate() -> None:
     assert playout.played_s(11.1) == 2.0
 
 
+def test_a_position_that_goes_back_is_old_news() -> None:
+    playout = spoken()
+    playout.report(1.5, now=11.5)
+    playout.report(0.1, now=11.6)
+    assert playout.dry_at() == 12.0
+    assert playout.played_s(11.7) == pytest.approx(1.7)
+
+
+def test_what_was_stopped_is_over_and_only_the_client_knows_better() -> None:
+    playout = spoken()
+    playout.duck(10.7)
+    playout.stop(10.9)
+    playout.stop(11.5)
+    assert (playout.dry_at(), playout.heard_s(15.0)) == (10.9, pytest.approx(0.7))
+    playout.report(1.0, now=11.6)
+    assert playout.dry_at() == 10.9, "a report that was on its way changes nothing"
+    assert playout.cut(0.8, now=11.0) == 0.8
+    assert playout.heard_s(15.0) == 0.8
+
+
+def test_what_is_cut_is_not_played_whatever_comes_afterwards() -> None:
+    playout = spoken()
+    assert playout.cut(0.5, now=11.0) == 0.5
+    assert (playout.dry_at(), playout.played_s(11.5)) == (11.0, 0.5)
+    playout.sent(1.0, now=11.1)
+    playout.report(2.5, now=11.2)
+    assert playout.dry_at() == 11.0
+    assert playout.cut(99.0, now=11.3) == 0.5 and playout.cut(-1.0, now=11.3) == 0.0
+    assert playout.heard_s(20.0) == 0.0
+
+
 @given(st.lists(st.floats(0.0, 5.0), min_size=1, max_size=8), st.floats(0.0, 6.0), st.floats(0.0, 6.0))
 def test_more_playing_never_means_fewer_words(durations: list[float], a: float, b: float) -> None:
     playout = Playout()

@@ -85,7 +85,7 @@ def test_a_short_word_that_is_no_backchannel_becomes_a_turn_with_all_its_audio()
         assert over(line) == ["PlaybackDucked", "SpeechStarted"]
         await line.play(silence(1.0))
 
-    line = talk(scenario, heard=("a mocha please", "stop", "stop"), written=(LONG, "Yes?"), step_s=0.0)
+    line = talk(scenario, heard=("a mocha please", "so", "stop", "stop"), written=(LONG, "Yes?"), step_s=0.0)
     so_far, asked, turn = line.asr.utterances[1:]
     assert so_far.fed < asked.fed
     assert asked.fed / 16_000 == pytest.approx(0.3 + 0.3 + 0.1, abs=0.07), "padding, voice and the gap"
@@ -286,3 +286,69 @@ def test_what_is_played_is_looked_at_only_where_echo_matters(echo_gate: bool, mo
     settings = SessionSettings(turn_detection=TurnDetection(echo_gate=echo_gate))
     talk(answered, written=(LONG,), step_s=0.0, settings=settings)
     assert bool(looked_at) == echo_gate
+
+
+def test_a_stopping_word_stops_the_agent_while_it_is_still_spoken() -> None:
+    for words, expected in (("stop", ["PlaybackDucked", "SpeechStarted"]), ("so", ["PlaybackDucked"])):
+
+        async def scenario(line: Line, expected: list[str] = expected) -> None:
+            await answered(line)
+            await line.play(tone(0.38))
+            assert over(line) == expected
+
+        talk(scenario, heard=("a mocha please", words), written=(LONG, "Yes?"), step_s=0.0)
+
+
+def test_who_interrupts_twice_running_stops_both_replies_where_they_were() -> None:
+    async def scenario(line: Line) -> None:
+        await answered(line)
+        await line.play(np.concatenate([tone(0.8), silence(1.3)]))
+        assert line.conversation.phase is Phase.SPEAKING, "the second reply"
+        await line.play(np.concatenate([tone(0.8), silence(1.3)]))
+        assert over(line) == ["PlaybackDucked", "SpeechStarted"] * 2
+
+    line = talk(scenario, written=(LONG, LONG, "Yes?"), step_s=0.0)
+    first, second, third = agents_words(line)
+    assert all(kept and LONG.startswith(kept) and kept != LONG.strip() for kept in (first, second))
+    assert third == "Yes?"
+
+
+def test_a_caller_who_speaks_as_the_first_clause_begins_is_heard_at_once() -> None:
+    async def scenario(line: Line) -> None:
+        await line.play(np.concatenate([tone(0.8), silence(0.2)]))
+        while not line.conversation._state.is_audible:
+            await line.play(silence(0.02))
+        began = line.clock.now()
+        while len(line.of(SpeechStarted)) < 2:
+            await line.play(tone(0.02))
+        assert line.clock.now() - began <= 0.56
+        assert over(line) == ["PlaybackDucked", "SpeechStarted"]
+        await line.play(silence(1.3))
+
+    line = talk(scenario, written=(LONG, "Yes?"), step_s=0.0)
+    assert agents_words(line)[0] in ("", "One"), "in its first second nobody knows whether the agent hears itself"
+    assert [turn.text for turn in line.llm.drafts[1].request.turns if turn.role == "user"] == ["a mocha please"] * 2
+
+
+@pytest.mark.parametrize("in_doubt", [False, True])
+@pytest.mark.parametrize("door", ["keys", "Realtime"])
+def test_text_that_is_typed_over_the_agent_is_answered_and_the_answer_is_not_turned_down(
+    door: str, in_doubt: bool
+) -> None:
+    async def scenario(line: Line) -> None:
+        await answered(line)
+        await line.play(tone(0.2) if in_doubt else silence(0.2))
+        if door == "keys":
+            line.conversation.hear_text("a large one")
+        else:
+            line.conversation.add_item(Item("typed", "user", "a large one"))
+            line.conversation.create_response()
+        await line.play(silence(1.0))
+        assert not line.conversation._state.is_ducked
+        assert over(line).count("PlaybackDucked") - over(line).count("PlaybackRestored") in (0, int(in_doubt))
+        await line.play(silence(15.0))
+
+    line = talk(scenario, heard=("a mocha please", ""), written=(LONG, "Yes, of course?"), step_s=0.0)
+    first, second = agents_words(line)
+    assert second == "Yes, of course?"
+    assert (first == LONG.strip()) == (door == "Realtime"), "a response that a client asks for waits for its turn"
