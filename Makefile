@@ -35,33 +35,14 @@ lint: $(VENV)/.installed-test
 bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/kernels.py $(ARGS)
 
-# On a machine with a GPU, under ten minutes: tests of every kernel and those marked `gpu`, then benchmarks. Nothing is installed and nothing
+# On a machine with a GPU, under ten minutes: benchmarks and the tests of every kernel, the most valuable first. Nothing is installed and nothing
 # fetched, so it uses the environment here if there is one, else the python3 that brings torch, triton, transformers, pytest and hypothesis.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 GPU_OUT ?= runs/gpu-bench
-GPU_TESTS = $(shell grep -rlE 'pytest\.mark\.gpu' tests --include='test_*.py')
-# Two processes for each file, many at a time: most of their time is the compiler's, which works for one kernel at once. The older tests of
-# commit-from-logits compile it for some hundred shapes; those that are marked are enough on a device.
-GPU_JOBS ?= 12
-KERNEL_TESTS = $(wildcard tests/kernels/test_*.py) tests/dllm/test_kernels_on.py
-UNMARKED_TESTS = $(filter-out %/test_commit_from_logits.py,$(KERNEL_TESTS))
 
-gpu-bench: export PYTHONPATH := .:kernels:pipelines
-gpu-bench: export HF_HUB_OFFLINE := 1
 gpu-bench: export PYTHONUNBUFFERED := 1
 gpu-bench:
-	@mkdir -p $(GPU_OUT)
-	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu-bench needs a CUDA device, and torch sees none")'
-	@# One part that fails must not take the others with it; the last line fails if any did.
-	@rm -rf $(GPU_OUT)/failed $(GPU_OUT)/tests && mkdir -p $(GPU_OUT)/tests
-	(printf '%s -m gpu\n' $(GPU_TESTS); printf '%s -m "not gpu"\n' $(UNMARKED_TESTS)) | timeout 200 xargs -P $(GPU_JOBS) -L 1 sh -c \
-		'$(GPU_PYTHON) -m pytest -q -W default -p no:cacheprovider "$$@" > $(GPU_OUT)/tests/$$(basename $$1 .py)-$${3%% *}.txt 2>&1' sh \
-		|| echo tests >> $(GPU_OUT)/failed
-	@tail -q -n 3 $(GPU_OUT)/tests/*.txt
-	timeout 115 $(GPU_PYTHON) benchmarks/kernels.py --budget 95 --compile-budget 35 --save $(GPU_OUT) || echo kernels >> $(GPU_OUT)/failed
-	timeout 130 $(GPU_PYTHON) benchmarks/step.py --device cuda --budget 95 --compile-budget 45 --seconds 1.5 --save $(GPU_OUT) || echo step >> $(GPU_OUT)/failed
-	timeout 130 $(GPU_PYTHON) benchmarks/engine.py --device cuda --graphs --budget 95 --seconds 3 --save $(GPU_OUT)/engine.json --plot $(GPU_OUT)/engine.png || echo engine >> $(GPU_OUT)/failed
-	@if [ -e $(GPU_OUT)/failed ]; then echo "failed: $$(tr '\n' ' ' < $(GPU_OUT)/failed)"; exit 1; fi
+	$(GPU_PYTHON) benchmarks/gpu.py --save $(GPU_OUT) $(ARGS)
 
 # Data, training, export. What is there is kept and a run that has begun goes on, so that `make train-builtin LEG_MINUTES=8` is one leg
 # of it and the same command the next. Without DEVICE a GPU is used where there is one, by a python3 that brings torch, tokenizers and

@@ -2,7 +2,7 @@
 
     python benchmarks/engine.py                                      # a CPU: 0.03B at every batch size
     python benchmarks/engine.py --geometry 1.7B --batch 1 --rounds 2
-    python benchmarks/engine.py --device cuda --graphs --budget 360  # what `make gpu-bench` runs
+    python benchmarks/engine.py --device cuda --graphs --budget 360  # everything on a GPU; `make gpu-bench` runs a part of it
 
 Weights are random, so what is written means nothing and how many steps a reply takes is fixed instead of found: `rule="count"` with
 3 steps for a first clause of 12 tokens and 5 for the other 20, which is 4 visible tokens per forward. Real checkpoints are quicker or
@@ -78,6 +78,9 @@ GEOMETRIES: dict[str, ModelSpec] = {
     "4B": sdar_spec(2560, 9728, 36, 32),
     "8B": sdar_spec(4096, 12_288, 36, 32),
 }
+TINY = replace(sdar_spec(64, 128, 2, 8), vocab_size=4100, head_dim=16, special=SpecialTokens(4099, (4098, 4097), 4097))
+"""Of no consequence: to see that everything runs."""
+ALL: dict[str, ModelSpec] = GEOMETRIES | {"tiny": TINY}
 
 
 # --- the two models ---------------------------------------------------------------------------------------------------
@@ -450,13 +453,16 @@ def line(row: dict[str, Any]) -> str:
 
 def plot(report: dict[str, Any], path: Path) -> None:
     """Tokens per second by batch, and step times beside their floors."""
-    import matplotlib
+    try:
+        import matplotlib
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        print("no plot: matplotlib is not installed", file=sys.stderr)
+        return
     rows = [row for row in report["rows"] if "error" not in row]
-    names = sorted({row["geometry"] for row in rows}, key=list(GEOMETRIES).index)
+    names = sorted({row["geometry"] for row in rows}, key=list(ALL).index)
     figure, axes = plt.subplots(2, max(1, len(names)), figsize=(4.2 * max(1, len(names)), 7), squeeze=False)
     for column, name in enumerate(names):
         own = [row for row in rows if row["geometry"] == name]
@@ -492,7 +498,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument(
-        "--geometry", action="append", choices=tuple(GEOMETRIES), help="default: all on a GPU, 0.03B on CPU"
+        "--geometry", action="append", choices=tuple(ALL), help="default: all but tiny on a GPU, 0.03B on CPU"
     )
     parser.add_argument("--batch", type=int, action="append", help="replies at once; default 1, 4, 16 and 64")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU, float32 on CPU")
@@ -545,7 +551,7 @@ def main() -> int:
     def measure(name: str, batch: int) -> list[dict[str, Any]]:
         if name not in models:
             models.clear()
-            network = random_network(GEOMETRIES[name], device, dtype)
+            network = random_network(ALL[name], device, dtype)
             models[name] = network, transformers_twin(network)
         return compare(name, *models[name], batch, settings)
 

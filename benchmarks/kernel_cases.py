@@ -21,6 +21,7 @@ from dllm_kernels import (
     HeadNorms,
     Target,
     add_rms_norm,
+    cache_in_eight_bits,
     canvas_attention,
     commit_from_logits,
     embed,
@@ -82,6 +83,10 @@ def cases(device: torch.device) -> Iterator[Case]:
         for make in (commit, norm, gate, embedding, rotary_and_store, selecting, head, attention, product, mixture):
             yield from make(device, torch.float32, Geometry("tiny", 256, 512, 16), (32,), 4096)
         return
+    yield from cases_of_a_gpu(device)
+
+
+def cases_of_a_gpu(device: torch.device) -> Iterator[Case]:
     half = torch.bfloat16
     yield from commit(device, half, LARGE, (16, 32, 64, 256, 1024), VOCABULARY)
     yield from commit(device, torch.float32, LARGE, (64, 1024), VOCABULARY)
@@ -196,20 +201,30 @@ def rotary_and_store(
         norms = HeadNorms(*(torch.ones(HEAD_DIM, dtype=dtype, device=device) for _ in range(2)), 1e-6)
         keys, values = (_randn(device, dtype, drafts, KV_HEADS, STORED + 32, HEAD_DIM) for _ in range(2))
         columns = torch.arange(STORED, STORED + 32, device=device).repeat(drafts, 1)
-        target = Target(keys, values, 0, columns)
+        eight = cache_in_eight_bits(keys, values)
         heads = (size.heads, KV_HEADS)
-        yield Case(
-            "rotate_and_store",
-            f"{size.name}, {rows} rows",
-            dtype,
-            2 * qkv.numel() * qkv.element_size(),
-            0,
-            lambda qkv=qkv, cos=cos, sin=sin, norms=norms, target=target, heads=heads: rotate_and_store(  # type: ignore[misc]
-                qkv, cos, sin, heads, norms, target=target
+        read, stored = qkv.numel() * qkv.element_size(), 2 * drafts * 32 * KV_HEADS * (HEAD_DIM + 4)
+        turned = drafts * 32 * size.heads * HEAD_DIM * qkv.element_size()
+        for name, moved, target in (
+            ("", 2 * read, Target(keys, values, 0, columns)),
+            (
+                ", into e4m3",
+                read + turned + stored,
+                Target(eight.keys, eight.values, 0, columns, eight.key_scale, eight.value_scale),
             ),
-            rotary.rotate_and_store,
-            (qkv, cos, sin, heads, norms, None, target),
-        )
+        ):
+            yield Case(
+                "rotate_and_store",
+                f"{size.name}, {rows} rows{name}",
+                dtype,
+                moved,
+                0,
+                lambda qkv=qkv, cos=cos, sin=sin, norms=norms, target=target, heads=heads: rotate_and_store(  # type: ignore[misc]
+                    qkv, cos, sin, heads, norms, target=target
+                ),
+                rotary.rotate_and_store,
+                (qkv, cos, sin, heads, norms, None, target),
+            )
 
 
 def selecting(device: torch.device, _: torch.dtype, size: Geometry, counts: tuple[int, ...], __: int) -> Iterator[Case]:
@@ -282,12 +297,18 @@ def attention(
         count = drafts * -(-slots // page)
         pages = [_randn(device, dtype, count, KV_HEADS, page, HEAD_DIM) for _ in range(2)]
         table = torch.randperm(count, device=device, generator=_generator(device)).to(torch.int32).view(drafts, -1)
-        for name, cache in (("rows", Cache(keys, values)), ("pages", Cache(pages[0], pages[1], table))):
+        whole, in_eight = 2 * keys.numel() * q.element_size(), 2 * (keys.numel() + 4 * keys.numel() // HEAD_DIM)
+        kinds = (
+            ("rows", whole, Cache(keys, values)),
+            ("rows of e4m3", in_eight, cache_in_eight_bits(keys, values)),
+            ("pages", whole, Cache(pages[0], pages[1], table)),
+        )
+        for name, stored, cache in kinds:
             yield Case(
                 "canvas_attention",
                 f"{size.name}, {drafts} of {length}, {STORED} stored in {name}",
                 dtype,
-                (2 * keys.numel() + 2 * q.numel()) * q.element_size(),
+                stored + 2 * q.numel() * q.element_size(),
                 4 * q.numel() * slots,
                 lambda q=q, cache=cache, visible=visible, slots=slots: canvas_attention(  # type: ignore[misc]
                     q, cache, visible, longest=slots

@@ -174,6 +174,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=30, help="timed calls per case (default 30)")
     parser.add_argument("--op", help="only cases of this kernel")
+    parser.add_argument("--but", help="no cases of this kernel")
     parser.add_argument("--budget", type=float, default=1e9, help="seconds after which no further case begins")
     parser.add_argument(
         "--compile-budget", type=float, default=60.0, help="seconds for torch.compile in all (default 60)"
@@ -200,7 +201,7 @@ def main() -> int:
     began, compiling, left_out = time.monotonic(), 0.0, 0
     timer = Timer(device)
     for case in cases(device):
-        if options.op not in (None, case.op):
+        if options.op not in (None, case.op) or case.op == options.but:
             continue
         if time.monotonic() - began > options.budget:
             left_out += 1

@@ -1,7 +1,8 @@
 """One whole denoising step: forward, head, commit, selection and the host's part, against its floor, the reference and transformers.
 
     python benchmarks/step.py --tiny                                # seconds on a CPU: that all of it runs
-    python benchmarks/step.py --device cuda --budget 110 --save DIR # what `make gpu-bench` runs; step.json and step.png in that folder
+    TRITON_INTERPRET=1 python benchmarks/step.py --tiny --interpret --canvas 8 --batch 1   # the ways of a GPU: kernels interpreted, recordings done again
+    python benchmarks/step.py --device cuda --budget 110 --save DIR # step.json and step.png in that folder
     python benchmarks/step.py --device cuda --geometry 8B --canvas 32 --batch 1
 
 Weights are random and made on the device. Canvases are blocks of their own over 512 stored tokens; `rule="count"` decides one position a step, so that
@@ -28,18 +29,17 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from engine import (
-    GEOMETRIES,
+    ALL,
     _table,
     _tokens,
     random_network,
-    sdar_spec,
     slot_bytes,
     transformers_twin,
     weights_read,
@@ -51,14 +51,13 @@ from torch import Tensor
 import dllm_kernels
 from dllm.drafts import DraftSpec, Failed, Plan, Stepped
 from dllm.engine import Engine
-from dllm.graphs import Recorded, capture, cuda_graphs
+from dllm.graphs import Graphs, Recorded, Shape, capture, cuda_graphs
 from dllm.models.transformer import Transformer
 from dllm.options import DecodeOptions
-from dllm.spec import ModelSpec, SpecialTokens
+from dllm_kernels.choose import Kind
 
-TINY = replace(sdar_spec(64, 128, 2, 8), vocab_size=4100, head_dim=16, special=SpecialTokens(4099, (4098, 4097), 4097))
 CANVASES, BATCHES = (32, 16, 64), (1, 4, 16, 64)
-ALL: dict[str, ModelSpec] = {name: GEOMETRIES[name] for name in ("1.7B", "4B", "8B")} | {"tiny": TINY}
+MOST_VALUABLE = ("8B", "4B", "1.7B")
 WAITING = ("StreamSynchronize", "EventSynchronize", "_local_scalar_dense")
 """What in a profile's names makes the host wait for the device."""
 
@@ -70,10 +69,18 @@ class Size:
     cached: int
 
 
+class Repeater:
+    """On a CPU in place of a CUDA graph: does the work again, into the same memory."""
+
+    def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+        result = run().clone()
+        return lambda: result.copy_(run()), result
+
+
 class Ours:
     """Drafts of an engine whose prompts are stored; each `write` takes as many steps as a canvas has positions."""
 
-    def __init__(self, name: str, network: Transformer, size: Size, *, kind: str, graphs: bool, visit: int) -> None:
+    def __init__(self, name: str, network: Transformer, size: Size, *, kind: Kind, graphs: bool, visit: int) -> None:
         self.name, self._size, self._kind = name, size, kind
         self._device = network.embed_tokens.weight.device
         self.recorded: list[Recorded] = []
@@ -83,7 +90,7 @@ class Ours:
             _table(network.spec),
             max_batch=size.batch,
             cache_bytes=(size.batch + 1) * (size.cached + 2 * size.canvas + 64) * slot_bytes(network),
-            forward=cuda_graphs(blocks, self.recorded.append) if graphs else None,
+            forward=self._graphs(blocks) if graphs else None,
             steps_per_visit=visit,
         )
         self._prompts = [_tokens(number)[: size.cached] for number in range(size.batch)]
@@ -91,8 +98,13 @@ class Ours:
         for number, prompt in enumerate(self._prompts):
             self._engine.warm(f"caller {number}", prompt)
 
+    def _graphs(self, blocks: Transformer) -> Graphs:
+        if self._device.type == "cuda":
+            return cuda_graphs(blocks, self.recorded.append)
+        return Graphs(blocks, Repeater(), progress=self.recorded.append)
+
     def _use(self) -> None:
-        dllm_kernels.use("reference" if self._kind == "reference" else "auto")
+        dllm_kernels.use(self._kind)
 
     def write(self, *, is_timed: bool = True) -> list[float]:
         """Seconds of each step, the host's part included, but for the first visit of the batch, which opens the drafts."""
@@ -250,35 +262,53 @@ def _profile_or_why_not(way: Ours | Theirs, size: Size) -> dict[str, Any]:
         return {"profile_ms": {}, "host_waits_per_step": None, "profile_error": f"{type(error).__name__}: {error}"}
 
 
-def ways_of(network: Transformer, size: Size) -> list[Ours]:
-    if network.embed_tokens.weight.device.type != "cuda":
-        return [
-            Ours("reference", network, size, kind="reference", graphs=False, visit=1),
-            Ours("x 4", network, size, kind="reference", graphs=False, visit=4),
-        ]
+def ways_of(network: Transformer, size: Size, *, is_interpreted: bool = False) -> list[Ours]:
+    reference = Ours("reference", network, size, kind="reference", graphs=False, visit=1)
+    if network.embed_tokens.weight.device.type != "cuda" and not is_interpreted:
+        return [reference, Ours("x 4", network, size, kind="reference", graphs=False, visit=4)]
+    kind: Kind = "triton" if is_interpreted else "auto"
     return [
-        Ours("reference", network, size, kind="reference", graphs=False, visit=1),
-        Ours("kernels", network, size, kind="auto", graphs=False, visit=1),
-        Ours("graphs", network, size, kind="auto", graphs=True, visit=1),
-        Ours("graphs x 4", network, size, kind="auto", graphs=True, visit=4),
+        reference,
+        Ours("kernels", network, size, kind=kind, graphs=False, visit=1),
+        Ours("graphs", network, size, kind=kind, graphs=True, visit=1),
+        Ours("graphs x 4", network, size, kind=kind, graphs=True, visit=4),
     ]
 
 
 def measure(
-    name: str, network: Transformer, twin: Any, size: Size, *, rounds: int, seconds: float, compiles: bool
+    name: str,
+    network: Transformer,
+    twin: Any,
+    size: Size,
+    *,
+    rounds: int,
+    seconds: float,
+    compiles: bool,
+    is_interpreted: bool = False,
 ) -> list[dict[str, Any]]:
     device = network.embed_tokens.weight.device
-    ours = ways_of(network, size)
+    ours = ways_of(network, size, is_interpreted=is_interpreted)
     ways: list[Ours | Theirs] = [*ours]
     without = ""
+    failed: dict[str, str] = {}
     try:
         ways.append(Theirs(twin, size, compiles))
     except Exception as error:  # another version of transformers must not cost our own figures
         without = f"{type(error).__name__}: {error}"
         traceback.print_exc()
-    for way in ways:
-        for _ in range(2):  # shapes are recorded when they come a second time
-            way.write()
+    for way in list(ways):
+        try:
+            for _ in range(2):  # shapes are recorded when they come a second time
+                way.write()
+        except Exception:
+            if way.name == "reference":
+                raise
+            # One way that fails must not take the others with it: its row says why.
+            failed[way.name] = traceback.format_exc(limit=-3)
+            traceback.print_exc()
+            ways.remove(way)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
     times: dict[str, list[float]] = {way.name: [] for way in ways}
     copies, products = [], []
     began = time.perf_counter()
@@ -291,7 +321,7 @@ def measure(
         products.append(flops_per_s(device, network.embed_tokens.weight.dtype))
     limits = floors(network, size, statistics.median(copies), statistics.median(products))
     medians = {key: statistics.median(values) for key, values in times.items()}
-    rows = []
+    rows, theirs = [], medians.get("transformers")
     for way in ways:
         values = times[way.name]
         row: dict[str, Any] = {
@@ -309,17 +339,25 @@ def measure(
             **limits,
             "over_floor": round(medians[way.name] * 1e3 / limits["floor_ms"], 2),
             "reference_ratio": round(medians["reference"] / medians[way.name], 2),
-            "transformers_ratio": None if without else round(medians["transformers"] / medians[way.name], 2),
+            "transformers_ratio": round(theirs / medians[way.name], 2) if theirs is not None else None,
             **_profile_or_why_not(way, size),
         }
         if without:
             row["without_transformers"] = without
         if isinstance(way, Ours):
             row["recordings"] = sum(not recorded.error for recorded in way.recorded)
-            row["refused"] = sorted({recorded.error for recorded in way.recorded if recorded.error})
+            row["refused"] = refusals(way.recorded)
         rows.append(row)
     dllm_kernels.use("auto")
-    return rows
+    place = {"geometry": name, "canvas": size.canvas, "batch": size.batch}
+    return rows + [{**place, "way": way, "error": error} for way, error in failed.items()]
+
+
+def refusals(told: Sequence[Recorded]) -> list[dict[str, Any]]:
+    """Which shapes could not be recorded, and why."""
+    names = Shape._fields[:5]  # without what else a visit decides, which is long
+    found = {(tuple(recorded.shape[:5]), recorded.error) for recorded in told if recorded.error}
+    return [{**dict(zip(names, shape, strict=True)), "error": error} for shape, error in sorted(found)]
 
 
 HEAD = "geometry  way                                  canvas batch       p50      p95      p99     floor  x floor  ref/  tf/  waits"
@@ -371,7 +409,14 @@ def main() -> int:
     parser.add_argument(
         "--tiny", action="store_true", help="a geometry of no consequence, a canvas of 16, 32 stored tokens"
     )
-    parser.add_argument("--geometry", action="append", choices=tuple(ALL), help="default: 1.7B, 8B and 4B")
+    parser.add_argument(
+        "--interpret",
+        action="store_true",
+        help="on a CPU: the ways of a GPU; wants TRITON_INTERPRET=1 in the environment",
+    )
+    parser.add_argument(
+        "--geometry", action="append", choices=(*MOST_VALUABLE, "tiny"), help="default: 8B, 4B and 1.7B"
+    )
     parser.add_argument("--canvas", type=int, action="append", help="default 32, then 16 and 64")
     parser.add_argument("--batch", type=int, action="append", help="default 1, 4, 16 and 64")
     parser.add_argument("--cached", type=int, default=512, help="stored tokens of each draft (default 512)")
@@ -383,7 +428,7 @@ def main() -> int:
     options = parser.parse_args()
     began, device = time.perf_counter(), torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    names = options.geometry or (["tiny"] if options.tiny else ["1.7B", "8B", "4B"])
+    names = options.geometry or (["tiny"] if options.tiny else list(MOST_VALUABLE))
     canvases = options.canvas or ((16,) if options.tiny else CANVASES)
     batches = options.batch or ((1, 2) if options.tiny else BATCHES)
     cached = 32 if options.tiny else options.cached
@@ -419,8 +464,9 @@ def main() -> int:
                 rounds=1 if options.tiny else options.rounds,
                 seconds=options.seconds,
                 compiles=compiles,
+                is_interpreted=options.interpret,
             )
-            print(*map(line, rows), sep="\n", flush=True)
+            print(*(line(row) for row in rows if "error" not in row), sep="\n", flush=True)
         except Exception as error:  # one comparison that fails must not take the others with it; the exit status tells
             traceback.print_exc()
             rows = [{"geometry": name, "canvas": canvas, "batch": batch, "error": f"{type(error).__name__}: {error}"}]

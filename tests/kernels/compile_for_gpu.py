@@ -1,6 +1,7 @@
 """Compile every kernel for an H200 (sm_90) on a machine without a GPU: Triton brings the assembler.
 
     python -m tests.kernels.compile_for_gpu bfloat16 float32      # one JSON object per kernel and argument types
+    python -m tests.kernels.compile_for_gpu --bench               # what `make gpu-bench` will launch: cases of kernels, and steps of 1.7B, 4B and 8B
 
 Ops are called on CPU tensors with a launch that compiles and runs nothing, so what is compiled is what the op would launch: block
 sizes, warps, divisibility and all. Says nothing of speed or of answers.
@@ -43,8 +44,12 @@ _NAMES = {
 }
 
 
+_SEEN: set[tuple[str, ...]] = set()
+"""Launches that were compiled: the same kernel for the same types, constants and divisibility is one."""
+
+
 def compile_launch(kernel: Any, arguments: dict[str, Any], options: dict[str, int]) -> dict[str, Any]:
-    """Compile one launch; its figures as the assembler tells them."""
+    """Compile one launch; its figures as the assembler tells them. Empty for one that was compiled before."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -67,6 +72,10 @@ def compile_launch(kernel: Any, arguments: dict[str, Any], options: dict[str, in
                 attributes[(place,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "fp32"
+    key = (kernel.__name__, str(signature), str(constants), str(attributes), str(sorted(options.items())))
+    if key in _SEEN:
+        return {}
+    _SEEN.add(key)
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options=options)
     return {
@@ -115,7 +124,7 @@ def compiling(call: Callable[[], object]) -> Iterator[dict[str, Any]]:
     finally:
         JITFunction.run = own
         dllm_kernels.use("auto")
-    yield from found
+    yield from filter(None, found)
 
 
 def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
@@ -138,6 +147,8 @@ def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
     table, visible = empty(2, 35, dtype=torch.int32), empty(2, 32, dtype=torch.int32)
     pages_eight, store_eight = pages.to(torch.float8_e4m3fn), store.to(torch.float8_e4m3fn)
     page_scale, slot_scale = empty(70, 8, 1, dtype=torch.float32), empty(2, 8, 1024, dtype=torch.float32)
+    eight_bits = Target(store_eight, store_eight, 0, whole(2, 32), slot_scale, slot_scale)
+    one_row = Target(store_eight[:1], store_eight[:1], 96, None, slot_scale[:1], slot_scale[:1])
     single = empty(4, 64, dtype=torch.float32)
     scores, flags = ScoreColumns(whole(4, 64), single, single, single), empty(4, 64, dtype=torch.bool)
     rules = RuleColumns(whole(4), empty(4, dtype=torch.float32), whole(4), whole(4), whole(4))
@@ -212,13 +223,68 @@ def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
         lambda: dllm_kernels.mix_experts(empty(256, 2048), many, experts),
         lambda: dllm_kernels.mix_experts(empty(32, 2048), choice, four_bits),
         lambda: dllm_kernels.rotate_and_store(empty(2, 32, 48, 128), turn, turn, (32, 8), norms, target=target),
+        lambda: dllm_kernels.rotate_and_store(empty(2, 32, 48, 128), turn, turn, (32, 8), norms, target=eight_bits),
+        lambda: dllm_kernels.rotate_and_store(empty(1, 32, 48, 128), turn, turn, (32, 8), norms, target=one_row),
     ]
+
+
+def bench_calls() -> Iterator[Callable[[], object]]:
+    """The cases of `benchmarks/kernels.py` on a GPU, and what steps of its geometries call; memory that nobody touches."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    import kernel_cases
+
+    def untouched(device: torch.device, dtype: torch.dtype, *shape: int, scale: float = 1.0) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype)
+
+    def groups(weight: torch.Tensor) -> Groups:
+        outputs, inputs = weight.shape
+        return Groups(
+            torch.empty(outputs, inputs // 2, dtype=torch.uint8),
+            torch.empty(outputs, inputs // 64, dtype=torch.bfloat16),
+        )
+
+    kernel_cases._randn, kernel_cases.quantise_groups = untouched, groups
+    torch.randint = lambda *given, **named: torch.zeros(  # type: ignore[assignment]
+        next(one for one in given if isinstance(one, tuple | torch.Size)), dtype=named.get("dtype", torch.int64)
+    )
+    for case in kernel_cases.cases_of_a_gpu(torch.device("cpu")):
+        yield case.ours
+    for hidden, inner, heads in ((2048, 6144, 16), (2560, 9728, 32), (4096, 12_288, 32)):
+        for drafts in (1, 4, 16):
+            yield from _step_calls(hidden, inner, heads, drafts)
+
+
+def _step_calls(hidden: int, inner: int, heads: int, drafts: int) -> Iterator[Callable[[], object]]:
+    """A step of canvases of 32 behind 512 stored tokens, in bfloat16, keys and values as they are or in e4m3."""
+    half, tokens, slots = torch.bfloat16, 32 * drafts, 640
+    x, weight = torch.empty(tokens, hidden, dtype=half), torch.empty(hidden, dtype=half)
+    store = torch.empty(drafts, 8, slots, 128, dtype=half)
+    turn = torch.empty(1 if drafts == 1 else drafts, 1, 32, 128)
+    norms = HeadNorms(torch.empty(128, dtype=half), torch.empty(128, dtype=half), 1e-6)
+    columns = torch.zeros(drafts, 32, dtype=torch.int64)
+    qkv = torch.empty(drafts, 32, heads + 16, 128, dtype=half)
+    visible = torch.full((drafts, 32), 544, dtype=torch.int32)
+    query = torch.empty(drafts, heads, 32, 128, dtype=half)
+    eight = torch.empty(drafts, 8, slots, 128, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    scale = torch.empty(drafts, 8, slots)
+    yield lambda: dllm_kernels.rms_norm(x, weight, 1e-6)
+    yield lambda: dllm_kernels.add_rms_norm(x, x, weight, 1e-6)
+    yield lambda: dllm_kernels.swiglu(torch.empty(tokens, 2 * inner, dtype=half))
+    yield lambda: dllm_kernels.embed(torch.zeros(tokens, dtype=torch.int64), torch.empty(151_936, hidden, dtype=half))
+    yield lambda: dllm_kernels.head_commit(x, torch.empty(151_936, hidden, dtype=half))
+    for target, cache in (
+        (Target(store, store, 0, columns), Cache(store, store)),
+        (Target(eight, eight, 0, columns, scale, scale), Cache(eight, eight, None, scale, scale)),
+    ):
+        yield lambda target=target: dllm_kernels.rotate_and_store(qkv, turn, turn, (heads, 8), norms, target=target)  # type: ignore[misc]
+        yield lambda cache=cache: dllm_kernels.canvas_attention(query, cache, visible, longest=544)  # type: ignore[misc]
 
 
 def main() -> None:
     choose.processors = lambda device: PROCESSORS  # before any kernel's module is imported
-    for name in sys.argv[1:] or ["bfloat16"]:
-        for call in calls(getattr(torch, name)):
+    names = sys.argv[1:] or ["bfloat16"]
+    for name in names:
+        for call in bench_calls() if name == "--bench" else calls(getattr(torch, name)):
             for figures in compiling(call):
                 print(json.dumps(figures), flush=True)
 
