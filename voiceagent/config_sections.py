@@ -389,6 +389,18 @@ class ModelsConfig:
         "'auto' or 'e4m3'",
         lambda v: v in ("auto", "e4m3"),
     )
+    steps_per_visit: int = documented(
+        1,
+        "Most denoising steps between two looks at their outcome. More spare a GPU the waits for its host; a plan that changes, an interruption and a "
+        "clause that is finished take effect that much later.",
+        "an integer from 1 to 16",
+        within(1, 16),
+    )
+    graphs: bool = documented(
+        False,
+        "Whether steps are recorded as CUDA graphs and replayed. For `cuda` alone; not tried on any GPU yet.",
+        "true or false",
+    )
     threads: int = documented(
         0,
         "CPU threads of the diffusion model; 0 is one where its layers are compiled, else all cores but one.",

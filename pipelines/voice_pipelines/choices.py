@@ -245,9 +245,18 @@ def _load_llm(config: Config, source: Path | str | None, reason: str) -> Diffusi
     numbers = weights or str(stored).removeprefix("torch.")
     numbers += f"; {checkpoint.compiled}" if checkpoint.compiled else ""
     numbers += "; prefix cache in e4m3" if in_eight_bits else ""
+    visit = config.models.steps_per_visit
+    numbers += f"; up to {visit} steps per visit" if visit > 1 else ""
     info = BackendInfo("llm", f"{name}, {size:.1f} M parameters on {device} ({numbers})", reason)
     batch = CPU_BATCH if device == "cpu" else DEVICE_BATCH
-    return DiffusionDrafter(checkpoint, info, max_batch=batch, cache_dtype=EIGHT_BITS if in_eight_bits else None)
+    return DiffusionDrafter(
+        checkpoint,
+        info,
+        max_batch=batch,
+        cache_dtype=EIGHT_BITS if in_eight_bits else None,
+        steps_per_visit=visit,
+        graphs=config.models.graphs,
+    )
 
 
 _FEW_BITS: tuple[Literal["int8", "fp8", "int4"], ...] = ("int8", "fp8", "int4")

@@ -32,6 +32,7 @@ from voiceagent.agent import AgentProfile
 from voiceagent.backends import (
     BackendInfo,
     Backends,
+    Drafter,
     DraftEvent,
     DraftFailed,
     DraftFinished,
@@ -148,24 +149,43 @@ def test_a_missing_compiler_is_told_of_where_layers_should_be_compiled(
     assert ("(float32; layers not compiled: no C compiler on the path)" in made.info.name) == is_asked
 
 
-def test_the_agent_s_model_keeps_its_prefix_in_eight_bits_and_says_so(tmp_path: Path) -> None:
-    drafter = choose_llm(configure(tmp_path, "models.cache_dtype=e4m3", "models.dtype=float32", "models.device=cpu"))()
-    assert drafter.info.name.endswith("on cpu (float32; prefix cache in e4m3)"), "its layers are not compiled"
+def written_by(drafter: Drafter) -> str:
     finished: list[DraftFinished] = []
 
     async def write() -> None:
         events: asyncio.Queue[DraftEvent] = asyncio.Queue()
         turns = (PromptTurn("system", "Be brief."), PromptTurn("user", "hello"))
-        drafter.start(DraftRequest("a", turns, StepPlan(16, 4, 4, 0.9)), events.put_nowait)
+        drafter.start(DraftRequest("a", turns, StepPlan(16, 8, 8, 0.9)), events.put_nowait)
         while not isinstance(event := await events.get(), DraftFinished):
             assert not isinstance(event, DraftFailed), event
         finished.append(event)
         await drafter.aclose()
 
     run_async(write())
-    assert finished[0].text.strip()
+    return finished[0].text
+
+
+def test_the_agent_s_model_keeps_its_prefix_in_eight_bits_and_says_so(tmp_path: Path) -> None:
+    drafter = choose_llm(configure(tmp_path, "models.cache_dtype=e4m3", "models.dtype=float32", "models.device=cpu"))()
+    assert drafter.info.name.endswith("on cpu (float32; prefix cache in e4m3)"), "its layers are not compiled"
+    assert written_by(drafter).strip()
     with pytest.raises(ConfigError, match=r"cache_dtype.*expected 'auto' or 'e4m3'"):
         configure(tmp_path, "models.cache_dtype=int3")
+
+
+def test_the_agent_s_model_may_take_several_steps_before_it_is_looked_at(tmp_path: Path) -> None:
+    settings = ("models.dtype=float32", "models.device=cpu")
+    one = choose_llm(configure(tmp_path, *settings))()
+    four = choose_llm(configure(tmp_path, *settings, "models.steps_per_visit=4"))()
+    assert four.info.name.endswith("; up to 4 steps per visit)") and "visit" not in one.info.name
+    assert written_by(four) == written_by(one) != ""
+    with pytest.raises(ConfigError, match=r"steps_per_visit.*an integer from 1 to 16"):
+        configure(tmp_path, "models.steps_per_visit=0")
+
+
+def test_steps_are_recorded_on_a_gpu_alone(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="graphs.*cpu.*CUDA device"):
+        choose_llm(configure(tmp_path, "models.graphs=true", "models.device=cpu"))()
 
 
 def test_numbers_that_nobody_computes_in_are_named(tmp_path: Path) -> None:

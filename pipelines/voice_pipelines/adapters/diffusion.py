@@ -24,6 +24,7 @@ from dllm.canvas import Canvas
 from dllm.draft import Draft as EngineDraft
 from dllm.engine import Engine
 from dllm.errors import ConfigError, DllmError
+from dllm.graphs import Recorded, cuda_graphs
 from dllm.habits import family_options
 from dllm.keeping import Kept, kept_canvas, kept_tail
 from dllm.loader import Checkpoint
@@ -163,6 +164,10 @@ class _VoiceEngine(Engine):
         self.prompts.forget(conversation)
 
 
+def _tell_recorded(recorded: Recorded) -> None:
+    log.log(logging.WARNING if recorded.error else logging.INFO, "%s", recorded)
+
+
 class DiffusionDrafter:
     """A `Drafter` over `dllm.engine.Engine`.
 
@@ -171,10 +176,12 @@ class DiffusionDrafter:
         info: What the start-up report says of it.
         max_batch: Canvases per forward.
         cache_dtype: Of the prefix cache (`Engine`); None is the weights' type.
+        steps_per_visit: Most steps between two looks at their outcome (`Engine`).
+        graphs: Whether steps are recorded as CUDA graphs (`dllm.graphs`).
 
     Raises:
-        BackendError: If the checkpoint has no chat template that takes a conversation, its quality curve is broken, or its family keeps no
-            cache of that type.
+        BackendError: If the checkpoint has no chat template that takes a conversation, its quality curve is broken, its family keeps no
+            cache of that type, or graphs are asked for where they cannot be recorded.
     """
 
     def __init__(
@@ -184,6 +191,8 @@ class DiffusionDrafter:
         *,
         max_batch: int = 8,
         cache_dtype: torch.dtype | None = None,
+        steps_per_visit: int = 1,
+        graphs: bool = False,
     ) -> None:
         self.info = info
         self.counts = DiffusionCounts()
@@ -202,6 +211,8 @@ class DiffusionDrafter:
                 max_batch=max_batch,
                 cache_bytes=cache_bytes(checkpoint, room + max(self.canvas_widths)),
                 cache_dtype=cache_dtype,
+                steps_per_visit=steps_per_visit,
+                forward=cuda_graphs(checkpoint.model, _tell_recorded) if graphs else None,
             )
             self.prompts = engine.prompts = prompt_writer(checkpoint.codec, room)
         except ConfigError as error:
