@@ -377,7 +377,7 @@ class ModelsConfig:
     )
     dtype: str = documented(
         "auto",
-        "Numbers that the diffusion model computes in; `auto` on a CPU is bfloat16 where it has units for it, else float32, and on a GPU "
+        "Numbers that the diffusion model computes in; `auto` on a CPU is bfloat16 where it has units for it (for the built-in model: where they are faster), else float32, and on a GPU "
         "that of the files. `int8`, `fp8` and `int4` are weights in so many bits.",
         "'auto', 'float32', 'bfloat16', 'float16', 'int8', 'fp8' or 'int4'",
         lambda v: v in ("auto", "float32", "bfloat16", "float16", "int8", "fp8", "int4"),

@@ -227,7 +227,7 @@ def _load_llm(config: Config, source: Path | str | None, reason: str) -> Diffusi
         checkpoint = loader.load(
             source,
             device,
-            _dtype(config.models.dtype, device),
+            _dtype(config.models.dtype, device, is_small=source is None),
             quantize=Quantisation(weights) if weights is not None else None,
             template_options={"enable_thinking": False},
             packed=True,
@@ -267,14 +267,15 @@ def _weights(wanted: str) -> Literal["int8", "fp8", "int4"] | None:
     return next((mode for mode in _FEW_BITS if mode == wanted), None)
 
 
-def _dtype(wanted: str, device: str) -> torch.dtype | None:
-    """What weights are loaded as; None leaves it to the loader."""
+def _dtype(wanted: str, device: str, *, is_small: bool) -> torch.dtype | None:
+    """What weights are loaded as; None leaves it to the loader. A small model is not short of memory: bfloat16 is for speed alone there."""
     import torch
 
     from dllm import machine
 
     if wanted == "auto" or _weights(wanted) is not None:
-        return torch.bfloat16 if device == "cpu" and machine.has_bfloat16_units() else None
+        pays = machine.bfloat16_is_faster if is_small else machine.has_bfloat16_units
+        return torch.bfloat16 if device == "cpu" and pays() else None
     found: torch.dtype = getattr(torch, wanted)
     return found
 

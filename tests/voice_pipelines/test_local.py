@@ -104,7 +104,7 @@ def test_a_folder_without_a_checkpoint_is_a_readable_error(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("wanted", "has_units", "numbers"),
+    ("wanted", "is_faster", "numbers"),
     [
         ("auto", True, "bfloat16"),
         ("auto", False, "float32"),
@@ -115,9 +115,9 @@ def test_a_folder_without_a_checkpoint_is_a_readable_error(tmp_path: Path) -> No
     ],
 )
 def test_the_diffusion_model_computes_in_what_the_machine_is_good_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, has_units: bool, numbers: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, is_faster: bool, numbers: str
 ) -> None:
-    monkeypatch.setattr("dllm.machine.has_bfloat16_units", lambda: has_units)
+    monkeypatch.setattr("dllm.machine.bfloat16_is_faster", lambda: is_faster)
     drafter = choose_llm(configure(tmp_path, f"models.dtype={wanted}", "models.device=cpu"))()
     told = drafter.info.name.partition(" on cpu (")[2].rstrip(")").split("; ")
     assert told[0] == numbers, "what was chosen is told"
