@@ -31,7 +31,9 @@ _ASKS = re.compile(
     r"|\bspell(?:ing)?\b|\be-?mail\b|\baddress\b|\b(?:zip|post(?:al)?) ?code\b|\bpostcode\b|\bdate of birth\b"
 )
 _QUESTION = re.compile(r"\?\s*$|^\W*(?:please|can|could|may|what|what's|tell|give|say|spell|enter|read)\b")
-_SENTENCE = re.compile(r"[^.!?]+[.!?]*")
+_ENDS = ".!?"
+_LOOKED_AT = 400
+"""Characters at the end of what was asked: a client may have written an agent's words of any length."""
 
 
 def is_dictation(words: str, asked: str = "") -> bool:
@@ -46,9 +48,15 @@ def is_dictation(words: str, asked: str = "") -> bool:
 
 def asks_for_dictation(asked: str) -> bool:
     """Whether the last sentence asks for something that is dictated."""
-    sentences = _SENTENCE.findall(asked.lower())
-    last = sentences[-1].strip() if sentences else ""
+    last = last_sentence(asked).lower()
     return bool(_QUESTION.search(last) and _ASKS.search(last))
+
+
+def last_sentence(text: str) -> str:
+    """The last sentence with its marks, of the last 400 characters."""
+    tail = text[-_LOOKED_AT:].strip()
+    words = tail.rstrip(_ENDS)
+    return tail[max(words.rfind(mark) for mark in _ENDS) + 1 :].strip()
 
 
 def ends_in_dictation(words: str) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from voiceagent.backends import INPUT_RATE_HZ
 from voiceagent.endpoint import Evidence
-from voiceagent.endpoint_dictation import is_dictation
+from voiceagent.endpoint_dictation import is_dictation, last_sentence
 from voiceagent.speculation import Pause
 from voiceagent.transcript import normalise
 
@@ -33,15 +33,14 @@ _LEADS_ON = frozenset(
 """Words that something follows, so no answer ends with one."""
 _INVITES = re.compile(r"\b(?:what|how)(?: else)? (?:can|could|may|would|will|do) (?:i|we|you)\b")
 """Questions that invite to tell, such as "What can I get you?": two words behind one are a beginning more often than after "What size?"."""
-_LAST_SENTENCE = re.compile(r"[^.!?]+\?\s*$")
 
 
 def is_answer(words: str, asked: str) -> bool:
     """Whether the words may be a whole answer to the question that the agent's turn ends with: one or two, the last of which carries meaning, and a
     question that asks for no more."""
     said = normalise(words).split()
-    question = _LAST_SENTENCE.search(asked.lower())
-    if question is None or _INVITES.search(question[0]):
+    question = last_sentence(asked).lower()
+    if not question.endswith("?") or _INVITES.search(question):
         return False
     return 0 < len(said) <= ANSWER_WORDS and said[-1] not in _LEADS_ON
 
@@ -75,6 +74,7 @@ class PauseWords:
         """
         self._asked = asked
         self._text = ""
+        self._is_dictation = self._is_answer = False
         self._changed_at: int | None = None
         self._question: Question | None = None
         """The last one; its text is the last that was asked about."""
@@ -86,11 +86,13 @@ class PauseWords:
     def expect(self, asked: str) -> None:
         """What the agent said before the utterance that has just begun."""
         self._asked = asked
+        self._look()
 
     def hear(self, text: str, at_sample: int) -> None:
         """The recogniser's text so far."""
         if text != self._text:
             self._text, self._changed_at = text, at_sample
+            self._look()
 
     def question(self, at_sample: int, *, is_paused: bool) -> Question | None:
         """What to ask now: only while nobody speaks, and about each text once, or again as the silence after it grows."""
@@ -126,10 +128,15 @@ class PauseWords:
         return Evidence(
             self._answer if is_answered else None,
             stable_s,
-            is_dictation(self._text, self._asked),
+            self._is_dictation,
             is_awaited=not is_answered and waiting_s <= LATE_S,
-            is_answer=is_answer(self._text, self._asked),
+            is_answer=self._is_answer,
         )
+
+    def _look(self) -> None:
+        """What the words themselves show: looked at when they change, not in every window."""
+        self._is_dictation = is_dictation(self._text, self._asked)
+        self._is_answer = is_answer(self._text, self._asked)
 
     def _is_asked(self) -> bool:
         """Whether these words were asked about; their answer stands while they are asked about again."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from voiceagent.endpoint import Evidence
-from voiceagent.endpoint_dictation import asks_for_dictation, ends_in_dictation, is_dictation
+from voiceagent.endpoint_dictation import asks_for_dictation, ends_in_dictation, is_dictation, last_sentence
 from voiceagent.endpoint_words import LATE_S, NO_WORDS, PauseWords, Question, is_answer
 
 SECOND = 16_000
@@ -54,6 +56,34 @@ def test_one_or_two_words_behind_a_question_are_an_answer_unless_they_lead_on_or
     words.answer(asked(words, 0), 0.9)
     evidence = words.evidence(SECOND)
     assert evidence is not None and evidence.is_answer is is_one
+
+
+@pytest.mark.parametrize(
+    ("said", "last"),
+    [
+        ("", ""),
+        (" ?! ", "?!"),
+        ("Sure. What size?", "What size?"),
+        ("What size?? ", "What size??"),
+        ("That's $4.50", "50"),
+        ("no mark", "no mark"),
+        ("a. " + "b" * 1000, "b" * 400),
+    ],
+)
+def test_the_last_sentence_is_what_follows_the_last_mark_but_those_at_the_end(said: str, last: str) -> None:
+    assert last_sentence(said) == last
+
+
+def test_a_text_that_a_client_wrote_without_end_costs_no_more_than_another() -> None:
+    def cost(asked: str) -> float:
+        began = time.thread_time()
+        for _ in range(20):
+            is_answer("yes", asked)
+            is_dictation("yes", asked)
+        return time.thread_time() - began
+
+    short = min(cost("word " * 100) for _ in range(3))
+    assert cost("word " * 13_000) < 50 * short, "a search for its end took ten thousand times as long"
 
 
 def test_an_answer_is_worth_something_until_the_words_change() -> None:
