@@ -78,7 +78,7 @@ def consider_pins(draft: Draft, positions: Sequence[int], logits: Tensor, steps_
         first, index = _leftmost(draft, canvas.masked()) or spans[0][:2]
         spans, due = [(first, index, 1.0)], True  # the model would end here, or begin a pin
     surest = max((canvas.confidence[at] for at in before if at < stop), default=0.0)
-    if spans[0][2] <= min(PIN_CONFIDENCE, surest) and not due:
+    if before and spans[0][2] <= min(PIN_CONFIDENCE, surest) and not due:
         return before, 0
     pinned = 0
     for start, index, _ in spans if due else spans[:1]:

@@ -150,7 +150,7 @@ class Placing:
         before = masked & (at < first) & ~is_opening
         due = (steps_left <= 2) & (first < stop)
         surest = torch.where(before & (at < stop), cells.confidence, 0.0).amax()
-        waits = (sure <= surest.double().clamp_max(PIN_CONFIDENCE)) & ~due
+        waits = before.any() & (sure <= surest.double().clamp_max(PIN_CONFIDENCE)) & ~due
         fixed = unplaced & (due | (own == first)) & ((own == first) | (own < stop)) & fits & ~waits & ~is_freed
 
         left = unplaced & ~fixed & ~is_freed

@@ -119,7 +119,8 @@ class Steps:
         else:
             hidden = ready.forward(None)
             if lives:
-                own = hidden[[row for row, _, _ in lives]]
+                # As wide as these alone would be: positions are counted in it, and what is only rated may have a wider window.
+                own = hidden[[row for row, _, _ in lives], : max(live.window.length for _, _, live in lives)]
                 visit = self._denoiser.visit(drafts, [live for _, _, live in lives], lambda _: own, None, 1)
             for row, (draft, work) in enumerate(works):
                 if isinstance(work, Pass):

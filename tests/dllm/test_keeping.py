@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from dllm.canvas import Canvas, TokenTable
-from dllm.drafts import CellState, Committed, DraftSpec, Plan, Prefilled, Revised
+from dllm.drafts import CellState, Committed, DraftSpec, Event, Plan, Prefilled, Revised
+from dllm.engine import Engine
 from dllm.errors import ConfigError
 from dllm.keeping import Kept, kept_canvas, kept_tail
 from dllm.options import DecodeOptions
-from tests.dllm.decoding import draft_spec, engine_of, finished, run, write
+from tests.dllm import tiny
+from tests.dllm.decoding import draft_spec, engine_of, finished, prompt_of, run, write
 from tests.dllm.models import tiny_checkpoints
 
 END, MASK = 2, 1
@@ -251,3 +253,31 @@ def test_a_speculative_draft_that_holds_the_room_of_an_awaited_one_comes_to_its_
     awaited = engine.submit(draft_spec(tuple(reversed(longest)), 16, None, PLAN, "awaited"))
     events = run(engine, limit=200)
     assert finished(events, early) and finished(events, awaited)
+
+
+@pytest.mark.parametrize("how", ["kept", "revised"])
+@pytest.mark.parametrize("seed", range(3))
+def test_replies_are_the_same_beside_a_wider_one_that_is_asked_for_what_it_keeps(seed: int, how: str) -> None:
+    def replies(*, in_company: bool) -> list[tuple[int, ...]]:
+        engine = Engine(
+            tiny.model(seed, 4.0), tiny.codec().token_table, max_batch=8, cache_bytes=2**19, clock=lambda: 0.0
+        )
+        options = DecodeOptions(no_stutter=True, hold_ends=True)
+        drafts = [
+            engine.submit(draft_spec(prompt_of(7, each), 16, options, Plan(6, 8, 0.9), f"c{each}")) for each in range(3)
+        ]
+        events: list[Event] = []
+        if in_company:
+            wider = draft_spec(prompt_of(9, 5), 40, DecodeOptions(), Plan(6, 8, 0.9), "wider")
+            if how == "kept":
+                engine.submit(replace(wider, keep=tuple(range(30, 60))))
+            else:
+                other = engine.submit(wider)
+                for _ in range(4):
+                    events += engine.run_round()
+                engine.revise(other, (*prompt_of(9, 5), *prompt_of(4, 8)))
+        while engine.drafts:
+            events += engine.run_round()
+        return [finished(events, draft).tokens for draft in drafts]
+
+    assert replies(in_company=True) == replies(in_company=False)
