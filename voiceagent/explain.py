@@ -19,6 +19,7 @@ CAUSES: Mapping[str, str] = {
     "endpoint": "every stage took what it usually takes; the wait for silence alone left too little",
     "floor": "when it was planned not even the fewest steps fitted any more",
     "usual": "every stage took about what it usually takes, which is too long for this target",
+    "words": "the turn was held open for its words, which asked for a longer silence, or were not known or judged yet",
     "slow": "it took longer than it usually does",
     "company": "other callers' replies shared the engine",
     "stall": "one step stood still",
@@ -100,6 +101,8 @@ def _ending(ended_by: Mapping[str, object]) -> str:
     waited, alone, completeness = (ended_by.get(key) for key in ("silence_ms", "silence_alone_ms", "completeness"))
     after = f" after {waited:.0f} ms of silence" if isinstance(waited, int | float) else ""
     line = f"The caller's turn was over{after}: {ENDINGS.get(rule, rule)}"
+    if rule == "complete" and completeness is None:
+        line = f"The caller's turn was over{after}: no words were known yet, and the silence had lasted as long as that asks for"
     if isinstance(completeness, int | float):
         subject = ", which" if rule == "complete" else "; the words"
         line += f"{subject} were complete with a probability of {completeness:.2f}"
@@ -202,7 +205,9 @@ def _missed(missed: Mapping[str, object]) -> str:
     line = f"It was {_number(missed.get('late_ms')):.0f} ms late because of {STAGES.get(name, name)}"
     excess = _number(missed.get("excess_ms"))
     if excess >= 1.0:
-        line += f", which took {excess:.0f} ms more than usual"
+        line += (
+            f", which took {excess:.0f} ms more than {'silence alone would have' if name == 'endpoint' else 'usual'}"
+        )
     return f"{line}: {CAUSES.get(cause, cause)}."
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias, assert_never
 
 import numpy as np
@@ -147,9 +147,10 @@ class Listener:
             evidence = self._evidence() if detection.weighs_words else None
             decision = endpoint.decide(self._activity.utterance, self._endpoint, evidence)
             if decision is not None:
+                ended_by = self._judged(decision.ended_by)
                 self._activity.end_utterance()
                 end = decision.speech_end_sample + self._skipped
-                yield Endpoint(end, self._spoken_at(end), decision.ended_by)
+                yield Endpoint(end, self._spoken_at(end), ended_by)
 
     def _is_contested(self, detection: TurnDetection, agent_audible: bool) -> bool:
         """Whether voice now would be voice over the agent's, which is judged before it counts."""
@@ -240,6 +241,12 @@ class Listener:
     def expect(self, asked: str) -> None:
         """What the agent said before the utterance that has just begun."""
         self._words.expect(asked)
+
+    def _judged(self, ended_by: EndedBy) -> EndedBy:
+        """Why the turn is over, as it is told: no words were judged where none were known."""
+        pause = self.pause()
+        is_wordless = pause is not None and not pause.words
+        return replace(ended_by, completeness=None) if is_wordless else ended_by
 
     def _evidence(self) -> Evidence | None:
         """What the words tell; a question that they raise goes out first."""

@@ -6,15 +6,18 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from voiceagent.backends import DraftRevised, StepPlan
+from voiceagent.backends import INPUT_RATE_HZ, DraftRevised, StepPlan
 from voiceagent.budget_terms import Grant, Prediction, WhenLate
 from voiceagent.costs import Cost
 from voiceagent.endpoint import EndedBy
 from voiceagent.repair import Repair
 from voiceagent.speculation import Speculation
+from voiceagent.vad import WINDOW_SAMPLES
 
 WORTH_TELLING_S = 0.005
 """A wait that is shorter belongs to the stage behind it."""
+WINDOW_S = WINDOW_SAMPLES / INPUT_RATE_HZ
+"""Whether a turn is over is decided once per window: silence alone takes up to one longer than it asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +216,7 @@ class TurnTrace:
 
         It is the stage that exceeded its median prediction most. The median, not p95: on a machine that has been slow for a while p95 is
         slow too, and would excuse the stage that eats the time. When that explains less than a quarter of the delay, all took about what
-        they usually take, and the longest of them is named.
+        they usually take, and the longest of them is named. The end of a turn has no prediction: what silence alone would have taken stands for it.
         """
         latency = self.latency_s
         if latency is None or latency <= self.target_s:
@@ -227,24 +230,34 @@ class TurnTrace:
                 longest, most_ms = name, took_ms
             if usual_ms is None and name in ("tools", "wait"):
                 usual_ms = 0.0  # Nobody can say how long a tool takes; the target holds for replies without one.
+            if name == "endpoint" and self.ended_by is not None and self.ended_by.silence_alone_s is not None:
+                usual_ms = (self.ended_by.silence_alone_s + WINDOW_S) * 1000
             if isinstance(usual_ms, float) and took_ms - usual_ms > excess_ms:
                 worst, excess_ms = name, took_ms - usual_ms
         if excess_ms >= late_ms / 4:
             found, cause = worst, self._cause(worst, excess_ms)
-        elif self.planned_on_time is False:
+        elif self._was_planned_short():
             found, cause, excess_ms = longest, "floor", 0.0
         else:
             found, cause, excess_ms = longest, "endpoint" if longest == "endpoint" else "usual", 0.0
         return {"stage": found, "late_ms": round(late_ms, 2), "excess_ms": round(excess_ms, 2), "cause": cause}
 
+    def _was_planned_short(self) -> bool:
+        """Whether there was time when the first clause was planned, and too little for its fewest steps."""
+        if self.planned_on_time is not False or self.is_written or not self.plans:
+            return False
+        return self.plans[0][0] < self.origin + self.target_s
+
     def _cause(self, stage: str, excess_ms: float) -> str:
-        """Why a stage took longer than usual: `slow`, `company`, `stall` or `tool`."""
+        """Why a stage took longer than usual: `slow`, `words`, `company`, `stall`, `tool` or `wait`."""
         own, calls = self.draft, stage == "call"
         first = [
             step for step in self.steps if step.phase == "first" and (step.draft < own if calls else step.draft == own)
         ]
         if stage in ("tools", "wait"):
             return "tool" if stage == "tools" else "wait"
+        if stage == "endpoint" and self._held_open_s() * 1000 > excess_ms / 2:
+            return "words"
         if stage == "asr" and self.asr_waited_s * 1000 > excess_ms / 2:
             return "company"
         if stage in ("denoise_first", "call") and first:
@@ -254,6 +267,13 @@ class TurnTrace:
             if len(first) > 1 and max(record.compute_s for record in first) * 1000 > excess_ms / 2:
                 return "stall"
         return "slow"
+
+    def _held_open_s(self) -> float:
+        """Silence beyond what would have ended the turn without its words."""
+        ended_by = self.ended_by
+        if ended_by is None or ended_by.silence_s is None or ended_by.silence_alone_s is None:
+            return 0.0
+        return ended_by.silence_s - ended_by.silence_alone_s
 
     @property
     def draft(self) -> int:

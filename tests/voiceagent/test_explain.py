@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import pytest
 
-from tests.voiceagent.test_trace import traced
+from tests.voiceagent.test_trace import held_open, traced
 from voiceagent import tool_runner
 from voiceagent.backends import DraftRevised, StepPlan
 from voiceagent.endpoint import EndedBy
@@ -31,6 +31,11 @@ def test_a_late_turn_names_its_stage_and_cause() -> None:
     assert "was late" in text
     assert "It was 140 ms late because of turning it into sound, which took 190 ms more than usual" in text
     assert "more than 19 times in 20" in text
+
+
+def test_a_turn_that_its_words_held_open_is_compared_with_silence_alone() -> None:
+    last = explain(held_open(1.357, EndedBy("complete", 1.344, 0.35, 0.4)).as_json())[-1]
+    assert "which took 975 ms more than silence alone would have: the turn was held open for its words" in last
 
 
 def test_a_turn_that_was_never_heard_says_so() -> None:
@@ -103,7 +108,7 @@ def test_a_tool_is_told_with_what_came_of_it_and_only_the_answers_plan_is(outcom
 
 def test_there_are_words_for_every_stage_and_cause() -> None:
     assert set(STAGES) == {"endpoint", "asr", "wait", "call", "tools", "prefill", "denoise_first", "tts", "transport"}
-    assert set(CAUSES) == {"endpoint", "floor", "usual", "slow", "company", "stall", "tool", "wait"}
+    assert set(CAUSES) == {"endpoint", "floor", "usual", "words", "slow", "company", "stall", "tool", "wait"}
     assert set(TOOL_OUTCOMES) == set(get_args(tool_runner.Outcome)) | {"client", "running"}
 
 
@@ -121,6 +126,11 @@ def test_there_are_words_for_every_stage_and_cause() -> None:
             "dictated, which waits longer, and the silence had lasted as long; the words",
         ),
         (EndedBy("ceiling", 2.016, 0.35, 0.01), "with a probability of 0.01. Silence alone would have waited 350 ms."),
+        (
+            EndedBy("complete", 1.344, 0.35),
+            "was over after 1344 ms of silence: no words were known yet, and the silence had lasted as long as that asks for. "
+            "Silence alone would have waited 350 ms.",
+        ),
         (EndedBy("too_long"), "The caller's turn was over: the voice went on for longer than a turn may last."),
         (EndedBy("client"), "The caller's turn was over: the client said so."),
     ],

@@ -117,6 +117,21 @@ def judge_at(probability: float | None) -> Judge:
     return lambda text, answer: answer(probability)
 
 
+def test_an_utterance_without_words_tells_of_no_probability_that_anybody_gave() -> None:
+    async def completeness(text: str) -> float | None:
+        listener, detection = Listener(LevelDetector(), 512, judge_at(0.99)), replace(WORDS, cut_off_cost_s=1.0)
+        for at in range(0, LONG.size, 320):
+            async for event in listener.hear(LONG[at : at + 320], at / 16_000, detection, agent_audible=False):
+                if isinstance(event, Onset) and text:
+                    listener.hear_words(text)
+                if isinstance(event, Endpoint):
+                    return event.ended_by.completeness
+        raise AssertionError("no endpoint")
+
+    assert asyncio.run(completeness("a tea")) == 0.99
+    assert asyncio.run(completeness("")) is None
+
+
 def test_complete_words_end_sooner_than_unfinished_ones() -> None:
     assert silence_of(judge_at(0.99), "a tea") == pytest.approx(0.2, abs=0.07)
     assert silence_of(judge_at(0.01), "a") == pytest.approx(1.5, abs=0.07)

@@ -8,6 +8,7 @@ import pytest
 from voiceagent.backends import StepPlan
 from voiceagent.budget_terms import Prediction
 from voiceagent.costs import Cost
+from voiceagent.endpoint import EndedBy
 from voiceagent.trace import StepRecord, ToolRecord, TurnTrace
 
 PREDICTION = Prediction(
@@ -73,8 +74,51 @@ def test_a_late_first_clause_says_whether_it_waited_stood_still_or_was_slow() ->
     assert slow is not None and slow["cause"] == "slow"
 
 
+def held_open(endpoint_s: float, ended_by: EndedBy, *, asr_s: float = 0.02) -> TurnTrace:
+    """Its turn was over so long after the end of speech, and everything behind that took as long as ever."""
+    trace = traced(asr_s=asr_s)
+    trace.ended_by = ended_by
+    for name in trace.marks:
+        trace.marks[name] += endpoint_s - 0.36
+    trace.plans = [(trace.marks["asr_final"], *trace.plans[0][1:])]
+    return trace
+
+
+def test_a_turn_that_its_words_held_open_blames_them_and_not_the_stages_behind() -> None:
+    trace = held_open(1.357, EndedBy("complete", 1.344, 0.35, 0.5), asr_s=0.392)
+    missed = trace.missed_deadline()
+    assert missed is not None and (missed["stage"], missed["cause"]) == ("endpoint", "words")
+    assert missed["excess_ms"] == 975.0, "more than silence alone and its window"
+
+
+def test_an_end_of_turn_that_came_late_after_its_silence_was_slow() -> None:
+    missed = held_open(1.357, EndedBy("silence", 0.352, 0.35)).missed_deadline()
+    assert missed is not None and (missed["stage"], missed["cause"]) == ("endpoint", "slow")
+
+
+def test_silence_alone_takes_its_window_as_ever() -> None:
+    trace = held_open(0.38, EndedBy("silence", 0.352, 0.35))
+    trace.target_s = 0.46
+    missed = trace.missed_deadline()
+    assert missed is not None and missed["stage"] == missed["cause"] == "endpoint"
+
+
+def test_a_clause_that_was_written_already_or_planned_after_the_target_did_not_lack_steps() -> None:
+    held = EndedBy("ceiling", 1.984, 0.35, 0.07)
+    trace = held_open(1.998, held)
+    trace.planned_on_time, trace.is_written = False, True
+    missed = trace.missed_deadline()
+    assert missed is not None and (missed["stage"], missed["cause"]) == ("endpoint", "words")
+    for is_written, planned_at in ((True, 100.38), (False, 100.42)):
+        trace = traced(target_s=0.4)
+        trace.planned_on_time, trace.is_written = False, is_written
+        trace.plans = [(planned_at, *trace.plans[0][1:])]
+        missed = trace.missed_deadline()
+        assert missed is not None and missed["cause"] == "endpoint"
+
+
 def test_a_turn_whose_floor_did_not_fit_says_so() -> None:
-    trace = traced(target_s=0.3)
+    trace = traced(target_s=0.42)
     trace.planned_on_time = False
     missed = trace.missed_deadline()
     assert missed is not None and missed["cause"] == "floor"
