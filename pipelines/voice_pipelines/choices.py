@@ -69,6 +69,11 @@ def device_of(config: Config) -> str:
     return wanted
 
 
+def _check_graphs(config: Config) -> None:
+    if config.models.graphs and not (device := device_of(config)).startswith("cuda"):
+        raise ConfigError("models.graphs", True, f"false: steps are recorded on a CUDA device only, not on {device!r}")
+
+
 def choose_vad(config: Config) -> Callable[[], VoiceDetector]:
     """Silero, the only one.
 
@@ -151,13 +156,14 @@ def choose_llm(config: Config) -> Callable[[], Drafter]:
     """The built-in model unless `models.llm` names a checkpoint folder, a fetched model, one on the hub or a remote endpoint.
 
     Raises:
-        ConfigError: If it names none of them. What is in the folder, or whether hub and endpoint answer, is seen when it is loaded,
-            which raises `BackendError`.
+        ConfigError: If it names none of them, or `models.graphs` is asked for on a device without CUDA. What is in the folder, or whether
+            hub and endpoint answer, is seen when it is loaded, which raises `BackendError`.
     """
     wanted = config.models.llm
     endpoint = remote_endpoint(config, os.environ)
     if endpoint is not None:
         return functools.partial(_connect_llm, endpoint)
+    _check_graphs(config)
     if wanted in ("auto", "builtin"):
         reason = "chosen in the configuration" if wanted == "builtin" else "no other model is configured (models.llm)"
         if config.remote.url and wanted == "auto":

@@ -104,6 +104,8 @@ class Facts:
     """The remote language model that is configured, or None."""
     remote_llm_error: str | None = None
     """Why it cannot be used, or None."""
+    llm_error: str | None = None
+    """Why a start would refuse the model of this machine that is configured, or None."""
     turn_end: str = "silence"
     """What ends a caller's turn."""
     turn_end_error: str | None = None
@@ -188,6 +190,8 @@ def check_language_model(facts: Facts) -> Check:
         )
     if facts.remote_llm is not None:
         return Check("language model", Verdict.OK, facts.remote_llm)
+    if facts.llm_error is not None:
+        return Check("language model", Verdict.FAIL, facts.llm_error, "mend that key of the configuration")
     if facts.missing_llm_files:
         return Check(
             "language model",
@@ -339,6 +343,7 @@ def run_doctor(config: Config, out: Callable[[str], object] = print) -> int:
     )
     remote_llm, remote_llm_error = _remote_llm(config)
     facts = replace(facts, remote_llm=remote_llm, remote_llm_error=remote_llm_error)
+    facts = replace(facts, llm_error=refusal(lambda: choices.choose_llm(config)))
     facts = replace(facts, turn_end=_turn_end(config), turn_end_error=refusal(lambda: choices.find_smart_turn(config)))
     facts = replace(facts, repair=config.asr.repair, repair_error=refusal(lambda: choices.check_repair(config)))
     tools_error = refusal(lambda: Toolbox.open(config, os.environ))  # Looked up as a start would; none is called.

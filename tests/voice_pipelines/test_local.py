@@ -184,8 +184,9 @@ def test_the_agent_s_model_may_take_several_steps_before_it_is_looked_at(tmp_pat
 
 
 def test_steps_are_recorded_on_a_gpu_alone(tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match="graphs.*cpu.*CUDA device"):
-        choose_llm(configure(tmp_path, "models.graphs=true", "models.device=cpu"))()
+    with pytest.raises(ConfigError, match=r"models\.graphs = True: expected false.*CUDA device.*cpu"):
+        choose_llm(configure(tmp_path, "models.graphs=true", "models.device=cpu"))
+    choose_llm(configure(tmp_path, "models.graphs=true", "models.llm=http://127.0.0.1:9/v1"))
 
 
 def test_numbers_that_nobody_computes_in_are_named(tmp_path: Path) -> None:

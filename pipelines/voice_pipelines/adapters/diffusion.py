@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -54,9 +54,6 @@ from voiceagent.backends import (
 )
 from voiceagent.errors import BackendError
 from voiceagent.tools import ToolSpec
-
-if TYPE_CHECKING:
-    import torch
 
 log = logging.getLogger(__name__)
 
