@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 
@@ -179,7 +180,8 @@ class _RealtimeProtocol(WebSocketsSansIOProtocol):
     """uvicorn's websocket protocol, with a way out when the client does not read.
 
     uvicorn sends nothing, not even a close frame, before the client has emptied the buffer, and closing a transport waits for the
-    same; a stalled client would keep its socket and its buffer for as long as it likes.
+    same; a stalled client would keep its socket and its buffer for as long as it likes. And it takes a handshake that the application has
+    refused with a whole response for one that was left open, and logs an error for every caller that a full server turns away.
     """
 
     _cut: asyncio.TimerHandle | None = None
@@ -205,6 +207,11 @@ class _RealtimeProtocol(WebSocketsSansIOProtocol):
         if self._cut is not None:
             self._cut.cancel()
         super().connection_lost(exc)
+
+    async def send(self, message: ASGISendEvent) -> None:
+        await super().send(message)
+        if self.initial_response is not None and self.close_sent:  # All of the refusal is written.
+            self.handshake_complete = True
 
     async def run_asgi(self) -> None:
         try:

@@ -161,6 +161,23 @@ def test_a_refused_handshake_has_a_json_body() -> None:
     scene(scenario, ServerSettings(port=0, api_key="right"))
 
 
+@pytest.mark.parametrize(("path", "status"), [("/v1/realtime?model=local", 503), ("/no/such/door", 403)])
+def test_callers_who_are_refused_make_no_noise_in_the_log(
+    path: str, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(place: Place) -> None:
+        async with connect_websocket(place.url) as inside:
+            await next_event(inside)
+            for _ in range(2):
+                with pytest.raises(InvalidStatus) as caught:
+                    async with connect_websocket(place.address.replace("http", "ws", 1) + path):
+                        pass
+                assert caught.value.response.status_code == status
+
+    scene(scenario, ServerSettings(port=0, max_sessions=1))
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("uvicorn")] == []
+
+
 def test_a_message_over_the_limit_closes_with_1009_and_one_below_it_is_heard() -> None:
     settings = ServerSettings(port=0)
 
