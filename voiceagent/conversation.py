@@ -260,8 +260,17 @@ class Conversation:
         self._emit(ItemDeleted(item_id))
 
     def truncate_item(self, item_id: str, audio_end_s: float) -> None:
-        """The caller heard only the first `audio_end_s` of this reply; a position past its end is read as its end."""
-        self._replying.truncate(item_id, audio_end_s)
+        """The client has cut this reply at `audio_end_s`; a position past its end is read as its end.
+
+        One that is still being made ends here, as if it had been cancelled: whoever cuts a reply plays no more of it.
+        """
+        self.heard_item(item_id, audio_end_s)
+        if self._replying.is_speaking(item_id):
+            self._happened(turns.ReplyCancelled("client_cancelled"))
+
+    def heard_item(self, item_id: str, heard_s: float) -> None:
+        """The caller heard only the first `heard_s` of this reply, which the conversation is about to stop or has stopped by itself."""
+        self._replying.truncate(item_id, heard_s)
 
     def report_playout(self, item_id: str, played_s: float) -> None:
         """The client's own word on how much of a reply it has played."""

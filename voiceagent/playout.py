@@ -62,7 +62,7 @@ class Playout:
     def sent(self, duration_s: float, now: float) -> float:
         """Another piece of audio left for the caller; when it will have been played."""
         now = self._time(now)
-        if self._is_over:
+        if self.is_over:
             self.sent_s += duration_s
             return now
         start = max(now, self.not_before if self._dry_at is None else self._dry_at)
@@ -77,7 +77,7 @@ class Playout:
         """The client says how much it has played; later estimates start from there. Less than it said before is old news."""
         now = self._time(now)
         played_s = min(max(played_s, 0.0), self.sent_s)
-        if self._is_over or (self._reported_s is not None and played_s < self._reported_s):
+        if self.is_over or (self._reported_s is not None and played_s < self._reported_s):
             return
         self._reported_s = played_s
         if self._dry_at is not None:
@@ -99,7 +99,8 @@ class Playout:
                 self._dry_at = min(self._dry_at, now)
 
     @property
-    def _is_over(self) -> bool:
+    def is_over(self) -> bool:
+        """It was cut or stopped: what is sent of it from now on is not played."""
         return self._cut_s is not None or self._stopped_s is not None
 
     @property

@@ -97,6 +97,8 @@ class Reply:
     drafting: Drafting = field(init=False)
     _has_words: bool = False
     """Something of it is spoken or waits for the voice."""
+    _has_sent: bool = False
+    """Some of its audio has left, whether or not it is played."""
 
     def __post_init__(self) -> None:
         self.drafting = Drafting(
@@ -251,7 +253,7 @@ class Reply:
                 if samples.size == 0:
                     continue
                 held.append(samples)
-                if self.playout.dry_at() is None and sum(map(len, held)) < FIRST_PIECE_S * self.tts.rate_hz:
+                if not self._has_sent and sum(map(len, held)) < FIRST_PIECE_S * self.tts.rate_hz:
                     continue
                 if not is_heard:
                     is_heard = True
@@ -273,8 +275,10 @@ class Reply:
     def _send(self, samples: Samples) -> None:
         made = self.clock.now()
         self.emit(ResponseAudio(self.request.response_id, self.request.item_id, samples, self.tts.rate_hz))
+        is_first, self._has_sent = not self._has_sent, True
+        if self.playout.is_over:
+            return  # Cut before it came: nobody plays it, so it answers nobody and no microphone hears it.
         now = self.clock.now()
-        is_first = self.playout.dry_at() is None
         duration_s = samples.size / self.tts.rate_hz
         dry_at = self.playout.sent(duration_s, now)
         if self.plays is not None:

@@ -137,6 +137,14 @@ class Replying:
             self._moved.set()
         self.emit(ItemTruncated(item_id, audio_end_s, item.text or ""))
 
+    def is_speaking(self, item_id: str) -> bool:
+        """This item's response is still being made, for the ear."""
+        running = self._running
+        if running is None or running.is_finished:
+            return False
+        request = running.reply.request
+        return request.item_id == item_id and request.modality == "audio"
+
     def report_playout(self, item_id: str, played_s: float) -> None:
         """The client's own word on how much of a reply it has played."""
         playout = self._playouts.get(item_id)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
 
 import numpy as np
 import pytest
 
 from tests.voiceagent.conversing import REPLY, Line, talk
 from tests.voiceagent.standins import ToneSynthesizer, silence, tone
+from voiceagent.backends import Samples
+from voiceagent.clock import ManualClock
 from voiceagent.events import (
     Item,
     ItemTruncated,
@@ -110,7 +114,7 @@ def test_a_client_that_truncates_by_itself_has_stopped_the_agent(step_s: float) 
             await line.clock.advance(0.05)
         await line.clock.advance(1.0)
         line.conversation.truncate_item(line.of(ResponseItemStarted)[0].item.id, 0.5)
-        await line.clock.advance(0.05 if step_s == 0 else 5.0)
+        await line.clock.advance(0.05)
         assert line.conversation.phase is Phase.IDLE, "nothing plays any more"
         await line.play(np.concatenate([tone(0.3), silence(0.8)]))
         assert not line.of(PlaybackDucked), "a yes is no backchannel where nobody speaks"
@@ -120,6 +124,59 @@ def test_a_client_that_truncates_by_itself_has_stopped_the_agent(step_s: float) 
     first, *_ = [item.text for item in line.conversation._history if isinstance(item, Item) and item.role == "agent"]
     assert first == "Sure, one"
     assert len(line.llm.drafts) == 2, "it is answered"
+
+
+class SlowVoice(ToneSynthesizer):
+    """Takes 0.09 s for every 0.1 s of sound: a reply is made for almost as long as it plays."""
+
+    clock: ManualClock
+
+    async def speak(self, clause: str) -> AsyncGenerator[Samples, None]:
+        async with contextlib.aclosing(super().speak(clause)) as audio:
+            async for samples in audio:
+                await self.clock.sleep_until(self.clock.now() + 0.09)
+                yield samples
+
+
+@pytest.mark.parametrize("heard_s", [0.0, 1.0], ids=["before its first audio", "while it is heard"])
+def test_a_reply_that_its_client_cuts_while_it_is_made_ends_there_and_a_yes_is_answered(heard_s: float) -> None:
+    async def scenario(line: Line) -> None:
+        voice.clock = line.clock
+        await line.speak_turn()
+        while not line.of(ResponseItemStarted):
+            await line.clock.advance(0.001)
+        await line.clock.advance(heard_s)
+        line.conversation.truncate_item(line.of(ResponseItemStarted)[0].item.id, heard_s / 2)
+        assert line.conversation.phase is Phase.IDLE, "nothing plays any more"
+        (end,), sent = line.of(ResponseFinished), len(line.of(ResponseAudio))
+        assert (end.status, end.reason) == ("cancelled", "client_cancelled")
+        assert end.item is not None and end.item.status == "incomplete"
+        assert end.item.text == ("" if heard_s == 0 else "Sure, one")
+        assert (sent > 0) == (heard_s > 0)
+        await line.clock.advance(0.5)
+        await line.play(np.concatenate([tone(0.3), silence(0.8)]))
+        assert not line.of(PlaybackDucked), "a yes is no backchannel where nobody speaks"
+        await line.clock.advance(20.0)
+        first = [event for event in line.of(ResponseAudio) if event.response_id == end.response_id]
+        assert len(first) == sent, "nothing more of it is made for nobody"
+        assert line.conversation.phase is Phase.IDLE
+
+    voice = SlowVoice()
+    line = talk(scenario, heard=("a mocha please", "yes"), written=(REPLY, "Two."), tts=voice)
+    assert [event.status for event in line.of(ResponseFinished)] == ["cancelled", "completed"]
+    assert len(line.llm.drafts) == 2
+
+
+def test_an_earlier_reply_that_its_client_cuts_leaves_the_one_being_made_alone() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(0.3)
+        line.conversation.create_response(ResponseOptions())
+        line.conversation.truncate_item(line.of(ResponseItemStarted)[0].item.id, 0.5)
+        await line.clock.advance(20.0)
+
+    line = talk(scenario, step_s=0.0)
+    assert [event.status for event in line.of(ResponseFinished)] == ["completed", "completed"]
 
 
 def test_a_cancelled_response_ends_at_once_and_another_can_start() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,7 +15,7 @@ from tests.conftest import run_async
 from tests.voiceagent.standins import ScriptedDraft, ScriptedDrafter, ToneSynthesizer
 from voiceagent.backends import DraftRequest, PromptTurn, QualityCurve, Samples, StepPlan
 from voiceagent.budget import BudgetController
-from voiceagent.budget_margin import GAIN_S, MAY_MISS
+from voiceagent.budget_margin import GAIN_S, MAY_MISS, Margin
 from voiceagent.budget_terms import BudgetSettings, WhenLate
 from voiceagent.clock import ManualClock
 from voiceagent.costs import Cost, CostModel, Stage
@@ -215,5 +216,40 @@ def test_what_the_voice_is_planned_with_is_the_wait_for_the_sound_that_is_sent()
         assert first.samples.size == 2 * 1600, "0.2 s are gathered before anything is heard"
         assert house.budget.costs.predict(Stage.TTS, len(LONG)).p50 == pytest.approx(0.12)
         assert reply.trace.marks["tts_audio"] == reply.trace.marks["first_audio"]
+
+    living(scenario)
+
+
+@pytest.mark.parametrize("cut_after", [0, 3], ids=["before its first piece", "behind its third"])
+def test_pieces_that_leave_behind_a_cut_answer_nobody_and_are_heard_by_no_microphone(
+    cut_after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(house: House) -> None:
+        reply, llm = house.reply("a")
+        reply.tts, llm.steps = TricklingVoice(house.clock), 1
+        answers: list[bool] = []
+        begun: list[float] = []
+        played: list[tuple[float, float]] = []
+        reply.on_audio = lambda: begun.append(house.clock.now())
+        reply.plays = lambda samples, rate, at: played.append((at, at + samples.size / rate))
+        monkeypatch.setattr(Margin, "answered", lambda margin, *, late: answers.append(late))
+
+        def tell(event: ConversationEvent) -> None:
+            house.events.append(event)
+            if len([event for event in house.events if isinstance(event, ResponseAudio)]) == max(cut_after, 1):
+                reply.playout.cut(0.0, house.clock.now())
+
+        reply.emit = tell
+        if not cut_after:
+            reply.playout.cut(0.0, house.clock.now())
+        making = asyncio.create_task(reply.run())
+        await house.clock.advance(5.0)
+        await making
+        sent = [event for event in house.events if isinstance(event, ResponseAudio)]
+        assert len(sent) > 5 and sent[1].samples.size == 1600, "only the first piece is gathered"
+        wanted = 0 if cut_after == 0 else cut_after - 1
+        assert len(played) == wanted, "the piece at which it is cut is not played either"
+        assert len(answers) == len(begun) == min(wanted, 1)
+        assert all(end <= start + 1e-6 for (_, end), (start, _) in itertools.pairwise(played))
 
     living(scenario)

@@ -183,6 +183,33 @@ def test_a_client_cancels_and_a_second_cancellation_is_no_error() -> None:
     serve(scenario)
 
 
+def test_a_reply_that_is_truncated_while_it_is_made_is_done_and_a_late_cancellation_of_it_is_no_error() -> None:
+    async def scenario(house: House) -> None:
+        house.runtime.llm.step_s = 0.3
+        async with connect(house.app) as client:
+            await client.send("response.create")
+            delta = await pump(house, client.until("response.output_audio.delta"))
+            await client.send("conversation.item.truncate", item_id=delta["item_id"], content_index=0, audio_end_ms=100)
+            done = await pump(house, client.until("response.done"))
+            assert done["response"]["id"] == delta["response_id"]
+            assert done["response"]["status_details"] == {"type": "cancelled", "reason": "client_cancelled"}
+            await client.send("response.cancel", response_id=delta["response_id"])
+            await client.send("response.create")
+            await pump(house, client.until("response.created"))
+            kinds = client.names()
+            assert "error" not in kinds
+            order = (
+                "conversation.item.truncated",
+                "response.output_audio.done",
+                "conversation.item.done",
+                "response.output_item.done",
+                "response.done",
+            )
+            assert [kind for kind in kinds if kind in order] == list(order)
+
+    serve(scenario)
+
+
 def test_items_are_created_retrieved_truncated_and_deleted() -> None:
     async def scenario(house: House) -> None:
         async with connect(house.app) as client:

@@ -299,7 +299,7 @@ class PhoneCall:
         assert self._conversation is not None
         for item_id, heard_s in heard.items():
             with contextlib.suppress(ProtocolError):  # An item that the history does not hold needs no cut.
-                self._conversation.truncate_item(item_id, heard_s)
+                self._conversation.heard_item(item_id, heard_s)
 
 
 def _begins(pieces: list[Piece]) -> dict[str, float]:

@@ -89,6 +89,8 @@ def test_speech_clears_the_queue_and_no_unheard_word_stays_in_the_history(latenc
             await caller.talk(tone(0.6))
             assert len(caller.clears) == 1
             assert caller.queued_s == 0, "nothing more is sent"
+            running = conversation._replying._running
+            assert running is not None and running.reply.trace.reason == "turn_detected"
             kept = said(house)[-1]
             playout = conversation._replying._playouts[next(reversed(conversation._replying._playouts))]
             truly = playout.heard_text(caller.heard_s - before_s)
