@@ -45,6 +45,11 @@ class ServerConfig:
         "an integer from 1 to 10000",
         within(1, 10_000),
     )
+    refuse_when_full: bool = documented(
+        True,
+        "Whether a caller is refused, with the reason, who would make those who are there late (docs/load.md); `max_sessions` holds in any case.",
+        "true or false",
+    )
     session_minutes: float = documented(
         _SERVER.session_s / 60.0,
         "Longest conversation (60 minutes is OpenAI's).",

@@ -264,9 +264,11 @@ class Conversation:
 
         One that is still being made ends here, as if it had been cancelled: whoever cuts a reply plays no more of it.
         """
-        self.heard_item(item_id, audio_end_s)
-        if self._replying.is_speaking(item_id):
-            self._happened(turns.ReplyCancelled("client_cancelled"))
+        try:
+            self.heard_item(item_id, audio_end_s)
+        finally:
+            if self._replying.is_speaking(item_id):
+                self._happened(turns.ReplyCancelled("client_cancelled"))
 
     def heard_item(self, item_id: str, heard_s: float) -> None:
         """The caller heard only the first `heard_s` of this reply, which the conversation is about to stop or has stopped by itself."""

@@ -20,7 +20,7 @@ MEMORY_S = 30.0
 """Over which callers' needs are averaged: some turns of each."""
 OTHERS_MEMORY_S = 10.0
 """The same of what other programs take: it comes and goes, and nobody has to wait until it is forgotten."""
-CEILING = 0.9
+CEILING = 0.8
 """Share of what others leave of the processors that callers may need at their busiest: processors that are all busy make everybody wait."""
 DEVIATIONS = 2.0
 """What is called their busiest: one second in forty is busier."""

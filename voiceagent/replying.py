@@ -122,19 +122,21 @@ class Replying:
         """The caller heard only the first `audio_end_s` of this reply and hears no more of it; a position past its end is read as its end.
 
         Raises:
-            ProtocolError: If there is no such item, or it is not the agent's.
+            ProtocolError: If there is no such item, or it is not the agent's. One that is in no history plays no more all the same.
         """
-        item = self.history.said(item_id, code="item_truncate_invalid_item_id")
-        if item.role != "agent":
-            raise ProtocolError("item_truncate_invalid_item_id", f"Item {item_id} is not the agent's.", param="item_id")
-        playout = self._playouts.get(item_id)
+        playout, heard = self._playouts.get(item_id), None
         if playout is not None:
             now, dry_at = self.clock.now(), playout.dry_at()
             if dry_at is not None and dry_at > now:
                 self.echo.cut(now)
-            item = replace(item, text=playout.heard_text(playout.cut(audio_end_s, now)))
-            self.history.put(item)
+            heard = playout.heard_text(playout.cut(audio_end_s, now))
             self._moved.set()
+        item = self.history.said(item_id, code="item_truncate_invalid_item_id")
+        if item.role != "agent":
+            raise ProtocolError("item_truncate_invalid_item_id", f"Item {item_id} is not the agent's.", param="item_id")
+        if heard is not None:
+            item = replace(item, text=heard)
+            self.history.put(item)
         self.emit(ItemTruncated(item_id, audio_end_s, item.text or ""))
 
     def is_speaking(self, item_id: str) -> bool:

@@ -46,6 +46,8 @@ class Room:
     load: EngineLoad = field(default_factory=EngineLoad)
     """What callers wait for; early drafts take what is left of the engine."""
     admission: Admission = field(default_factory=Admission)
+    refuses: bool = True
+    """Whether callers are turned away at all; where they are not, everybody is late together."""
     awaited: dict[Hashable, float] = field(default_factory=dict)
     """Utterances that are being recognised and have ended, and when."""
     _holds: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=HOLDS))
@@ -91,6 +93,8 @@ class Room:
         return overdue if now - self._overdue_at >= STANDS_S else 0
 
     def _refusal(self, now: float, most: float) -> Refusal | None:
+        if not self.refuses:
+            return None
         if (reason := self.foresight.refusal(most)) is not None:
             return Refusal("processors_full", reason)
         if overdue := self.look(now):

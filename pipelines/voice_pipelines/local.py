@@ -229,6 +229,7 @@ async def build(
             loaded.push_async_callback(repairer.aclose)
             report(repairer.info)
         budget = BudgetController(_with_floor(config, llm), CostModel(), llm.quality_curve)
+        budget.room.refuses = config.server.refuse_when_full
         runtime = LocalRuntime(
             config, agent, Backends(vad, asr, llm, tts, scorer, repairer), budget, MonotonicClock(), toolbox=toolbox
         )

@@ -314,6 +314,9 @@ def test_what_recognisers_in_processes_of_their_own_take_is_learned_and_a_full_m
         with pytest.raises(EngineFullError, match="9 callers would need") as refused:
             runtime.open_conversation(lambda event: None)
         assert refused.value.code == "processors_full" and runtime.unready() == str(refused.value)
+        runtime.budget.room.refuses = False
+        assert runtime.unready() is None
+        runtime.open_conversation(lambda event: None)
         await runtime.aclose()
 
     run_async(main())

@@ -13,6 +13,7 @@ from tests.voiceagent.conversing import REPLY, Line, talk
 from tests.voiceagent.standins import ToneSynthesizer, silence, tone
 from voiceagent.backends import Samples
 from voiceagent.clock import ManualClock
+from voiceagent.errors import ProtocolError
 from voiceagent.events import (
     Item,
     ItemTruncated,
@@ -165,6 +166,23 @@ def test_a_reply_that_its_client_cuts_while_it_is_made_ends_there_and_a_yes_is_a
     line = talk(scenario, heard=("a mocha please", "yes"), written=(REPLY, "Two."), tts=voice)
     assert [event.status for event in line.of(ResponseFinished)] == ["cancelled", "completed"]
     assert len(line.llm.drafts) == 2
+
+
+@pytest.mark.parametrize("step_s", [0.0, 0.4], ids=["reply made", "reply being made"])
+def test_a_reply_that_is_in_no_history_is_silent_too_once_its_client_has_cut_it(step_s: float) -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        while not line.of(ResponseAudio):
+            await line.clock.advance(0.05)
+        await line.clock.advance(1.0)
+        item = line.of(ResponseItemStarted)[0].item
+        line.conversation.delete_item(item.id)
+        with pytest.raises(ProtocolError, match=item.id):
+            line.conversation.truncate_item(item.id, 0.5)
+        await line.clock.advance(0.05)
+        assert line.conversation.phase is Phase.IDLE, "nothing plays any more"
+
+    talk(scenario, step_s=step_s)
 
 
 def test_an_earlier_reply_that_its_client_cuts_leaves_the_one_being_made_alone() -> None:

@@ -51,7 +51,7 @@ def crowd(
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize(("over_s", "let_in"), [(120.0, 15), (40.0, 13), (6.0, 13), (0.5, 13)])
+@pytest.mark.parametrize(("over_s", "let_in"), [(120.0, 13), (40.0, 11), (6.0, 11), (0.5, 11)])
 def test_callers_are_let_in_up_to_what_the_machine_holds_however_fast_they_come(
     over_s: float, let_in: int, seed: int
 ) -> None:
@@ -261,9 +261,9 @@ def test_a_server_that_gives_way_to_others_has_only_what_they_leave() -> None:
 
 
 def test_a_quota_bounds_what_is_free_however_many_processors_there_are() -> None:
-    foresight = Foresight(cores=64.0, guess=Need(0.1, 0.0), quota=1.0, callers=8)
+    foresight = Foresight(cores=64.0, guess=Need(0.1, 0.0), quota=1.0, callers=7)
     assert foresight.free == 1.0 and foresight.refusal() is None
-    foresight.callers = 9
+    foresight.callers = 8
     assert "1.0 are free" in (foresight.refusal() or "")
     for second in range(60):
         foresight.read(float(second), 0.0, 40.0 * second)
@@ -306,7 +306,7 @@ def test_steps_shrink_before_anybody_is_refused() -> None:
     told(foresight, *[1.0] * 60, callers=10)
     roomy = next(n for n in range(1, 99) if foresight.fullness(n) > ROOMY)
     full = next(n for n in range(1, 99) if foresight.fullness(n) > 1.0)
-    assert full in (18, 19) and roomy < full, "0.9 of two cores, a tenth of a core each"
+    assert full in (16, 17) and roomy < full, "0.8 of two cores, a tenth of a core each"
     rooms = []
     for foresight.callers in range(1, full + 1):
         rooms.append(foresight.room())

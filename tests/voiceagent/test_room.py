@@ -67,27 +67,27 @@ def test_only_what_was_held_between_two_moments_counts() -> None:
 
 
 def test_whoever_sends_callers_hears_of_a_full_machine_when_the_next_would_be_refused() -> None:
-    made = room(callers=16)
+    made = room(callers=14)
     assert made.unready(0.0) is None and made.refusal(0.0) is None
-    made.foresight.callers = 18
+    made.foresight.callers = 16
     unready = made.unready(0.0)
     assert unready is not None and unready.code == "processors_full" and unready == made.refusal(0.0)
 
 
 def test_after_that_a_tenth_has_to_be_free_or_they_would_come_and_go() -> None:
-    made = room(callers=18)
+    made = room(callers=16)
     assert made.unready(0.0) is not None
-    for made.foresight.callers in (17, 16):
+    for made.foresight.callers in (15, 14):
         assert made.refusal(0.0) is None, "a caller who comes all the same is let in"
         assert made.unready(0.0) is not None
-    made.foresight.callers = 15
-    assert made.foresight.fullness(16) < READY_AGAIN and made.unready(0.0) is None
-    for made.foresight.callers in (16, 15, 16):
+    made.foresight.callers = 13
+    assert made.foresight.fullness(14) < READY_AGAIN and made.unready(0.0) is None
+    for made.foresight.callers in (14, 13, 14):
         assert made.unready(0.0) is None, "it is ready until it is full"
 
 
 def test_an_estimate_that_swings_does_not_make_them_come_and_go() -> None:
-    made, answers = room(callers=17), []
+    made, answers = room(callers=15), []
     for second in range(40):
         made.foresight.guess = Need(0.1 * (1.02 if second % 2 else 0.99), 0.0)
         answers.append(made.unready(float(second)) is None)
@@ -102,7 +102,7 @@ def test_an_empty_server_is_ready_however_small_the_machine() -> None:
 
 
 def test_what_closes_the_door_otherwise_is_told_as_well_and_leaves_no_mark() -> None:
-    made = room(*[0.1] * 10, callers=16)
+    made = room(*[0.1] * 10, callers=14)
     for _ in range(20):
         made.admission.count(1.0, is_crowded=True)
     unready = made.unready(1.0)
