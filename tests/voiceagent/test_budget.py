@@ -427,9 +427,9 @@ def with_processors(callers: int, **settings: float) -> BudgetController:
 
 
 def test_the_door_closes_before_processors_are_full_whoever_is_on_time() -> None:
-    assert with_processors(16).room.refusal(0.0) is None
-    refusal = with_processors(18).room.refusal(0.0)
-    assert refusal is not None and refusal.code == "processors_full" and "19 callers" in refusal.reason
+    assert with_processors(14).room.refusal(0.0) is None
+    refusal = with_processors(16).room.refusal(0.0)
+    assert refusal is not None and refusal.code == "processors_full" and "17 callers" in refusal.reason
 
 
 def test_an_engine_that_is_full_all_the_same_is_the_reason() -> None:
@@ -441,12 +441,12 @@ def test_an_engine_that_is_full_all_the_same_is_the_reason() -> None:
 
 
 def test_full_processors_take_steps_from_everybody_before_anybody_is_refused() -> None:
-    steps = [with_processors(callers, min_steps=2).affordable_steps(32, 0.0) for callers in (1, 10, 12, 15, 18)]
+    steps = [with_processors(callers, min_steps=2).affordable_steps(32, 0.0) for callers in (1, 9, 11, 13, 16)]
     assert steps == sorted(steps, reverse=True)
     assert steps[:2] == [24, 24] and 2 < steps[3] < steps[2] < 24 and steps[4] == 2
-    assert with_processors(10).room.busy(0.0) == ""
-    assert with_processors(12).room.busy(0.0) == ", with the processors 67% full"
-    assert with_processors(18).may_speculate(0.0), "what is written early is not waited for later"
+    assert with_processors(9).room.busy(0.0) == ""
+    assert with_processors(11).room.busy(0.0) == ", with the processors 69% full"
+    assert with_processors(16).may_speculate(0.0), "what is written early is not waited for later"
 
 
 def test_what_fewer_steps_would_have_saved_is_told_apart() -> None:
