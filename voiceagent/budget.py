@@ -178,12 +178,14 @@ class BudgetController:
             transport=costs.predict(Stage.TRANSPORT),
             spent_s=max(request.now - request.speech_end, 0.0),
             company=company,
+            steps_had=request.steps_had,
         )
 
     def plan_turn(self, request: TurnRequest) -> Grant:
         """Grant the first clause as many steps as fit before its deadline at p95.
 
-        Never more than the curve says still help, never fewer than the floor (design, section 5, rules 1 and 4).
+        Never more than the curve says still help, never fewer than the floor (design, section 5, rules 1 and 4). What a draft has had
+        that was begun early counts among them and takes no time any more.
         """
         expected = self.predict(request)
         target_at = request.speech_end + request.target_s
@@ -196,13 +198,13 @@ class BudgetController:
             known = not written.is_sure and written.in_all > 0
             quality = quality_at(self.curve, self.clause_width, written.in_all) if known else None
             return replace(grant, quality=quality, is_written=True)
-        begin = request.now + expected.prefill.p95
-        wanted = self.wanted_steps(request.when_late)
-        fits = _fitting(target_at - behind - begin, expected.step.p95)
+        begin, had = request.now + expected.prefill.p95, request.steps_had
+        wanted = max(self.wanted_steps(request.when_late), had + 1)
+        fits = had + _fitting(target_at - behind - begin, expected.step.p95)
         # The margin takes none of the steps that are wanted: without them the answer counts as late, with a smaller margin it may not be.
-        kept_s = min(self.margin.seconds, max(target_at - behind - begin - wanted * expected.step.p95, 0.0))
+        kept_s = min(self.margin.seconds, max(target_at - behind - begin - (wanted - had) * expected.step.p95, 0.0))
         behind += kept_s
-        fits = max(_fitting(target_at - behind - begin, expected.step.p95), min(fits, wanted))
+        fits = max(had + _fitting(target_at - behind - begin, expected.step.p95), min(fits, wanted))
         useful = max(self.affordable_steps(self.clause_width, request.now), wanted)
         self._count(request, expected)
         if fits >= wanted:
@@ -211,25 +213,26 @@ class BudgetController:
             reason = (
                 f"all {useful} useful steps fit ({fits} would)"
                 if fits >= useful
-                else f"{fits} steps fit in {room_ms:.0f} ms"
+                else f"{fits - had} {'more ' * (had > 0)}steps fit in {room_ms:.0f} ms"
             )
             return self._grant(request, expected, steps, target_at - behind, reason, is_on_time=True)
         return self._late(request, expected, fits, wanted)
 
     def _late(self, request: TurnRequest, expected: Prediction, fits: int, wanted: int) -> Grant:
         """The target cannot be met with the steps that are wanted."""
-        floor, step_s = self.settings.min_steps, expected.step.p95
+        had, step_s = request.steps_had, expected.step.p95
+        floor, useful = max(self.settings.min_steps, had + 1), max(self.useful_steps(self.clause_width), had + 1)
         behind = expected.tts.p95 + expected.transport.p95
         begin = request.now + expected.prefill.p95
         target_at = request.speech_end + request.target_s
-        late_s = begin + wanted * step_s + behind - target_at
+        late_s = begin + (wanted - had) * step_s + behind - target_at
         when_late = request.when_late
         speakable = [text for text in request.acknowledgements if text.strip()] if request.needs_audio else []
         if when_late is WhenLate.ACKNOWLEDGE and speakable and late_s >= WORTH_ACKNOWLEDGING_S:
-            text, audible, dry_at = self._acknowledgement(speakable, request.now, begin + wanted * step_s + behind)
-            room_s = dry_at - behind - begin
-            steps = min(max(_fitting(room_s, step_s), wanted), self.useful_steps(self.clause_width))
-            deadline = max(dry_at - behind, begin + steps * step_s)
+            answer_at = begin + (wanted - had) * step_s + behind
+            text, audible, dry_at = self._acknowledgement(speakable, request.now, answer_at)
+            steps = min(max(had + _fitting(dry_at - behind - begin, step_s), wanted), useful)
+            deadline = max(dry_at - behind, begin + (steps - had) * step_s)
             reason = (
                 f"{wanted} steps would be {late_s * 1000:.0f} ms late: {text!r} first, then an answer of {steps} steps"
             )
@@ -238,21 +241,21 @@ class BudgetController:
             )
         if when_late is WhenLate.ANSWER_LATER:
             patient_until = request.speech_end + self.settings.patience_s - behind
-            patient = _fitting(patient_until - begin, step_s)
+            patient = had + _fitting(patient_until - begin, step_s)
             steps = min(max(patient, floor), wanted)
             if steps > fits:
                 reason = (
                     f"{steps} steps, {late_s * 1000:.0f} ms late if need be: {max(fits, 0)} fit before the deadline"
                 )
                 # Until patience ends no slow step takes any of them away, and as the answer is late none is added.
-                deadline = max(patient_until, begin + steps * step_s)
+                deadline = max(patient_until, begin + (steps - had) * step_s)
                 return self._grant(request, expected, steps, deadline, reason, False, WhenLate.ANSWER_LATER)
-        steps = min(max(fits, floor), self.useful_steps(self.clause_width))
+        steps = min(max(fits, floor), useful)
         if fits >= floor:
             reason, deadline = f"{fits} steps fit, fewer than the {wanted} wanted", target_at - behind
         else:
             # Late anyway: the deadline moves to where the floor ends, or it would take the floor's steps away again.
-            reason, deadline = f"floor of {floor} steps: {fits} fit before the deadline", begin + floor * step_s
+            reason, deadline = f"floor of {floor} steps: {fits} fit before the deadline", begin + (floor - had) * step_s
         return self._grant(request, expected, steps, deadline, reason, fits >= floor, WhenLate.FEWER_STEPS)
 
     def _acknowledgement(self, texts: Sequence[str], now: float, answer_at: float) -> tuple[str, float, float]:
@@ -288,7 +291,10 @@ class BudgetController:
             fact_threshold=self.settings.fact_threshold,
             yields_until=deadline + UNHEARD_YIELD_S if self.gives_way(request.canvas_width) else None,
             first_guests=self._guests(
-                request.canvas_width, request.active_drafts, steps, deadline - request.now - expected.prefill.p95
+                request.canvas_width,
+                request.active_drafts,
+                steps - request.steps_had,
+                deadline - request.now - expected.prefill.p95,
             ),
         )
         quality = quality_at(self.curve, self.clause_width, steps)
@@ -307,7 +313,7 @@ class BudgetController:
             is_crowded = room_s < 0.0 <= room_s + request.recognition_wait_s
             self.room.admission.count(request.now, is_crowded=is_crowded)
             return
-        floor = self.settings.min_steps
+        floor = max(self.settings.min_steps - request.steps_had, 1)
         fits = _fitting(room_s - expected.prefill.p50, expected.step.p50)
         fits_alone = _fitting(room_s + request.recognition_wait_s - alone.prefill.p50, alone.step.p50)
         self.room.admission.count(request.now, is_crowded=fits < floor <= fits_alone)

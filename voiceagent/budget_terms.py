@@ -71,6 +71,8 @@ class Prediction:
     """Time already gone since speech ended when the plan was made."""
     company: int = 1
     """Drafts that were expected to share the engine, this one included."""
+    steps_had: int = 0
+    """Steps that the draft had had when the plan was made, which counts them too."""
 
     def stages(self) -> Iterable[tuple[str, Cost]]:
         yield from (("asr", self.asr), ("prefill", self.prefill), ("tts", self.tts), ("transport", self.transport))
@@ -123,6 +125,8 @@ class TurnRequest:
     """Part of the time that has passed: what recognition took longer because of other callers, as `recognised` says."""
     written: Written | None = None
     """Where the first clause is written already, by a draft that was begun early."""
+    steps_had: int = 0
+    """Steps that such a draft has had whose first clause is not there yet: it needs one more at least."""
     needs_audio: bool = True
     when_late: WhenLate = WhenLate.FEWER_STEPS
     acknowledgements: Sequence[str] = ()

@@ -93,6 +93,7 @@ class Drafting:
                 active_drafts=company,
                 recognition_wait_s=0.0 if self.trace.tools else self.trace.asr_waited_s,
                 written=beginning.written,
+                steps_had=0 if beginning.has_clause else beginning.steps[0],
                 needs_audio=needs_audio,
                 when_late=when_late,
                 acknowledgements=() if beginning.has_clause else acknowledgements,

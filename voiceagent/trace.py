@@ -150,10 +150,11 @@ class TurnTrace:
         self.tools[-1].resumed = at
 
     def _expected_first(self) -> Cost | None:
-        """What denoising the first clause was expected to take."""
+        """What denoising the first clause was expected to take when its plan was made: of a draft that was begun early, what was left of it."""
         if self.prediction is None or not self.plans:
             return None
-        steps, step = self.plans[0][1].steps_first, self.prediction.step
+        left, step = self.plans[0][1].steps_first - self.prediction.steps_had, self.prediction.step
+        steps = 0 if self.is_written else left
         return Cost(step.p50 * steps, step.p95 * steps)
 
     @property

@@ -297,6 +297,21 @@ def test_a_first_clause_that_is_written_already_needs_no_steps_to_be_on_time() -
     assert planner.room.admission.refusal(0.7) is not None, "others kept the recogniser from it"
 
 
+def test_steps_that_a_draft_had_before_the_turn_was_over_count_and_take_no_time() -> None:
+    planner = controller(min_steps=4)
+    nothing, begun = planner.plan_turn(request(now=0.43)), planner.plan_turn(request(now=0.43, steps_had=2))
+    assert not nothing.is_on_time and nothing.plan.steps_first == 4
+    assert begun.is_on_time and begun.plan.steps_first == 4, "two fit, two were there"
+    assert begun.reason.startswith("2 more steps fit") and begun.prediction.steps_had == 2
+    late = planner.plan_turn(request(now=2.0, steps_had=3))
+    assert late.plan.steps_first == 4 and late.plan.first_deadline == pytest.approx(2.0 + 0.02 + 0.01)
+    beyond = planner.plan_turn(request(now=2.0, steps_had=9))
+    assert beyond.plan.steps_first == 10, "its clause is not there: it needs one step more at least"
+    for _ in range(40):
+        planner.plan_turn(request(now=0.43, active_drafts=9, steps_had=3))
+    assert planner.room.admission.refusal(0.43) is None, "one more step fits in any company"
+
+
 def test_the_quality_of_a_clause_that_is_written_already_is_that_of_the_steps_it_took() -> None:
     planner = controller(min_steps=2)
     planner.curve = CURVE

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from tests.voiceagent.early_line import OTHER, REPLY, SPOKEN, Line, Orders, one_turn, talk
-from tests.voiceagent.standins import ScriptedDrafter, ScriptedScorer, silence, tone
+from tests.voiceagent.standins import ScriptedDraft, ScriptedDrafter, ScriptedScorer, silence, tone
+from voiceagent.backends import DraftEvent, DraftRequest, DraftStepped
 from voiceagent.budget_load import MEMORY_S
 from voiceagent.clock import Clock, ManualClock
+from voiceagent.costs import CostModel, Stage
 from voiceagent.early import SHOWN
 from voiceagent.events import (
     ResponseAudio,
@@ -52,6 +57,8 @@ def test_a_clause_that_was_written_early_is_told_with_the_steps_it_took_and_no_d
     (told,) = [sentence for sentence in explain(timeline) if "written already" in sentence]
     assert told == "The first clause is written already, in 1 step: nobody waited for a step of it."
     assert not any("granted" in sentence for sentence in explain(timeline))
+    stages: Any = {stage["name"]: stage for stage in timeline["stages"]}  # type: ignore[attr-defined]
+    assert stages["denoise_first"]["predicted_p95_ms"] == 0.0, "nothing of it was left to do"
 
 
 class KeepsNothing(ScriptedDrafter):
@@ -150,9 +157,29 @@ def test_a_draft_that_is_not_finished_at_the_end_goes_on_where_it_is() -> None:
     line = talk(one_turn, SPOKEN, llm=Slow)
     assert line.said == REPLY and len(line.llm.drafts) == 1
     assert line.speculation["outcome"] == "hit"
-    steps: Any = line.of(TurnTraced)[0].timeline["steps"]
-    numbers = [step["step"] for step in steps]
+    timeline: Any = line.of(TurnTraced)[0].timeline
+    numbers = [step["step"] for step in timeline["steps"]]
     assert numbers and numbers[0] > 1 and numbers[-1] == 8, "the steps before the end were not the turn's"
+
+
+def test_of_a_clause_that_was_begun_early_the_steps_that_are_left_are_planned_and_predicted() -> None:
+    class ByClause(ScriptedDrafter):
+        def __init__(self, clock: ManualClock, *texts: str | Exception | ToolCall) -> None:
+            super().__init__(clock, *texts, steps=8, step_s=0.15)
+
+        def start(self, request: DraftRequest, on_event: Callable[[DraftEvent], None]) -> ScriptedDraft:
+            def tell(event: DraftEvent) -> None:
+                is_open = isinstance(event, DraftStepped) and event.phase == "first"
+                on_event(replace(event, committed_text="") if is_open else event)  # type: ignore[call-arg]
+
+            return super().start(request, tell)
+
+    timeline: Any = talk(one_turn, SPOKEN, llm=ByClause).of(TurnTraced)[0].timeline
+    had, granted = timeline["steps"][0]["step"] - 1, timeline["plan"]["granted_first"]
+    assert had > 0 and timeline["plan"]["reasons"][0].count("more steps fit") == 1
+    (stage,) = [stage for stage in timeline["stages"] if stage["name"] == "denoise_first"]
+    step_s = CostModel().predict(Stage.STEP, timeline["plan"]["canvas_width"]).p50
+    assert granted > had and stage["predicted_p50_ms"] == pytest.approx((granted - had) * step_s * 1000, abs=0.01)
 
 
 def test_a_draft_beyond_the_share_of_all_stops_and_the_reply_starts_from_it() -> None:

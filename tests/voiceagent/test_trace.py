@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -113,6 +114,8 @@ def test_a_clause_that_was_written_already_or_planned_after_the_target_did_not_l
         trace = traced(target_s=0.4)
         trace.planned_on_time, trace.is_written = False, is_written
         trace.plans = [(planned_at, *trace.plans[0][1:])]
+        for name in ("first_clause", "tts_audio", "first_audio"):
+            trace.marks[name] -= 0.04 if is_written else 0.0
         missed = trace.missed_deadline()
         assert missed is not None and missed["cause"] == "endpoint"
 
@@ -151,6 +154,19 @@ def test_what_is_said_first_is_no_draft_and_its_way_has_no_denoising() -> None:
     trace.marks["first_clause"] = trace.marks["asr_final"]
     names = [stage["name"] for stage in trace.stages()]
     assert names == ["endpoint", "asr", "tts", "transport"]
+
+
+def test_a_first_clause_is_expected_to_take_what_was_left_of_it_when_its_plan_was_made() -> None:
+    def expected(trace: TurnTrace) -> tuple[Any, Any]:
+        (stage,) = [stage for stage in trace.stages() if stage["name"] == "denoise_first"]
+        return stage["predicted_p50_ms"], stage["predicted_p95_ms"]
+
+    assert expected(traced()) == (40.0, 80.0)
+    begun, written = traced(), traced()
+    begun.prediction = replace(PREDICTION, steps_had=3)
+    assert expected(begun) == (10.0, 20.0), "three of the four steps were taken before the turn was over"
+    written.is_written = True
+    assert expected(written) == (0.0, 0.0)
 
 
 def test_the_first_mark_of_a_name_counts() -> None:
