@@ -158,6 +158,14 @@ class EchoGate:
         hop = math.ceil(at / HOP_S)
         self._coming = deque((start, levels[: hop - start]) for start, levels in self._coming if start < hop)
 
+    def skip(self, since: float, until: float) -> None:
+        """Nothing that was announced for between the two is played: what comes behind it is played so much sooner."""
+        self._take_levels()
+        first, last = math.ceil(since / HOP_S), math.ceil(until / HOP_S)
+        kept = [(start, levels[: max(first - start, 0)]) for start, levels in self._coming]
+        moved = [(max(start, last) - (last - first), levels[max(last - start, 0) :]) for start, levels in self._coming]
+        self._coming = deque((start, levels) for start, levels in (*kept, *moved) if len(levels))
+
     def hold(self, at: float) -> None:
         """Nothing is played from `at` on until `resume`."""
         if self._held_since is None:

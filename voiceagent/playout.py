@@ -88,8 +88,16 @@ class Playout:
         self._cut_s = min(max(end_s, 0.0), self.sent_s if self._cut_s is None else self._cut_s)
         self._ducked_s = None
         if self._dry_at is not None:
-            self._dry_at = self._time(now)
+            self._dry_at = min(self._dry_at, max(self._time(now), self.not_before))
         return self._cut_s
+
+    def follow(self, earlier_dry_at: float) -> None:
+        """What plays before it ends at another moment than was thought: what waits for that moves with it."""
+        is_waiting = not self.is_over and self._reported_s is None
+        # It begins where that ends, unless it came later.
+        if is_waiting and self._dry_at is not None and self._dry_at - self.sent_s <= self.not_before + 1e-6:
+            self._dry_at += earlier_dry_at - self.not_before
+        self.not_before = earlier_dry_at
 
     def stop(self, now: float) -> None:
         """The client was told to play no more of it: nothing waits for its end, and what was heard stays."""

@@ -6,6 +6,7 @@ At most one response is being made; earlier ones may still be heard. What a call
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -126,11 +127,9 @@ class Replying:
         """
         playout, heard = self._playouts.get(item_id), None
         if playout is not None:
-            now, dry_at = self.clock.now(), playout.dry_at()
-            if dry_at is not None and dry_at > now:
-                self.echo.cut(now)
-            heard = playout.heard_text(playout.cut(audio_end_s, now))
-            self._moved.set()
+            was_dry_at = playout.dry_at()
+            heard = playout.heard_text(playout.cut(audio_end_s, self.clock.now()))
+            self._cut_queue(playout, was_dry_at)
         item = self.history.said(item_id, code="item_truncate_invalid_item_id")
         if item.role != "agent":
             raise ProtocolError("item_truncate_invalid_item_id", f"Item {item_id} is not the agent's.", param="item_id")
@@ -138,6 +137,23 @@ class Replying:
             item = replace(item, text=heard)
             self.history.put(item)
         self.emit(ItemTruncated(item_id, audio_end_s, item.text or ""))
+
+    def _cut_queue(self, playout: Playout, was_dry_at: float | None) -> None:
+        """One reply of those that the caller's queue holds was cut: nothing of it is heard any more, and what is behind it comes sooner."""
+        self._moved.set()
+        dry_at = playout.dry_at()
+        if was_dry_at is None or dry_at is None or was_dry_at <= dry_at:
+            return
+        behind = list(itertools.dropwhile(lambda each: each is not playout, self._audible()))[1:]
+        if not behind:
+            self.echo.cut(dry_at)
+            return
+        self.echo.skip(dry_at, was_dry_at)
+        for each in behind:
+            each.follow(dry_at)
+            dry_at = each.dry_at() or dry_at
+        if self._running is not None and not self._running.is_finished:
+            self._running.reply.drafting.more_is_queued()
 
     def is_speaking(self, item_id: str) -> bool:
         """This item's response is still being made, for the ear."""

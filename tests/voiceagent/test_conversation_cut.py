@@ -197,6 +197,42 @@ def test_an_earlier_reply_that_its_client_cuts_leaves_the_one_being_made_alone()
     assert [event.status for event in line.of(ResponseFinished)] == ["completed", "completed"]
 
 
+def test_what_is_behind_a_reply_that_its_client_cuts_is_heard_and_over_so_much_sooner() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(0.3)
+        line.conversation.create_response(ResponseOptions())
+        await line.clock.advance(0.1)
+        first, second = line.of(ResponseItemStarted)
+        line.conversation.truncate_item(first.item.id, 0.5)
+        sent = [event for event in line.of(ResponseAudio) if event.item_id == second.item.id]
+        left_s = sum(event.samples.size / event.rate_hz for event in sent)
+        assert left_s > 1.0
+        await line.clock.advance(left_s - 0.05)
+        assert line.conversation.phase is Phase.SPEAKING
+        await line.clock.advance(0.1)
+        assert line.conversation.phase is Phase.IDLE, "it waits for nothing that was cut"
+
+    talk(scenario, step_s=0.0)
+
+
+def test_the_rest_of_a_reply_is_due_sooner_when_its_client_cuts_the_one_before() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(0.3)
+        line.conversation.create_response(ResponseOptions())
+        await line.clock.advance(0.1)
+        first, _ = line.of(ResponseItemStarted)
+        draft = line.llm.drafts[-1]
+        before = draft.plans[-1].rest_deadline
+        line.conversation.truncate_item(first.item.id, 0.5)
+        after = draft.plans[-1].rest_deadline
+        assert before is not None and after is not None and after < before - 0.5
+        await line.clock.advance(20.0)
+
+    talk(scenario, step_s=0.04)
+
+
 def test_a_cancelled_response_ends_at_once_and_another_can_start() -> None:
     async def scenario(line: Line) -> None:
         response = line.conversation.create_response()

@@ -168,6 +168,19 @@ def test_nothing_is_explained_while_the_agent_is_silent_or_was_cut() -> None:
     assert not any(is_echo for _, is_echo in found[round(1.0 / WINDOW_S) :]), "what is heard later is not the agent's"
 
 
+def test_what_is_behind_a_cut_reply_is_played_sooner() -> None:
+    first, second = (recording(entry["path"]) for entry in READ[:2])
+    gate, at_s = EchoGate(), 3.2
+    gate.played(first, 16_000, 100.0)
+    gate.played(second, 16_000, 100.0 + len(first) / 16_000)
+    played = np.concatenate([first[: round(at_s * 16_000)], second])
+    microphone = made_echo(played, delay_s=0.1, loss_db=12)
+    before = explained(gate, microphone[: round(at_s * 16_000)])
+    gate.skip(100.0 + at_s, 100.0 + len(first) / 16_000)
+    behind = explained(gate, microphone[round(at_s * 16_000) :], 100.0 + at_s)
+    assert share(before, 1.0, 3.2) > 0.8 and share(behind, 0.5, 9.0) > 0.8
+
+
 def test_after_a_hold_the_rest_is_played_later() -> None:
     far = recording(READ[0]["path"])[: 7 * 16_000]
     echo = made_echo(far, delay_s=0.1, loss_db=6.0)

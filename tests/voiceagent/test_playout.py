@@ -138,6 +138,21 @@ def test_what_plays_ducked_counts_when_it_is_restored_and_not_when_it_is_stopped
     assert playout.heard_s(10.9) == pytest.approx(0.9)
 
 
+def test_a_reply_behind_one_that_is_cut_is_heard_at_once() -> None:
+    playout, behind, late = spoken(), Playout(not_before=12.0), Playout(not_before=12.0)
+    behind.sent(1.0, now=10.2)
+    assert (playout.cut(0.6, 10.6), playout.dry_at()) == (0.6, 10.6)
+    for each in (behind, late):
+        each.follow(10.6)
+    assert (behind.dry_at(), behind.played_s(11.0)) == (11.6, pytest.approx(0.4))
+    assert late.sent(1.0, now=10.7) == 11.7, "what is sent later waits for nothing"
+    late.follow(10.6)
+    assert late.dry_at() == 11.7, "it began when it came"
+    waiting = Playout(not_before=12.0)
+    waiting.sent(1.0, now=10.0)
+    assert (waiting.cut(0.0, 10.5), waiting.dry_at()) == (0.0, 12.0), "before it the earlier one plays on"
+
+
 def test_a_hold_moves_everything_behind_it() -> None:
     playout, behind = spoken(), Playout(not_before=12.0)
     for each in (playout, behind):
