@@ -134,7 +134,6 @@ class LocalRuntime:
         when the event loop is held."""
         foresight = self.budget.room.foresight
         foresight.cores = float(len(processors.usable()))
-        foresight.least_free = processors.least_share(processors.niceness())
         if isinstance(self.backends.asr, HasProcesses):
             foresight.guess = SPEECH_ON_PROCESSORS
         self._watching = (
@@ -152,6 +151,7 @@ class LocalRuntime:
             usable, quota = processors.usable(), processors.quota(groups)
             busy_s, used_s = processors.busy_s(usable, nice), None if quota is None else quota.used_s
             foresight.cores, foresight.quota = float(len(usable)), math.inf if quota is None else quota.cores
+            foresight.least_free = min(processors.least_share(nice), processors.group_share(groups))
             foresight.read(
                 now,
                 worked_s - self.spared.read(budget.spare_s, llm.work if isinstance(llm, HasEngine) else None),

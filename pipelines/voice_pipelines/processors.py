@@ -1,7 +1,7 @@
 """How much of this machine's processors is this process's to use, and how busy they are, as the system tells it.
 
 Three things bound it: the set of processors that it may run on, the quota of a container (a control group may use so many seconds of processor time
-in each period and is held still for the rest of it), and how polite it is (`nice`), which decides whose turn comes first.
+in each period and is held still for the rest of it), and its weight beside others: how polite it is (`nice`), and what its control groups weigh.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from voiceagent.backends import EngineWork
+from voiceagent.foresight import LEAST_FREE
 
 _PROC = Path("/proc")
 _BUSY = (0, 2, 5, 6, 7)
@@ -112,6 +113,31 @@ def helped(process_s: float, before: EngineWork, after: EngineWork) -> float:
     """`Spared.helped` of an engine that worked alone while its process took `process_s` of processor time."""
     thread_s = after.thread_s - before.thread_s
     return min(max(process_s / thread_s, 1.0), float(after.threads)) if thread_s > 0.0 else 1.0
+
+
+# --- a container's weight -------------------------------------------------------------------------------------------------
+
+_USUAL_WEIGHTS = {"cpu.weight": 100, "cpu.shares": 1024}
+"""Of control groups of the second and the first version, and what each weighs unless somebody says otherwise."""
+
+
+def group_share(folders: Sequence[Path]) -> float:
+    """The share of a processor that these control groups leave a process, where each has one of the usual weight that is busy beside it.
+
+    Never above a half: what the groups beside weigh, and how many they are, cannot be seen from inside, and Kubernetes, for one, gives all of them much.
+    """
+    return min((share for folder in folders for share in _shares_of(folder)), default=LEAST_FREE)
+
+
+def _shares_of(folder: Path) -> list[float]:
+    found = [LEAST_FREE]
+    for name, usual in _USUAL_WEIGHTS.items():
+        try:  # One that runs only where nobody else would (`cpu.idle`) weighs 0; the least is 1.
+            weight = max(int((folder / name).read_text()), 1)
+        except (OSError, ValueError):
+            continue
+        found.append(weight / (weight + usual))
+    return found
 
 
 # --- a container's quota --------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from voice_pipelines.processors import (
     Spared,
     available_cores,
     busy_s,
+    group_share,
     helped,
     least_share,
     niceness,
@@ -60,6 +61,29 @@ def test_this_machine_tells_how_busy_it_has_been() -> None:
     assert before is not None and before > 0.0
     after = busy_s(usable())
     assert after is not None and after >= before
+
+
+# --- a container's weight -------------------------------------------------------------------------------------------------
+
+
+def test_beside_others_a_container_of_little_weight_gets_less_of_a_processor(tmp_path: Path) -> None:
+    me, mount = second_version(tmp_path, "/pods/server")
+    write(mount)  # The root of a machine has no weight.
+    write(mount / "pods", cpu__weight="100\n")
+    write(mount / "pods" / "server", cpu__weight="25\n")
+    assert group_share(quota_folders(me)) == pytest.approx(0.2)
+    write(mount / "pods", cpu__weight="1")
+    assert group_share(quota_folders(me)) == pytest.approx(1 / 101), "the least of all groups around it"
+    write(tmp_path / "old", cpu__shares="256\n")
+    assert group_share([tmp_path / "old"]) == pytest.approx(0.2), "the first version counts from 1024"
+
+
+@pytest.mark.parametrize("weight", ["", "much", "100", "10000"])
+def test_no_weight_promises_more_than_half(tmp_path: Path, weight: str) -> None:
+    write(tmp_path, cpu__weight=weight)
+    assert group_share([tmp_path]) == group_share([]) == LEAST_FREE
+    write(tmp_path, cpu__weight="0")
+    assert 0 < group_share([tmp_path]) < 0.01, "an idle group still gets a little"
 
 
 # --- a container's quota --------------------------------------------------------------------------------------------------
