@@ -57,19 +57,32 @@ def device_of(config: Config) -> str:
     """The language model's device; `auto` is CUDA where there is one.
 
     Raises:
-        ConfigError: If `models.device` asks for a CUDA device that is not there.
+        ConfigError: If `models.device` is no device, or one that is not there.
     """
     import torch
 
     wanted = config.models.device
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise ConfigError("models.device", wanted, "`auto`, `cpu`, `cuda`, `cuda:1` or `mps`") from error
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and not count:
         raise ConfigError("models.device", wanted, "`auto` or `cpu`: PyTorch finds no CUDA device here")
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(
+            "models.device", wanted, f"`auto`, or `cuda:{count - 1}` at most: so many CUDA devices are here"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("models.device", wanted, "`auto` or `cpu`: PyTorch finds no Metal device here")
     return wanted
 
 
-def _check_graphs(config: Config) -> None:
+def _check_device(config: Config) -> None:
+    if config.models.device not in ("auto", "cpu"):  # Those are always there, and PyTorch takes seconds to be imported.
+        device_of(config)
     if config.models.graphs and not (device := device_of(config)).startswith("cuda"):
         raise ConfigError("models.graphs", True, f"false: steps are recorded on a CUDA device only, not on {device!r}")
 
@@ -156,14 +169,14 @@ def choose_llm(config: Config) -> Callable[[], Drafter]:
     """The built-in model unless `models.llm` names a checkpoint folder, a fetched model, one on the hub or a remote endpoint.
 
     Raises:
-        ConfigError: If it names none of them, or `models.graphs` is asked for on a device without CUDA. What is in the folder, or whether
-            hub and endpoint answer, is seen when it is loaded, which raises `BackendError`.
+        ConfigError: If it names none of them, `models.device` is not there, or `models.graphs` is asked for on one without CUDA. What is in
+            the folder, or whether hub and endpoint answer, is seen when it is loaded, which raises `BackendError`.
     """
     wanted = config.models.llm
     endpoint = remote_endpoint(config, os.environ)
     if endpoint is not None:
         return functools.partial(_connect_llm, endpoint)
-    _check_graphs(config)
+    _check_device(config)
     if wanted in ("auto", "builtin"):
         reason = "chosen in the configuration" if wanted == "builtin" else "no other model is configured (models.llm)"
         if config.remote.url and wanted == "auto":

@@ -145,6 +145,8 @@ def test_the_doctor_prints_a_line_each_and_returns_its_verdict(tmp_path: Path) -
     [
         (["models.endpoint=no/such.onnx"], "turn end: models.endpoint = 'no/such.onnx'"),
         (["models.graphs=true", "models.device=cpu"], "language model: models.graphs = True"),
+        (["models.device=cuda:99"], "language model: models.device = 'cuda:99'"),
+        (["models.device=gpu"], "language model: models.device = 'gpu'"),
         (["models.llm=no-such-model"], "language model: models.llm = 'no-such-model'"),
         (["asr.repair=show", "models.llm=http://127.0.0.1:9/v1"], "misheard words: asr.repair = 'show'"),
         (["asr.repair=use", "vocabulary.phrases=[]"], "misheard words: asr.repair = 'use'"),

@@ -89,12 +89,23 @@ def test_a_model_that_is_not_there_is_named_before_any_is_loaded(
     assert loaded == []
 
 
-def test_a_cuda_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_device_that_is_not_there_is_named_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     assert device_of(configure(tmp_path)) == "cpu"
-    assert device_of(configure(tmp_path, "models.device=mps")) == "mps"
-    with pytest.raises(ConfigError, match="no CUDA device"):
-        device_of(configure(tmp_path, "models.device=cuda"))
+    for device, why in (("cuda", "no CUDA device"), ("mps", "no Metal device"), ("gpu", "`cuda:1` or `mps`")):
+        with pytest.raises(ConfigError, match=f"models.device = '{device}': expected .*{why}"):
+            choose_llm(configure(tmp_path, f"models.device={device}"))
+    choose_llm(configure(tmp_path, "models.device=cuda", "models.llm=http://127.0.0.1:9/v1"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    for device in ("cuda", "cuda:1", "mps"):
+        assert device_of(configure(tmp_path, f"models.device={device}")) == device
+    with pytest.raises(ConfigError, match="`cuda:1` at most"):
+        device_of(configure(tmp_path, "models.device=cuda:2"))
 
 
 def test_a_folder_without_a_checkpoint_is_a_readable_error(tmp_path: Path) -> None:
@@ -330,6 +341,7 @@ def on_processors(
     monkeypatch.setattr(processors, "busy_s", lambda used, nice: None)
     monkeypatch.setattr(processors, "quota", lambda folders: quota)
     monkeypatch.setattr(processors, "niceness", lambda: 5)
+    monkeypatch.setattr(processors, "quota_folders", lambda: ())
     monkeypatch.setattr(time, "process_time", lambda: worked_s)
 
 
@@ -340,6 +352,7 @@ def test_a_quota_that_is_used_up_refuses_on_a_machine_of_many_processors(monkeyp
         foresight = runtime.budget.room.foresight
         on_processors(monkeypatch, cores=64)
         runtime.watch_processors()
+        await clock.settle()
         assert foresight.least_free == pytest.approx(0.25, abs=0.01), "it is polite"
         foresight.callers = 8
         for second in range(60):
