@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ from dllm.packing import LAYERS_COMPILED, SMALL_BYTES, compile_layers
 from dllm.spec import ModelSpec, dialogue_spec
 from dllm_kernels import native
 from dllm_kernels.decoder import Decoder
+from dllm_kernels.native import kept
 from tests.kernels.instructions import BUILT, has_half, using
 
 TYPES = [
@@ -407,9 +411,104 @@ def test_why_there_is_none_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert list(tmp_path.iterdir()) == [], "half a library is never left"
 
 
-def test_a_folder_that_others_may_write_to_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_best_instructions_do_not_compile_for_is_compiled_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+
+    def old_compiler(compiler: str, options: tuple[str, ...], target: Path) -> None:
+        compiled.append(options)
+        if "-march=native" in options:
+            raise subprocess.CalledProcessError(1, ["cc"], stderr="error: unknown instructions")
+        target.write_bytes(b"")
+
+    monkeypatch.setattr(native, "available", lambda: ("avx512", "avx2"))
+    monkeypatch.setattr(shutil, "which", lambda _: "/bin/sh")
+    monkeypatch.setattr(native, "compile_to", old_compiler)
+    monkeypatch.setattr(native, "_load", lambda target: target)
+    found = native.build(None, tmp_path)
+    assert found.library is not None and len(compiled) == 2
+    assert found.reason == "compiled with /bin/sh for AVX2; for AVX-512 /bin/sh failed: error: unknown instructions"
+    assert native.build("avx512", tmp_path).library is None, "whoever names them gets no others"
+
+
+# --- where it is kept -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the user's compiled code is kept; there is none yet. Compiling is copying what was compiled before."""
+    own = tmp_path / "own"
+    own.mkdir()
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    own = native._folder()
-    assert own == tmp_path / ".cache" / "dllm"
-    own.chmod(0o777)
-    assert tmp_path not in native._folder().parents
+    monkeypatch.setattr(kept, "_of_this_process", lambda: SimpleNamespace(name=str(own)))
+    library = native.prepare().library
+    if library is not None:
+        monkeypatch.setattr(
+            native, "compile_to", lambda compiler, options, target: shutil.copyfile(library._name, target)
+        )
+    return tmp_path / ".cache" / "dllm"
+
+
+def test_a_folder_that_others_may_write_to_is_not_trusted(home: Path) -> None:
+    assert next(kept.folders()) == home
+    home.chmod(0o777)
+    assert home not in kept.folders()
+
+
+@pytest.mark.skipif(not BUILT, reason=native.prepare().reason)
+@pytest.mark.parametrize("lacks", ["takes_code", "runs_code"], ids=["read-only", "noexec"])
+def test_code_that_the_home_does_not_take_is_compiled_for_this_process_and_that_is_said_once(
+    lacks: str, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    as_ever = getattr(kept, lacks)
+    monkeypatch.setattr(kept, lacks, lambda folder: folder != home and as_ever(folder))
+    assert native.build().library is not None
+    assert list(home.iterdir()) == []
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert str(home) in told and "noexec" in told
+
+
+@pytest.mark.skipif(not BUILT, reason=native.prepare().reason)
+def test_what_is_in_a_home_that_is_read_only_by_now_is_still_loaded(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert native.build().library is not None
+    monkeypatch.setattr(kept, "takes_code", lambda _: False)
+    monkeypatch.setattr(native, "compile_to", lambda *_: pytest.fail("it was there already"))
+    assert native.build().library is not None
+
+
+def test_where_no_folder_takes_code_pytorch_runs_and_the_folders_are_named(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "available", lambda: ("avx2",))
+    monkeypatch.setattr(shutil, "which", lambda _: "/bin/sh")
+    monkeypatch.setattr(kept, "takes_code", lambda _: False)
+    monkeypatch.setattr(kept, "_of_this_process", lambda: None)
+    found = native.build()
+    assert found.library is None and f"{home} cannot be written to" in found.reason
+
+
+def test_a_file_system_that_lets_no_programs_run_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kept.runs_code(tmp_path) and kept.takes_code(tmp_path)
+    flags = os.statvfs(tmp_path).f_flag | os.ST_NOEXEC
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=flags))
+    assert not kept.runs_code(tmp_path) and not kept.takes_code(tmp_path)
+
+
+@pytest.mark.skipif(not BUILT, reason=native.prepare().reason)
+def test_code_that_nobody_has_loaded_for_long_goes_when_new_code_comes(home: Path) -> None:
+    home.mkdir(parents=True)
+    old, lately, killed, other = (home / name for name in ("kernels-1.so", "kernels-2.so", "kernels-tmp", "weights"))
+    killed.mkdir()
+    for path in (old, lately, killed / "kernels-3.so", other):
+        path.write_bytes(b"")
+    long_ago = time.time() - kept.UNUSED_S - 60.0
+    for path in (old, killed, other):
+        os.utime(path, (long_ago, long_ago))
+    assert native.build().library is not None
+    (made,) = set(home.iterdir()) - {lately, other}
+    os.utime(made, (long_ago, long_ago))
+    assert native.build().library is not None
+    assert made.stat().st_mtime > long_ago + 60.0, "it is in use"

@@ -8,13 +8,11 @@ PyTorch and `Prepared.reason` says why.
 from __future__ import annotations
 
 import ctypes
-import functools
 import hashlib
 import logging
 import os
 import platform
 import shutil
-import stat
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -23,6 +21,8 @@ from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+
+from dllm_kernels.native import kept
 
 Instructions: TypeAlias = Literal["avx512", "avx2", "neon"]
 
@@ -94,40 +94,62 @@ def available() -> tuple[Instructions, ...]:
 
 
 def build(instructions: Instructions | None = None, folder: Path | None = None) -> Prepared:
-    """Compile for these instructions, or for the best that there are, and load it; whatever the process uses stays in use.
+    """Compile for these instructions, or for the best that there are and the compiler knows, and load it; whatever the process uses stays in use.
 
     Args:
-        folder: Where compiled code is kept; None is the user's own place for it.
+        folder: Where compiled code is kept; None is the user's own place for it, else one for this process alone.
     """
     having = available()
     if not having or instructions not in (None, *having):
         return Prepared(None, f"this processor has no {NAMES[instructions] if instructions else 'AVX2 or AVX-512'}")
-    wanted = instructions or having[0]
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
         return Prepared(None, f"no C compiler on the path ({', '.join(COMPILERS)})")
-    try:
-        folder = _folder() if folder is None else folder
-        options = (*OPTIONS, *OPTIONS_FOR[wanted])
-        target = folder / f"kernels-{_digest(compiler, options)}.so"
-        made = _find_or_compile(compiler, options, target)
-        return Prepared(made, f"compiled with {compiler} for {NAMES[wanted]}")
-    except subprocess.CalledProcessError as error:
-        lines = str(error.stderr).strip().splitlines()
-        return Prepared(None, f"{compiler} failed: {lines[-1] if lines else error.returncode}")
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Prepared(None, f"{compiler}: {error}")
-
-
-def _find_or_compile(compiler: str, options: tuple[str, ...], target: Path) -> ctypes.CDLL:
-    """What was compiled before, if it can be loaded: a disk that was full must not cost every start after it."""
-    if target.is_file():
+    reason = failed = ""
+    for wanted in having if instructions is None else (instructions,):
         try:
-            return _load(target)
-        except (OSError, AttributeError) as error:  # no library, or not ours
-            _LOG.warning("compiled anew: %s", error)
-    compile_to(compiler, options, target)
-    return _load(target)
+            made = _find_or_compile(compiler, (*OPTIONS, *OPTIONS_FOR[wanted]), folder)
+            return Prepared(made, f"compiled with {compiler} for {NAMES[wanted]}{failed}")
+        except subprocess.CalledProcessError as error:
+            # A compiler that is older than the processor may still know what the processor before it had.
+            lines = str(error.stderr).strip().splitlines()
+            reason = f"{compiler} failed: {lines[-1] if lines else error.returncode}"
+            failed = f"; for {NAMES[wanted]} {reason}"
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return Prepared(None, f"{compiler}: {error}")
+    return Prepared(None, reason)
+
+
+def _find_or_compile(compiler: str, options: tuple[str, ...], folder: Path | None) -> ctypes.CDLL:
+    """What was compiled before, if it can be loaded (a disk that was full must not cost every start after it); else in the first place that takes it.
+
+    Raises:
+        OSError: If there is no such place, or it can be loaded from none.
+        subprocess.CalledProcessError, subprocess.TimeoutExpired: As `compile_to`.
+    """
+    name = f"{kept.PREFIX}{_digest(compiler, options)}.so"
+    refused: list[str] = []
+    for place in kept.folders() if folder is None else (folder,):
+        target = place / name
+        if target.is_file() and kept.runs_code(place):
+            try:
+                return _load(target)
+            except (OSError, AttributeError) as error:  # no library, or not ours
+                _LOG.warning("compiled anew: %s", error)
+        if not kept.takes_code(place):
+            refused.append(f"{place} cannot be written to, or may hold no programs (noexec)")
+            continue
+        try:
+            compile_to(compiler, options, target)
+            made = _load(target)
+        except OSError as error:
+            refused.append(str(error))
+            continue
+        if refused:
+            _LOG.warning("kernels in C are compiled for this process alone: %s", "; ".join(refused))
+        kept.forget_unused(place, target)
+        return made
+    raise OSError("; ".join(refused) or "no folder of its own that may hold programs, not even a temporary one")
 
 
 def compile_to(compiler: str, options: tuple[str, ...], target: Path) -> None:
@@ -136,7 +158,7 @@ def compile_to(compiler: str, options: tuple[str, ...], target: Path) -> None:
         subprocess.CalledProcessError: If the compiler does; `stderr` says why.
         subprocess.TimeoutExpired, OSError: If it hangs, or there is no room.
     """
-    with tempfile.TemporaryDirectory(dir=target.parent) as place:
+    with tempfile.TemporaryDirectory(prefix=kept.PREFIX, dir=target.parent) as place:
         made = Path(place) / target.name
         command = [compiler, *options, *(str(HERE / name) for name in SOURCES), "-o", str(made), "-lm"]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
@@ -146,30 +168,12 @@ def compile_to(compiler: str, options: tuple[str, ...], target: Path) -> None:
 
 def _load(target: Path) -> ctypes.CDLL:
     found = ctypes.CDLL(str(target))
+    kept.loaded(target)
     found.decoder_scratch.restype = ctypes.c_int64
     found.has_half.restype = ctypes.c_int32
     for name in ("pack_weights", "decode", "commit_rows", "select_by_threshold", "ban_stutters", "joint_stutters"):
         getattr(found, name).restype = None
     return found
-
-
-def _folder() -> Path:
-    """Where compiled code is kept: a folder that nobody else can write to, or else one for this process alone."""
-    try:
-        folder = Path.home() / ".cache" / "dllm"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        about = folder.stat()
-        is_own = not hasattr(os, "getuid") or about.st_uid == os.getuid()
-        if is_own and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and os.access(folder, os.W_OK):
-            return folder
-    except (OSError, RuntimeError):
-        pass
-    return Path(_own_folder().name)
-
-
-@functools.cache
-def _own_folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="dllm-")
 
 
 def _digest(compiler: str, options: tuple[str, ...]) -> str:
