@@ -60,6 +60,14 @@ class Limits:
             raise ConfigError("keep", len(spec.keep), "none: only a masked canvas can say what still fits")
         if any(not stop for stop in spec.stop):
             raise ConfigError("stop", spec.stop, "sequences of at least one token")
+        foreign = next(
+            (token for phrase in options.banned for token in phrase if not 0 <= token < model.vocab_size), None
+        )
+        if foreign is not None:
+            raise ConfigError("banned", foreign, f"token ids in [0, {model.vocab_size})")
+        width = self.canvas_width(spec)
+        if any(len(phrase) > width for phrase in options.banned):  # They have no room to stand in.
+            options = replace(options, banned=tuple(phrase for phrase in options.banned if len(phrase) <= width))
         # A grammar chooses whole ways through the canvas; what would change single tokens behind its back is off.
         return replace(options, no_stutter=False, hold_ends=False) if spec.constraint is not None else options
 

@@ -1,6 +1,9 @@
 """Banned phrases: every way in which one more token completes one, and where tokens chosen together do.
 
-Dimensions: B drafts, W canvas positions, n rows of logits, P phrases of a draft, L tokens of the longest, M ways to complete one.
+Of each phrase and place where it may begin is counted how many of its tokens stand there, which takes time in proportion to its length. A token
+completes the phrase where all the others are.
+
+Dimensions: B drafts, W canvas positions, n rows of logits, P phrases of a draft, T tokens of all its phrases.
 """
 
 from __future__ import annotations
@@ -16,22 +19,26 @@ from dllm_kernels.stutters import last_new
 
 UNDECIDED = -1
 """What a canvas of known tokens holds where nothing is decided."""
-OUTSIDE = -2
-"""What stands beyond its ends."""
-_NEVER = -3
-"""What stands nowhere."""
+_NEVER = 2**30
+"""Length of what stands nowhere."""
 
 Phrase = tuple[int, ...]
 
 
 class Phrases:
-    """Several drafts' banned token sequences, padded to the draft that has most: shapes are powers of two, so that companies share them."""
+    """Several drafts' banned token sequences, padded to the draft that has most: shapes are powers of two, so that companies share them.
 
-    def __init__(
-        self, targets: Tensor, offsets: Tensor, wanted: Tensor, spans: Tensor, matters: Tensor, lengths: Tensor
-    ) -> None:
-        self._targets, self._offsets, self._wanted = targets, offsets, wanted
-        self._spans, self._matters, self._lengths = spans, matters, lengths
+    Args:
+        tokens: [B, T] int64, of all phrases one after another.
+        offsets: [B, T] int64, where in its phrase each is.
+        owners: [B, T] int64, which phrase it is of.
+        lengths: [B, P] int64.
+        together: [B, P] bool, phrases that the choices of one step are looked through for.
+    """
+
+    def __init__(self, tokens: Tensor, offsets: Tensor, owners: Tensor, lengths: Tensor, together: Tensor) -> None:
+        self._tokens, self._offsets, self._owners = tokens, offsets, owners
+        self._lengths, self._together = lengths, together
 
     @classmethod
     def of(cls, banned: Sequence[Sequence[Phrase]], has_grammar: Sequence[bool], device: torch.device | str) -> Phrases:
@@ -41,44 +48,26 @@ class Phrases:
             has_grammar: Drafts whose choices of one step are not looked through.
         """
         drafts = [sorted({tuple(phrase) for phrase in phrases}, key=lambda one: (len(one), one)) for phrases in banned]
-        longest = _rounded(max(2, *(len(phrase) for phrases in drafts for phrase in phrases)))
-        ways = [
-            [
-                (token, [(index - at, other) for index, other in enumerate(phrase) if index != at])
-                for phrase in phrases
-                for at, token in enumerate(phrase)
-            ]
+        # The last phrase is never one: what fills the others' room belongs to it.
+        count = _rounded(max(map(len, drafts)) + 1)
+        most = _rounded(max(sum(map(len, phrases)) for phrases in drafts))
+        nothing = (0, 0, count - 1)
+        parts = [
+            [(token, at, owner) for owner, phrase in enumerate(phrases) for at, token in enumerate(phrase)]
             for phrases in drafts
         ]
-        most = _rounded(max(map(len, ways)))
-        padded = [[*own, *[(0, [(0, _NEVER)])] * (most - len(own))] for own in ways]
-        # `OUTSIDE` as what is wanted means that nothing is.
-        others = [[[*way, *[(0, OUTSIDE)] * (longest - 1 - len(way))] for _, way in own] for own in padded]
-        spans = [
-            [phrase for phrase in phrases if len(phrase) > 1 and not grammar]
-            for phrases, grammar in zip(drafts, has_grammar, strict=True)
+        tokens, offsets, owners = staged(
+            [[*own, *[nothing] * (most - len(own))] for own in parts], device, torch.int64
+        ).unbind(2)
+        lengths = [[*map(len, phrases), *[_NEVER] * (count - len(phrases))] for phrases in drafts]
+        together = [
+            [length > 1 and not grammar for length in own] for own, grammar in zip(lengths, has_grammar, strict=True)
         ]
-        count = _rounded(max(1, *map(len, spans)))
-        filled = [[*own, *[(_NEVER, _NEVER)] * (count - len(own))] for own in spans]
-        shape = (len(drafts), most, longest - 1)
-
-        def whole(values: object) -> Tensor:
-            return staged(values, device, torch.int64)
-
-        return cls(
-            whole([[token for token, _ in own] for own in padded]),
-            whole([[[offset for offset, _ in way] for way in own] for own in others]).view(shape),
-            whole([[[token for _, token in way] for way in own] for own in others]).view(shape),
-            whole([[[*phrase, *[0] * (longest - len(phrase))] for phrase in own] for own in filled]),
-            staged(
-                [[[at < len(phrase) for at in range(longest)] for phrase in own] for own in filled], device, torch.bool
-            ),
-            whole([[len(phrase) for phrase in own] for own in filled]),
-        )
+        return cls(tokens, offsets, owners, staged(lengths, device, torch.int64), staged(together, device, torch.bool))
 
     @property
     def columns(self) -> list[Tensor]:
-        return [self._targets, self._offsets, self._wanted, self._spans, self._matters, self._lengths]
+        return [self._tokens, self._offsets, self._owners, self._lengths, self._together]
 
     def copy(self) -> Phrases:
         return Phrases(*(column.clone() for column in self.columns))
@@ -91,32 +80,33 @@ class Phrases:
             canvas, position: [n] int64, of each row.
             known: [B, W] int64: decided tokens, `UNDECIDED` elsewhere.
         """
-        wanted = self._wanted[canvas]
-        places = position.view(-1, 1, 1) + self._offsets[canvas]
-        completes = ((_at(known, canvas.view(-1, 1, 1), places) == wanted) | (wanted == OUTSIDE)).all(dim=2)
-        logits.scatter_add_(1, self._targets[canvas], impossible(completes))
+        stands, found = self._count(known)
+        owners = self._owners[canvas]  # [n, T]
+        start = position.unsqueeze(1) - self._offsets[canvas]
+        others = found[canvas.unsqueeze(1), owners, start.clamp_min(0)] - stands[canvas, :, position].long()
+        completes = (start >= 0) & (others == self._lengths[canvas].gather(1, owners) - 1)
+        logits.scatter_add_(1, self._tokens[canvas], impossible(completes))
 
     def joint(self, known: Tensor, is_new: Tensor) -> Tensor:
         """[B, W] bool: of every phrase that stands there, the last new token of two or more."""
+        _, count = self._count(known)
+        lengths = self._lengths.unsqueeze(2)
+        found = (count == lengths) & self._together.unsqueeze(2)
+        return last_new(found, lengths, is_new.unsqueeze(1)).any(dim=1)
+
+    def _count(self, known: Tensor) -> tuple[Tensor, Tensor]:
+        """Where each token stands, [B, T, W] bool, and of each phrase how many are where they must be if it begins there, [B, P, W] int64."""
         drafts, width = known.shape
-        row = counting(drafts, known.device).view(-1, 1, 1)
-        length = self._spans.shape[2]
-        places = counting(width, known.device).view(-1, 1) + counting(length, known.device)
-        near = _at(known, row, places.expand(drafts, -1, -1)).unsqueeze(1)
-        found = ((near == self._spans.unsqueeze(2)) | ~self._matters.unsqueeze(2)).all(dim=3)
-        return last_new(found, self._lengths.unsqueeze(2), is_new.unsqueeze(1)).any(dim=1)
+        stands = known.unsqueeze(1) == self._tokens.unsqueeze(2)
+        places = counting(width, known.device) + self._offsets.unsqueeze(2)
+        fits = stands.gather(2, places.clamp_max(width - 1)) & (places < width)
+        count = fits.new_zeros(drafts, self._lengths.shape[1], width, dtype=torch.int64)
+        return stands, count.scatter_add_(1, self._owners.unsqueeze(2).expand(-1, -1, width), fits.long())
 
 
 def _rounded(count: int) -> int:
     """The next power of two."""
     return 1 << max(count - 1, 0).bit_length()
-
-
-def _at(known: Tensor, canvas: Tensor, places: Tensor) -> Tensor:
-    """What stands at places [n, ...] of canvases [n, 1, ...], `OUTSIDE` beyond either end; `known` is [B, W]."""
-    width = known.shape[1]
-    inside = (places >= 0) & (places < width)
-    return torch.where(inside, known.flatten()[canvas * width + places.clamp(0, width - 1)], OUTSIDE)
 
 
 def impossible(where: Tensor) -> Tensor:

@@ -325,6 +325,15 @@ def test_banned_phrases_never_appear_even_in_one_step() -> None:
             assert phrase not in [reply[at : at + len(phrase)] for at in range(len(reply))]
 
 
+def test_banned_phrases_that_no_canvas_can_hold_cost_nothing_and_their_tokens_are_looked_at_all_the_same() -> None:
+    engine, prompt, longest = engine_of(network("llada", 1)), prompt_of(6, 1), tuple([5, 6] * 6)
+    banned = ((7,), longest, (*longest, 5), tuple([5, 6] * 500))
+    draft = engine.submit(draft_spec(prompt, 12, DecodeOptions(guard=False, banned=banned)))
+    assert draft.spec.options.banned == ((7,), longest)
+    with pytest.raises(ConfigError, match="banned = 96"):
+        engine.submit(draft_spec(prompt, 12, DecodeOptions(banned=(tuple([96] * 13),))))
+
+
 # --- caches and blocks -------------------------------------------------------------------------------------------------------------
 
 

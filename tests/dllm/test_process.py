@@ -10,6 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dllm.canvas import Canvas, TokenTable, repeats_span
 from dllm.errors import ConfigError
@@ -116,6 +118,32 @@ def test_a_token_is_banned_exactly_where_it_would_complete_a_banned_phrase(
         for token in range(V)
         if any(completes(canvas, at, token, phrase) for phrase in banned)
     }
+
+
+class _Work(TorchDispatchMode):
+    """Counts the numbers that operations write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, call, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = call(*args, **(kwargs or {}))
+        self.numbers += sum(one.numel() for one in tree_leaves(result) if isinstance(one, Tensor))
+        return result
+
+
+def test_a_banned_phrase_of_twice_the_length_is_twice_the_work() -> None:
+    def work(length: int) -> int:
+        with _Work() as counted:
+            processor = Processor([DecodeOptions(banned=(tuple([2, 3] * (length // 2)),))], SMALL)
+            rows = Rows.of_one(torch.arange(128))
+            tokens, decided = torch.full((1, 128), 2), torch.zeros(1, 128, dtype=torch.bool)
+            processor.apply(torch.zeros(128, V), rows, tokens, decided)
+            processor.joint_conflicts(tokens, decided, ~decided)
+        return counted.numbers
+
+    assert work(128) < 2.2 * work(64)
 
 
 @given(phrases, st.permutations(range(8)), st.randoms(use_true_random=False))
