@@ -4,8 +4,8 @@
 
 The conversation is the one that the server runs, with Silero and PocketSphinx (the café's vocabulary), on a clock that goes on by 20 ms at a time
 when both have done their work; the recogniser's processor time passes on that clock, the detector's does not. The client sends 40 ms at a time, as
-the page does, each way takes `--network-ms`, and its loudspeaker obeys: it starts 60 ms after the first audio, ducks within 5 ms, restores within
-60 ms, and is flushed by `speech_started`.
+the page does, each way takes `--network-ms`, and its loudspeaker obeys: it starts 60 ms after the first audio, ducks within 5 ms, holds what it
+plays once that is silence, restores within 60 ms, and is flushed by `speech_started`. With `--no-mutes` it is a client that cannot hold.
 
 Read from the waveform: time from the caller's first audible sample to an output 20 dB below what it would have been, and to silence that lasts. A
 false stop is an agent that does not come back. Recorded are orders, commands and single digits; backchannels and short commands are eSpeak's, coughs
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import time
 import tomllib
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -52,8 +53,10 @@ from voiceagent.clock import ManualClock
 from voiceagent.conversation import Conversation
 from voiceagent.events import (
     DUCK_DB,
+    MUTED_DB,
     ConversationEvent,
     PlaybackDucked,
+    PlaybackMuted,
     PlaybackRestored,
     ResponseAudio,
     SpeechStarted,
@@ -118,6 +121,8 @@ class Outcome:
     """The same by the loudspeaker's gain."""
     silent_s: float | None
     restored_s: float | None
+    held_s: float | None
+    """How long the agent was held in silence before it came back; None where it was not, or did not."""
     events: list[str]
 
 
@@ -128,6 +133,7 @@ class Loudspeaker:
     """Plays at 16 kHz what has arrived, as the page does, and keeps the waveform; and beside it what would have been played undisturbed."""
 
     START_S, FADE_S, RISE_S = 0.06, 0.005, 0.06
+    SILENT_GAIN = 1e-5
 
     def __init__(self) -> None:
         self.played: list[Samples] = []
@@ -139,6 +145,10 @@ class Loudspeaker:
         self.turned_down: list[float] = []
         """Seconds of what was played until the gain was down by 20 dB, each time: while the agent pauses no waveform shows it."""
         self._resampler: soxr.ResampleStream | None = None
+        self._ahead: int | None = None
+        """While it is held: how far behind the place where it goes on what would have been played lies."""
+        self.held: list[float] = []
+        """Seconds of silence, each time that it went on after one."""
 
     def push(self, samples: Samples, rate_hz: int, now: float) -> None:
         if self._resampler is None:
@@ -149,6 +159,11 @@ class Loudspeaker:
         self._whole = np.concatenate([self._whole, new])
 
     def turn(self, gain: float, ramp_s: float) -> None:
+        if gain <= self.SILENT_GAIN:
+            gain, self._ahead = 0.0, self._ahead or 0
+        elif self._ahead is not None:
+            self.held.append(self._ahead / INPUT_RATE_HZ)
+            self._ahead = None
         self._target, self._step = gain, (gain - self._gain) / (ramp_s * INPUT_RATE_HZ)
 
     def flush(self) -> None:
@@ -157,14 +172,20 @@ class Loudspeaker:
         fade = round(self.FADE_S * INPUT_RATE_HZ)
         self._queue = self._queue[:fade] * self._gain * np.linspace(1, 0, min(fade, self._queue.size), dtype=np.float32)
         self._gain = self._target = 1.0
+        self._ahead = None
 
     def render(self, now: float) -> Samples:
         """The next step's sound."""
         out, ideal = np.zeros(STEP, np.float32), np.zeros(STEP, np.float32)
         if self._starts_at is not None and now >= self._starts_at:
-            out[: min(STEP, self._queue.size)] = self._queue[:STEP]
-            ideal[: min(STEP, self._whole.size)] = self._whole[:STEP]
-            self._queue, self._whole = self._queue[STEP:], self._whole[STEP:]
+            ahead, size = self._ahead or 0, STEP
+            if self._ahead is not None:
+                size = min(STEP, 0 if self._gain == 0.0 else math.ceil(-self._gain / self._step))
+                self._ahead += STEP - size
+            out[: min(size, self._queue.size)] = self._queue[:size]
+            would_be = self._whole[ahead : ahead + STEP]
+            ideal[: would_be.size] = would_be
+            self._queue, self._whole = self._queue[size:], self._whole[size:]
         if self._gain != 1.0 or self._target != 1.0:
             gains = self._gain + self._step * np.arange(1, STEP + 1)
             low, high = sorted((self._gain, self._target))
@@ -209,6 +230,11 @@ def read_waveform(
 def turned_after(speaker: Loudspeaker, onset_s: float) -> float | None:
     """Seconds from the onset until the loudspeaker's gain is 20 dB down, or it is flushed."""
     return next((round(at - onset_s, 4) for at in speaker.turned_down if at > onset_s - 0.1), None)
+
+
+def held_for(speaker: Loudspeaker) -> float | None:
+    """Seconds of the longest silence after which the agent came back."""
+    return round(max(speaker.held), 3) if speaker.held else None
 
 
 # --- the models -------------------------------------------------------------------------------------------------------
@@ -342,6 +368,7 @@ class Setting:
     agent_rate_hz: int
     detection: TurnDetection
     network_s: float
+    can_be_held: bool = True
     room: Samples | None = None
     """The way from the loudspeaker to the microphone, its delay included."""
     clock: ManualClock = field(default_factory=lambda: ManualClock(100.0))
@@ -365,7 +392,7 @@ async def run_case(case: Case, setting: Setting, at_s: float, seed: int) -> Outc
             detector, Sphinx(setting.decoder, clock), SilentDrafter(), Recorded(setting.agent, setting.agent_rate_hz)
         ),  # type: ignore[arg-type]
         agent=AgentProfile("café", "", "Hello."),
-        settings=SessionSettings(turn_detection=setting.detection),
+        settings=SessionSettings(turn_detection=setting.detection, can_be_held=setting.can_be_held),
         clock=clock,
         emit=lambda event: arriving.append((clock.now() + setting.network_s, event)),
         budget=BudgetController(),
@@ -387,6 +414,9 @@ async def run_case(case: Case, setting: Setting, at_s: float, seed: int) -> Outc
                     case PlaybackDucked():
                         events.append(f"ducked {now - began - at_s:+.2f}")
                         speaker.turn(10 ** (-DUCK_DB / 20), speaker.FADE_S)
+                    case PlaybackMuted():
+                        events.append(f"muted {now - began - at_s:+.2f}")
+                        speaker.turn(10 ** (-MUTED_DB / 20), speaker.FADE_S)
                     case PlaybackRestored(reason=reason):
                         events.append(f"restored ({reason}) {now - began - at_s:+.2f}")
                         speaker.turn(1.0, speaker.RISE_S)
@@ -422,7 +452,7 @@ async def run_case(case: Case, setting: Setting, at_s: float, seed: int) -> Outc
     waves = np.concatenate(speaker.played), np.concatenate(speaker.undisturbed)
     ducked, silent, restored = read_waveform(*waves, at_s)
     turned = turned_after(speaker, at_s)
-    return Outcome(case.kind, case.name, round(at_s, 3), ducked, turned, silent, restored, events)
+    return Outcome(case.kind, case.name, round(at_s, 3), ducked, turned, silent, restored, held_for(speaker), events)
 
 
 # --- what happens -----------------------------------------------------------------------------------------------------
@@ -544,6 +574,7 @@ def summary(kind: str, outcomes: list[Outcome], cases: list[Case]) -> dict[str, 
     ducked = [outcome.ducked_s for outcome in outcomes if outcome.ducked_s is not None]
     turned = [outcome.turned_s for outcome in outcomes if outcome.turned_s is not None]
     silent = [outcome.silent_s for outcome in stopped if outcome.silent_s is not None]
+    held = [outcome.held_s for outcome in outcomes if outcome.silent_s is None and outcome.held_s is not None]
 
     def spread(values: list[float]) -> dict[str, float] | None:
         return {f"p{share}": round(percentile(values, share / 100), 3) for share in (50, 95, 100)} if values else None
@@ -563,6 +594,8 @@ def summary(kind: str, outcomes: list[Outcome], cases: list[Case]) -> dict[str, 
         "minutes": round(sum(case.sound.size for case in cases) / INPUT_RATE_HZ / 60, 2),
         "silent_s": spread(silent),
         "silent_within_0.6_s": sum(each <= 0.6 for each in silent),
+        "came_back_after_silence": len(held),
+        "came_back_after_silence_of_s": spread(held),
         "not_as_wanted": [
             f"{outcome.name}: {', '.join(outcome.events) or 'nothing'}"
             for outcome, case in zip(outcomes, cases, strict=True)
@@ -572,8 +605,8 @@ def summary(kind: str, outcomes: list[Outcome], cases: list[Case]) -> dict[str, 
 
 
 def table(rows: list[dict[str, object]]) -> str:
-    head = "| over the agent | cases | stopped | 20 dB down after p50 / p95, within 0.2 s | gain 20 dB down, within 0.2 s | silent after p50 / p95, within 0.6 s |"
-    return "\n".join([head, "| --- | --- | --- | --- | --- | --- |", *map(_line, rows)])
+    head = "| over the agent | cases | stopped | 20 dB down after p50 / p95, within 0.2 s | gain 20 dB down, within 0.2 s | silent after p50 / p95, within 0.6 s | back after silence |"
+    return "\n".join([head, "| --- | --- | --- | --- | --- | --- | --- |", *map(_line, rows)])
 
 
 def _line(row: dict[str, object]) -> str:
@@ -587,7 +620,9 @@ def _line(row: dict[str, object]) -> str:
     turned = shown("turned_down_s", "turned_down_within_0.2_s", "ducked")
     silent = shown("silent_s", "silent_within_0.6_s", "stopped") if row["interrupts"] else "–"
     made = " (made)" if row["made"] else ""
-    return f"| {row['kind']}{made} | {row['cases']} | {row['stopped']} | {ducked} | {turned} | {silent} |"
+    held = row["came_back_after_silence_of_s"]
+    back = f"{row['came_back_after_silence']}, of {held['p50']:.1f} s" if isinstance(held, dict) else "0"
+    return f"| {row['kind']}{made} | {row['cases']} | {row['stopped']} | {ducked} | {turned} | {silent} | {back} |"
 
 
 async def measure(options: argparse.Namespace) -> dict[str, object]:
@@ -623,7 +658,14 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
         for number, case in enumerate(cases):
             response = room(number)
             setting = Setting(
-                detector, decoder, agent, synthesizer.rate_hz, detection, options.network_ms / 1000, response
+                detector,
+                decoder,
+                agent,
+                synthesizer.rate_hz,
+                detection,
+                options.network_ms / 1000,
+                not options.no_mutes,
+                response,
             )
             outcomes.append(await run_case(case, setting, float(generator.uniform(1.5, 4.0)), options.seed + number))
         if not cases:
@@ -645,13 +687,14 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
         "commit": commit(),
         "data": options.data.name,
         "mode": options.mode,
+        "mutes": not options.no_mutes,
         "network_ms": options.network_ms,
         "message_ms": 1000 * MESSAGE_S,
         "seed": options.seed,
         "every": every,
         "false_stops_of_backchannels_coughs_and_keyboards": false_stops,
         "rows": rows,
-        "outcomes": [[o.kind, o.name, o.at_s, o.ducked_s, o.turned_s, o.silent_s, o.restored_s] for o in log],
+        "outcomes": [[o.kind, o.name, o.at_s, o.ducked_s, o.turned_s, o.silent_s, o.restored_s, o.held_s] for o in log],
     }
 
 
@@ -666,6 +709,7 @@ def main() -> None:
     parser.add_argument("--mode", choices=("two_stage", "immediate"), default="two_stage")
     parser.add_argument("--no-echo-gate", action="store_true")
     parser.add_argument("--no-hums", action="store_true", help="words alone, whatever the voice sounds like")
+    parser.add_argument("--no-mutes", action="store_true", help="a client that cannot hold what it plays")
     parser.add_argument("--every", type=int, default=1, help="every n-th case only, for a quick look")
     parser.add_argument("--only", nargs="+", help="only kinds of cases with one of these words in their names")
     parser.add_argument("--seed", type=int, default=7)

@@ -29,6 +29,7 @@ from barge_in import (
     Loudspeaker,
     Outcome,
     coughs,
+    held_for,
     keyboards,
     read_waveform,
     recorded,
@@ -85,7 +86,8 @@ class Client:
                         self.is_speaking = True
                         self.speaker.push((pcm / 32_768).astype(np.float32), RATE_HZ, now)
                 case "voiceagent.playback.ducked":
-                    self.events.append((now, "ducked"))
+                    is_muted = event["gain_db"] <= -100
+                    self.events.append((now, "muted" if is_muted else "ducked"))
                     self.speaker.turn(10 ** (event["gain_db"] / 20), Loudspeaker.FADE_S)
                 case "voiceagent.playback.restored":
                     self.events.append((now, f"restored ({event['reason']})"))
@@ -163,7 +165,8 @@ async def _talk_over(
     ducked, silent, restored = read_waveform(np.concatenate(client.speaker.played), ideal, onset)
     events = [f"{kind} {at - began - onset:+.2f}" for at, kind in client.events]
     turned = turned_after(client.speaker, onset)
-    return Outcome(case.kind, case.name, round(onset, 3), ducked, turned, silent, restored, events)
+    held = held_for(client.speaker)
+    return Outcome(case.kind, case.name, round(onset, 3), ducked, turned, silent, restored, held, events)
 
 
 async def cases(folder: Path, seed: int) -> list[Case]:
@@ -194,7 +197,7 @@ async def measure(url: str, options: argparse.Namespace) -> dict[str, object]:
         pairs = [pair for pair in zip(outcomes, chosen, strict=False) if pair[0].kind == kind]
         rows.append(summary(kind, [outcome for outcome, _ in pairs], [case for _, case in pairs]))
     print("\n" + table(rows))
-    log = [[o.kind, o.name, o.at_s, o.ducked_s, o.turned_s, o.silent_s, o.restored_s] for o in outcomes]
+    log = [[o.kind, o.name, o.at_s, o.ducked_s, o.turned_s, o.silent_s, o.restored_s, o.held_s] for o in outcomes]
     return {"machine": describe(), "message_ms": 1000 * MESSAGE_S, "rows": rows, "outcomes": log}
 
 

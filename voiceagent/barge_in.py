@@ -10,6 +10,9 @@ voice goes on, too: then they can only hold the stop back, since half a word is 
 
     barge_in.answer(number, "uh huh")             # whenever the words are there; they count with the next window
 
+Where the agent can be held, being silent and being stopped are two things: voice that lasts mutes it at the same moment at which it would have been
+stopped, and its words decide when they are whole. Only a backchannel as it was heard, or what surely sounds like a hum, brings a muted agent back.
+
 What sounds like a hum (`voiceagent.hum`) is waited for as a backchannel is, and a word or three that a recogniser makes of it do not stop the agent. Words that are
 there to stop somebody do, however they sound; and so does whoever says it again.
 
@@ -100,7 +103,7 @@ class BargeInSettings:
     unclear_s: float = 0.46
     """The same where the recogniser makes nothing of it so far, or a word that says nothing alone."""
     drawn_s: float = 0.8
-    """The same for a backchannel: "okaaay"."""
+    """The same for a backchannel: "okaaay". Voice that lasts longer was said to the agent, also to one that is mute already."""
     gap_s: float = 0.096
     """Silence after which the voice has ended and its words are asked for; a closed "p" or "t" lasts 0.05 to 0.08 s."""
     wait_s: float = 0.4
@@ -191,6 +194,13 @@ class Duck:
 
 
 @dataclass(frozen=True, slots=True)
+class Mute:
+    """The voice lasts: nobody is to hear the agent any longer. A `Stop` or a `Restore` follows when it is known what was said."""
+
+    start_sample: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """What are the words of this voice, which has ended or lasts long? The answer goes to `BargeIn.answer` with this number."""
 
@@ -213,7 +223,7 @@ class Restore:
     reason: Dismissed
 
 
-Action: TypeAlias = Duck | Ask | Stop | Restore
+Action: TypeAlias = Duck | Mute | Ask | Stop | Restore
 
 
 @dataclass(slots=True)
@@ -261,7 +271,10 @@ class BargeIn:
         self._voice: _Voice | None = None
         """What is judged now; before it has ducked the agent only a beginning."""
         self._is_doubted = False
-        self._is_held = False
+        self._is_muted = False
+        self._can_be_held = False
+        self._held_from: int | None = None
+        """Since when the client has played nothing because of this doubt."""
         self._last: _Voice | None = None
         """What was dismissed last: late words, or the agent's end, may still make it a turn."""
         self._numbers = 0
@@ -289,8 +302,9 @@ class BargeIn:
         voice, settings = self._voice, self.settings
         if voice is None or not self._is_doubted or settings.hum >= 1:
             return None
-        may_be_stopped = voice.voiced + end - start > _samples(settings.backchannel_s)
-        may_be_over = end - voice.end >= _samples(settings.gap_s) and not voice.is_asked
+        is_going_on = end - voice.end < _samples(settings.gap_s)  # The silence behind a voice is no part of its sound.
+        may_be_stopped = is_going_on and voice.voiced + end - start > _samples(settings.backchannel_s)
+        may_be_over = not is_going_on and not voice.is_asked
         may_have_to_stop = voice.is_stopping or any(number == voice.early for number, _ in self._answers)
         return voice.sounds_from if may_be_stopped or may_be_over or may_have_to_stop else None
 
@@ -306,6 +320,7 @@ class BargeIn:
         origin: Origin = Origin.UNKNOWN,
         is_unsure: bool = False,
         comes_back: bool = False,
+        can_be_held: bool = False,
     ) -> tuple[Action, ...]:
         """Take the next window, samples `start` to `end`; say what has to be done.
 
@@ -316,14 +331,36 @@ class BargeIn:
             origin: Whose voice it may be.
             is_unsure: The agent's voice has hardly been heard so far: it may explain this without our knowing.
             comes_back: It is known by now that the agent's voice comes back to the microphone.
+            can_be_held: The client can play nothing for a while and then go on where it was.
         """
         if not agent_is_audible:
             return self._agent_ended(end)
+        self._can_be_held = can_be_held
         if self._voice is not None and hum is not None:
             self._voice.hum = hum
+        muted: tuple[Action, ...] = ()
         while self._answers:
-            if answered := self._take_answer(*self._answers.pop(0), end):
+            answered = self._take_answer(*self._answers.pop(0), end)
+            if answered and not isinstance(answered[0], Mute):
                 return answered
+            muted += answered
+        heard = self._hear(
+            probability, start, end, level_db=level_db, origin=origin, is_unsure=is_unsure, comes_back=comes_back
+        )
+        return (*muted, *heard)
+
+    def _hear(
+        self,
+        probability: float,
+        start: int,
+        end: int,
+        *,
+        level_db: float,
+        origin: Origin,
+        is_unsure: bool,
+        comes_back: bool,
+    ) -> tuple[Action, ...]:
+        """What the sound itself tells; `update` says what the arguments are."""
         if self._voice is not None and self._voice.is_stopping and self._is_doubted and not self._is_hum(self._voice):
             return self._stop(self._voice)  # Whatever follows: people say "stop" to be obeyed at once.
         settings = self.settings
@@ -370,12 +407,14 @@ class BargeIn:
 
     def hold(self) -> None:
         """The client plays nothing as long as this doubt lasts, and then goes on where it was."""
-        self._is_held = self._is_doubted
+        if self._voice is not None and self._is_doubted and self._held_from is None:
+            self._held_from = self._voice.start
 
     def dismiss(self) -> None:
         """Forget what is judged: the conversation has gone on without it."""
         self._voice = self._last = None
-        self._is_doubted = self._is_held = False
+        self._is_doubted = self._is_muted = False
+        self._held_from = None
 
     def _duck_s(self, start: int, *, is_unsure: bool) -> float:
         settings = self.settings
@@ -400,13 +439,23 @@ class BargeIn:
             return self._ducked(voice, is_strong=is_strong)
         settings = self.settings
         limit_s = max(voice.limit_s, settings.backchannel_s, settings.drawn_s if self._is_hum(voice) else 0.0)
+        muted: tuple[Action, ...] = ()
         if voice.voiced > _samples(limit_s):
-            return self._stop(voice)
+            if not (self._can_be_held or self._is_muted) or voice.voiced > _samples(settings.drawn_s):
+                return self._stop(voice)
+            muted = self._mute(voice, end)
         if voice.early is None and voice.voiced >= _samples(settings.ask_s):
             self._numbers += 1
             voice.early = self._numbers
-            return (Ask(voice.early, voice.start),)
-        return ()
+            return (*muted, Ask(voice.early, voice.start))
+        return muted
+
+    def _mute(self, voice: _Voice, end: int) -> tuple[Action, ...]:
+        if self._is_muted:
+            return ()
+        self._is_muted = True
+        self._held_from = end if self._held_from is None else self._held_from
+        return (Mute(voice.start),)
 
     def _unvoiced(self, voice: _Voice, size: int, end: int, *, comes_back: bool) -> tuple[Action, ...]:
         silence = end - voice.end
@@ -417,20 +466,23 @@ class BargeIn:
         settings = self.settings
         longest_s = max(settings.backchannel_s, settings.drawn_s)
         if end - voice.start >= _samples(longest_s + settings.gap_s + settings.wait_s):
-            return self._restore(voice, Dismissed.UNANSWERED, end)
+            return self._unanswered(voice, end)
         if silence < _samples(settings.gap_s):
             return ()
         if comes_back and voice.is_suspect and self._echo_end is not None and self._echo_end > voice.start:
             return self._restore(voice, Dismissed.ECHO, end)
-        if voice.voiced < _samples(settings.word_s):
+        if voice.voiced < _samples(settings.word_s) and not self._is_muted:
             self._fruitless = end
             return self._restore(voice, Dismissed.NO_WORDS, end)
         if not voice.is_asked:
             voice.is_asked = True
             return (Ask(voice.number, voice.start),)
         if silence >= _samples(settings.gap_s + settings.wait_s):
-            return self._restore(voice, Dismissed.UNANSWERED, end)
+            return self._unanswered(voice, end)
         return ()
+
+    def _unanswered(self, voice: _Voice, end: int) -> tuple[Action, ...]:
+        return self._stop(voice) if self._is_muted else self._restore(voice, Dismissed.UNANSWERED, end)
 
     def _take_answer(self, number: int, text: str, end: int) -> tuple[Action, ...]:
         settings = self.settings
@@ -445,11 +497,18 @@ class BargeIn:
                 self._voice.limit_s = self.settings.drawn_s
             return ()
         if self._is_doubted and self._voice is not None and self._voice.number == number:
+            is_unfinished = self._voice.end + _samples(self.settings.gap_s) > end
             if says_something and not self._is_hummed(self._voice, text):
-                return self._stop(self._voice)
-            if self._voice.end + _samples(self.settings.gap_s) > end:
+                may_wait = (self._can_be_held or self._is_muted) and not self._is_stopping(text)
+                if not is_unfinished or not may_wait:
+                    return self._stop(self._voice)
+                self._voice.is_asked = False
+                return self._mute(self._voice, end)  # "All", of "all right".
+            if is_unfinished:
                 self._voice.is_asked = False
                 return ()  # The caller went on meanwhile: these are not all of their words.
+            if self._is_muted and not self._brings_back(self._voice, text):
+                return self._stop(self._voice)
             if says_something:
                 self._unheeded = self._voice.end
             return self._restore(self._voice, Dismissed.NO_WORDS if is_nothing else Dismissed.BACKCHANNEL, end)
@@ -470,6 +529,12 @@ class BargeIn:
             return False
         return self._unheeded is None or voice.start - self._unheeded > _samples(settings.again_s)
 
+    def _brings_back(self, voice: _Voice, text: str) -> bool:
+        """Whether a voice that was long enough to silence the agent was nothing all the same: it takes more than no words, or one that says nothing alone."""
+        if is_backchannel(text, self.settings.backchannels):
+            return True
+        return voice.hum >= self.settings.sure_hum and self._is_hum(voice) and not self._is_stopping(text)
+
     def _is_stopping(self, text: str) -> bool:
         words = {word for each in self.settings.stopping_words for word in normalise(each).split()}
         return bool(words & set(normalise(text).split()))
@@ -489,7 +554,7 @@ class BargeIn:
         return (Stop(voice.start, voice.end),)
 
     def _restore(self, voice: _Voice, reason: Dismissed, end: int) -> tuple[Action, ...]:
-        voice.held = end - voice.start if self._is_held else 0
+        voice.held = 0 if self._held_from is None else end - self._held_from
         self.dismiss()
         self._last = None if reason is Dismissed.ECHO else voice
         return (Restore(reason),)

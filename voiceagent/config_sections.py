@@ -178,6 +178,11 @@ class TurnConfig:
         "Whether a short voice that sounds like a hum is a backchannel, whatever the recogniser makes of it.",
         "true or false",
     )
+    mutes: bool = documented(
+        _TURN.mutes,
+        "Whether voice that lasts mutes the agent and stops it once its words are known, where the client can play on afterwards; `false` stops it at once.",
+        "true or false",
+    )
     backchannel_s: float = documented(
         _TURN.backchannel_s,
         "Voice over the agent that lasts longer stops it, unless its words so far are a backchannel or none.",
@@ -211,6 +216,7 @@ class TurnConfig:
             stopping_words=self.stopping_words,
             hums=self.hums,
             backchannel_s=self.backchannel_s,
+            mutes=self.mutes,
             echo_gate=self.echo_gate,
         )
 

@@ -309,6 +309,8 @@ class Conversation:
                     self._replying.cut_earlier()
                 case turns.DuckPlayout():
                     self._replying.duck()
+                case turns.MutePlayout():
+                    self._replying.mute()
                 case turns.RestorePlayout():
                     self._replying.restore()
                 case turns.StopPlayout():

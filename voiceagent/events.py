@@ -18,6 +18,9 @@ from voiceagent.tools import ToolCall
 DUCK_DB = 26.0
 """How far a player turns the agent down in doubt: the goal is at least 20 dB, and the agent stays just audible."""
 
+MUTED_DB = 120.0
+"""The same where nothing is to be heard: no sample of 16 bits survives it, and unlike "minus infinity" JSON can carry it."""
+
 Role: TypeAlias = Literal["system", "user", "agent"]
 ItemStatus: TypeAlias = Literal["in_progress", "completed", "incomplete"]
 Modality: TypeAlias = Literal["audio", "text"]
@@ -256,8 +259,16 @@ class PlaybackDucked:
 
 
 @dataclass(frozen=True, slots=True)
+class PlaybackMuted:
+    """They go on: play nothing, and keep the place, since `PlaybackRestored` may still follow instead of `SpeechStarted`. Comes after `PlaybackDucked`."""
+
+    audio_start_s: float
+    """As the `PlaybackDucked` said."""
+
+
+@dataclass(frozen=True, slots=True)
 class PlaybackRestored:
-    """Nothing was said: turn what plays up again."""
+    """Nothing was said: turn what plays up again, from where it was muted."""
 
     reason: Dismissed
 
@@ -313,6 +324,7 @@ ConversationEvent: TypeAlias = (
     | ResponseText
     | ResponseAudio
     | PlaybackDucked
+    | PlaybackMuted
     | PlaybackRestored
     | ResponseFinished
     | TurnTraced

@@ -3,7 +3,7 @@
 Windows the stream, asks the detector, and lets the pure modules decide. The only state of its own is where media time lies on the clock.
 Whoever recognises the words tells of them (`hear_words`); whether they are a whole turn is asked of `judge`, where there is one.
 
-While the agent can be heard, voice is first a `Doubt`, which an `Onset` or a `Relief` ends (`voiceagent.barge_in`). An utterance has its audio from
+While the agent can be heard, voice is first a `Doubt`, perhaps a `Hush`, which an `Onset` or a `Relief` ends (`voiceagent.barge_in`). An utterance has its audio from
 before its first sample also when it is noticed late.
 """
 
@@ -81,7 +81,14 @@ class Relief:
     reason: barge_in.Dismissed
 
 
-Heard: TypeAlias = Onset | Utter | Endpoint | Doubt | WordsWanted | Relief
+@dataclass(frozen=True, slots=True)
+class Hush:
+    """The voice lasts: the agent must not be heard, whatever it turns out to be. `start_sample` is the doubt's."""
+
+    start_sample: int
+
+
+Heard: TypeAlias = Onset | Utter | Endpoint | Doubt | Hush | WordsWanted | Relief
 
 Judge: TypeAlias = Callable[[str, Callable[[float | None], None]], None]
 """Asks whether words are a whole turn, returns at once, and calls back later: with the probability, or with None where it failed."""
@@ -121,9 +128,15 @@ class Listener:
         """The clock's reading at media time 0, by the messages that came soonest."""
 
     async def hear(
-        self, samples: Samples, arrived: float, detection: TurnDetection, *, agent_audible: bool
+        self,
+        samples: Samples,
+        arrived: float,
+        detection: TurnDetection,
+        *,
+        agent_audible: bool,
+        can_be_held: bool = False,
     ) -> AsyncGenerator[Heard, None]:
-        """Take the next audio, which arrived at clock reading `arrived`."""
+        """Take the next audio, which arrived at clock reading `arrived`. Whoever plays the agent's voice may be able to hold it."""
         self._receive(samples, arrived)
         if detection is not self._asked:
             self._asked, self._endpoint = detection, detection.endpoint()
@@ -133,7 +146,14 @@ class Listener:
             probability = await self._detector.probability(window)
             origin = self._origin(window, probability, detection)
             if self._is_contested(detection, agent_audible):
-                heard_now = self._judge_voice(window, probability, detection, agent_audible, origin)
+                heard_now = self._judge_voice(
+                    window,
+                    probability,
+                    detection,
+                    origin,
+                    agent_audible=agent_audible,
+                    can_be_held=can_be_held and detection.mutes,
+                )
                 for heard in heard_now:
                     yield heard
             else:
@@ -170,7 +190,14 @@ class Listener:
         return self._echo.origin(window, ended, is_voiced=is_voiced, may_be_ducked=end <= self._ducked_until)
 
     def _judge_voice(
-        self, window: Samples, probability: float, detection: TurnDetection, agent_audible: bool, origin: Origin
+        self,
+        window: Samples,
+        probability: float,
+        detection: TurnDetection,
+        origin: Origin,
+        *,
+        agent_audible: bool,
+        can_be_held: bool,
     ) -> Iterator[Heard]:
         start = self._activity.position_sample
         self._activity.pass_over()
@@ -188,10 +215,13 @@ class Listener:
             origin=origin,
             is_unsure=has_gate and not self._echo.is_learned,
             comes_back=has_gate and self._echo.comes_back,
+            can_be_held=can_be_held,
         ):
             match action:
                 case barge_in.Duck(start_sample=began):
                     yield Doubt(began + self._skipped)
+                case barge_in.Mute(start_sample=began):
+                    yield Hush(began + self._skipped)
                 case barge_in.Ask(number=number, start_sample=began):
                     yield WordsWanted(number, self._kept.since(self._padded(began, detection)))
                 case barge_in.Restore(reason=reason):

@@ -40,6 +40,7 @@ from voiceagent.events import (
     ItemAdded,
     ItemDone,
     PlaybackDucked,
+    PlaybackMuted,
     PlaybackRestored,
     SpeechStarted,
     SpeechStopped,
@@ -49,7 +50,7 @@ from voiceagent.events import (
 )
 from voiceagent.hearing import Hearing
 from voiceagent.history import History
-from voiceagent.listener import KEEP_S, Doubt, Endpoint, Listener, Onset, Relief, Utter, WordsWanted
+from voiceagent.listener import KEEP_S, Doubt, Endpoint, Hush, Listener, Onset, Relief, Utter, WordsWanted
 from voiceagent.repair import Repair, repair
 from voiceagent.session import ResponseOptions, SessionSettings
 from voiceagent.tasks import TaskGroup, new_id
@@ -248,12 +249,15 @@ class Listening:
     # --- listening ----------------------------------------------------------------------------------------------------
 
     async def _listen(self, samples: Samples, arrived: float) -> None:
-        detection = self._settings().turn_detection
+        settings = self._settings()
+        detection = settings.turn_detection
         if detection is None:
             self._listen_manually(samples, arrived)
             return
         agent_audible = self._state().is_audible
-        async for heard in self._listener.hear(samples, arrived, detection, agent_audible=agent_audible):
+        async for heard in self._listener.hear(
+            samples, arrived, detection, agent_audible=agent_audible, can_be_held=settings.can_be_held
+        ):
             if self._is_closed:
                 return  # Closed while the detector looked at it: nobody would end what begins here.
             match heard:
@@ -276,7 +280,9 @@ class Listening:
                     self._uncommitted_samples = 0
                     self._end_of_speech(end, speech_end, ended_by)
                 case Doubt(start_sample=start):
-                    self._doubt(start, DOUBT_LIMIT_S + detection.backchannel_s)
+                    self._doubt(start, DOUBT_LIMIT_S + detection.longest_backchannel_s)
+                case Hush(start_sample=start):
+                    self._hush(start)
                 case WordsWanted(number=number, samples=piece):
                     self._forget_words()
                     self._finding_words = self._tasks.spawn(self._find_words(number, piece))
@@ -299,6 +305,11 @@ class Listening:
             self._emit(PlaybackDucked(start_sample / INPUT_RATE_HZ))
             self._doubts += 1
             self._tasks.spawn(self._give_up(self._doubts, self._clock.now() + limit_s))
+
+    def _hush(self, start_sample: int) -> None:
+        self._happened(turns.VoiceLasted())
+        if self._state().is_muted:
+            self._emit(PlaybackMuted(start_sample / INPUT_RATE_HZ))
 
     def _relieve(self, reason: Dismissed) -> None:
         if self._state().is_ducked:

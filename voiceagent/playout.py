@@ -2,7 +2,7 @@
 
 The client owns the loudspeaker. Until it reports a position, the estimate assumes that playing starts when audio arrives and pauses
 only when the queue is empty. While somebody speaks over it a reply is ducked or held: what plays ducked counts as heard once it is
-restored, and not when it is stopped; what is held waits.
+restored, and not when it is stopped; what is held or muted waits.
 """
 
 from __future__ import annotations
@@ -73,6 +73,11 @@ class Playout:
             self.clauses[-1] = replace(last, end_s=self.sent_s)
         return self._dry_at
 
+    def wait_for(self, earlier: Playout) -> None:
+        """Be heard behind an earlier reply, which still plays or is held."""
+        if earlier._dry_at is not None:
+            self.not_before, self._held_at = earlier._dry_at, earlier._held_at
+
     def report(self, played_s: float, now: float) -> None:
         """The client says how much it has played; later estimates start from there. Less than it said before is old news."""
         now = self._time(now)
@@ -89,6 +94,7 @@ class Playout:
         self._ducked_s = None
         if self._dry_at is not None:
             self._dry_at = min(self._dry_at, max(self._time(now), self.not_before))
+        self._held_at = None
         return self._cut_s
 
     def follow(self, earlier_dry_at: float) -> None:
@@ -128,6 +134,11 @@ class Playout:
         """The client plays nothing until `resume`, and so nothing ducked."""
         if self._held_at is None:
             self._held_at, self._ducked_s = now, None
+
+    def mute(self, now: float) -> None:
+        """The client, which has ducked it, plays nothing until `resume`; what played ducked is as little heard as before."""
+        if self._held_at is None:
+            self._held_at = now
 
     def resume(self, now: float) -> None:
         """The client plays on where it was held."""

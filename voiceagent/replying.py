@@ -174,10 +174,17 @@ class Replying:
         for playout in self._audible():
             playout.duck(self.clock.now())
 
+    def mute(self) -> None:
+        """They go on: it is held where it is."""
+        for playout in self._audible():
+            playout.mute(self.clock.now())
+        self.echo.hold(self.clock.now())
+
     def restore(self) -> None:
-        """Nobody spoke: it is turned up again."""
+        """Nobody spoke: it is turned up again, and goes on if it was held."""
         for playout in self._audible():
             playout.restore()
+        self.resume()
 
     def hold(self) -> None:
         """The client plays nothing until `resume`."""
@@ -404,8 +411,8 @@ class Replying:
     def _keep_playing(self, earlier: _Running, reply: Reply) -> None:
         """A reply starts while an earlier one still plays: it is heard after it, and an interruption cuts both."""
         dry_at = earlier.reply.playout.dry_at()
-        if dry_at is not None and dry_at > self.clock.now():
-            reply.playout.not_before = dry_at
+        if dry_at is not None and (earlier.reply.playout.is_held or dry_at > self.clock.now()):
+            reply.playout.wait_for(earlier.reply.playout)
             self._still_playing.append(earlier.reply)
 
     def _cut_history(self, reply: Reply) -> None:

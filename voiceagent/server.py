@@ -11,7 +11,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, get_args
 
 from starlette.applications import Starlette
@@ -167,7 +167,7 @@ class RealtimeServer:
                 defaults=defaults,
                 transcriber=next((info.name for info in self._runtime.infos if info.part == "asr"), "asr"),
                 expires_at=int(self._wall_clock() + self._settings.session_s),
-                extensions=websocket.query_params.get("extensions") == "1",
+                extensions=_wants_our_events(websocket),
             )
             await websocket.accept(subprotocol=select_subprotocol(websocket.scope.get("subprotocols", [])))
             await connection.run(conversation, codec)
@@ -186,6 +186,7 @@ class RealtimeServer:
         settings = self._runtime.default_settings
         if door != "twilio":
             settings = settings.for_client()
+        settings = replace(settings, can_be_held=door == "twilio" or _wants_our_events(websocket))
         conversation = self._runtime.open_conversation(session.watch(emit), settings)
         self._connections[connection] = _Caller(session, conversation)
         self.telemetry.conversations.add(door)
@@ -370,6 +371,10 @@ def create_app(
     )
     app.state.realtime = realtime
     return app
+
+
+def _wants_our_events(websocket: WebSocket) -> bool:
+    return websocket.query_params.get("extensions") == "1"
 
 
 class _HostGuard:

@@ -35,7 +35,7 @@ class TurnDetection:
     holds where nobody can say whether they are complete. `voiceagent.endpoint` says what the other numbers mean.
 
     Voice over the agent's stops it where `interrupt_response` says so: in two stages, so that `backchannels` and what lasts less than `backchannel_s`
-    without words do not, or immediately. `voiceagent.barge_in` says how. With `hums` what sounds like one counts as one. With `echo_gate` the agent's own voice that comes back from a loudspeaker is no
+    without words do not, or immediately. `voiceagent.barge_in` says how. With `mutes` what lasts longer mutes an agent that can be held, and stops it once its words are known. With `hums` what sounds like one counts as one. With `echo_gate` the agent's own voice that comes back from a loudspeaker is no
     speech (`voiceagent.echo`).
     """
 
@@ -54,6 +54,7 @@ class TurnDetection:
     fragments: tuple[str, ...] = FRAGMENTS
     stopping_words: tuple[str, ...] = STOPPING_WORDS
     hums: bool = True
+    mutes: bool = True
     backchannel_s: float = _BARGE_IN.backchannel_s
     echo_gate: bool = True
 
@@ -87,6 +88,11 @@ class TurnDetection:
     def interrupts_in_stages(self) -> bool:
         """Voice over the agent's first ducks it, and is judged before it stops it."""
         return self.interrupt_response and self.barge_in == "two_stage"
+
+    @property
+    def longest_backchannel_s(self) -> float:
+        """Voice over the agent's that lasts longer was said to it, whatever its words are so far."""
+        return max(self.backchannel_s, _BARGE_IN.drawn_s)
 
     def barge_in_settings(self) -> BargeInSettings:
         """The same, as voice over the agent's is judged by it."""
@@ -138,6 +144,8 @@ class SessionSettings:
     """What becomes of words that were probably misheard."""
     speculate: bool = True
     """Whether replies are drafted while the caller may go on."""
+    can_be_held: bool = False
+    """Whoever plays the agent's voice obeys `PlaybackMuted`: plays nothing for a while, and goes on where it was. Others hear of the decision alone."""
 
     def __post_init__(self) -> None:
         if not 0.05 <= self.target_s <= 30.0:

@@ -23,6 +23,7 @@ from voiceagent.events import (
     ItemTruncated,
     OutputItem,
     PlaybackDucked,
+    PlaybackMuted,
     PlaybackRestored,
     ResponseAudio,
     ResponseFinished,
@@ -61,6 +62,10 @@ class Telemetry:
         self.interruptions = Counter("voiceagent_interruptions_total", "Replies that the caller spoke over.")
         self.ducks = Counter(
             "voiceagent_ducks_total", "Times the agent was turned down because there was voice over it."
+        )
+        self.mutes = Counter(
+            "voiceagent_mutes_total",
+            "Ducks in which the voice lasted, so that the agent was held until its words were known.",
         )
         self.duck_stops = Counter("voiceagent_duck_stops_total", "Ducks after which the agent was stopped.")
         self.duck_restores = Counter(
@@ -132,6 +137,7 @@ class Telemetry:
             self.turns,
             self.interruptions,
             self.ducks,
+            self.mutes,
             self.duck_stops,
             self.duck_restores,
             self.echo_windows,
@@ -292,6 +298,8 @@ class Session:
             case PlaybackDucked():
                 self._telemetry.ducks.add()
                 self._is_ducked, self._dry_at = True, None  # What is held back in doubt is no underrun.
+            case PlaybackMuted():
+                self._telemetry.mutes.add()
             case PlaybackRestored(reason=reason):
                 self._telemetry.duck_restores.add(reason.value)
                 self._is_ducked = False

@@ -42,6 +42,8 @@ class TurnState:
     """A turn ended that deserves an answer, but the agent was still busy with the one before."""
     is_ducked: bool = False
     """There is voice over the agent's, and nobody knows yet whether anything was said: what plays is turned down and goes on."""
+    is_muted: bool = False
+    """That voice lasts: what plays is held, and goes on where it was if nothing was said."""
 
     @property
     def phase(self) -> Phase:
@@ -76,6 +78,11 @@ class SpeechBegan:
 @dataclass(frozen=True, slots=True)
 class VoiceDoubted:
     """There is voice over the agent's that may be nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceLasted:
+    """It goes on for so long that the agent must not be heard, whatever it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +138,7 @@ class PlayoutEnded:
 TurnInput: TypeAlias = (
     SpeechBegan
     | VoiceDoubted
+    | VoiceLasted
     | VoiceDismissed
     | SpeechEnded
     | SpeechDropped
@@ -178,8 +186,13 @@ class DuckPlayout:
 
 
 @dataclass(frozen=True, slots=True)
+class MutePlayout:
+    """Hold what plays; the draft, the voice and the history go on."""
+
+
+@dataclass(frozen=True, slots=True)
 class RestorePlayout:
-    """Turn it up again."""
+    """Turn it up again, from where it was held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +207,7 @@ TurnEffect: TypeAlias = (
     | StartReply
     | StopReply
     | DuckPlayout
+    | MutePlayout
     | RestorePlayout
     | StopPlayout
 )
@@ -210,12 +224,17 @@ def advance(state: TurnState, happened: TurnInput) -> tuple[TurnState, tuple[Tur
             if not state.is_audible or state.is_ducked or state.caller is Caller.SPEAKING:
                 return state, ()
             return replace(state, is_ducked=True), (DuckPlayout(),)
+        case VoiceLasted():
+            if not state.is_audible or not state.is_ducked or state.is_muted:
+                return state, ()
+            return replace(state, is_muted=True), (MutePlayout(),)
         case VoiceDismissed():
-            return (replace(state, is_ducked=False), (RestorePlayout(),)) if state.is_ducked else (state, ())
+            restored = replace(state, is_ducked=False, is_muted=False)
+            return (restored, (RestorePlayout(),)) if state.is_ducked else (state, ())
         case SpeechBegan(interrupts=interrupts):
             if state.caller is Caller.SPEAKING:
                 return state, ()
-            listening = replace(state, caller=Caller.SPEAKING, is_ducked=False)
+            listening = replace(state, caller=Caller.SPEAKING, is_ducked=False, is_muted=False)
             if not interrupts or state.agent is Agent.QUIET:
                 # What was ducked has ended by itself; what comes next is to be heard.
                 return listening, (*((RestorePlayout(),) if state.is_ducked else ()), OpenUtterance())

@@ -65,6 +65,34 @@ def test_the_loudspeaker_starts_ducks_restores_and_is_flushed(barge_in: ModuleTy
     assert levels[52:] == [0.0] * 8
 
 
+def test_a_loudspeaker_that_is_muted_holds_what_it_plays_and_goes_on_where_it_was(barge_in: ModuleType) -> None:
+    whole = undisturbed(4.0) * np.linspace(0.5, 1.0, 4 * RATE, dtype=np.float32)
+    for comes_back in (True, False):
+        speaker = barge_in.Loudspeaker()
+        speaker.push(whole, RATE, 0.0)
+        for number in range(170):
+            if number == 50:
+                speaker.turn(0.05, speaker.FADE_S)
+            if number == 70:
+                speaker.turn(1e-6, speaker.FADE_S)
+            if number == 100 and comes_back:
+                speaker.turn(1.0, speaker.RISE_S)
+            elif number == 100:
+                speaker.flush()
+            speaker.render(0.02 * number)
+        played, ideal = np.concatenate(speaker.played), np.concatenate(speaker.undisturbed)
+        ducked, silent, back = barge_in.read_waveform(played, ideal, 1.0)
+        assert ducked == pytest.approx(0.0, abs=0.011)
+        if comes_back:
+            assert silent is None and back == pytest.approx(1.0, abs=0.07)
+            assert barge_in.held_for(speaker) == pytest.approx(0.6, abs=0.02)
+            heard = played[np.abs(played) > 0]
+            assert heard.size == pytest.approx((170 - 3 - 30) * 0.02 * RATE, abs=0.03 * RATE)
+            np.testing.assert_allclose(played[-RATE:], ideal[-RATE:])
+        else:
+            assert silent == pytest.approx(0.4, abs=0.011) and barge_in.held_for(speaker) is None
+
+
 def test_the_onset_is_where_a_recording_becomes_loud(barge_in: ModuleType) -> None:
     sound = np.concatenate([1e-4 * np.ones(RATE, np.float32), undisturbed(1.0)])
     assert barge_in.audible_onset_s(sound, 1.1) == pytest.approx(1.0, abs=0.011)

@@ -361,6 +361,28 @@ return { ducked, dropped, rest, next, restored, heard: q.flush() };
     assert result["heard"] == [{"itemId": "c", "playedSamples": 95}], "restored, it was heard"
 
 
+def test_a_duck_to_silence_holds_what_plays_and_it_goes_on_where_it_was(quiet_page: OpenPage) -> None:
+    body = (
+        QUEUE
+        + """
+const ramp = Float32Array.from({ length: 200 }, (_, i) => 1 + i);
+q.push("a", ramp); render(50); q.duck(0.05); render(20); q.duck(1e-6); q.duck(1e-6); q.duck(0.05);
+const muted = render(60); const held = q.current; q.push("a", ones(5)); render(60);
+q.restore(); const back = render(60);
+q.duck(1e-6); render(20); const dropped = q.flush(); q.push("b", ones(100)); const next = render(60);
+return { muted, held, back, dropped, next, log };
+"""
+    )
+    result = in_page(quiet_page, "playback-queue.js", body)
+    assert result["muted"][:8] == sorted(result["muted"][:8], reverse=True) and result["muted"][8:] == [0] * 52
+    held = result["held"]["playedSamples"]
+    assert 70 < held <= 80, "what was at the loudspeaker while it faded"
+    assert result["back"][20:] == [held + 1 + at for at in range(20, 60)], "not a sample is lost"
+    assert result["dropped"] == [{"itemId": "a", "playedSamples": held + 60}], "and what fades to silence is not heard"
+    assert result["next"] == [1] * 60
+    assert [entry[0] for entry in result["log"]] == ["started", "audible", "started", "audible"], "no underrun"
+
+
 def test_playback_is_the_same_however_it_arrives_and_is_asked_for(quiet_page: OpenPage) -> None:
     body = (
         QUEUE

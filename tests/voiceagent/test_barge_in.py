@@ -16,6 +16,7 @@ from voiceagent.barge_in import (
     BargeInSettings,
     Dismissed,
     Duck,
+    Mute,
     Origin,
     Restore,
     Stop,
@@ -28,8 +29,9 @@ WINDOW = 512
 class Ear:
     """Feeds windows to a `BargeIn`."""
 
-    def __init__(self, settings: BargeInSettings | None = None) -> None:
+    def __init__(self, settings: BargeInSettings | None = None, *, can_be_held: bool = False) -> None:
         self.barge_in = BargeIn(settings)
+        self.can_be_held = can_be_held
         self.windows = 0
 
     def hear(self, seconds: float, probability: float, *, agent: bool = True, **echo: Any) -> list[Action]:
@@ -37,7 +39,9 @@ class Ear:
         for _ in range(round(seconds * 16_000 / WINDOW)):
             start = self.windows * WINDOW
             self.windows += 1
-            new += self.barge_in.update(probability, start, start + WINDOW, agent_is_audible=agent, **echo)
+            new += self.barge_in.update(
+                probability, start, start + WINDOW, agent_is_audible=agent, can_be_held=self.can_be_held, **echo
+            )
         return new
 
     def voice(self, seconds: float, *, agent: bool = True) -> list[Action]:
@@ -205,16 +209,26 @@ def test_a_stutter_of_noise_does_not_keep_the_agent_down() -> None:
     assert restores or not any(isinstance(action, Duck) for action in said)
 
 
-@given(st.lists(st.tuples(st.sampled_from([0.0, 0.4, 0.6, 1.0]), st.booleans()), max_size=150), st.integers(0, 150))
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 0.4, 0.6, 1.0]), st.booleans()), max_size=150),
+    st.integers(0, 150),
+    st.sampled_from(["okay", "", "a tea"]),
+    st.booleans(),
+)
 def test_every_duck_is_followed_by_a_stop_or_a_restore_within_a_second(
-    windows: list[tuple[float, bool]], answered: int
+    windows: list[tuple[float, bool]], answered: int, words: str, can_be_held: bool
 ) -> None:
-    barge_in, ducked_at, asked = BargeIn(), None, 0
+    barge_in, ducked_at, asked, mutes = BargeIn(), None, 0, 0
     for number, (probability, agent) in enumerate(windows):
         if asked and number == answered:
-            barge_in.answer(asked, "okay")
-        for action in barge_in.update(probability, number * 512, number * 512 + 512, agent_is_audible=agent):
+            barge_in.answer(asked, words)
+        for action in barge_in.update(
+            probability, number * 512, number * 512 + 512, agent_is_audible=agent, can_be_held=can_be_held
+        ):
             match action:
+                case Mute():
+                    assert ducked_at is not None and can_be_held and not mutes
+                    mutes += 1
                 case Duck(start_sample=start):
                     assert ducked_at is None and start <= number * 512
                     ducked_at = number
@@ -222,10 +236,10 @@ def test_every_duck_is_followed_by_a_stop_or_a_restore_within_a_second(
                     assert ducked_at is not None
                 case Stop(start_sample=start, voice_end_sample=end):
                     assert start < end <= number * 512 + 512
-                    ducked_at = None
+                    ducked_at, mutes = None, 0
                 case Restore():
                     assert ducked_at is not None
-                    ducked_at = None
+                    ducked_at, mutes = None, 0
         assert barge_in.is_doubted == (ducked_at is not None)
         assert ducked_at is None or (number - ducked_at) * 0.032 < 1.5
 
@@ -364,18 +378,179 @@ def test_a_pause_in_long_voice_is_asked_about_however_long_a_backchannel_may_be(
     assert [type(action) for action in ear.quiet(0.032)] == [Stop]
 
 
+# --- silent first, decided later --------------------------------------------------------------------------------------
+
+
+def muted(early: str, *, at_the_end: str, voice_s: float = 0.56, hum: float = 0.0) -> tuple[list[Action], BargeIn]:
+    """Everything that a voice leads to over an agent that can be held, with these words after 0.26 s and when it has ended."""
+    barge_in, said = BargeIn(), []
+    for number in range(60):
+        probability = 0.95 if number * WINDOW < voice_s * 16_000 else 0.02
+        said += hear(barge_in, number, 1, probability, hum=hum, can_be_held=True)
+        if isinstance(said[-1] if said else None, Ask):
+            is_over = probability < 0.5
+            barge_in.answer(said[-1].number, at_the_end if is_over else early)  # type: ignore[union-attr]
+    return said, barge_in
+
+
+def test_voice_that_lasts_mutes_an_agent_that_can_be_held_when_it_would_stop_another_and_stops_it_later() -> None:
+    plain, held = Ear(), Ear(can_be_held=True)
+    stopped = next(index for index in range(40) if any(isinstance(each, Stop) for each in plain.voice(0.032)))
+    said = [held.voice(0.032) for _ in range(40)]
+    assert said[stopped] == [Mute(0)]
+    stop = next(index for index, each in enumerate(said) if any(isinstance(action, Stop) for action in each))
+    assert stop == 24, "0.8 s of voice"
+    assert said[stop] == [Stop(0, 25 * WINDOW)], "with all of the voice"
+
+
+@pytest.mark.parametrize(
+    ("text", "comes_back"),
+    [
+        ("got it", True),
+        ("I see, okay", True),
+        ("got", False),
+        ("got it thanks", False),
+        ("stop", False),
+        ("", False),
+        ("with a", False),
+        ("oh a", False),
+    ],
+)
+def test_only_a_backchannel_as_it_was_heard_brings_a_muted_agent_back(text: str, comes_back: bool) -> None:
+    said, barge_in = muted("got", at_the_end=text)
+    kinds = [type(action) for action in said]
+    assert kinds == [Duck, Ask, Mute, Ask, Restore if comes_back else Stop]
+    assert not barge_in.is_doubted
+    if comes_back:
+        assert said[-1] == Restore(Dismissed.BACKCHANNEL)
+    else:
+        assert said[-1] == Stop(0, 18 * WINDOW), "the turn begins with the voice, and its pause where that ended"
+
+
+@pytest.mark.parametrize(
+    ("text", "hum", "comes_back"),
+    [("", 0.9, True), ("with a", 0.7, True), ("a medium", 0.9, True), ("both a medium tea", 0.9, False)]
+    + [("", 0.5, False), ("a medium", 0.5, False), ("stop", 0.99, False)],
+)
+def test_a_muted_agent_comes_back_from_what_surely_sounds_like_a_hum(text: str, hum: float, comes_back: bool) -> None:
+    barge_in = BargeIn()
+    said = hear(barge_in, 0, 13, 0.95, hum=0.1, can_be_held=True)
+    assert isinstance(said[-1], Mute)
+    said = hear(barge_in, 13, 5, 0.95, hum=hum, can_be_held=True)
+    asks = [each for each in hear(barge_in, 18, 4, 0.02, hum=hum, can_be_held=True) if isinstance(each, Ask)]
+    barge_in.answer(asks[-1].number, text)
+    (action,) = hear(barge_in, 22, 1, 0.02, can_be_held=True)
+    assert type(action) is (Restore if comes_back else Stop)
+
+
+def test_a_muted_agent_is_stopped_when_the_recogniser_is_late() -> None:
+    ear = Ear(can_be_held=True)
+    ear.voice(0.56)
+    (ask,) = ear.quiet(0.128)
+    assert isinstance(ask, Ask)
+    (stop,) = ear.quiet(0.5)
+    assert isinstance(stop, Stop)
+    ear.barge_in.answer(ask.number, "okay")
+    assert ear.quiet(0.5) == []
+
+
+def test_a_muted_agent_is_stopped_by_a_noise_that_stutters_on() -> None:
+    ear = Ear(can_be_held=True)
+    said = ear.voice(0.448)
+    for _ in range(30):
+        said += ear.quiet(0.064) + ear.voice(0.032)
+    assert [type(action) for action in said][:4] == [Duck, Ask, Mute, Stop]
+
+
+def test_words_of_a_voice_that_went_on_meanwhile_mute_and_the_whole_decides() -> None:
+    for whole, expected in (("all right", Restore), ("all of them", Stop)):
+        ear = Ear(can_be_held=True)
+        ear.voice(0.224)
+        (ask,) = ear.quiet(0.096)
+        ear.voice(0.064)
+        ear.barge_in.answer(ask.number, "all")  # type: ignore[union-attr]
+        assert ear.voice(0.064)[0] == Mute(0), "silent as soon as an agent that cannot be held"
+        (ask,) = ear.quiet(0.128)
+        ear.barge_in.answer(ask.number, whole)  # type: ignore[union-attr]
+        assert [type(action) for action in ear.quiet(0.032)] == [expected]
+
+
+def test_a_stopping_word_stops_a_muted_agent_though_the_caller_goes_on() -> None:
+    ear = Ear(can_be_held=True)
+    ear.voice(0.224)
+    (ask,) = ear.quiet(0.096)
+    ear.voice(0.064)
+    ear.barge_in.answer(ask.number, "stop it")  # type: ignore[union-attr]
+    assert [type(action) for action in ear.voice(0.032)] == [Stop]
+
+
+def test_where_a_backchannel_may_last_longer_than_a_drawn_one_nothing_is_muted() -> None:
+    ear = Ear(BargeInSettings(backchannel_s=1.0), can_be_held=True)
+    assert [type(action) for action in ear.voice(1.2)][:3] == [Duck, Ask, Stop]
+
+
+@pytest.mark.parametrize(("left_s", "is_answer"), [(0.3, True), (0.8, False)])
+def test_a_yes_that_muted_the_agent_is_an_answer_by_what_the_agent_had_left_to_say(
+    left_s: float, is_answer: bool
+) -> None:
+    ear = Ear(can_be_held=True)
+    ear.voice(0.56)
+    (ask,) = ear.quiet(0.096)
+    ear.barge_in.answer(ask.number, "yes")  # type: ignore[union-attr]
+    ear.quiet(0.032)
+    ear.quiet(left_s)
+    assert bool(ear.quiet(0.032, agent=False)) == is_answer
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.4, 0.6, 1.0, 1.0]), max_size=80),
+    st.lists(st.sampled_from(["", "okay", "a", "a tea", "stop"]), min_size=1, max_size=4),
+    st.integers(1, 6),
+    st.sampled_from([0.0, 0.5, 0.9]),
+)
+def test_an_agent_that_can_be_held_is_silent_as_soon_as_one_that_cannot_be(
+    windows: list[float], words: list[str], late: int, likeness: float
+) -> None:
+    plain, held = BargeIn(), BargeIn()
+    answers: list[tuple[int, int, str]] = []
+    for number, probability in enumerate(windows):
+        for at, asked, text in answers:
+            if at == number:
+                plain.answer(asked, text)
+                held.answer(asked, text)
+        said = hear(plain, number, 1, probability, hum=likeness)
+        also = hear(held, number, 1, probability, hum=likeness, can_be_held=True)
+        is_stopped = any(isinstance(each, Stop) for each in said)
+        assert any(isinstance(each, Mute | Stop) for each in also) == is_stopped, "as soon, and no sooner"
+        if is_stopped:
+            return
+        assert said == also
+        answers += [
+            (number + late, each.number, words[each.number % len(words)]) for each in said if isinstance(each, Ask)
+        ]
+
+
 # --- by its sound -----------------------------------------------------------------------------------------------------
 
 
 def hear(
-    barge_in: BargeIn, at: int, windows: int, probability: float, *, hum: float = 0.0, level_db: float = -20.0
+    barge_in: BargeIn,
+    at: int,
+    windows: int,
+    probability: float,
+    *,
+    hum: float = 0.0,
+    level_db: float = -20.0,
+    can_be_held: bool = False,
 ) -> list[Action]:
     """Windows from number `at` on; the sound is told only where it is asked for."""
     said: list[Action] = []
     for number in range(at, at + windows):
         start, end = number * WINDOW, (number + 1) * WINDOW
         told = None if barge_in.listens_from(start, end) is None else hum
-        said += barge_in.update(probability, start, end, agent_is_audible=True, level_db=level_db, hum=told)
+        said += barge_in.update(
+            probability, start, end, agent_is_audible=True, level_db=level_db, hum=told, can_be_held=can_be_held
+        )
     return said
 
 

@@ -169,6 +169,29 @@ def test_a_hold_moves_everything_behind_it() -> None:
     assert behind.dry_at() == 14.0
 
 
+def test_what_is_muted_waits_and_what_played_ducked_before_is_heard_only_once_it_is_restored() -> None:
+    for comes_back in (True, False):
+        playout = spoken()
+        playout.duck(10.5)
+        playout.mute(10.8)
+        playout.mute(10.9)
+        assert playout.is_held and (playout.played_s(11.5), playout.heard_s(11.5)) == (pytest.approx(0.8), 0.5)
+        if comes_back:
+            playout.restore()
+            playout.resume(11.8)
+            assert playout.dry_at() == pytest.approx(13.0) and playout.heard_s(12.0) == pytest.approx(1.0)
+        else:
+            playout.stop(11.8)
+            assert not playout.is_held and (playout.dry_at(), playout.heard_s(15.0)) == (11.8, 0.5)
+
+
+def test_what_the_client_cuts_while_it_is_held_is_over() -> None:
+    playout = spoken()
+    playout.mute(10.5)
+    playout.cut(0.4, now=11.0)
+    assert not playout.is_held and playout.dry_at() == 10.5 and playout.heard_s(12.0) == 0.4
+
+
 def test_a_position_told_during_a_hold_is_where_it_goes_on() -> None:
     playout = spoken()
     playout.hold(10.5)

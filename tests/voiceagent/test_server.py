@@ -12,7 +12,7 @@ import pytest
 
 from tests.voiceagent.house import REPLY, House, get, pump, refusal, serve, speak, text_item
 from tests.voiceagent.realtime import check_events, connect
-from tests.voiceagent.standins import tone
+from tests.voiceagent.standins import silence, tone
 from voiceagent.audio import PCM16_24K
 from voiceagent.conversation import Conversation
 from voiceagent.server_settings import ServerSettings
@@ -260,6 +260,26 @@ def test_the_page_gets_the_greeting_and_the_extension_events() -> None:
             assert "error" not in client.names()
 
     serve(scenario)
+
+
+@pytest.mark.parametrize(("query", "comes_back"), [("model=local", False), ("model=local&extensions=1", True)])
+def test_a_client_that_hears_our_events_is_muted_and_brought_back_where_another_is_stopped(
+    query: str, comes_back: bool
+) -> None:
+    async def scenario(house: House) -> None:
+        async with connect(house.app, query) as client:
+            await client.send("response.create")
+            await pump(house, client.until("response.output_audio.delta"))
+            await speak(house, client, silence(1.2))
+            await speak(house, client, np.concatenate([tone(0.56), silence(0.7)]))
+            last = "voiceagent.playback.restored" if comes_back else "input_audio_buffer.speech_started"
+            await pump(house, client.until(last))
+            gains = [each["gain_db"] for each in client.events if each["type"] == "voiceagent.playback.ducked"]
+            assert gains == ([-26.0, -120.0] if comes_back else [])
+            assert ("input_audio_buffer.speech_started" in client.names()) != comes_back
+            check_events(client.events)
+
+    serve(scenario, heard=("got", "got it"), written=("one two three. " * 20,))
 
 
 # --- strange clients --------------------------------------------------------------------------------------------------

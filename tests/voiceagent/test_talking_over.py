@@ -16,9 +16,12 @@ from voiceagent.errors import BackendError
 from voiceagent.events import (
     Item,
     ItemAdded,
+    ItemTruncated,
     PlaybackDucked,
+    PlaybackMuted,
     PlaybackRestored,
     ResponseFinished,
+    ResponseItemStarted,
     SpeechStarted,
     TranscriptPartial,
 )
@@ -40,7 +43,7 @@ async def answered(line: Line) -> None:
 
 
 def over(line: Line) -> list[str]:
-    kinds = (PlaybackDucked, PlaybackRestored, SpeechStarted)
+    kinds = (PlaybackDucked, PlaybackMuted, PlaybackRestored, SpeechStarted)
     return [type(event).__name__ for event in line.events if isinstance(event, kinds)][1:]
 
 
@@ -195,7 +198,7 @@ def test_audio_that_stops_coming_does_not_leave_the_agent_ducked() -> None:
         await answered(line)
         await line.play(tone(0.2))
         assert over(line) == ["PlaybackDucked"]
-        await line.clock.advance(1.6)
+        await line.clock.advance(2.0)
         assert over(line) == ["PlaybackDucked", "PlaybackRestored"]
         await line.play(tone(0.7))
         assert over(line)[2:] == ["PlaybackDucked", "SpeechStarted"], "the next voice is judged as ever"
@@ -297,6 +300,189 @@ def test_a_stopping_word_stops_the_agent_while_it_is_still_spoken() -> None:
             assert over(line) == expected
 
         talk(scenario, heard=("a mocha please", words), written=(LONG, "Yes?"), step_s=0.0)
+
+
+# --- silent first, decided later --------------------------------------------------------------------------------------
+
+HELD = SessionSettings(can_be_held=True)
+
+
+def heard_s(line: Line) -> float:
+    playout = line.conversation._replying._running.reply.playout  # type: ignore[union-attr]
+    return playout.heard_s(line.clock.now())
+
+
+@pytest.mark.parametrize("step_s", [0.0, 0.4], ids=["reply made", "reply being made"])
+def test_a_backchannel_that_lasts_costs_half_a_second_of_silence_and_no_word(step_s: float) -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.play(silence(2.3 if step_s else 1.3))
+        began_s, began = heard_s(line), line.clock.now()
+        while not line.of(PlaybackMuted):
+            await line.play(tone(0.02))
+        muted_at = line.clock.now()
+        await line.play(np.concatenate([tone(0.1), silence(0.6)]))
+        assert over(line) == ["PlaybackDucked", "PlaybackMuted", "PlaybackRestored"]
+        assert line.of(PlaybackMuted)[0].audio_start_s == line.of(PlaybackDucked)[0].audio_start_s
+        elsewhere_s = line.clock.now() - began - (heard_s(line) - began_s)
+        assert 0.1 < elsewhere_s < 0.4, "it stood still from the mute to the end of the words, and all else was heard"
+        assert muted_at - began <= 0.56
+        assert line.conversation.phase is Phase.SPEAKING
+        await line.play(silence(16.0))
+        assert agents_words(line) == [LONG.strip()], "heard to its end"
+        assert line.conversation.phase is Phase.IDLE
+
+    heard = ("a mocha please", "got", "got it")
+    line = talk(scenario, heard=heard, written=(LONG,), step_s=step_s, settings=HELD)
+    assert [event.status for event in line.of(ResponseFinished)] == ["completed"]
+    assert len(line.of(SpeechStarted)) == 1, "of the order"
+
+
+def test_what_was_said_into_a_mute_is_a_turn_with_all_its_audio_and_the_history_ends_where_it_was_ducked() -> None:
+    lengths: list[int] = []
+    for can_be_held in (True, False):
+
+        async def scenario(line: Line, can_be_held: bool = can_be_held) -> None:
+            await answered(line)
+            await line.play(np.concatenate([tone(0.56), silence(0.6)]))
+            assert over(line)[-1] == "SpeechStarted" and ("PlaybackMuted" in over(line)) == can_be_held
+            lengths.append(len(agents_words(line)[0].split()))
+            await line.play(silence(1.0))
+            assert line.asr.utterances[-1].fed / 16_000 > 0.3 + 0.56
+
+        line = talk(
+            scenario,
+            heard=("a mocha please", "a", "a latte", "a latte"),
+            written=(LONG, "Yes?"),
+            step_s=0.0,
+            settings=replace(HELD, can_be_held=can_be_held),
+        )
+        assert [turn.text for turn in line.llm.drafts[1].request.turns if turn.role == "user"][1:] == ["a latte"]
+    assert lengths[0] == lengths[1], "not a word more than without"
+
+
+def test_who_goes_on_speaking_is_heard_in_silence_from_the_same_moment_and_stops_the_agent_after_eight_tenths() -> None:
+    times: list[list[float]] = []
+    for settings in (HELD, SessionSettings()):
+
+        async def scenario(line: Line) -> None:
+            await answered(line)
+            began, at = line.clock.now(), []
+            for _ in range(60):
+                count = len(line.events)
+                await line.play(tone(0.02))
+                new = [event for event in line.events[count:] if isinstance(event, PlaybackMuted | SpeechStarted)]
+                at += [line.clock.now() - began] * len(new)
+            times.append(at)
+
+        talk(scenario, written=(LONG,), step_s=0.0, settings=settings)
+    assert times[0][0] == times[1][0] <= 0.56
+    assert len(times[0]) == 2 and times[0][1] == pytest.approx(0.83, abs=0.05)
+
+
+@pytest.mark.parametrize("switched_off", ["by the client", "immediate"])
+def test_without_mutes_and_in_immediate_mode_the_decision_is_where_it_was(switched_off: str) -> None:
+    async def scenario(line: Line) -> None:
+        await answered(line)
+        await line.play(np.concatenate([tone(0.56), silence(0.6)]))
+        assert "PlaybackMuted" not in over(line) and over(line)[-1] == "SpeechStarted"
+
+    detection = TurnDetection(mutes=False) if switched_off == "by the client" else TurnDetection(barge_in="immediate")
+    settings = replace(HELD, turn_detection=detection)
+    talk(scenario, heard=("a mocha please", "got", "got it"), written=(LONG, "Yes?"), step_s=0.0, settings=settings)
+
+
+def test_audio_that_stops_coming_while_the_agent_is_muted_brings_it_back_where_it_was() -> None:
+    async def scenario(line: Line) -> None:
+        await answered(line)
+        await line.play(tone(0.5))
+        assert over(line) == ["PlaybackDucked", "PlaybackMuted"]
+        await line.clock.advance(2.0)
+        assert over(line)[2:] == ["PlaybackRestored"]
+        assert line.of(PlaybackRestored)[0].reason is Dismissed.GIVEN_UP
+        await line.clock.advance(16.0)
+        assert agents_words(line) == [LONG.strip()] and line.conversation.phase is Phase.IDLE
+
+    talk(scenario, written=(LONG,), step_s=0.0, settings=HELD)
+
+
+@pytest.mark.parametrize("backchannel_s", [0.1, 0.4])
+def test_a_recogniser_that_is_late_with_a_voice_that_muted_the_agent_has_it_stopped_and_not_given_up(
+    backchannel_s: float,
+) -> None:
+    gate = asyncio.Event()
+
+    async def scenario(line: Line) -> None:
+        gate.set()
+        await answered(line)
+        gate.clear()
+        await line.play(np.concatenate([tone(0.78), silence(0.6)]))
+        assert over(line) == ["PlaybackDucked", "PlaybackMuted", "SpeechStarted"]
+        gate.set()
+
+    settings = replace(HELD, turn_detection=TurnDetection(backchannel_s=backchannel_s))
+    heard = ("a mocha please", "so", "okay")
+    talk(scenario, heard=heard, written=(LONG, "Yes?"), step_s=0.0, gate=gate, settings=settings)
+
+
+def test_a_call_that_ends_while_the_agent_is_muted_keeps_what_was_heard_and_leaves_nothing_running() -> None:
+    async def scenario(line: Line) -> None:
+        await answered(line)
+        await line.play(tone(0.5))
+        assert over(line) == ["PlaybackDucked", "PlaybackMuted"]
+
+    talk(scenario, written=(LONG,), step_s=0.3, settings=HELD)
+
+
+@pytest.mark.parametrize("step_s", [0.0, 0.4], ids=["reply made", "reply being made"])
+def test_a_client_that_truncates_a_muted_reply_has_stopped_it_and_the_next_yes_is_a_turn(step_s: float) -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.play(silence(2.3 if step_s else 1.3))
+        await line.play(tone(0.5))
+        assert over(line) == ["PlaybackDucked", "PlaybackMuted"]
+        line.conversation.truncate_item(line.of(ResponseItemStarted)[0].item.id, 0.5)
+        cut = line.of(ItemTruncated)[0].text
+        await line.play(np.concatenate([tone(0.1), silence(1.0)]))
+        assert over(line)[2:] == ["SpeechStarted"]
+        assert agents_words(line)[0] == cut and LONG.startswith(cut) and not line.conversation._state.is_muted
+
+    heard = ("a mocha please", "so", "yes", "yes")
+    talk(scenario, heard=heard, written=(LONG, "Good."), step_s=step_s, settings=HELD)
+
+
+def test_an_agent_that_is_muted_is_turned_up_when_the_client_switches_interruption_off() -> None:
+    async def scenario(line: Line) -> None:
+        await answered(line)
+        await line.play(tone(0.5))
+        detection = TurnDetection(interrupt_response=False)
+        line.conversation.update(replace(HELD, turn_detection=detection))
+        await line.play(np.concatenate([tone(0.3), silence(0.2)]))
+        assert over(line) == ["PlaybackDucked", "PlaybackMuted", "PlaybackRestored", "SpeechStarted"]
+        assert not line.conversation._state.is_muted
+
+    talk(scenario, written=(LONG,), step_s=0.0, settings=HELD)
+
+
+def test_a_response_that_is_asked_for_while_the_agent_is_muted_plays_behind_what_waits() -> None:
+    async def scenario(line: Line) -> None:
+        await answered(line)
+        await line.play(tone(0.5))
+        assert over(line) == ["PlaybackDucked", "PlaybackMuted"]
+        replying = line.conversation._replying
+        earlier = replying._running.reply.playout  # type: ignore[union-attr]
+        rest_s = earlier.sent_s - earlier.played_s(line.clock.now())
+        line.conversation.add_item(Item("typed", "user", "a large one"))
+        line.conversation.create_response()
+        await line.clock.settle()
+        behind = replying._running.reply.playout  # type: ignore[union-attr]
+        assert behind is not earlier and behind.is_held
+        line.conversation.clear_audio()
+        await line.clock.settle()
+        assert not earlier.is_held and not behind.is_held
+        assert behind.dry_at() - behind.sent_s - line.clock.now() == pytest.approx(rest_s, abs=0.02)  # type: ignore[operator]
+
+    talk(scenario, heard=("a mocha please", "so"), written=(LONG, "Yes, of course?"), step_s=0.0, settings=HELD)
 
 
 def test_who_interrupts_twice_running_stops_both_replies_where_they_were() -> None:

@@ -19,6 +19,7 @@ from voiceagent.events import (
     ItemAdded,
     ItemTruncated,
     PlaybackDucked,
+    PlaybackMuted,
     ResponseAudio,
     ResponseStarted,
     SpeechStarted,
@@ -278,6 +279,10 @@ def test_a_doubt_that_a_key_ends_is_a_stop_at_once_and_only_once() -> None:
     assert meters.duck_stops.value() == 1
     tell(SpeechStarted("item_3", 2.0))
     assert (meters.ducks.value(), meters.duck_stops.value()) == (1, 1)
+    assert meters.mutes.value() == 0
+    tell(PlaybackDucked(3.0))
+    tell(PlaybackMuted(3.0))
+    assert (meters.ducks.value(), meters.mutes.value()) == (2, 1), "one doubt"
 
 
 def test_clients_that_are_turned_away_are_counted_by_reason() -> None:

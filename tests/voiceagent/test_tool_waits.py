@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 
+from tests.voiceagent.standins import silence, tone
 from tests.voiceagent.tool_line import BOOK, DONE, Desk, Line, one_turn, talk, tool
 from voiceagent.acknowledging import Acknowledgements
+from voiceagent.backends import Samples
 from voiceagent.clock import ManualClock
-from voiceagent.events import ResponseFinished, ResponseText, TurnTraced
+from voiceagent.events import PlaybackMuted, PlaybackRestored, ResponseFinished, ResponseText, TurnTraced
 from voiceagent.session import SessionSettings
 from voiceagent.tools import ToolCall
 
@@ -38,6 +41,40 @@ def test_a_slow_tool_is_covered_by_its_acknowledgement_once() -> None:
 def test_a_quick_tool_needs_no_acknowledgement() -> None:
     line = talk(one_turn, BOOK, DONE, tools=(tool(Desk(), say_while_running=("One moment.",)),))
     assert line.tts.spoken == [DONE]
+
+
+def test_a_result_that_comes_while_the_agent_is_muted_is_said_when_it_is_back() -> None:
+    waiting = "One moment please, I look that up for you in our book."
+
+    async def play(line: Line, audio: Samples) -> None:
+        for start in range(0, audio.size, 320):
+            await line.clock.advance(0.02)
+            line.conversation.push_audio(audio[start : start + 320])
+        await line.clock.settle()
+
+    async def scenario(line: Line) -> None:
+        await line.say()
+        while not line.tts.spoken:
+            await line.clock.advance(0.1)
+        await play(line, np.concatenate([silence(1.2), tone(0.5)]))
+        assert len(line.of(PlaybackMuted)) == 1
+        playout = line.conversation._replying._running.reply.playout  # type: ignore[union-attr]
+        heard_s = playout.played_s(line.clock.now())
+        gate.set()
+        await play(line, np.concatenate([tone(0.06), silence(0.12)]))
+        assert line.tts.spoken[-1] == DONE and playout.played_s(line.clock.now()) == pytest.approx(heard_s)
+        await play(line, silence(0.5))
+        assert len(line.of(PlaybackRestored)) == 1
+        while not line.of(TurnTraced):
+            await line.clock.advance(0.1)
+        assert playout.played_s(line.clock.now()) == pytest.approx(playout.sent_s, abs=0.05)
+
+    gate = asyncio.Event()
+    slow = tool(Desk(gate=gate), say_while_running=(waiting,))
+    settings = SessionSettings(can_be_held=True)
+    line = talk(scenario, BOOK, DONE, tools=(slow,), heard=("got", "got it"), settings=settings)
+    (finished,) = line.of(ResponseFinished)
+    assert (finished.status, finished.item.text) == ("completed", f"{waiting} {DONE}")  # type: ignore[union-attr]
 
 
 @dataclass

@@ -11,6 +11,7 @@ from voiceagent.turn import (
     Caller,
     DuckPlayout,
     FinishUtterance,
+    MutePlayout,
     OpenUtterance,
     Phase,
     PlayoutEnded,
@@ -30,6 +31,7 @@ from voiceagent.turn import (
     TurnState,
     VoiceDismissed,
     VoiceDoubted,
+    VoiceLasted,
     advance,
 )
 
@@ -48,6 +50,7 @@ INPUTS: tuple[TurnInput, ...] = (
     ReplyCancelled("client_cancelled"),
     PlayoutEnded(),
     VoiceDoubted(),
+    VoiceLasted(),
     VoiceDismissed(),
 )
 
@@ -150,8 +153,22 @@ def test_doubt_ducks_only_what_can_be_heard_and_ends_in_a_restore_or_a_stop() ->
         assert advance(state, VoiceDismissed()) == (state, ())
 
 
+def test_voice_that_lasts_mutes_only_what_is_ducked_and_ends_as_a_doubt_does() -> None:
+    playing, _ = run(ReplyRequested(), AudioBegan(), ReplyMade(True))
+    assert advance(playing, VoiceLasted()) == (playing, ())
+    ducked, _ = advance(playing, VoiceDoubted())
+    muted, effects = advance(ducked, VoiceLasted())
+    assert effects == (MutePlayout(),) and muted.is_ducked and muted.phase is Phase.SPEAKING
+    assert advance(muted, VoiceLasted()) == (muted, ())
+    assert advance(muted, VoiceDismissed()) == (playing, (RestorePlayout(),))
+    stopped, effects = advance(muted, SpeechBegan(True))
+    assert effects == (StopPlayout(), OpenUtterance()) and not (stopped.is_ducked or stopped.is_muted)
+    talking, effects = advance(muted, SpeechBegan(False))
+    assert not talking.is_muted and OpenUtterance() in effects
+
+
 def test_every_input_is_accepted_in_every_state() -> None:
-    for caller, agent, owes, ducked in itertools.product(Caller, Agent, (False, True), (False, True)):
+    for caller, agent, owes, *doubt in itertools.product(Caller, Agent, *[(False, True)] * 3):
         for happened in INPUTS:
-            state, _ = advance(TurnState(caller, agent, owes, ducked), happened)
+            state, _ = advance(TurnState(caller, agent, owes, *doubt), happened)
             assert isinstance(state.phase, Phase)

@@ -30,6 +30,7 @@ from voiceagent.events import (
     ItemTruncated,
     OutputItem,
     PlaybackDucked,
+    PlaybackMuted,
     PlaybackRestored,
     ResponseAudio,
     ResponseCalled,
@@ -451,6 +452,7 @@ EXTENSIONS: tuple[ConversationEvent, ...] = (
     ResponseStepped("resp_1", 1, "first", (CanvasToken("Sure", TokenState.COMMITTED, 0.97),), "Sure", 1, 0.0123, 2),
     TurnTraced("resp_1", {"turn": 1, "marks": []}),
     PlaybackDucked(1.2344),
+    PlaybackMuted(1.2344),
     PlaybackRestored(Dismissed.BACKCHANNEL),
 )
 
@@ -458,7 +460,7 @@ EXTENSIONS: tuple[ConversationEvent, ...] = (
 def test_extension_events_go_only_to_clients_that_ask() -> None:
     assert send(make_codec(), TranscriptPartial("item_u", "a", "b"), *EXTENSIONS) == []
     codec = make_codec(extensions=True)
-    partial, plan, step, timeline, ducked, restored = send(
+    partial, plan, step, timeline, ducked, muted, restored = send(
         codec, TranscriptPartial("item_u", "a", "b"), *EXTENSIONS, now=100.0
     )
     assert (partial["stable"], partial["unstable"]) == ("a", "b")
@@ -466,6 +468,7 @@ def test_extension_events_go_only_to_clients_that_ask() -> None:
     assert step["canvas"] == [{"text": "Sure", "state": "committed", "confidence": 0.97}]
     assert step["compute_ms"] == 12.3 and step["batch"] == 2
     assert (ducked["type"], ducked["audio_start_ms"], ducked["gain_db"]) == ("voiceagent.playback.ducked", 1234, -26.0)
+    assert {**muted, "event_id": ""} == {**ducked, "event_id": "", "gain_db": -120.0}, "the same once more, and silence"
     assert (restored["type"], restored["reason"]) == ("voiceagent.playback.restored", "backchannel")
     assert timeline["timeline"] == {"turn": 1, "marks": []}
     (created,) = codec.opened()

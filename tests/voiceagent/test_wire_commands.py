@@ -385,6 +385,7 @@ def test_extensions_can_be_asked_for_in_the_session() -> None:
         "fragments": list(FRAGMENTS),
         "stopping_words": list(STOPPING_WORDS),
         "hums": True,
+        "mutes": True,
         "echo_gate": True,
         "silence": None,
         "repair": "off",
@@ -423,6 +424,18 @@ def test_what_a_session_shows_of_our_own_table_may_be_sent_back() -> None:
     assert update(codec, voiceagent=shown["voiceagent"])["voiceagent"] == shown["voiceagent"]
 
 
+def test_a_client_can_be_held_as_long_as_it_hears_our_own_events() -> None:
+    assert make_codec(extensions=True).session.settings.can_be_held
+    codec = make_codec()
+    assert not codec.session.settings.can_be_held
+    for wanted in (True, False):
+        update(codec, voiceagent={"events": wanted})
+        assert codec.session.settings.can_be_held == wanted
+    update(codec, voiceagent={"events": True})
+    update(codec, instructions="x", voiceagent={"target_ms": 350})
+    assert codec.session.settings.can_be_held
+
+
 @pytest.mark.parametrize("key", ["backchannels", "fragments", "stopping_words"])
 def test_words_over_the_agent_have_a_letter_in_them_wherever_they_are_given(key: str) -> None:
     wanted = {"type": "session.update", "session": {"type": "realtime", "voiceagent": {key: ["mhm", "123"]}}}
@@ -443,6 +456,7 @@ def test_how_the_agent_is_interrupted_can_be_asked_for_and_outlives_other_turn_d
             "fragments": ["der"],
             "stopping_words": ["halt"],
             "hums": False,
+            "mutes": False,
             "echo_gate": False,
         },
     )
@@ -450,6 +464,7 @@ def test_how_the_agent_is_interrupted_can_be_asked_for_and_outlives_other_turn_d
     assert (shown["voiceagent"]["barge_in"], shown["voiceagent"]["backchannels"]) == ("immediate", ["genau"])
     assert (shown["voiceagent"]["fragments"], shown["voiceagent"]["echo_gate"]) == (["der"], False)
     assert (shown["voiceagent"]["stopping_words"], shown["voiceagent"]["hums"]) == (["halt"], False)
+    assert shown["voiceagent"]["mutes"] is False
     detection = codec.session.settings.turn_detection
     assert detection is not None and not detection.interrupts_in_stages and detection.threshold == 0.7
     shown = update(codec, audio={"input": {"turn_detection": None}}, voiceagent={"barge_in": "two_stage"})

@@ -176,6 +176,7 @@ def test_each_mistake_is_named_with_its_code_and_place(message: Event, code: str
         ({"voiceagent": {"echo_gate": "no"}}, "voiceagent.echo_gate"),
         ({"voiceagent": {"stopping_words": [""]}}, "voiceagent.stopping_words"),
         ({"voiceagent": {"hums": 1}}, "voiceagent.hums"),
+        ({"voiceagent": {"mutes": "no"}}, "voiceagent.mutes"),
         ({"voiceagent": {"silence": 5}}, "voiceagent.silence"),
         ({"voiceagent": {"silence": {"prompt_after_ms": 10}}}, "voiceagent.silence.prompt_after_ms"),
         ({"voiceagent": {"silence": {"prompts": [" "]}}}, "voiceagent.silence.prompts"),

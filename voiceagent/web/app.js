@@ -290,6 +290,8 @@ client.addEventListener("status", ({ detail }) => {
   call.connection = status;
   if (status === "open") settle("gone", "busy", "server", "closed", "key", "refused");
   if (status === "open" || status === "waiting" || status === "refused") model.resetConnection();
+  // Who turned the agent down or held it is gone, and with them whoever could bring it back.
+  if (status !== "open") audio.restore();
   if (status === "waiting") {
     complain({ ...problem, text: `${problem.text} Trying again in ${formatSeconds(retryInMs)}.` }, { label: "Try now", run: () => client.connect() });
   }
@@ -327,7 +329,7 @@ const REACTIONS = {
     if (playsOn) return;
     interrupt();
   },
-  // Somebody may be speaking: turned down at once, until the server knows.
+  // Somebody may be speaking: turned down at once, and held once that lasts, until the server knows.
   "voiceagent.playback.ducked": (event) => audio.duck(event.gain_db),
   "voiceagent.playback.restored": () => audio.restore(),
   "response.created": () => canvasView.follow(),

@@ -86,7 +86,7 @@ export class AudioIO extends EventTarget {
     this.#player?.port.postMessage({ type: "end", itemId });
   }
 
-  /** Turn down by so many decibels (negative) within 5 ms, until `restore` or `flush`. */
+  /** Turn down by so many decibels (negative) within 5 ms, until `restore` or `flush`; from -100 on everything waits where it is. */
   duck(gainDb) {
     this.#player?.port.postMessage({ type: "duck", gain: 10 ** (gainDb / 20) });
   }

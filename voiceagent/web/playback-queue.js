@@ -8,6 +8,9 @@
 /** An output sample above this is audible: -46 dBFS, the threshold of every "first audible sample" the page reports. */
 export const AUDIBLE_LEVEL = 0.005;
 
+/** A gain of -100 dB or less is silence: what would play so waits instead. */
+export const SILENT_GAIN = 1e-5;
+
 export class PlaybackQueue {
   /**
    * startSamples: how much must be waiting before an item starts, so that jitter does not tear it.
@@ -24,6 +27,7 @@ export class PlaybackQueue {
     this.targetGain = 1;
     this.gainStep = 0;
     this.ducked = false;
+    this.paused = false;
   }
 
   get active() {
@@ -52,17 +56,22 @@ export class PlaybackQueue {
     if (item !== undefined) item.ended = true;
   }
 
-  /** Turn down to `gain` while somebody may be speaking: what plays so does not count as heard, should it be flushed. */
+  /**
+   * Turn down to `gain` while somebody may be speaking: what plays so does not count as heard, should it be flushed. Once that is silence everything waits
+   * where it is, so that nothing is lost. Only ever down: a louder duck that follows changes nothing.
+   */
   duck(gain) {
     for (const item of this.items) item.duckedAt ??= item.played;
+    this.paused ||= gain <= SILENT_GAIN;
+    const target = this.paused ? 0 : this.ducked ? Math.min(gain, this.targetGain) : gain;
     this.ducked = true;
-    this.#ramp(gain, this.limits.fadeSamples);
+    if (target !== this.targetGain) this.#ramp(target, this.limits.fadeSamples);
   }
 
-  /** Nothing was said: turn up again. */
+  /** Nothing was said: turn up again, from where it waited. */
   restore() {
     for (const item of this.items) item.duckedAt = null;
-    this.ducked = false;
+    this.ducked = this.paused = false;
     this.#ramp(1, this.limits.riseSamples);
   }
 
@@ -70,14 +79,14 @@ export class PlaybackQueue {
   flush() {
     const dropped = this.items.map((item) => ({ itemId: item.itemId, playedSamples: item.duckedAt ?? item.played }));
     const head = this.items[0];
-    if (head !== undefined && head.running) {
+    if (head !== undefined && head.running && this.gain > 0) {
       const ramp = new Float32Array(Math.min(this.limits.fadeSamples, head.queued));
       this.#take(head, ramp, 0);
       for (let i = 0; i < ramp.length; i += 1) ramp[i] *= this.gain * (1 - (i + 1) / (ramp.length + 1));
       this.tail = ramp;
     }
     this.items = [];
-    this.ducked = false;
+    this.ducked = this.paused = false;
     this.gain = this.targetGain = 1;
     return dropped;
   }
@@ -100,6 +109,7 @@ export class PlaybackQueue {
         this.items.shift();
         continue;
       }
+      if (this.paused && (this.gain === 0 || !item.running)) break;
       if (!item.running) {
         if (!this.#mayRun(item)) {
           item.waited += out.length - filled;
@@ -115,7 +125,7 @@ export class PlaybackQueue {
         item.waited = 0;
         break;
       }
-      const count = this.#take(item, out, filled);
+      const count = this.#take(item, this.paused ? out.subarray(0, filled + this.#fadeLeft()) : out, filled);
       this.#turn(out.subarray(filled, filled + count));
       if (!item.audible) {
         const at = out.subarray(filled, filled + count).findIndex((value) => Math.abs(value) > AUDIBLE_LEVEL);
@@ -128,6 +138,11 @@ export class PlaybackQueue {
       filled += count;
     }
     return events;
+  }
+
+  /** Samples until the gain has arrived at its target. */
+  #fadeLeft() {
+    return this.gain === this.targetGain ? 0 : Math.ceil((this.targetGain - this.gain) / this.gainStep);
   }
 
   #ramp(gain, samples) {

@@ -17,6 +17,7 @@ from voiceagent.backends import Samples
 from voiceagent.errors import ProtocolError
 from voiceagent.events import (
     DUCK_DB,
+    MUTED_DB,
     AnyItem,
     AudioCleared,
     AudioCommitted,
@@ -27,6 +28,7 @@ from voiceagent.events import (
     ItemDone,
     ItemTruncated,
     PlaybackDucked,
+    PlaybackMuted,
     PlaybackRestored,
     ResponseAudio,
     ResponseCalled,
@@ -187,7 +189,14 @@ class RealtimeCodec:
                 yield from self._started(event)
             case ResponseItemStarted() | ResponseCalled() | ResponseText() | ResponseAudio() | ResponseFinished():
                 yield from self._progressed(event)
-            case ResponsePlanned() | ResponseStepped() | TurnTraced() | PlaybackDucked() | PlaybackRestored():
+            case (
+                ResponsePlanned()
+                | ResponseStepped()
+                | TurnTraced()
+                | PlaybackDucked()
+                | PlaybackMuted()
+                | PlaybackRestored()
+            ):
                 if self.session.extensions:
                     yield self._extension(event, now)
             case ConversationEnded(reason=reason, message=message):
@@ -268,12 +277,15 @@ class RealtimeCodec:
                 assert_never(event)
 
     def _extension(
-        self, event: ResponsePlanned | ResponseStepped | TurnTraced | PlaybackDucked | PlaybackRestored, now: float
+        self,
+        event: ResponsePlanned | ResponseStepped | TurnTraced | PlaybackDucked | PlaybackMuted | PlaybackRestored,
+        now: float,
     ) -> Json:
         match event:
-            case PlaybackDucked():
+            case PlaybackDucked() | PlaybackMuted():
+                gain_db = -MUTED_DB if isinstance(event, PlaybackMuted) else -DUCK_DB
                 audio_ms = _ms(event.audio_start_s)
-                return self._event("voiceagent.playback.ducked", audio_start_ms=audio_ms, gain_db=-DUCK_DB)
+                return self._event("voiceagent.playback.ducked", audio_start_ms=audio_ms, gain_db=gain_db)
             case PlaybackRestored():
                 return self._event("voiceagent.playback.restored", reason=event.reason.value)
             case ResponsePlanned():

@@ -65,6 +65,7 @@ class WireSession:
 def open_session(defaults: SessionSettings, *, transcriber: str, extensions: bool) -> WireSession:
     """The session before the client has said anything. `transcriber` is the recogniser's name."""
     transcription: Json | None = {"model": transcriber} if defaults.transcribe else None
+    defaults = replace(defaults, can_be_held=extensions)
     return WireSession(settings=defaults, transcription=transcription, extensions=extensions)
 
 
@@ -214,6 +215,7 @@ def _detection_base(session: WireSession, defaults: SessionSettings) -> TurnDete
         fragments=now.fragments,
         stopping_words=now.stopping_words,
         hums=now.hums,
+        mutes=now.mutes,
         echo_gate=now.echo_gate,
     )
 
@@ -305,6 +307,7 @@ EXTENSION_KEYS = (
     "fragments",
     "stopping_words",
     "hums",
+    "mutes",
     "echo_gate",
     "silence",
     "repair",
@@ -335,20 +338,22 @@ def _update_extensions(session: WireSession, update: Fields | None, defaults: Se
         if speculate and not defaults.speculate:
             raise update.invalid("speculate", "false, since this server drafts nothing early (`budget.speculate`)")
         session = replace(session, settings=replace(session.settings, speculate=speculate))
-    wanted = update.boolean("events")
-    return session if wanted is None else replace(session, extensions=wanted)
+    if (wanted := update.boolean("events")) is not None:
+        session = replace(session, settings=replace(session.settings, can_be_held=wanted), extensions=wanted)
+    return session
 
 
 def _read_barge_in(settings: SessionSettings, update: Fields) -> SessionSettings:
     """How voice over the agent's stops it. Without turn detection nothing does, and the keys are only checked."""
     mode = cast(BargeInMode | None, update.choice("barge_in", BARGE_IN_MODES))
-    echo_gate, hums = update.boolean("echo_gate"), update.boolean("hums")
+    echo_gate, hums, mutes = update.boolean("echo_gate"), update.boolean("hums"), update.boolean("mutes")
     detection = settings.turn_detection or TurnDetection()
     detection = replace(
         detection,
         barge_in=mode or detection.barge_in,
         echo_gate=detection.echo_gate if echo_gate is None else echo_gate,
         hums=detection.hums if hums is None else hums,
+        mutes=detection.mutes if mutes is None else mutes,
     )
     if (backchannels := update.strings("backchannels")) is not None:
         try:
@@ -377,6 +382,7 @@ def _barge_in_json(detection: TurnDetection | None) -> Json:
         "fragments": list(detection.fragments),
         "stopping_words": list(detection.stopping_words),
         "hums": detection.hums,
+        "mutes": detection.mutes,
         "echo_gate": detection.echo_gate,
     }
 

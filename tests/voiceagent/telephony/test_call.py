@@ -86,7 +86,7 @@ def test_speech_clears_the_queue_and_no_unheard_word_stays_in_the_history(latenc
                 await caller.wait(0.02)
             await caller.wait(3.07 if step_s < 1 else 1.1)
             conversation, spoken = house.runtime.conversations[0], list(house.runtime.tts.spoken)
-            await caller.talk(tone(0.6))
+            await caller.talk(tone(0.9))
             assert len(caller.clears) == 1
             assert caller.queued_s == 0, "nothing more is sent"
             running = conversation._replying._running
@@ -129,6 +129,29 @@ def test_a_backchannel_is_a_silence_after_which_every_word_is_heard(latency_s: f
             assert said(house, "user") == ["a mocha please"]
 
     serve(scenario, heard=("a mocha please", "uh-huh"), written=(LONG,))
+
+
+def test_a_phone_is_held_for_as_long_as_a_long_backchannel_takes_and_every_word_is_heard() -> None:
+    async def scenario(house: House) -> None:
+        async with phone(house.app, house.clock) as caller:
+            await greeted(caller)
+            before_s = caller.heard_s
+            await caller.talk(np.concatenate([tone(0.8), silence(0.6)]))
+            while caller.heard_s == before_s:
+                await caller.wait(0.02)
+            await caller.wait(0.7)
+            await caller.talk(tone(0.56))
+            assert len(caller.clears) == 1
+            at_s = caller.heard_s
+            await caller.talk(silence(0.06))
+            assert caller.heard_s <= at_s + 0.001, "held, and not stopped after 0.4 s"
+            await caller.wait(30.0)
+            assert len(caller.clears) == 1
+            spoken_s = sum(0.05 * len(text.strip()) for text in house.runtime.tts.spoken[1:])
+            assert caller.heard_s - before_s - spoken_s == pytest.approx(0.0, abs=0.26)
+            assert said(house) == [GREETING, LONG.strip()] and said(house, "user") == ["a mocha please"]
+
+    serve(scenario, heard=("a mocha please", "got", "got it"), written=(LONG,))
 
 
 def test_a_word_over_the_agent_stops_it_where_it_was_held() -> None:
@@ -188,7 +211,7 @@ def test_a_network_without_marks_gets_the_estimate() -> None:
             await caller.wait(3.0)
             await caller.talk(np.concatenate([tone(0.8), silence(0.6)]))
             await caller.wait(3.0)
-            await caller.talk(tone(0.6))
+            await caller.talk(tone(0.9))
             assert len(caller.clears) == 2, "nobody knows whether the greeting was played, so it is cleared as well"
             assert said(house)[0] == GREETING, "and counts as heard"
             assert 20 < len(said(house)[-1]) < 100, "about 3 s of speech"
