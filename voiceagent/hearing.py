@@ -45,6 +45,8 @@ class Hearing:
             BackendError: If the recogniser failed, while opening or later.
         """
         utterance = await self._opening
+        # What waited for the decoder must reach it first: a task that has ended lets us go on before it calls back.
+        self._take_over(utterance)
         return await utterance.finish()
 
     def cancel(self) -> None:
@@ -64,10 +66,16 @@ class Hearing:
             return
         if opening.exception() is not None:
             return  # `finish` raises it to whoever waits for the transcript.
-        self._utterance = opening.result()
+        self._take_over(opening.result())
+
+    def _take_over(self, utterance: Utterance) -> None:
+        """The decoder is there, and hears what waited for it. Safe to call twice."""
+        if self._utterance is not None:
+            return
+        self._utterance = utterance
         if self._is_cancelled:
-            self._utterance.cancel()
+            utterance.cancel()
             return
         for samples in self._waiting:
-            self._utterance.feed(samples)
+            utterance.feed(samples)
         self._waiting.clear()

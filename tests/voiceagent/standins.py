@@ -78,14 +78,17 @@ class ScriptedUtterance:
         self._on_partial = on_partial
         self._gate = gate
         self.fed = 0
+        self.is_finished = False
         self.is_cancelled = False
 
     def feed(self, samples: Samples) -> None:
+        assert not self.is_finished, "audio after the end of the utterance"
         self.fed += samples.size
         if isinstance(self._text, str) and self.fed >= RATE_HZ // 4:
             self._on_partial(Partial(self._text.split()[0] if self._text else "", ""))
 
     async def finish(self) -> Transcript:
+        self.is_finished = True
         if self._gate is not None:
             await self._gate.wait()
         if isinstance(self._text, Exception):

@@ -268,6 +268,17 @@ def test_commit_and_request_right_behind_it_wait_for_the_words() -> None:
     assert not line.of(SpeechStopped)
 
 
+def test_audio_that_is_committed_before_its_decoder_has_opened_is_heard_whole() -> None:
+    async def scenario(line: Line) -> None:
+        line.conversation.push_audio(tone(1.0))
+        line.conversation.commit_audio()  # a short recording, sent by a program: both messages arrive together
+        await line.clock.settle()
+
+    line = talk(scenario, settings=SessionSettings(instructions="x", turn_detection=None))
+    assert [utterance.fed for utterance in line.asr.utterances] == [16_000]
+    assert [final.text for final in line.of(TranscriptFinal)] == ["a mocha please"]
+
+
 def test_commands_that_make_no_sense_are_protocol_errors_and_the_conversation_lives() -> None:
     async def scenario(line: Line) -> None:
         conversation = line.conversation
