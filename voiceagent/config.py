@@ -42,6 +42,13 @@ ENVIRONMENT_RESERVED = frozenset({"VOICEAGENT_CONFIG", "VOICEAGENT_MODELS"})
 
 _SECRETS = frozenset({"server.api_key", "server.twilio_auth_token", "remote.api_key"})
 _SECRET_TABLES = re.compile(r"tools\..*\.headers(\..*)?")
+_SECRET_WORDS = re.compile(r"key|token|secret|passw|auth|header|credential", re.IGNORECASE)
+"""What the name of a key that there is not may say of its value: `server.apikey` holds a key all the same."""
+
+_SERVICE_LINK = re.compile(
+    ENVIRONMENT_PREFIX + r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +113,9 @@ def read_toml(path: Path) -> Layer:
 def environment_layer(environ: Mapping[str, str]) -> Layer:
     """Keys from variables: `VOICEAGENT_SERVER_PORT` is `server.port`. Others with our prefix are an error.
 
+    Those that Kubernetes sets in every container for a service of ours are passed over: a service `voiceagent` brings `VOICEAGENT_PORT` and
+    `VOICEAGENT_SERVICE_HOST`, one `voiceagent-server` even `VOICEAGENT_SERVER_PORT`, with an address in it (its documentation, "Service").
+
     Raises:
         ConfigError: If a variable with our prefix is not a key.
     """
@@ -114,8 +124,14 @@ def environment_layer(environ: Mapping[str, str]) -> Layer:
     for variable, text in environ.items():
         if not variable.startswith(ENVIRONMENT_PREFIX) or variable in ENVIRONMENT_RESERVED:
             continue
+        if _is_service_link(variable, text):
+            continue
         if variable not in names:
-            raise ConfigError(variable, text, _known(variable, (*names, *ENVIRONMENT_RESERVED), "a known variable"))
+            raise ConfigError(
+                variable,
+                _shown_unknown(variable, text),
+                _known(variable, (*names, *ENVIRONMENT_RESERVED), "a known variable"),
+            )
         layer = merge(layer, nested(names[variable].split("."), Unparsed(text)))
     return layer
 
@@ -171,7 +187,7 @@ def load_config(layers: Sequence[Layer] = ()) -> Config:
         elif name == "preset":
             values[name] = preset_name([merged])
         else:
-            raise ConfigError(name, value, _known(name, _HINTS, "a known section"))
+            raise ConfigError(name, _shown_unknown(name, value), _known(name, _HINTS, "a known section"))
     return Config(**values)
 
 
@@ -200,7 +216,8 @@ def _section(name: str, kind: type[Any], table: Layer) -> Any:
     for key, raw in table.items():
         path = f"{name}.{key}"
         if key not in known:
-            raise ConfigError(path, raw, _known(path, [f"{name}.{own}" for own in known] + _all_keys(), "a known key"))
+            near = [f"{name}.{own}" for own in known] + _all_keys()
+            raise ConfigError(path, _shown_unknown(path, raw), _known(path, near, "a known key"))
         expected = known[key].metadata["expected"]
         value = _convert(path, raw, hints[key], expected)
         if not known[key].metadata["check"](value):
@@ -241,6 +258,19 @@ def _shown(path: str, value: object) -> object:
         if isinstance(value, Unparsed)
         else value
     )
+
+
+def _shown_unknown(path: str, value: object) -> object:
+    """The value of a key that there is not, as an error may show it: it may be a secret under a name with a slip in it."""
+    if isinstance(value, Mapping):
+        return {str(name): _shown_unknown(f"{path}.{name}", entry) for name, entry in value.items()}
+    return "(hidden)" if _SECRET_WORDS.search(path) else _shown(path, value)
+
+
+def _is_service_link(variable: str, text: str) -> bool:
+    if _SERVICE_LINK.fullmatch(variable):
+        return True
+    return variable.endswith("_PORT") and _SERVICE_ADDRESS.match(text) is not None
 
 
 def _all_keys() -> list[str]:

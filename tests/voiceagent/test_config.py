@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -109,6 +110,40 @@ def test_a_variable_that_is_no_key_is_named_with_the_closest_one() -> None:
     with pytest.raises(ConfigError, match="VOICEAGENT_SERVER_PROT = '1'.*did you mean VOICEAGENT_SERVER_PORT"):
         environment_layer({"VOICEAGENT_SERVER_PROT": "1"})
     assert environment_layer({"VOICEAGENT_CONFIG": "x.toml", "HOME": "/home/me"}) == {}
+
+
+def test_variables_that_kubernetes_sets_for_a_service_of_our_name_are_no_keys() -> None:
+    service = {
+        "VOICEAGENT_SERVICE_HOST": "10.0.0.11",
+        "VOICEAGENT_SERVICE_PORT": "8080",
+        "VOICEAGENT_SERVICE_PORT_HTTP": "8080",
+        "VOICEAGENT_PORT": "tcp://10.0.0.11:8080",
+        "VOICEAGENT_PORT_8080_TCP": "tcp://10.0.0.11:8080",
+        "VOICEAGENT_PORT_8080_TCP_PROTO": "tcp",
+        "VOICEAGENT_PORT_8080_TCP_PORT": "8080",
+        "VOICEAGENT_PORT_8080_TCP_ADDR": "10.0.0.11",
+        "VOICEAGENT_SERVER_SERVICE_HOST": "10.0.0.12",
+        "VOICEAGENT_SERVER_PORT": "tcp://10.0.0.12:8080",  # of a service `voiceagent-server`
+    }
+    assert environment_layer(service) == {}
+    with pytest.raises(ConfigError, match="VOICEAGENT_PORT = '8080'"):
+        environment_layer({"VOICEAGENT_PORT": "8080"})
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda: environment_layer({"VOICEAGENT_SERVER_APIKEY": "hunter2"}),
+        lambda: load_config([{"server": {"apikey": "hunter2"}}]),
+        lambda: load_config([{"sever": {"api_key": "hunter2"}}]),
+        lambda: load_config([{"tools": {"book": {"header": {"x": "hunter2"}}}}]),
+        lambda: load_config([assignment_layer(["remote.apikey=hunter2"])]),
+    ],
+)
+def test_a_secret_under_a_name_with_a_slip_in_it_is_not_shown(read: Callable[[], object]) -> None:
+    with pytest.raises(ConfigError, match="hidden") as caught:
+        read()
+    assert "hunter2" not in str(caught.value)
 
 
 def test_an_unknown_key_is_named_with_the_closest_one() -> None:
