@@ -232,6 +232,37 @@ def test_the_page_can_be_worked_by_keyboard(open_with: OpenWith) -> None:
     assert unnamed == ["alert-action"]  # hidden until it has a text
 
 
+def test_space_mutes_and_does_not_hang_up_after_talk_was_clicked(open_with: OpenWith, tmp_path: Path) -> None:
+    opened = open_with(microphone_file(tmp_path / "nothing.wav", [120.0]))
+    page = opened.page
+    muted = page.locator("#mute")
+    page.click("#talk")
+    expect(page.locator("#talk-label")).to_have_text("End", timeout=PATIENCE_MS)
+
+    page.keyboard.down(" ")
+    for _ in range(3):
+        page.keyboard.down(" ")  # held down, as somebody does who knows push to talk
+    page.keyboard.up(" ")
+    expect(muted).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press(" ")
+    expect(muted).to_have_attribute("aria-pressed", "false")
+    expect(page.locator("#talk-label")).to_have_text("End")
+
+    page.locator("#talk").focus()
+    page.keyboard.press(" ")  # reached by keyboard it is a button like any other
+    expect(page.locator("#talk-label")).to_have_text("Talk")
+    assert opened.complaints == []
+
+
+def test_the_page_says_that_it_waits_for_the_microphone_and_not_for_the_server(quiet_page: OpenPage) -> None:
+    page = quiet_page.page
+    page.evaluate("() => { navigator.mediaDevices.getUserMedia = () => new Promise(() => {}); }")
+    page.click("#talk")
+    expect(page.locator("#app")).to_have_attribute("data-phase", "asking")
+    expect(page.locator("#hint")).to_have_text("Allow it, if your browser asks.")
+    page.reload()
+
+
 # --- the page's pure modules ------------------------------------------------------------------------------------------
 
 

@@ -80,6 +80,7 @@ const OBSTACLES = new Set(["key", "busy", "gone", "refused"]);
 const PHASES = {
   idle: { chip: "Ready", hint: "Press once, then just speak." },
   stopped: { chip: "Not connected", hint: "The message above says why." },
+  asking: { chip: "Microphone", hint: "Allow it, if your browser asks." },
   connecting: { chip: "Connecting", hint: "Reaching the server…" },
   waiting: { chip: "Reconnecting", hint: "The page tries again by itself." },
   ready: { chip: "Ready", hint: "Type, or press Talk to speak." },
@@ -92,7 +93,8 @@ const PHASES = {
 
 function phase() {
   if (call.connection === "waiting") return "waiting";
-  if (call.connection === "connecting" || call.starting) return "connecting";
+  if (call.starting) return "asking";
+  if (call.connection === "connecting") return "connecting";
   if (call.playingItem !== null) return "speaking";
   if (!client.isOpen) return OBSTACLES.has(alertKind) ? "stopped" : "idle";
   if (model.callerSpeaking) return "hearing";
@@ -467,12 +469,19 @@ byId("save-timelines").addEventListener("click", () => {
   saveFile(`voiceagent-${fileStamp(now)}.json`, "application/json", timelinesJson(model, now));
 });
 
+/** The button that has the focus only because it was clicked, or null: Space then mutes, as it does elsewhere, and does not hang up. */
+let clicked = null;
+byId("talk").addEventListener("pointerdown", () => (clicked = byId("talk")));
+byId("talk").addEventListener("blur", () => (clicked = null));
+
 document.addEventListener("keydown", (press) => {
   if (press.ctrlKey || press.metaKey || press.altKey) return;
   if (press.key === "Escape") silence();
-  const isFree = press.target === document.body || press.target === byId("log");
+  const isFree = [document.body, byId("log"), clicked].includes(press.target);
   if (press.key === " " && isFree) {
     press.preventDefault();
+    if (press.repeat) return; // a key that is held down is pressed once
+    byId("talk").blur();
     if (call.talking) toggleMute();
     else startCall();
   }
