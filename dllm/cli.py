@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 
 from dllm.commands.decoding import utf8
 from dllm.errors import DllmError
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser(argv: Sequence[str], environment: Mapping[str, str]) -> argparse.ArgumentParser:
     """The parser of the command that `argv` begins with, or of all: the server's libraries take a second to import."""
     parser = argparse.ArgumentParser(prog="dllm", description=__doc__, epilog=_EPILOG)
+    parser.add_argument("--version", action="version", version=f"dllm {_version()}")
     commands = parser.add_subparsers(dest="command", required=True)
     wanted = [argv[0]] if argv and argv[0] in COMMANDS else list(COMMANDS)
     for name in wanted:
@@ -71,3 +73,10 @@ def build_parser(argv: Sequence[str], environment: Mapping[str, str]) -> argpars
             if name in known and environment.get(variable):
                 command.set_defaults(**{name: environment[variable]})
     return parser
+
+
+def _version() -> str:
+    try:
+        return version("voiceagent")
+    except PackageNotFoundError:  # Run from its sources, as training on a borrowed GPU is.
+        return "(not installed)"

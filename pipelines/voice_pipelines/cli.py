@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="voiceagent", description="A self-hosted, low-latency voice agent.")
+    parser.add_argument("--version", action="version", version=f"voiceagent {_version()}")
     parser.add_argument("-v", "--verbose", action="store_true", help="log more")
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -105,6 +107,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(doctor)
     doctor.set_defaults(act=_doctor)
     return parser
+
+
+def _version() -> str:
+    try:
+        return version("voiceagent")
+    except PackageNotFoundError:  # Run from its sources.
+        return "(not installed)"
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from voice_pipelines.memory import available_gib
 from voice_pipelines.models import (
     PIPER_UPGRADE,
     FoundModel,
@@ -28,7 +29,7 @@ from voice_pipelines.models import (
     whisper_upgrade,
 )
 from voice_pipelines.processors import available_cores
-from voice_pipelines.settings import remote_endpoint
+from voice_pipelines.settings import agent_profile, remote_endpoint
 from voice_pipelines.toolbox import Toolbox
 from voiceagent.config import Config
 from voiceagent.errors import BackendError, VoiceAgentError
@@ -82,6 +83,7 @@ class Facts:
     """Installed version by distribution; None when it is missing."""
     cores: int
     memory_gib: float
+    """What is left of it, for this machine or for the container that this process is in."""
     cuda: str | None
     """Name of the CUDA device, or None."""
     cuda_memory_gib: float
@@ -118,6 +120,10 @@ class Facts:
     """Names of the agent's tools."""
     tools_error: str | None = None
     """Why one of them cannot be used, or None."""
+    notes: str = ""
+    """The function that notes what was said, or empty."""
+    notes_error: str | None = None
+    """Why it cannot be used, or None."""
 
 
 # --- checks: pure -----------------------------------------------------------------------------------------------------
@@ -220,6 +226,12 @@ def check_tools(facts: Facts) -> Check:
     return Check("tools", Verdict.OK, ", ".join(facts.tools) or "none")
 
 
+def check_notes(facts: Facts) -> Check:
+    if facts.notes_error is not None:
+        return Check("notes", Verdict.FAIL, facts.notes_error, "mend notes.function, or the table [menu] it is given")
+    return Check("notes", Verdict.OK, facts.notes or "none")
+
+
 def check_port(facts: Facts) -> Check:
     address = f"{facts.host}:{facts.port}"
     if facts.port_error is not None:
@@ -259,6 +271,7 @@ CHECKS: tuple[Callable[[Facts], Check], ...] = (
     check_turn_end,
     check_repair,
     check_tools,
+    check_notes,
     check_port,
     check_tls,
     check_microphone,
@@ -301,7 +314,7 @@ def look(
 ) -> Facts:
     """Read the machine. Opens and closes the port; loads no model and no network."""
     root = models or models_folder()
-    cores, memory_gib = available_cores(), _memory_gib()
+    cores, memory_gib = available_cores(), available_gib()
     cuda, cuda_memory_gib = _cuda()
     choice = device_choice(language)
     built_in = _built_in_llm()
@@ -347,7 +360,9 @@ def run_doctor(config: Config, out: Callable[[str], object] = print) -> int:
     facts = replace(facts, turn_end=_turn_end(config), turn_end_error=refusal(lambda: choices.find_smart_turn(config)))
     facts = replace(facts, repair=config.asr.repair, repair_error=refusal(lambda: choices.check_repair(config)))
     tools_error = refusal(lambda: Toolbox.open(config, os.environ))  # Looked up as a start would; none is called.
-    checks = examine(replace(facts, tools=tuple(config.tools), tools_error=tools_error))
+    facts = replace(facts, tools=tuple(config.tools), tools_error=tools_error)
+    facts = replace(facts, notes=config.notes.function, notes_error=refusal(lambda: agent_profile(config)))
+    checks = examine(facts)
     out(report(checks))
     return exit_code(checks)
 
@@ -357,7 +372,7 @@ def device_choice(language: str = "en", *, use_cuda: bool = True) -> WhisperChoi
     cuda, cuda_memory_gib = _cuda() if use_cuda else (None, 0.0)
     if cuda:
         return choose_model("cuda", available_cores(), cuda_memory_gib, language)
-    return choose_model("cpu", available_cores(), _memory_gib(), language)
+    return choose_model("cpu", available_cores(), available_gib(), language)
 
 
 def _version(distribution: str) -> str | None:
@@ -365,15 +380,6 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _memory_gib() -> float:
-    """Available memory where the system says so, else all of it."""
-    try:
-        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line)
-        return int(fields["MemAvailable"].split()[0]) / 2**20
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
 def _cuda() -> tuple[str | None, float]:

@@ -154,8 +154,12 @@ class Quota:
     """Periods in which it was held still because it had used its quota up, in seconds."""
 
 
-def quota_folders(proc: Path = _PROC / "self") -> tuple[Path, ...]:
-    """Folders of this process's control groups, its own first, each of which may set a quota; none where the system has no such thing."""
+def quota_folders(proc: Path = _PROC / "self", controller: str = "cpu") -> tuple[Path, ...]:
+    """Folders of this process's control groups, its own first, each of which may set a quota; none where the system has no such thing.
+
+    Args:
+        controller: What the quota is of: `cpu` or `memory`. The second version has one group for all of them.
+    """
     try:
         groups, mounts = (proc / "cgroup").read_text(), (proc / "mountinfo").read_text()
     except OSError:
@@ -166,13 +170,13 @@ def quota_folders(proc: Path = _PROC / "self") -> tuple[Path, ...]:
         controllers, _, path = rest.partition(":")
         if number == "0":
             paths["cgroup2"] = path
-        elif "cpu" in controllers.split(","):
+        elif controller in controllers.split(","):
             paths["cgroup"] = path
     folders: list[Path] = []
     for line in mounts.splitlines():
         fields, _, system = line.partition(" - ")
         (kind, _, options), places = _padded(system.split(" "), 3), fields.split(" ")
-        if kind not in paths or len(places) < 5 or (kind == "cgroup" and "cpu" not in options.split(",")):
+        if kind not in paths or len(places) < 5 or (kind == "cgroup" and controller not in options.split(",")):
             continue
         # A container sees its own group as the mount's root, and may still be told its path from outside.
         root, mount = _unescaped(places[3]), Path(_unescaped(places[4]))

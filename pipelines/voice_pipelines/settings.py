@@ -13,7 +13,7 @@ from voiceagent.agent import AgentProfile, NoteTaker
 from voiceagent.config import Config, assignment_layer, environment_layer, load_config, preset_name, read_toml
 from voiceagent.config_keys import is_endpoint_url
 from voiceagent.config_values import Layer
-from voiceagent.errors import ConfigError
+from voiceagent.errors import ConfigError, VoiceAgentError
 
 
 def preset_names() -> list[str]:
@@ -138,7 +138,12 @@ def _notes(config: Config) -> Callable[[], NoteTaker] | None:
         factory: Callable[[Mapping[str, object]], NoteTaker] = getattr(
             importlib.import_module(module_name), function_name
         )
-    except (ImportError, AttributeError) as error:
-        raise ConfigError("notes.function", name, f"an importable 'package.module:function' ({error})") from error
-    factory(config.menu)  # A menu with a mistake is reported at start-up, not to the first caller.
+    except Exception as error:  # A module may fail in any way while it is imported.
+        raise ConfigError("notes.function", name, f"an importable 'package.module:function' ({error!r})") from error
+    try:
+        factory(config.menu)  # A menu with a mistake is reported at start-up, not to the first caller.
+    except VoiceAgentError:
+        raise
+    except Exception as error:
+        raise ConfigError("notes.function", name, f"a function that takes the table [menu] ({error!r})") from error
     return lambda: factory(config.menu)

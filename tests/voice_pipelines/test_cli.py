@@ -203,3 +203,14 @@ def test_a_reader_who_has_enough_ends_the_command_without_a_word() -> None:
     ended = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["voiceagent", "dllm"])
+def test_each_command_says_which_version_it_is(capsys: Capture, name: str) -> None:
+    from dllm.cli import main as dllm_main
+
+    with pytest.raises(SystemExit) as ended:
+        (main if name == "voiceagent" else dllm_main)(["--version"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out.split()
+    assert told[0] == name and told[1][0].isdigit()

@@ -64,7 +64,7 @@ def test_a_machine_with_everything_is_well() -> None:
     assert {c.verdict for c in checks} == {Verdict.OK}
     assert exit_code(checks) == 0
     assert "->" not in report(checks)
-    assert report(checks).endswith("0 to mend, 0 that could be better, 12 fine")
+    assert report(checks).endswith("0 to mend, 0 that could be better, 13 fine")
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,7 @@ def test_a_machine_with_everything_is_well() -> None:
         ("turn end", {"turn_end_error": "models.endpoint = 'no.onnx': ..."}, "fail", "models.endpoint"),
         ("misheard words", {"repair_error": "asr.repair = 'show': ..."}, "fail", "asr.repair"),
         ("tools", {"tools_error": "tools.book.function = ..."}, "fail", "mend the table"),
+        ("notes", {"notes_error": "notes.function = ..."}, "fail", "mend notes.function"),
         ("port", {"port_error": "Address already in use"}, "fail", "--port"),
         ("TLS", {"tls_error": "key.pem cannot be read"}, "fail", "--tls-key"),
         ("microphone", {"host": "0.0.0.0"}, "warn", "--tls-cert"),
@@ -136,7 +137,7 @@ def test_the_doctor_prints_a_line_each_and_returns_its_verdict(tmp_path: Path) -
     config = Config(server=ServerConfig(port=0), models=ModelsConfig(folder=str(tmp_path)))
     code = run_doctor(config, printed.append)
     lines = [line for line in printed[0].splitlines() if not line.startswith("      ->")]
-    assert len(lines) == 13
+    assert len(lines) == 14
     assert code == int(any(line.startswith("fail") for line in lines))
 
 
@@ -149,6 +150,7 @@ def test_the_doctor_prints_a_line_each_and_returns_its_verdict(tmp_path: Path) -
         (["models.device=gpu"], "language model: models.device = 'gpu'"),
         (["models.llm=no-such-model"], "language model: models.llm = 'no-such-model'"),
         (["asr.repair=show", "models.llm=http://127.0.0.1:9/v1"], "misheard words: asr.repair = 'show'"),
+        (["notes.function=no.such:thing"], "notes: notes.function = 'no.such:thing'"),
         (["asr.repair=use", "vocabulary.phrases=[]"], "misheard words: asr.repair = 'use'"),
     ],
 )

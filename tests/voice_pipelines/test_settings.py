@@ -45,12 +45,22 @@ def test_a_preset_may_be_anyones_file(tmp_path: Path) -> None:
     assert settings.load(assignments=[f"preset={mine}"]).agent.name == "florist"
 
 
+def test_notes_of_a_module_that_fails_while_it_is_imported_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half_written_notes.py").write_text("def notes(menu:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="notes.function = 'half_written_notes:notes'.*SyntaxError"):
+        settings.agent_profile(settings.load(assignments=["notes.function=half_written_notes:notes"]))
+
+
 @pytest.mark.parametrize(
     ("assignment", "key"),
     [
         ("preset=nowhere", "preset"),
         ("server.port=many", "server.port"),
         ("notes.function=no.such:thing", "notes.function"),
+        ("notes.function=json:loads", "notes.function"),
         ("agent.nmae=x", "agent.nmae"),
     ],
 )
