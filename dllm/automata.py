@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dllm.errors import ConfigError
+from dllm.patterns import MEMORY_BYTES, PROCESSOR_S, is_too_large
 
 MAX_STATES = 30_000
 """More are refused: 30 MB of transitions, and seconds to spread over a vocabulary."""
@@ -59,15 +60,20 @@ def from_regex(pattern: str) -> Automaton:
     Syntax is that of Rust's `regex` crate; `^` in front and `$` behind may be written and mean nothing.
 
     Raises:
-        ConfigError: If the pattern does not compile (look-around, back references and `\\b` do not), or needs over `MAX_STATES` states.
+        ConfigError: If the pattern does not compile (look-around, back references and `\\b` do not), or needs over `MAX_STATES` states; of
+            strangers (`dllm.patterns`), also if that would take too long to find out.
     """
     from outlines_core import Index, Vocabulary
 
     body = pattern.removeprefix("^")
     if re.search(r"(?<!\\)(?:\\\\)*\$\Z", body):
         body = body[:-1]
+    expression = f"(?:{body}){_SENTINEL}"
+    if is_too_large(expression):
+        limit = f"one that {PROCESSOR_S} s of processor time and {MEMORY_BYTES // 2**30} GiB are enough to compile"
+        raise ConfigError("pattern", pattern[:200], limit)
     try:
-        index = Index(f"(?:{body}){_SENTINEL}", Vocabulary(256, _BYTE_VOCABULARY))
+        index = Index(expression, Vocabulary(256, _BYTE_VOCABULARY))
     except ValueError as error:
         raise ConfigError("pattern", pattern, f"a regular expression ({_reason(body, error)})") from error
     transitions = index.get_transitions()

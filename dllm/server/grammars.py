@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dllm.codec import Codec
 from dllm.errors import ConfigError
+from dllm.patterns import of_strangers
 from dllm.server.problems import ApiError
 from dllm.server.requests import Grammar, Tool, ToolMode
 from dllm.server.tools import CLOSE, OPEN
@@ -80,15 +81,21 @@ class Grammars:
 
     def _get(self, key: str, param: str, build: Callable[[Lexicon], GrammarConstraint]) -> GrammarConstraint:
         with self._lock:
-            if key not in self._kept:
-                try:
-                    self._kept[key] = build(self._read())
-                except ConfigError as error:
-                    raise ApiError(400, f"{param}: {error}", param=param) from error
-            self._kept.move_to_end(key)
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+                return found
+            lexicon = self._read()
+        try:
+            with of_strangers():
+                found = build(lexicon)  # Nobody waits for somebody else's: it may take seconds.
+        except ConfigError as error:
+            raise ApiError(400, f"{param}: {error}", param=param) from error
+        with self._lock:
+            self._kept[key] = found
             if len(self._kept) > self._most:
                 self._kept.popitem(last=False)
-            return self._kept[key]
+        return found
 
     def _read(self) -> Lexicon:
         if self._lexicon is None:

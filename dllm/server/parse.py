@@ -1,12 +1,13 @@
 """JSON to requests: OpenAI's chat and text completions, Inception's fill-in-the-middle, edit and apply.
 
-Unknown fields are ignored; known ones with a wrong type or an impossible value are refused, and so are those that would change the
-reply and are not done here: nothing is silently left out. Everything is raised as `ApiError`.
+Unknown fields are ignored, but for those of our own object `dllm`; known ones with a wrong type or an impossible value are refused, and
+so are those that would change the reply and are not done here: nothing is silently left out. Everything is raised as `ApiError`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 from typing import Any, Literal, cast, get_args
 
@@ -43,6 +44,8 @@ _EFFORTS: dict[str, Effort] = {
 }  # fmt: skip
 _OWN_FIELDS = ("temperature", "top_p", "top_k", "repetition_penalty", "logit_bias", "seed")
 """Decoding options that the API has a field for; the rest may stand in a request's `dllm` object."""
+_EXTENSION = ("steps", "threshold", "deadline_ms", "pins", "regex", "choices")
+"""What else may stand in it."""
 _PENALTIES = ("presence_penalty", "frequency_penalty")
 
 
@@ -336,7 +339,18 @@ def _decoding(body: Fields, settings: ServerSettings) -> Decoding:
 
 
 def _options(extension: Fields) -> tuple[tuple[str, Any], ...]:
-    """Options of the engine's by their own names; their ranges are checked where they are put together."""
+    """Options of the engine's by their own names; their ranges are checked where they are put together.
+
+    Raises:
+        ApiError: If there is no such option: in a table of ours it is a slip of the pen, and what it meant would never happen.
+    """
+    known_names = (*_EXTENSION, *(known.name for known in dataclasses.fields(DecodeOptions)))
+    for name in extension.body:
+        if name not in known_names:
+            path = extension.where(name[:100])
+            close = difflib.get_close_matches(name, known_names, n=1, cutoff=0.5)
+            meant = f"; did you mean {close[0]}?" if close else ""
+            raise ApiError(400, f"{path}: there is no such option{meant}", param=path, code="unknown_parameter")
     options: list[tuple[str, Any]] = []
     for known in dataclasses.fields(DecodeOptions):
         value, path = extension.get(known.name), extension.where(known.name)

@@ -296,6 +296,7 @@ def test_the_conversation_is_the_headers_or_the_users_and_forgotten_when_others_
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema", "a JSON schema"),
         ({"dllm": {"rule": "fastest"}}, "dllm.rule", "one of threshold"),
         ({"dllm": {"steps": 0}}, "dllm.steps", "whole number"),
+        ({"dllm": {"stepz": 3}}, "dllm.stepz", "did you mean steps"),
         ({"dllm": {"temperature": 1}}, "dllm.temperature", "beside the dllm object"),
         ({"dllm": {"threshold": 0}}, "threshold", "(0, 1]"),
     ],
