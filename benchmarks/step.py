@@ -12,6 +12,8 @@ reference       plain PyTorch, as on a device without kernels
 kernels         Triton's kernels, launched one by one (GPU only)
 graphs          the same, each step recorded whole (GPU only)
 graphs x 4      four steps to a visit of the host (GPU only); without a GPU `x 4` is the same loop unrecorded
+..., as asked   the same with drafts as the voice agent asks for them: no stutters, held ends, a banned token, a threshold of facts and a pin whose place
+                is looked for, so that a step's logits are changed before anything is chosen
 transformers    `Qwen3Model` of the same weights over a static cache, its head, softmax and best token: compiled and recorded as a CUDA graph on a GPU,
                 recorded alone once the time for compiling is spent, eager on a CPU. It chooses no positions and tells nobody.
 
@@ -30,7 +32,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,10 @@ WAITING = ("StreamSynchronize", "EventSynchronize", "_local_scalar_dense")
 """What in a profile's names makes the host wait for the device."""
 
 
+FIGURES, WORDS = frozenset(range(100, 110)), frozenset(range(110, 200))
+PIN, BANNED = (101, 115, 116), 117
+
+
 @dataclass(frozen=True, slots=True)
 class Size:
     canvas: int
@@ -78,16 +84,30 @@ class Repeater:
 
 
 class Ours:
-    """Drafts of an engine whose prompts are stored; each `write` takes as many steps as a canvas has positions."""
+    """Drafts of an engine whose prompts are stored; each `write` takes as many steps as a canvas has positions to decide one by one.
 
-    def __init__(self, name: str, network: Transformer, size: Size, *, kind: Kind, graphs: bool, visit: int) -> None:
-        self.name, self._size, self._kind = name, size, kind
+    Args:
+        as_asked: With the rules about tokens that the voice agent's drafts have.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: Transformer,
+        size: Size,
+        *,
+        kind: Kind,
+        graphs: bool,
+        visit: int,
+        as_asked: bool = False,
+    ) -> None:
+        self.name, self._size, self._kind, self._as_asked = name, size, kind, as_asked
         self._device = network.embed_tokens.weight.device
         self.recorded: list[Recorded] = []
         blocks = with_blocks(network, size.canvas)
         self._engine = Engine(
             blocks,
-            _table(network.spec),
+            replace(_table(network.spec), digit=FIGURES, word=WORDS),
             max_batch=size.batch,
             cache_bytes=(size.batch + 1) * (size.cached + 2 * size.canvas + 64) * slot_bytes(network),
             forward=self._graphs(blocks) if graphs else None,
@@ -106,15 +126,24 @@ class Ours:
     def _use(self) -> None:
         dllm_kernels.use(self._kind)
 
+    def _draft(self, number: int, prompt: tuple[int, ...]) -> DraftSpec:
+        """Random weights are sure of nothing, so that each of the plan's steps decides its share, one position."""
+        width = self._size.canvas
+        plan = Plan(width, 1, 1.0, by_clause=False)
+        options = DecodeOptions(rule="count", min_tokens=width, guard=False)
+        if not self._as_asked:
+            return DraftSpec(prompt, f"caller {number}", width, plan, options=options)
+        options = replace(
+            options, rule="threshold", no_stutter=True, hold_ends=True, logit_bias=((BANNED, -float("inf")),)
+        )
+        plan = replace(plan, threshold=0.9, fact_threshold=1.0)
+        return DraftSpec(prompt, f"caller {number}", width, plan, pins=(PIN,), options=options)
+
     def write(self, *, is_timed: bool = True) -> list[float]:
         """Seconds of each step, the host's part included, but for the first visit of the batch, which opens the drafts."""
         self._use()
-        width = self._size.canvas
-        options = DecodeOptions(rule="count", min_tokens=width, guard=False)
         for number, prompt in enumerate(self._prompts):
-            self._engine.submit(
-                DraftSpec(prompt, f"caller {number}", width, Plan(width, 1, 1.0, by_clause=False), options=options)
-            )
+            self._engine.submit(self._draft(number, prompt))
         seconds: list[float] = []
         is_first = True
         while self._engine.drafts:
@@ -265,13 +294,18 @@ def _profile_or_why_not(way: Ours | Theirs, size: Size) -> dict[str, Any]:
 def ways_of(network: Transformer, size: Size, *, is_interpreted: bool = False) -> list[Ours]:
     reference = Ours("reference", network, size, kind="reference", graphs=False, visit=1)
     if network.embed_tokens.weight.device.type != "cuda" and not is_interpreted:
-        return [reference, Ours("x 4", network, size, kind="reference", graphs=False, visit=4)]
+        return [
+            reference,
+            Ours("x 4", network, size, kind="reference", graphs=False, visit=4),
+            Ours("x 4, as asked", network, size, kind="reference", graphs=False, visit=4, as_asked=True),
+        ]
     kind: Kind = "triton" if is_interpreted else "auto"
     return [
         reference,
         Ours("kernels", network, size, kind=kind, graphs=False, visit=1),
         Ours("graphs", network, size, kind=kind, graphs=True, visit=1),
         Ours("graphs x 4", network, size, kind=kind, graphs=True, visit=4),
+        Ours("graphs x 4, as asked", network, size, kind=kind, graphs=True, visit=4, as_asked=True),
     ]
 
 

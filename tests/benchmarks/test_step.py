@@ -14,6 +14,7 @@ import torch
 
 import dllm_kernels
 import dllm_kernels.choose
+from dllm.drafts import Event, Finished
 from dllm.spec import SpecialTokens
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -35,14 +36,14 @@ def test_the_tiny_geometry_goes_all_the_way(
     monkeypatch.setattr(sys, "argv", command)
     assert bench.main() == 0
     rows = json.loads((tmp_path / "step.json").read_text("utf-8"))["rows"]
-    assert [row["way"] for row in rows] == ["reference", "x 4", "transformers, eager"]
-    # Eight positions, one a step: without the first visit, of one step or of four.
-    assert [row["steps"] for row in rows] == [7, 4, 8]
+    assert [row["way"] for row in rows] == ["reference", "x 4", "x 4, as asked", "transformers, eager"]
+    # Eight positions, one a step, of which a pin takes three in one: without the first visit, of one step or of four.
+    assert [row["steps"] for row in rows] == [7, 4, 2, 8]
     for row in rows:
         assert row["weights"] == "random weights" and row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
         assert row["over_floor"] > 0 and row["profile_ms"]["products"] > 0
         assert row["host_waits_per_step"] == 0, "there is no device to wait for"
-    assert capsys.readouterr().out.count("random weights") == 3
+    assert capsys.readouterr().out.count("random weights") == 4
 
 
 def test_floors_are_bytes_once_or_two_operations_for_each_weight_and_token(bench: ModuleType) -> None:
@@ -90,10 +91,11 @@ def test_the_ways_of_a_gpu_run_on_a_cpu_with_kernels_interpreted_and_recordings_
     monkeypatch.setattr(sys, "argv", command)
     assert bench.main() == 0
     rows = json.loads((tmp_path / "step.json").read_text("utf-8"))["rows"]
-    assert [row["way"] for row in rows] == ["reference", "kernels", "graphs", "graphs x 4", "transformers, eager"]
-    assert [row["steps"] for row in rows] == [7, 7, 7, 4, 8]
-    assert [row.get("refused") for row in rows] == [[], [], [], [], None]
-    assert all(row["recordings"] > 0 for row in rows[2:4])
+    ours = ["reference", "kernels", "graphs", "graphs x 4", "graphs x 4, as asked"]
+    assert [row["way"] for row in rows] == [*ours, "transformers, eager"]
+    assert [row["steps"] for row in rows] == [7, 7, 7, 4, 2, 8]
+    assert [row.get("refused") for row in rows] == [[], [], [], [], [], None]
+    assert all(row["recordings"] > 0 for row in rows[2:5])
     assert set(kinds) == {"reference", "triton", "auto"}
 
 
@@ -115,8 +117,30 @@ def test_a_way_that_fails_has_a_row_that_says_why_and_the_others_their_times(
     monkeypatch.setattr(sys, "argv", ["step.py", "--tiny", "--canvas", "8", "--batch", "1", "--save", str(tmp_path)])
     assert bench.main() == 1
     rows = json.loads((tmp_path / "step.json").read_text("utf-8"))["rows"]
-    assert [row["way"] for row in rows] == ["reference", "transformers, eager", "x 4"]
-    assert rows[0]["p50_ms"] > 0 and "no kernel image" in rows[2]["error"]
+    assert [row["way"] for row in rows] == ["reference", "x 4, as asked", "transformers, eager", "x 4"]
+    assert rows[0]["p50_ms"] > 0 and "no kernel image" in rows[3]["error"]
+
+
+def test_drafts_as_the_agent_asks_for_them_change_logits_find_a_pin_and_are_recorded_whole(bench: ModuleType) -> None:
+    network = bench.random_network(bench.ALL["tiny"], torch.device("cpu"), torch.float32)
+    way = bench.Ours(
+        "graphs x 4", network, bench.Size(16, 2, 32), kind="reference", graphs=True, visit=4, as_asked=True
+    )
+    replies = []
+    run_round = way._engine.run_round
+
+    def watched() -> list[Event]:
+        events: list[Event] = run_round()
+        replies.extend(event.tokens for event in events if isinstance(event, Finished))
+        return events
+
+    way._engine.run_round = watched
+    assert all(way.write() for _ in range(3))
+    assert 4 in {told.shape.steps for told in way.recorded if not told.error}
+    assert len(replies) == 6
+    for reply in replies:
+        assert bench.PIN in [reply[at : at + 3] for at in range(len(reply))] and bench.BANNED not in reply
+        assert not any(reply[at : at + 3] == reply[at + 3 : at + 6] for at in range(len(reply) - 5)), "no stutter"
 
 
 def test_shapes_that_cannot_be_recorded_are_named(
@@ -152,7 +176,7 @@ def test_our_figures_do_not_depend_on_what_others_can_do_here(
     monkeypatch.setattr(bench, "profile", fail)
     assert bench.main() == 0
     rows = json.loads((tmp_path / "step.json").read_text("utf-8"))["rows"]
-    assert [row["way"] for row in rows] == ["reference", "x 4"]
+    assert [row["way"] for row in rows] == ["reference", "x 4", "x 4, as asked"]
     for row in rows:
         assert row["p50_ms"] > 0 and row["transformers_ratio"] is None
         assert "no such thing" in row["without_transformers"] and "no such thing" in row["profile_error"]
