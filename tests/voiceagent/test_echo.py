@@ -107,6 +107,21 @@ def test_where_no_echo_comes_back_no_caller_is_lost(began_s: float) -> None:
     assert share(found, began_s, size / 16_000) < 0.03
 
 
+def test_that_no_echo_comes_back_is_known_after_a_second_or_so_and_in_every_later_reply() -> None:
+    far = recording(READ[0]["path"])
+    silent = made_echo(far, delay_s=0.1, loss_db=90.0)
+    gate, known_s = EchoGate(), 0.0
+    gate.played(far[: 2 * 16_000], 16_000, 100.0)
+    for number, window in enumerate(Windower().push(silent[: 2 * 16_000])):
+        gate.origin(window, 100.0 + (number + 1) * WINDOW_S, is_voiced=False)
+        known_s = known_s or (number + 1) * WINDOW_S * gate.is_learned
+    assert 0.8 < known_s < 1.5, "half a second of a voice that pauses, and what an echo may need"
+    gate.cut(102.0)
+    gate.played(far[: 2 * 16_000], 16_000, 160.0)
+    gate.origin(silent[:512], 160.032, is_voiced=False)
+    assert gate.is_learned and not gate.comes_back, "nobody has to wait again"
+
+
 def origins_of(far: Samples, microphone: Samples, *, ducked_s: tuple[float, float] = (99.0, 99.0)) -> list[Origin]:
     """Of every window that is loud; those that are not are unknown."""
     gate, found = EchoGate(), []
