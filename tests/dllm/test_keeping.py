@@ -258,6 +258,10 @@ def test_a_speculative_draft_that_holds_the_room_of_an_awaited_one_comes_to_its_
 @pytest.mark.parametrize("how", ["kept", "revised"])
 @pytest.mark.parametrize("seed", range(3))
 def test_replies_are_the_same_beside_a_wider_one_that_is_asked_for_what_it_keeps(seed: int, how: str) -> None:
+    """They once read what fills the wider window: one state for all positions. Confidences were equal but for their last digit then (1e-8), so that
+    PyTorch's rules and the compiled ones chose different positions; three of 500 fuzzed companies (seeds 1258, 1472, 1493) had disagreed for that
+    reason and no other. With states of their own all three agree."""
+
     def replies(*, in_company: bool) -> list[tuple[int, ...]]:
         engine = Engine(
             tiny.model(seed, 4.0), tiny.codec().token_table, max_batch=8, cache_bytes=2**19, clock=lambda: 0.0
