@@ -175,7 +175,9 @@ def _stage(stage: Mapping[str, object]) -> str:
     )
     took = end - start if isinstance(start, int | float) and isinstance(end, int | float) else 0.0
     line = f"  {took:7.1f} ms {STAGES.get(name, name)}"
-    if isinstance(usual, int | float) and isinstance(worst, int | float):
+    if worst == 0 and name in ("prefill", "denoise_first"):
+        line += " (it was done already)"
+    elif isinstance(usual, int | float) and isinstance(worst, int | float):
         beyond = ", more than 19 times in 20" if took > worst else ""
         line += f" (expected {usual:.0f}, seldom over {worst:.0f}{beyond})"
     return line

@@ -59,6 +59,9 @@ def test_a_clause_that_was_written_early_is_told_with_the_steps_it_took_and_no_d
     assert not any("granted" in sentence for sentence in explain(timeline))
     stages: Any = {stage["name"]: stage for stage in timeline["stages"]}  # type: ignore[attr-defined]
     assert stages["denoise_first"]["predicted_p95_ms"] == 0.0, "nothing of it was left to do"
+    assert [line.endswith("(it was done already)") for line in explain(timeline) if "writing the first" in line] == [
+        True
+    ]
 
 
 class KeepsNothing(ScriptedDrafter):
