@@ -99,10 +99,12 @@ class Playout:
 
     def follow(self, earlier_dry_at: float) -> None:
         """What plays before it ends at another moment than was thought: what waits for that moves with it."""
-        is_waiting = not self.is_over and self._reported_s is None
-        # It begins where that ends, unless it came later.
-        if is_waiting and self._dry_at is not None and self._dry_at - self.sent_s <= self.not_before + 1e-6:
-            self._dry_at += earlier_dry_at - self.not_before
+        if self._dry_at is not None and self.is_over:
+            self._dry_at = min(self._dry_at, earlier_dry_at)  # Cut before it began, it was over when that was.
+        elif self._dry_at is not None and self._reported_s is None:
+            # It begins where that ends, unless it came later.
+            moves = self._dry_at - self.sent_s <= self.not_before + 1e-6
+            self._dry_at += earlier_dry_at - self.not_before if moves else 0.0
         self.not_before = earlier_dry_at
 
     def stop(self, now: float) -> None:

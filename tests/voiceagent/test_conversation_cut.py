@@ -216,6 +216,22 @@ def test_what_is_behind_a_reply_that_its_client_cuts_is_heard_and_over_so_much_s
     talk(scenario, step_s=0.0)
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["in order", "the later one first"])
+def test_where_a_client_cuts_all_that_it_has_queued_nothing_plays_any_more(order: tuple[int, int]) -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(0.3)
+        line.conversation.create_response(ResponseOptions())
+        await line.clock.advance(0.1)
+        items = [event.item.id for event in line.of(ResponseItemStarted)]
+        for number in order:
+            line.conversation.truncate_item(items[number], 0.0)
+        await line.clock.advance(0.05)
+        assert line.conversation.phase is Phase.IDLE
+
+    talk(scenario, step_s=0.0)
+
+
 def test_the_rest_of_a_reply_is_due_sooner_when_its_client_cuts_the_one_before() -> None:
     async def scenario(line: Line) -> None:
         await line.speak_turn()

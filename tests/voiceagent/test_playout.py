@@ -151,6 +151,8 @@ def test_a_reply_behind_one_that_is_cut_is_heard_at_once() -> None:
     waiting = Playout(not_before=12.0)
     waiting.sent(1.0, now=10.0)
     assert (waiting.cut(0.0, 10.5), waiting.dry_at()) == (0.0, 12.0), "before it the earlier one plays on"
+    waiting.follow(10.6)
+    assert waiting.dry_at() == 10.6, "until that is cut too"
 
 
 def test_a_hold_moves_everything_behind_it() -> None:
