@@ -55,6 +55,17 @@ def test_one_spelling_is_no_error(bench: ModuleType) -> None:
     assert bench.measure([case(bench, "a tea okay", "an tea ok")], RepairSettings()).before.total == 0
 
 
+def test_what_takes_longer_than_the_agent_waits_is_not_in_time(bench: ModuleType) -> None:
+    limit_s = bench.REPAIR_WITHIN_S
+    times = bench.timing([0.01, 0.02, 0.03, limit_s, 1.2 * limit_s])
+    assert times == {
+        "p50": 30.0,
+        "p95": pytest.approx(1000 * limit_s, rel=0.21),
+        "p100": 1200 * limit_s,
+        "in_time": 0.8,
+    }
+
+
 def test_no_speaker_is_in_both_halves(bench: ModuleType) -> None:
     cases = [case(bench, "tea", "tea", speaker=f"speaker {number % 20}") for number in range(60)]
     tuned, told = bench.halves(cases)
