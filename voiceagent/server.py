@@ -331,6 +331,9 @@ class RealtimeServer:
     async def drain(self) -> None:
         """Let nobody in any more, let everybody's current reply finish, and close with 1001. Bounded by `drain_s` and a little."""
         self.is_draining = True
+        if self._connections:
+            told = "shutting down: what is being said on %d connections may finish, for at most %g s"
+            _log.info(told, len(self._connections), self._settings.drain_s)
         waits = [asyncio.create_task(connection.drain(self._settings.drain_s)) for connection in self._connections]
         limit_s = self._settings.drain_s + 2 * self._settings.close_timeout_s
         timer = asyncio.create_task(self._clock.sleep_until(self._clock.now() + limit_s))
@@ -363,6 +366,8 @@ def create_app(
             Route("/metrics", realtime.metrics),
             Route("/sessions", realtime.sessions),
             WebSocketRoute("/v1/realtime", realtime.realtime),
+            Route("/v1/realtime", _no_websocket),
+            Route("/v1/{path:path}", _not_offered, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
             WebSocketRoute("/telephony/twilio", realtime.twilio),
             Mount("/static", page.static_files()),
             Mount("/", page.static_files()),
@@ -375,6 +380,22 @@ def create_app(
 
 def _wants_our_events(websocket: WebSocket) -> bool:
     return websocket.query_params.get("extensions") == "1"
+
+
+async def _no_websocket(request: Request) -> Response:
+    """What a proxy that does not pass upgrades on, or a browser's address bar, gets to see."""
+    message = (
+        "This address speaks websocket. If the client does too, a proxy on the way has dropped its Upgrade header."
+    )
+    response = _error(426, "upgrade_required", message)
+    response.headers["upgrade"], response.headers["connection"] = "websocket", "Upgrade"
+    return response
+
+
+async def _not_offered(request: Request) -> Response:
+    """WebRTC, ephemeral keys and the other interfaces of OpenAI's, in the shape that its clients read."""
+    message = f"{request.method} {request.url.path} is not offered: conversations are WS /v1/realtime."
+    return _error(404, "not_found", message)
 
 
 class _HostGuard:

@@ -472,7 +472,7 @@ def test_a_client_that_vanishes_leaves_nothing_running(moment: str) -> None:
 # --- ending -----------------------------------------------------------------------------------------------------------
 
 
-def test_draining_lets_the_reply_finish_and_lets_nobody_in() -> None:
+def test_draining_lets_the_reply_finish_and_lets_nobody_in(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(house: House) -> None:
         async with connect(house.app) as talking, connect(house.app) as idle:
             await idle.next()
@@ -491,7 +491,9 @@ def test_draining_lets_the_reply_finish_and_lets_nobody_in() -> None:
             assert done["response"]["status"] == "completed"
             await pump(house, drain)
 
+    caplog.set_level(logging.INFO, "voiceagent.server")
     serve(scenario, settings=ServerSettings(drain_s=60.0))
+    assert "said on 2 connections may finish, for at most 60 s" in caplog.text
 
 
 def test_draining_is_bounded_and_what_is_cut_off_says_so() -> None:

@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.voiceagent.house import KEYED, House, _shown, get, refusal, serve
@@ -130,6 +131,31 @@ def test_a_websocket_to_any_other_address_is_refused() -> None:
 
 
 # --- http -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_that_lost_its_upgrade_on_the_way_is_told_so() -> None:
+    async def scenario(house: House) -> None:
+        answer = await get(house, "/v1/realtime?model=m")
+        assert (answer.status_code, answer.headers["upgrade"]) == (426, "websocket")
+        assert "proxy" in answer.json()["error"]["message"]
+
+    serve(scenario)
+
+
+def test_what_is_not_offered_is_said_in_the_shape_that_clients_of_the_protocol_read() -> None:
+    async def scenario(house: House) -> None:
+        transport = httpx.ASGITransport(house.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8080") as client:
+            for method, path in (
+                ("POST", "/v1/realtime/client_secrets"),
+                ("POST", "/v1/realtime/calls"),
+                ("GET", "/v1/models"),
+            ):
+                answer = await client.request(method, path)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+                assert path in answer.json()["error"]["message"]
+
+    serve(scenario)
 
 
 def test_readiness_names_the_parts_and_whether_a_key_is_needed() -> None:
