@@ -15,7 +15,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import tempfile
 
 # What a server of the tests learns is nobody else's.
-os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="voiceagent-state-")
+_STATE = tempfile.TemporaryDirectory(prefix="voiceagent-state-")  # Goes when this process ends.
+os.environ["XDG_STATE_HOME"] = _STATE.name
 
 import asyncio
 from collections.abc import Coroutine

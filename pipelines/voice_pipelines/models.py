@@ -20,6 +20,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
+from voice_pipelines import folders
 from voice_pipelines.download import HUB_URL, FetchError, Hub, Progress, download_folder
 from voiceagent.backends import BackendInfo
 
@@ -136,7 +137,7 @@ def models_folder(
     """Where models are kept; it need not exist."""
     if chosen := environ.get("VOICEAGENT_MODELS"):
         return Path(chosen).expanduser()
-    home = home or Path.home()
+    home = home or folders.home()
     if platform == "darwin":
         return home / "Library" / "Application Support" / "voiceagent" / "models"
     data = environ.get("XDG_DATA_HOME")

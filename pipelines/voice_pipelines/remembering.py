@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from voice_pipelines import folders
 from voiceagent.config import Config
 from voiceagent.costs import CostModel, CostsDamagedError, Stage
 from voiceagent.errors import ConfigError
@@ -31,7 +32,7 @@ def state_folder(
     environ: Mapping[str, str] = os.environ, home: Path | None = None, platform: str = sys.platform
 ) -> Path:
     """Where programs keep what they learn; it need not exist."""
-    home = home or Path.home()
+    home = home or folders.home()
     if platform == "darwin":
         return home / "Library" / "Application Support" / "voiceagent"
     state = environ.get("XDG_STATE_HOME")
@@ -58,7 +59,7 @@ class Memory:
         path = self.folder / COSTS
         try:
             return costs.restore(json.loads(path.read_text("utf-8")), self.owners)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return ()
         except (OSError, ValueError, RecursionError) as error:
             reason = str(error) if isinstance(error, CostsDamagedError) else f"not JSON: {error}"

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from voice_pipelines import folders
 from voice_pipelines.asr.decoder import DecoderOptions
 from voice_pipelines.asr.model import LanguageOptions, ModelFiles, cached_files
 from voice_pipelines.asr.process import RecogniserProcess, environment
@@ -260,7 +261,7 @@ class PocketSphinxUtterance:
 def default_cache() -> Path:
     """The user's folder for things that can be built again."""
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "voiceagent"
+    return (Path(base) if base else folders.home() / ".cache") / "voiceagent"
 
 
 async def _model_files(vocabulary: Vocabulary | None, options: LanguageOptions, cache: Path) -> ModelFiles:
@@ -272,6 +273,15 @@ async def _model_files(vocabulary: Vocabulary | None, options: LanguageOptions, 
     files, is_there = cached_files(cache, vocabulary, options)
     if is_there:
         return files
+    if not folders.can_be_filled(cache):
+        try:
+            cache, refused = folders.of_this_process(), cache
+        except OSError as error:
+            raise BackendError("asr", f"neither {cache} nor temporary files can be written: {error}") from error
+        _log.info("%s cannot be written: the recogniser's language model is built for this process alone", refused)
+        files, is_there = cached_files(cache, vocabulary, options)
+        if is_there:
+            return files
     table = None if vocabulary is None else {"phrases": vocabulary.phrases, "slots": dict(vocabulary.slots)}
     request = json.dumps({"vocabulary": table, "options": asdict(options)}).encode()
     builder = await asyncio.create_subprocess_exec(

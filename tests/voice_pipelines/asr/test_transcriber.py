@@ -177,13 +177,31 @@ asyncio.run(main())
         runtime.stderr.read()
 
 
-def test_a_language_model_that_cannot_be_built_says_why(tmp_path):
+def test_a_language_model_that_cannot_be_built_says_why(tmp_path, monkeypatch):
     async def main():
         with pytest.raises(BackendError, match="could not be built"):
             await PocketSphinxTranscriber.create(Vocabulary(("''' '''' a",)), cache=tmp_path / "file")
 
     (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr("voice_pipelines.folders.can_be_filled", lambda folder: True)
     run_async(main(), timeout_s=120)
+
+
+def test_where_the_cache_cannot_be_written_the_language_model_is_made_for_this_process(cache, tmp_path, monkeypatch):
+    async def main():
+        async with transcriber(tmp_path / "file" / "cache") as asr:
+            assert asr.info.name == "pocketsphinx"
+
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr("voice_pipelines.folders.of_this_process", lambda: cache)  # where it is built already
+    run_async(main(), timeout_s=120)
+
+    def none() -> Path:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr("voice_pipelines.folders.of_this_process", none)
+    with pytest.raises(BackendError, match=r"neither .*cache nor temporary files can be written"):
+        run_async(main(), timeout_s=120)
 
 
 def test_a_built_model_is_found_again(cache):
