@@ -190,6 +190,11 @@ def test_a_lost_connection_is_announced_and_the_conversation_goes_on(open_with: 
     type_message(opened, "hello there")
     wait_for_reply(opened, 1)
 
+    app = page.locator("#app")
+    expect(app).to_have_attribute("data-audible-items", re.compile(r"^\S+$"), timeout=PATIENCE_MS)
+    expect(app).to_have_attribute("data-phase", "ready", timeout=PATIENCE_MS)
+    held = {"type": "voiceagent.playback.ducked", "event_id": "evt_held", "audio_start_ms": 0, "gain_db": -120}
+    routes[-1].send(json.dumps(held))  # And whoever could bring the agent back is gone.
     routes[-1].close(code=1012, reason="restart")
     expect(page.locator("#alert-text")).to_contain_text("restarting")
     expect(page.locator("#log .line-note")).to_have_text("reconnected, the conversation goes on", timeout=PATIENCE_MS)
@@ -199,6 +204,7 @@ def test_a_lost_connection_is_announced_and_the_conversation_goes_on(open_with: 
 
     type_message(opened, "a small latte please")
     wait_for_reply(opened, 2)
+    expect(app).to_have_attribute("data-audible-items", re.compile(r"^\S+ \S+$"), timeout=PATIENCE_MS)
     assert opened.complaints == []
 
 
