@@ -50,7 +50,7 @@ from server_process import server  # noqa: E402
 
 RATE_HZ = 24_000
 """On the wire."""
-HUMS = ("mhm.", "right.", "okay.", "um-hum.")
+HUMS = ("mhm.", "right.", "okay.", "um-hum.", "got it.", "I see.")
 SHORT = ("stop.", "wait.")
 OPENED_S = 10.0
 """A server that has not spoken by then does not greet."""
@@ -173,7 +173,7 @@ async def cases(folder: Path, seed: int) -> list[Case]:
     """About three minutes of them."""
     made = [
         *(await spoken(SHORT, "one or two words", interrupts=True))[:4],
-        *(await spoken(HUMS, "backchannel", interrupts=False))[:12],
+        *(await spoken(HUMS, "backchannel", interrupts=False))[:18],
     ]
     return [
         *list(recorded(folder, ("order",), 9, "order, recorded"))[:10],

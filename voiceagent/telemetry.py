@@ -313,6 +313,8 @@ class Session:
 
     def _sent(self, duration_s: float) -> None:
         """More audio leaves; when all before it must have been played by now, the caller heard a gap."""
+        if self._is_ducked:
+            return  # It may be held: when its queue runs dry is known once it plays on.
         now = self._clock.now()
         if self._dry_at is not None and now > self._dry_at:
             self._underruns += 1

@@ -11,6 +11,7 @@ from tests.voiceagent.realtime import connect
 from tests.voiceagent.standins import tone
 from tests.voiceagent.telephony.phone import phone
 from tests.voiceagent.test_metrics import read
+from voiceagent.barge_in import Dismissed
 from voiceagent.clock import ManualClock
 from voiceagent.errors import EngineFullError
 from voiceagent.events import (
@@ -20,6 +21,7 @@ from voiceagent.events import (
     ItemTruncated,
     PlaybackDucked,
     PlaybackMuted,
+    PlaybackRestored,
     ResponseAudio,
     ResponseStarted,
     SpeechStarted,
@@ -283,6 +285,20 @@ def test_a_doubt_that_a_key_ends_is_a_stop_at_once_and_only_once() -> None:
     tell(PlaybackDucked(3.0))
     tell(PlaybackMuted(3.0))
     assert (meters.ducks.value(), meters.mutes.value()) == (2, 1), "one doubt"
+
+
+def test_what_is_sent_while_the_agent_is_held_cannot_run_dry() -> None:
+    meters, _, clock, emit = watched()
+    emit(ResponseStarted("resp", "item", "audio"))
+    for event in (audio(1.0), PlaybackDucked(1.0), audio(0.1), PlaybackMuted(1.0), audio(0.1)):
+        emit(event)
+        clock._now += 0.5
+    emit(PlaybackRestored(Dismissed.BACKCHANNEL))
+    emit(audio(0.1))
+    assert meters.underruns.value() == 0
+    clock._now += 0.5
+    emit(audio(0.1))
+    assert meters.underruns.value() == 1, "as ever"
 
 
 def test_clients_that_are_turned_away_are_counted_by_reason() -> None:
