@@ -5,7 +5,7 @@
 Recordings: each with one pause inserted (`tapes.py`), and as it was recorded. What detector and recogniser said is replayed window by window
 through the modules that the server decides with; a model's answer is there one window (32 ms) after its question. Delay is from the true end
 of speech to the decision; a cut-off is a decision more than 0.15 s before it, counted once per recording, and has no delay. Settings are
-chosen on one half of the speakers and reported on the other.
+chosen on one half of the speakers and reported on the other. Whoever judges the sound of a voice was set on other speakers' (`turn_sound.py`).
 
 Dialogues: turns of the users of the set left out of training, as a recogniser would write them, with the same kind of pause at a boundary
 between two words. There is no sound, so the text is right and is there at once.
@@ -35,6 +35,7 @@ from measuring import about, percentile
 from numpy.typing import NDArray
 from pauses import TAIL_S, draw_pause, entries
 from tapes import Tape, TapeMaker
+from turn_sound import Ear, Ears, Stop, examples
 
 from dllm import loader
 from dllm.spoken import spoken_form
@@ -45,7 +46,7 @@ from voice_pipelines.adapters.turn_words import TurnWordsScorer, alone
 from voice_pipelines.asr.vocabulary import Vocabulary
 from voice_pipelines.settings import load
 from voice_pipelines.turn_end.model import TurnEndModel
-from voiceagent.backends import BackendInfo, PromptTurn, TurnSoFar
+from voiceagent.backends import BackendInfo, PromptTurn, Samples, TurnSoFar
 from voiceagent.config import Config
 from voiceagent.endpoint import EndpointSettings, Evidence, decide
 from voiceagent.endpoint_dictation import is_dictation
@@ -142,17 +143,21 @@ class Scores:
         self._file.write_text(json.dumps(self._known), "utf-8")
         await self._drafter.aclose()
 
-    async def ask(self, before: tuple[PromptTurn, ...], words: str) -> float:
-        """Probability that nothing follows, as the judge has it."""
+    async def ask(self, before: tuple[PromptTurn, ...], words: str, sound: float | None = None) -> float:
+        """Probability that nothing follows, as the judge has it.
+
+        Args:
+            sound: By the sound of the voice alone; None where nobody listened.
+        """
         asked = next((turn.text for turn in reversed(before) if turn.role == "agent"), "")
         of_words = self._words.completeness(words, asked)
         if self._judge == "words":
-            return alone(of_words, words, asked)
+            return alone(of_words, words, asked, sound)
         if self._judge == "both" and is_answer(words, asked):
             return of_words
         end = await self._ask_model(before, words)
         # The mean of one and the same is the model's alone.
-        return joined(end, of_words if self._judge == "both" else end.probability)
+        return joined(end, of_words if self._judge == "both" else end.probability, sound)
 
     async def _ask_model(self, before: tuple[PromptTurn, ...], words: str) -> TurnEnd:
         key = json.dumps([[turn.role, turn.text] for turn in before] + [words])
@@ -176,8 +181,22 @@ class Scores:
 # --- recordings -------------------------------------------------------------------------------------------------------
 
 
-async def case_of(tape: Tape, speaker: str, before: tuple[PromptTurn, ...], scores: Scores) -> Case:
-    """Replay a tape through voice activity and the words' evidence; neither depends on the settings that are compared."""
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A tape with who spoke."""
+
+    tape: Tape
+    speaker: str
+    samples: Samples
+
+
+async def case_of(recorded: Recorded, before: tuple[PromptTurn, ...], scores: Scores, ear: Ear | None) -> Case:
+    """Replay a tape through voice activity and the words' evidence; neither depends on the settings that are compared.
+
+    Args:
+        ear: Judges the sound of the voice before each pause; None where nobody listens.
+    """
+    tape, sounded_until = recorded.tape, -1
     activity, words, heard = VoiceActivity(), PauseWords(), list(tape.partials)
     words.begin(before[-1].text if before and before[-1].role == "agent" else "")
     asked: Question | None = None
@@ -188,17 +207,20 @@ async def case_of(tape: Tape, speaker: str, before: tuple[PromptTurn, ...], scor
         while heard and heard[0].at_s <= at / 16_000:
             words.hear(heard.pop(0).text, at)
         if asked is not None:
-            words.answer(asked, await scores.ask(before, asked.text))
+            words.answer(asked, await scores.ask(before, asked.text, asked.sound))
             asked = None
         if (utterance := activity.utterance) is None:
             continue
+        if ear is not None and utterance.is_paused and utterance.voice_end_sample != sounded_until:
+            sounded_until = utterance.voice_end_sample
+            words.pause_began(ear(Stop(utterance.start_sample, sounded_until, None).heard(recorded.samples)))
         asked = words.question(at, is_paused=utterance.is_paused)
         if utterance.is_paused or number % 32 == 0:
             moments.append((utterance, words.evidence(at)))
     return Case(
         tape.path,
         tape.kind,
-        speaker,
+        recorded.speaker,
         tape.speech_end_s,
         tuple(moments),
         len(tape.voice) * SILENCE_WINDOW_S,
@@ -476,22 +498,24 @@ def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
-def tapes_of(options: argparse.Namespace, vocabulary: Vocabulary, *, with_pause: bool) -> list[tuple[Tape, str]]:
-    """Tapes with their speakers."""
+def tapes_of(options: argparse.Namespace, vocabulary: Vocabulary, *, with_pause: bool) -> list[Recorded]:
+    """Tapes with their speakers and their sound."""
     decoder, _ = decoder_for(vocabulary, options.cache / "asr")
     maker = TapeMaker(options.data, options.cache / "tapes", decoder, options.preset.stem, options.seed)
-    found = [
-        (maker.make(entry, with_pause=with_pause), str(entry["speaker"]))
-        for entry in entries(options.data, options.kinds, options.every if with_pause else options.every_as_recorded)
+    some = entries(options.data, options.kinds, options.every if with_pause else options.every_as_recorded)
+    return [
+        Recorded(tape, str(entry["speaker"]), maker.samples(entry, with_pause=with_pause))
+        for entry in some
+        if (tape := maker.make(entry, with_pause=with_pause)) is not None
     ]
-    return [(tape, speaker) for tape, speaker in found if tape is not None]
 
 
 async def run(
     options: argparse.Namespace,
     config: Config,
-    tapes: Mapping[str, Sequence[tuple[Tape, str]]],
+    tapes: Mapping[str, Sequence[Recorded]],
     dialogues: Sequence[Path],
+    ears: Ears | None,
 ) -> list[dict[str, Any]]:
     defaults = config.turn.detection().endpoint()
     results = []
@@ -499,10 +523,11 @@ async def run(
         found: dict[str, list[Case]] = {}
         for how, recorded in tapes.items():
             found[how] = []
-            for tape, speaker in recorded:
-                said = ASKED.get(tape.kind, config.agent.greeting)
+            for each in recorded:
+                said = ASKED.get(each.tape.kind, config.agent.greeting)
                 before = (PromptTurn("system", config.agent.instructions), PromptTurn("agent", said))
-                found[how].append(await case_of(tape, speaker, before, scores))
+                ear = None if ears is None else ears.of(each.speaker)
+                found[how].append(await case_of(each, before, scores, ear))
         if dialogues:
             found["dialogues"], found["whole dialogues"] = await dialogue_cases(
                 dialogues, options.turns, options.seed, scores
@@ -559,6 +584,12 @@ def main() -> None:
     )
     parser.add_argument("--kinds", nargs="+", default=KINDS, help="kinds of recordings")
     parser.add_argument("--judge", choices=("both", "words", "model"), default="both", help="who judges the words")
+    parser.add_argument(
+        "--sound",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether the sound of the voice is judged too",
+    )
     parser.add_argument("--every", type=int, default=1, help="take every n-th recording only, for a quick look")
     parser.add_argument(
         "--every-as-recorded", type=int, default=1, help="the same for recordings without a pause; 0 takes none"
@@ -579,9 +610,17 @@ def main() -> None:
     tapes = {PAUSED: tapes_of(options, vocabulary, with_pause=True)}
     if options.every_as_recorded:
         tapes[AS_THEY_ARE] = tapes_of(options, vocabulary, with_pause=False)
-    results = asyncio.run(run(options, config, tapes, dialogues))
+    ears = Ears(asyncio.run(examples(options.data, options.cache))) if options.sound else None
+    results = asyncio.run(run(options, config, tapes, dialogues, ears))
     if options.save is not None:
-        table = {**machine, "data": options.data.name, "seed": options.seed, "judge": options.judge, "results": results}
+        table = {
+            **machine,
+            "data": options.data.name,
+            "seed": options.seed,
+            "judge": options.judge,
+            "sound": options.sound,
+            "results": results,
+        }
         options.save.write_text(json.dumps(table, indent=1, default=as_json) + "\n", "utf-8")
     if options.plot is not None:
         plot([result for result in results if "words curve" in result], options.plot)

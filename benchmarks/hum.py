@@ -24,7 +24,7 @@ import soundfile
 import soxr
 from barge_in import VOICES as REPORTED_VOICES
 from barge_in import audible_onset_s
-from numpy.typing import NDArray
+from logistic import logistic
 
 from dllm.machine import commit
 from voice_pipelines.adapters.espeak import EspeakSynthesizer, EspeakVoice
@@ -189,16 +189,10 @@ def fitted(judged: list[Judged], keep: float = 3.0) -> dict[str, tuple[float, fl
     measured = np.array([traits(each.heard) for each in judged])
     is_hum = np.array([each.sound.is_hum for each in judged])
     means, spreads = measured.mean(axis=0), measured.std(axis=0) + 1e-6
-    rows = np.c_[np.clip((measured - means) / spreads, -CLIP, CLIP), np.ones(len(judged))]
+    standard = np.clip((measured - means) / spreads, -CLIP, CLIP).astype(np.float64)
     weigh = np.array([1.5 if "recorded" in each.sound.kind else 1.0 for each in judged])
     weigh[is_hum] *= weigh[~is_hum].sum() / weigh[is_hum].sum()
-    penalty = keep * np.r_[np.ones(rows.shape[1] - 1), 1e-3]
-    found: NDArray[np.float64] = np.zeros(rows.shape[1])
-    for _ in range(30):  # Newton's method; it has converged long before.
-        share = 1 / (1 + np.exp(-rows @ found))
-        slope = rows.T @ (weigh * (share - is_hum)) + penalty * found
-        curve = (rows * (weigh * share * (1 - share))[:, None]).T @ rows + np.diag(penalty)
-        found -= np.linalg.solve(curve, slope)
+    found = logistic(standard, is_hum, weigh, keep)
     table = zip(names(), means, spreads, found, strict=False)
     rounded = {name: (round(float(m), 3), round(float(s), 3), round(float(w), 3)) for name, m, s, w in table}
     return {**rounded, "bias": (0.0, 1.0, round(float(found[-1]), 3))}

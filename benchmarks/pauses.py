@@ -30,6 +30,7 @@ _PAUSE_SPREAD = math.log(PAUSE_P95_S / PAUSE_MEDIAN_S) / 1.6449
 TAIL_S = 2.6
 """Silence after the last word."""
 LEAD_S = 1.0
+AFTER_CUT_S = 1.2
 FAINT = 10 ** (-66 / 20)
 """Level of made background: that of the pauses in read speech here."""
 _NEAR_S = 0.04
@@ -50,6 +51,17 @@ class Sound:
     """16 kHz mono."""
     speech_end_s: float
     pause: Pause | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A recording that was broken off."""
+
+    samples: Samples
+    at: int
+    """The first sample of what was put behind it."""
+    is_end: bool
+    """After the last word."""
 
 
 def draw_pause(path: str, boundaries: int, seed: int) -> tuple[int, float]:
@@ -129,17 +141,9 @@ class Splicer:
 
     def sound(self, entry: dict[str, Any], *, with_pause: bool) -> Sound | None:
         """A recording from `LEAD_S` before its first word to `TAIL_S` after its last; None where a pause is wanted and there is no place for it."""
-        samples, rate = soundfile.read(self._folder / entry["path"], dtype="float32")
-        if rate != INPUT_RATE_HZ:
-            raise ValueError(f"{entry['path']}: {rate} Hz, expected {INPUT_RATE_HZ}")
-        generator = np.random.default_rng(int(hashlib.sha256(entry["path"].encode()).hexdigest()[:8], 16))
-        start = round(max(entry["speech_start_s"] - LEAD_S, 0.0) * rate)
-        end = round(entry["speech_end_s"] * rate)
-        background = Background(samples, (round(entry["speech_start_s"] * rate), end), generator)
-        lead = background.take(max(round((LEAD_S - entry["speech_start_s"]) * rate), 0))
-        tail = samples[end : end + round(TAIL_S * rate)]
+        speech, tail, background = self._read(entry)
+        rate = INPUT_RATE_HZ
         tail = np.concatenate([tail, background.take(round(TAIL_S * rate) - tail.size)])
-        speech = np.concatenate([lead, samples[start:end]])
         place = self._place(entry, speech) if with_pause else None
         if with_pause and place is None:
             return None
@@ -150,21 +154,51 @@ class Splicer:
             pause = Pause(cut / rate, pause_s, before)
         return Sound(np.concatenate([speech, tail]), speech.size / rate, pause)
 
+    def cuts(self, entry: dict[str, Any], most: int) -> Iterator[Cut]:
+        """The same recording up to a boundary between two of its words, at most so many of them, and up to its end: each cut in the same way, and with `AFTER_CUT_S`
+        of its background behind it. Nothing where its text cannot be aligned."""
+        speech, tail, background = self._read(entry)
+        ends = self._word_ends(entry, speech)
+        if ends is None:
+            return
+        drawn = sorted(random.Random(f"{self._seed}:cuts:{entry['path']}").sample(ends[:-1], min(most, len(ends) - 1)))
+        for near_s in [*drawn, speech.size / INPUT_RATE_HZ]:
+            is_end = near_s == speech.size / INPUT_RATE_HZ
+            sound = np.concatenate([speech, tail]) if is_end else speech
+            at = quietest(sound, near_s)
+            silence = background.take(round(AFTER_CUT_S * INPUT_RATE_HZ))
+            yield Cut(np.concatenate([sound[:at], silence]), at, is_end)
+
+    def _read(self, entry: dict[str, Any]) -> tuple[Samples, Samples, Background]:
+        """From `LEAD_S` before the first word to the end of the last, what there is of `TAIL_S` behind it, and what both are filled with."""
+        samples, rate = soundfile.read(self._folder / entry["path"], dtype="float32")
+        if rate != INPUT_RATE_HZ:
+            raise ValueError(f"{entry['path']}: {rate} Hz, expected {INPUT_RATE_HZ}")
+        generator = np.random.default_rng(int(hashlib.sha256(entry["path"].encode()).hexdigest()[:8], 16))
+        start = round(max(entry["speech_start_s"] - LEAD_S, 0.0) * rate)
+        end = round(entry["speech_end_s"] * rate)
+        background = Background(samples, (round(entry["speech_start_s"] * rate), end), generator)
+        lead = background.take(max(round((LEAD_S - entry["speech_start_s"]) * rate), 0))
+        return np.concatenate([lead, samples[start:end]]), samples[end : end + round(TAIL_S * rate)], background
+
     def _place(self, entry: dict[str, Any], speech: Samples) -> tuple[int, float, str] | None:
         """Sample, length and the words before it, or None for a single word or a text that cannot be aligned."""
         words = entry["text"].split()
-        if len(words) < 2:
+        ends = self._word_ends(entry, speech) if len(words) > 1 else None
+        if ends is None:
             return None
+        at, pause_s = draw_pause(entry["path"], len(words) - 1, self._seed)
+        return quietest(speech, ends[at]), pause_s, " ".join(words[: at + 1])
+
+    def _word_ends(self, entry: dict[str, Any], speech: Samples) -> list[float] | None:
+        words = entry["text"].split()
         if "words" in entry:
             shift = speech.size / INPUT_RATE_HZ - entry["speech_end_s"]
             ends: list[float] | None = [word["end_s"] + shift for word in entry["words"]]
         else:
             padded = np.concatenate([speech, np.zeros(3_200, np.float32)])
             ends = self._aligner.word_ends(padded, words)
-        if ends is None or len(ends) != len(words):
-            return None
-        at, pause_s = draw_pause(entry["path"], len(words) - 1, self._seed)
-        return quietest(speech, ends[at]), pause_s, " ".join(words[: at + 1])
+        return ends if ends is not None and len(ends) == len(words) else None
 
 
 def write(data: Path, kinds: Iterable[str], share: float, seed: int, out: Path) -> list[dict[str, Any]]:

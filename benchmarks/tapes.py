@@ -80,14 +80,19 @@ class TapeMaker:
         path.write_text(json.dumps(None if tape is None else asdict(tape)), "utf-8")
         return tape
 
+    def samples(self, entry: dict[str, Any], *, with_pause: bool) -> Samples:
+        """What the tape of this recording was made from."""
+        sound = self._splicer.sound(entry, with_pause=with_pause)
+        assert sound is not None, "a tape was made of it"
+        return sound.samples
+
     def final(self, entry: dict[str, Any], tape: Tape, endpoint_s: float) -> str:
         """What the recogniser makes of a tape's utterance when it is told at `endpoint_s` that there is no more."""
-        sound = self._splicer.sound(entry, with_pause=tape.pause_at_s is not None)
-        assert sound is not None, "a tape was made of it"
+        samples = self.samples(entry, with_pause=tape.pause_at_s is not None)
         activity = VoiceActivity()
         starts = [each for p in tape.voice for each in activity.update(p) if isinstance(each, Started)]
         start = max(starts[0].start_sample - round(PRE_ROLL_S * INPUT_RATE_HZ), 0)
-        heard = pcm(sound.samples[start : round(endpoint_s * INPUT_RATE_HZ)])
+        heard = pcm(samples[start : round(endpoint_s * INPUT_RATE_HZ)])
         self._decoder.start()
         for at in range(0, len(heard), 2 * BLOCK_SAMPLES):
             self._decoder.feed(heard[at : at + 2 * BLOCK_SAMPLES])

@@ -381,6 +381,8 @@ class TurnSoFar:
     """What the agent may call: they are part of the prompt that a reply will have."""
     audio: Samples
     """The last seconds heard, at most `LOOK_BACK_S` of them, up to now."""
+    sound: float | None = None
+    """Probability that it is over by the sound of the voice before the pause (`voiceagent.endpoint_sound`); None where nobody listened."""
 
 
 LOOK_BACK_S = 8.0
@@ -392,6 +394,8 @@ class TurnScorer(Protocol):
     info: BackendInfo
     ask_again_s: float | None
     """Seconds by which the silence must have grown until it is asked again about the same words; None where they are all it looks at."""
+    weighs_sound: bool
+    """Whether it wants to be told `TurnSoFar.sound`."""
 
     async def completeness(self, turn: TurnSoFar) -> float:
         """Probability in [0, 1] that nothing follows.

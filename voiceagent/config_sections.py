@@ -109,6 +109,11 @@ class TurnConfig:
         "'auto', 'words' or 'silence'",
         lambda v: v in ("auto", "words", "silence"),
     )
+    sound: bool = documented(
+        _TURN.weighs_sound,
+        "Whether how the voice sounded before a pause is weighed with the words; where `models.endpoint` names a Smart Turn, that one listens.",
+        "true or false",
+    )
     silence_s: float = documented(
         _TURN.silence_s,
         "Silence that ends the caller's turn where nobody judges the words.",
@@ -206,6 +211,7 @@ class TurnConfig:
             create_response=self.create_response,
             interrupt_response=self.interrupt_response,
             weighs_words=self.endpoint != "silence",
+            weighs_sound=self.sound,
             cut_off_cost_s=self.cut_off_cost_s,
             min_silence_s=self.min_silence_s,
             max_silence_s=self.max_silence_s,

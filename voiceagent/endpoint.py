@@ -94,6 +94,8 @@ class Evidence:
     """A model is looking at the words, and its answer is worth waiting for."""
     is_answer: bool = False
     """The agent asked something, and these are a word or two that may be all."""
+    sound: float | None = None
+    """Probability that nothing follows, by the sound of the voice alone; it is part of `completeness` already."""
 
 
 Rule: TypeAlias = Literal["silence", "complete", "dictation", "ceiling", "too_long", "client"]
@@ -113,6 +115,8 @@ class EndedBy:
     """Silence that would have been waited for without the words."""
     completeness: float | None = None
     """Probability that nothing follows, where somebody had said so."""
+    sound: float | None = None
+    """The same by the sound of the voice alone, where somebody had listened."""
 
     def as_json(self) -> dict[str, object]:
         """Times in milliseconds."""
@@ -125,6 +129,7 @@ class EndedBy:
             "silence_ms": milliseconds(self.silence_s),
             "silence_alone_ms": milliseconds(self.silence_alone_s),
             "completeness": None if self.completeness is None else round(self.completeness, 4),
+            "sound": None if self.sound is None else round(self.sound, 4),
         }
 
 
@@ -154,8 +159,8 @@ def decide(
     if utterance.is_paused and not utterance.is_stirring:
         rule = _over(utterance.silence_s, settings, evidence)
     if rule is not None:
-        completeness = None if evidence is None else evidence.completeness
-        ended_by = EndedBy(rule, utterance.silence_s, settings.silence_s, completeness)
+        completeness, sound = (None, None) if evidence is None else (evidence.completeness, evidence.sound)
+        ended_by = EndedBy(rule, utterance.silence_s, settings.silence_s, completeness, sound)
         return EndpointDecision(utterance.voice_end_sample, utterance.position_sample, ended_by)
     if utterance.duration_s >= settings.max_utterance_s:
         return EndpointDecision(utterance.voice_end_sample, utterance.position_sample, EndedBy("too_long"))

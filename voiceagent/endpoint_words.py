@@ -51,6 +51,8 @@ class Question:
 
     number: int
     text: str
+    sound: float | None = None
+    """How they sounded before the pause, as `PauseWords.pause_began` was told."""
 
 
 class PauseWords:
@@ -74,6 +76,7 @@ class PauseWords:
         """
         self._asked = asked
         self._text = ""
+        self._sound: float | None = None
         self._is_dictation = self._is_answer = False
         self._changed_at: int | None = None
         self._question: Question | None = None
@@ -94,14 +97,23 @@ class PauseWords:
             self._text, self._changed_at = text, at_sample
             self._look()
 
+    def pause_began(self, sound: float | None) -> None:
+        """The voice stopped; what it sounded like until then.
+
+        Args:
+            sound: Probability that the turn is over, by that alone; None where nobody listened.
+        """
+        self._sound = sound
+
     def question(self, at_sample: int, *, is_paused: bool) -> Question | None:
-        """What to ask now: only while nobody speaks, and about each text once, or again as the silence after it grows."""
+        """What to ask now: only while nobody speaks, and about each text once, or again as the silence after it grows, or where the voice
+        stopped a second time and it was the same."""
         if not is_paused or not self._text or (self._is_asked() and not self._may_ask_again(at_sample)):
             return None
         if not self._is_asked():
             self._answer, self._is_answered = None, False
         self._numbers += 1
-        self._question, self._question_at = Question(self._numbers, self._text), at_sample
+        self._question, self._question_at = Question(self._numbers, self._text, self._sound), at_sample
         self._is_under_way = True
         return self._question
 
@@ -121,7 +133,7 @@ class PauseWords:
     def evidence(self, at_sample: int) -> Evidence:
         """What is known now; where the model failed or is late, that is whether the words are dictated."""
         if self._changed_at is None:
-            return Evidence(NO_WORDS, stable_s=10.0)
+            return Evidence(NO_WORDS, stable_s=10.0, sound=self._sound)
         stable_s = (at_sample - self._changed_at) / INPUT_RATE_HZ
         is_answered = self._is_asked() and self._is_answered
         waiting_s = (at_sample - self._question_at) / INPUT_RATE_HZ if self._is_asked() else 0.0
@@ -131,6 +143,7 @@ class PauseWords:
             self._is_dictation,
             is_awaited=not is_answered and waiting_s <= LATE_S,
             is_answer=self._is_answer,
+            sound=self._sound,
         )
 
     def _look(self) -> None:
@@ -140,7 +153,8 @@ class PauseWords:
 
     def _is_asked(self) -> bool:
         """Whether these words were asked about; their answer stands while they are asked about again."""
-        return self._question is not None and self._question.text == self._text
+        asked = self._question
+        return asked is not None and (asked.text, asked.sound) == (self._text, self._sound)
 
     def _may_ask_again(self, at_sample: int) -> bool:
         waited_s = (at_sample - self._question_at) / INPUT_RATE_HZ

@@ -98,7 +98,9 @@ def _headline(timeline: Mapping[str, object]) -> str:
 
 def _ending(ended_by: Mapping[str, object]) -> str:
     rule = str(ended_by.get("rule"))
-    waited, alone, completeness = (ended_by.get(key) for key in ("silence_ms", "silence_alone_ms", "completeness"))
+    waited, alone, completeness, sound = (
+        ended_by.get(key) for key in ("silence_ms", "silence_alone_ms", "completeness", "sound")
+    )
     after = f" after {waited:.0f} ms of silence" if isinstance(waited, int | float) else ""
     line = f"The caller's turn was over{after}: {ENDINGS.get(rule, rule)}"
     if rule == "complete" and completeness is None:
@@ -106,6 +108,8 @@ def _ending(ended_by: Mapping[str, object]) -> str:
     if isinstance(completeness, int | float):
         subject = ", which" if rule == "complete" else "; the words"
         line += f"{subject} were complete with a probability of {completeness:.2f}"
+    if isinstance(sound, int | float):
+        line += f", the sound alone of an end with {sound:.2f}"
     if rule != "silence" and isinstance(alone, int | float):
         line += f". Silence alone would have waited {alone:.0f} ms"
     return f"{line}."

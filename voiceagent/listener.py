@@ -17,7 +17,7 @@ from typing import TypeAlias, assert_never
 
 import numpy as np
 
-from voiceagent import barge_in, endpoint, hum
+from voiceagent import barge_in, endpoint, endpoint_sound, hum
 from voiceagent.backends import INPUT_RATE_HZ, LOOK_BACK_S, Samples, VoiceDetectorStream
 from voiceagent.barge_in import Origin
 from voiceagent.echo import MAX_DELAY_S, EchoGate
@@ -25,7 +25,7 @@ from voiceagent.endpoint import EndedBy, Evidence
 from voiceagent.endpoint_words import PauseWords
 from voiceagent.session import TurnDetection
 from voiceagent.speculation import Pause
-from voiceagent.vad import PreRoll, Started, VadSettings, VoiceActivity, Windower
+from voiceagent.vad import PreRoll, Started, VadSettings, VoiceActivity, VoicedUtterance, Windower
 
 KEEP_S = 3.0
 """Audio kept for pre-roll; more than the largest prefix padding and the time to notice speech together."""
@@ -104,11 +104,17 @@ class Listener:
         judge: Judge | None = None,
         echo: EchoGate | None = None,
         ask_again_s: float | None = None,
+        sound: Callable[[Samples], float | None] | None = None,
     ) -> None:
         self._detector = detector
         self._echo = echo or EchoGate()
         self._judge = judge
         self._words = PauseWords(ask_again_s)
+        self._sound = sound
+        self._sounded_until: int | None = None
+        """The end of the voice that `_sound` has been asked about last."""
+        self.sound: float | None = None
+        """What it said: the probability that the turn is over, of the pause that the caller is in or was in last."""
         self._windower = Windower(window_samples)
         self._window_samples = window_samples
         self._activity = VoiceActivity(window_samples=window_samples)
@@ -164,7 +170,7 @@ class Listener:
                         yield heard
                 elif self._activity.is_speaking:
                     yield Utter(window)
-            evidence = self._evidence() if detection.weighs_words else None
+            evidence = self._evidence(detection) if detection.weighs_words else None
             decision = endpoint.decide(self._activity.utterance, self._endpoint, evidence)
             if decision is not None:
                 ended_by = self._judged(decision.ended_by)
@@ -236,6 +242,7 @@ class Listener:
         """An utterance with all of its audio so far."""
         # `_kept` counts windows alone, as the activity does, so both speak of the same samples.
         self._words.begin()
+        self._sounded_until = self.sound = None
         start = self._padded(start_sample, detection)
         yield Onset(max(start, self._kept.start_sample) + self._skipped)
         yield Utter(self._kept.since(start))
@@ -278,16 +285,29 @@ class Listener:
         is_wordless = pause is not None and not pause.words
         return replace(ended_by, completeness=None) if is_wordless else ended_by
 
-    def _evidence(self) -> Evidence | None:
+    def _evidence(self, detection: TurnDetection) -> Evidence | None:
         """What the words tell; a question that they raise goes out first."""
         utterance = self._activity.utterance
         if self._judge is None or utterance is None:
             return None
         at = utterance.position_sample
+        if utterance.is_paused and detection.weighs_sound:
+            self._listen_back(utterance)
         question = self._words.question(at, is_paused=utterance.is_paused)
         if question is not None:
             self._judge(question.text, functools.partial(self._words.answer, question))
         return self._words.evidence(at)
+
+    def _listen_back(self, utterance: VoicedUtterance) -> None:
+        """To the voice before a pause, once: what follows it is never heard."""
+        end = utterance.voice_end_sample
+        if self._sound is None or end == self._sounded_until:
+            return
+        start = max(utterance.start_sample, end - round(endpoint_sound.LOOK_BACK_S * INPUT_RATE_HZ))
+        kept = self._kept.since(start)
+        self._sounded_until = end
+        self.sound = self._sound(kept[: kept.size - (self._kept.end_sample - end)])
+        self._words.pause_began(self.sound)
 
     def skip(self, samples: Samples, arrived: float) -> None:
         """Let audio pass without looking for speech in it."""

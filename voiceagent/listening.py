@@ -14,6 +14,7 @@ from typing import TypeAlias, assert_never
 
 import numpy as np
 
+from voiceagent import endpoint_sound
 from voiceagent import turn as turns
 from voiceagent.asking import Asking
 from voiceagent.backends import (
@@ -161,6 +162,7 @@ class Listening:
             self._judge if backends.scorer is not None else None,
             echo,
             None if backends.scorer is None else backends.scorer.ask_again_s,
+            endpoint_sound.completeness if backends.scorer is not None and backends.scorer.weighs_sound else None,
         )
         self._inbox: asyncio.Queue[_Inbound] = asyncio.Queue()
         self._backlog_samples = 0
@@ -368,15 +370,16 @@ class Listening:
         self._hearing = Hearing(self._backends.asr, item_id, on_partial, self._budget)
 
     def _judge(self, words: str, answer: Callable[[float | None], None]) -> None:
-        self._tasks.spawn(self._ask_scorer(words, answer))
+        self._tasks.spawn(self._ask_scorer(words, self._listener.sound, answer))
 
-    async def _ask_scorer(self, words: str, answer: Callable[[float | None], None]) -> None:
+    async def _ask_scorer(self, words: str, sound: float | None, answer: Callable[[float | None], None]) -> None:
         assert self._backends.scorer is not None
         turn = TurnSoFar(
             self._id,
             self._asking.so_far(self._settings(), words),
             self._asking.tools(self._settings(), ResponseOptions()),
             self._listener.recent(LOOK_BACK_S),
+            sound,
         )
         try:
             answer(await self._backends.scorer.completeness(turn))

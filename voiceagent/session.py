@@ -32,7 +32,8 @@ class TurnDetection:
     answers 0.15 s earlier.
 
     With `weighs_words` the words decide how long the silence must be, between `min_silence_s` and `max_silence_s`, and `silence_s` is what
-    holds where nobody can say whether they are complete. `voiceagent.endpoint` says what the other numbers mean.
+    holds where nobody can say whether they are complete. `voiceagent.endpoint` says what the other numbers mean. With `weighs_sound` how the voice sounded
+    before the pause counts beside them (`voiceagent.endpoint_sound`).
 
     Voice over the agent's stops it where `interrupt_response` says so: in two stages, so that `backchannels` and what lasts less than `backchannel_s`
     without words do not, or immediately. `voiceagent.barge_in` says how. With `mutes` what lasts longer mutes an agent that can be held, and stops it once its words are known. With `hums` what sounds like one counts as one. With `echo_gate` the agent's own voice that comes back from a loudspeaker is no
@@ -45,6 +46,7 @@ class TurnDetection:
     create_response: bool = True
     interrupt_response: bool = True
     weighs_words: bool = False
+    weighs_sound: bool = True
     cut_off_cost_s: float = _ENDPOINT.cut_off_cost_s
     min_silence_s: float = _ENDPOINT.min_silence_s
     max_silence_s: float = _ENDPOINT.max_silence_s

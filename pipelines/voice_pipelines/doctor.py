@@ -424,7 +424,9 @@ def _remote_llm(config: Config) -> tuple[str | None, str | None]:
 
 def _turn_end(config: Config) -> str:
     ear = f", beside {config.models.endpoint}" if config.models.endpoint else ""
-    return config.turn.endpoint if config.turn.endpoint == "silence" else f"{config.turn.endpoint}{ear}"
+    if config.turn.endpoint == "silence":
+        return config.turn.endpoint
+    return f"{config.turn.endpoint}{ear or (', with the sound of the voice' if config.turn.sound else '')}"
 
 
 def refusal(look_up: Callable[[], object]) -> str | None:

@@ -273,7 +273,8 @@ async def choose_scorer(
         scorers.append(await asyncio.to_thread(SmartTurnScorer, smart_turn))
     if scorers:
         scorer = scorers[0] if len(scorers) == 1 else JointScorer(scorers)
-        return scorer, replace(scorer.info, reason=f"{scorer.info.reason}; {reason}") if reason else scorer.info
+        sound = "the sound of the voice counts too" if scorer.weighs_sound and config.turn.sound else ""
+        return scorer, replace(scorer.info, reason="; ".join(filter(None, (scorer.info.reason, sound, reason))))
     if config.turn.endpoint == "words":
         raise ConfigError("turn.endpoint", "words", f"`auto` or `silence`: {reason}")
     return None, BackendInfo("endpoint", "silence", reason)

@@ -169,19 +169,32 @@ def test_a_tape_is_replayed_with_the_text_that_was_there_and_an_answer_one_windo
         def __init__(self) -> None:
             self.asked = []
 
-        async def ask(self, before: object, words: str) -> float:
+        async def ask(self, before: object, words: str, sound: float | None = None) -> float:
             self.asked.append(words)
+            sounds.append(sound)
             return 0.9
 
+    sounds: list[float | None] = []
+    given: list[int] = []
     scores = Scores()
     tapes = importlib.import_module("tapes")
     heard = (tapes.Heard(0.4, "a"), tapes.Heard(0.75, "a tea"))
     voice = (*[0.9] * 20, *[0.0] * 30)
     tape = bench.Tape("a.flac", "order", "a tea", 20 * WINDOW_S, None, 0.0, "", voice, heard)
-    found = asyncio.run(bench.case_of(tape, "someone", (), scores))
+    recorded = bench.Recorded(tape, "someone", np.zeros(50 * 512, np.float32))
+    found = asyncio.run(bench.case_of(recorded, (), scores, None))
     assert found.speaker == "someone" and found.end_s == 20 * WINDOW_S
     assert scores.asked == ["a", "a tea"], "each text is asked about once, and only in the pause"
     answers = [evidence.completeness for utterance, evidence in found.moments if utterance.is_paused and evidence]
     assert answers[-1] == 0.9 and None in answers
     point = measured(bench, [found], EndpointSettings(cut_off_cost_s=6.0), with_words=True)
     assert point.cut_off == 0 and point.mean_s < 0.5
+
+    def ear(voice: Any) -> float:
+        given.append(voice.size)
+        return 0.7
+
+    assert sounds == [None, None]
+    heard_too = asyncio.run(bench.case_of(recorded, (), scores, ear))
+    assert given == [20 * 512] and sounds[2:] == [0.7, 0.7], "once per pause, and nothing behind it"
+    assert {evidence.sound for utterance, evidence in heard_too.moments if utterance.is_paused} == {0.7}

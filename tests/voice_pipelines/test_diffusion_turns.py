@@ -119,3 +119,8 @@ def test_words_that_make_no_sense_to_the_model_are_not_taken_for_complete() -> N
     assert 0.5 < diffusion_turns.joined(TurnEnd(0.95, known), 0.2) < 0.95, "they meet in the middle"
     assert diffusion_turns.joined(TurnEnd(0.95, strange), 0.95) == diffusion_turns.NO_IDEA
     assert diffusion_turns.joined(TurnEnd(0.02, strange), 0.02) == pytest.approx(0.02)
+    low, high = (diffusion_turns.joined(TurnEnd(0.7, known), 0.7, sound) for sound in (0.2, 0.8))
+    assert low < diffusion_turns.joined(TurnEnd(0.7, known), 0.7) < high
+    assert diffusion_turns.joined(TurnEnd(0.95, strange), 0.95, 0.99) == diffusion_turns.NO_IDEA, (
+        "misheard all the same"
+    )

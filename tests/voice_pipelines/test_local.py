@@ -268,7 +268,10 @@ def test_who_judges_the_words_is_said_and_asking_for_it_in_vain_is_an_error() ->
     assert run_async(main("silence")) == (None, BackendInfo("endpoint", "silence", "turn.endpoint is silence"))
     for endpoint in ("auto", "words"):
         scorer, info = run_async(main(endpoint))
-        assert isinstance(scorer, TurnWordsScorer) and info == scorer.info, "whatever model replies"
+        assert isinstance(scorer, TurnWordsScorer), "whatever model replies"
+        assert info == replace(scorer.info, reason=f"{scorer.info.reason}; the sound of the voice counts too")
+    _, info = run_async(choose_scorer(Config(turn=TurnConfig(sound=False)), ScriptedDrafter(ManualClock())))
+    assert info == scorer.info
     scorer, info = run_async(main("auto", "de"))
     assert scorer is None and info.name == "silence" and "knows English, and agent.language is de" in info.reason
     with pytest.raises(

@@ -111,4 +111,5 @@ def test_who_hears_the_silence_wants_to_be_asked_again_and_makes_company_wait_no
     scorer = SmartTurnScorer(make_smart_turn(tmp_path / "st.onnx"))
     assert scorer.ask_again_s == JointScorer([ScriptedScorer(0.9), scorer]).ask_again_s == 0.1
     assert JointScorer([ScriptedScorer(0.9)]).ask_again_s is None
+    assert not scorer.weighs_sound and not JointScorer([ScriptedScorer(0.9), scorer]).weighs_sound, "it listens itself"
     run_async(scorer.aclose())

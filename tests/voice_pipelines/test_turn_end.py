@@ -18,6 +18,7 @@ from voice_pipelines.adapters.turn_words import TurnWordsScorer, alone
 from voice_pipelines.turn_end import training
 from voice_pipelines.turn_end.answers import Answer, made_answers
 from voice_pipelines.turn_end.model import FIRST, MOST_ASKED, MOST_WORDS, NEWEST_CHARS, TurnEndModel, crosses, rows
+from voice_pipelines.turn_end.odds import beside
 from voice_pipelines.turn_end.training import (
     PAUSES_PER_PLACE,
     Network,
@@ -162,6 +163,23 @@ def test_the_scorer_reads_what_the_agent_said_last_and_the_callers_words(model: 
 
     assert run_async(ask(*turns)) == model.completeness("next friday", "Which day?")
     assert run_async(ask(turns[-1])) == alone(model.completeness("next friday"), "next friday", "")
+
+
+def test_the_sound_is_weighed_beside_the_words_but_for_short_answers(model: TurnEndModel) -> None:
+    def ask(words: str, sound: float | None) -> float:
+        turns = (PromptTurn("agent", "What size?"), PromptTurn("user", words))
+        return run_async(TurnWordsScorer().completeness(TurnSoFar("call", turns, (), SILENCE, sound)))
+
+    unheard = ask("a large tea please", None)
+    assert ask("a large tea please", 0.5) == pytest.approx(unheard)
+    assert ask("a large tea please", 0.2) < unheard < ask("a large tea please", 0.8)
+    assert ask("large", 0.1) == ask("large", 0.9) == model.completeness("large", "What size?")
+
+
+def test_what_sounds_and_words_make_probable_is_the_sum_of_their_odds() -> None:
+    assert beside(0.8, None) == 0.8 and beside(0.8, 0.5) == pytest.approx(0.8)
+    assert beside(0.75, 0.6) == pytest.approx(4.5 / 5.5) and beside(0.5, 0.2) == pytest.approx(0.2)
+    assert 0.0 < beside(0.0, 0.0) < beside(1.0, 1.0) < 1.0, "two that are sure are not quite"
 
 
 def test_a_judge_that_is_alone_is_more_careful_but_for_short_answers() -> None:

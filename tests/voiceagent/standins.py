@@ -124,6 +124,7 @@ class ScriptedScorer:
 
     info = BackendInfo("endpoint", "scripted", "stand-in")
     ask_again_s: float | None = None
+    weighs_sound = True
 
     def __init__(self, completeness: float | Exception | None) -> None:
         self._completeness = completeness

@@ -142,7 +142,10 @@ def test_a_decision_tells_what_was_waited_for_and_what_silence_alone_would_have_
         "silence_ms": 224.0,
         "silence_alone_ms": 600.0,
         "completeness": 0.98,
+        "sound": None,
     }
+    sounded = first_decision([0.9] * 10 + [0.0] * 400, WORDS, Evidence(0.98, stable_s=1.0, sound=0.7))
+    assert sounded is not None and sounded.ended_by == replace(decision.ended_by, sound=0.7)
 
 
 def test_dictation_that_waits_no_longer_than_its_words_is_not_the_reason() -> None:

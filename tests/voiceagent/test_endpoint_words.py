@@ -168,6 +168,28 @@ def test_an_utterance_without_words_may_still_get_some() -> None:
     words = PauseWords()
     evidence = words.evidence(100)
     assert evidence.completeness == NO_WORDS and not evidence.is_dictation
+    words.pause_began(0.8)
+    evidence = words.evidence(100)
+    assert (evidence.completeness, evidence.sound) == (NO_WORDS, 0.8), "a cough sounds like something too"
+
+
+def test_the_same_words_are_asked_about_again_where_the_voice_stopped_a_second_time() -> None:
+    words = PauseWords()
+    words.hear("a tea", 0)
+    words.pause_began(0.3)
+    first = asked(words, 100)
+    assert (first.text, first.sound) == ("a tea", 0.3) and words.question(200, is_paused=True) is None
+    words.answer(first, 0.2)
+    words.pause_began(0.8)
+    assert words.evidence(300).completeness is None, "the answer was of how they had sounded"
+    second = asked(words, 300)
+    words.answer(first, 0.2)
+    assert words.evidence(300).completeness is None
+    words.answer(second, 0.9)
+    assert (words.evidence(400).completeness, words.evidence(400).sound) == (0.9, 0.8)
+    words.begin()
+    words.hear("no", 500)
+    assert asked(words, 500).sound is None, "another utterance"
 
 
 def test_what_the_agent_asked_for_makes_the_words_dictation() -> None:

@@ -122,6 +122,10 @@ def test_there_are_words_for_every_stage_and_cause() -> None:
             "Silence alone would have waited 350 ms.",
         ),
         (
+            EndedBy("complete", 0.224, 0.35, 0.968, 0.7),
+            "complete with a probability of 0.97, the sound alone of an end with 0.70. Silence alone would have waited 350 ms.",
+        ),
+        (
             EndedBy("dictation", 1.216, 0.35, 0.9),
             "dictated, which waits longer, and the silence had lasted as long; the words",
         ),

@@ -159,3 +159,81 @@ def test_the_judge_is_asked_once_for_words_that_stay_the_same() -> None:
 
     silence_of(judge, "a tea")
     assert asked == ["a tea"]
+
+
+# --- with the sound ---------------------------------------------------------------------------------------------------
+
+TWICE = np.concatenate([silence(0.5), tone(4.0), silence(0.4), tone(0.7), silence(3.0)])
+
+
+def sounds_heard(
+    said: list[float | None], text: str = "a tea", detection: TurnDetection = WORDS, sizes: tuple[int, ...] = (320,)
+) -> tuple[list[Samples], list[tuple[str, float | None]], Endpoint]:
+    """What the judge of sound was given, what was asked with what it said, and the end."""
+    given: list[Samples] = []
+    asked: list[tuple[str, float | None]] = []
+
+    def sound(voice: Samples) -> float | None:
+        given.append(voice)
+        return said[min(len(given), len(said)) - 1]
+
+    async def scenario() -> Endpoint:
+        def judge(text: str, answer: Callable[[float | None], None]) -> None:
+            asked.append((text, listener.sound))
+            answer(0.01)
+
+        listener, position, turn = Listener(LevelDetector(), 512, judge, sound=sound), 0, 0
+        while position < TWICE.size:
+            piece = TWICE[position : position + sizes[turn % len(sizes)]]
+            position, turn = position + piece.size, turn + 1
+            async for event in listener.hear(piece, position / 16_000, detection, agent_audible=False):
+                if isinstance(event, Onset) and text:
+                    listener.hear_words(text)
+                if isinstance(event, Endpoint):
+                    return event
+        raise AssertionError("no endpoint")
+
+    end = asyncio.run(scenario())
+    return given, asked, end
+
+
+def test_the_sound_before_each_pause_is_judged_once_and_nothing_behind_it_is_heard() -> None:
+    given, asked, end = sounds_heard([0.2, 0.4])
+    assert [voice.size / 16_000 for voice in given] == pytest.approx([3.0, 3.0], abs=1e-9)
+    assert all(np.abs(voice[-512:]).max() > 0.2 for voice in given), "up to the last voiced window"
+    assert asked == [("a tea", 0.2), ("a tea", 0.4)], "the same words are asked about again where they sound otherwise"
+    assert end.ended_by.sound == 0.4 and end.ended_by.rule == "ceiling"
+
+
+@pytest.mark.parametrize("sizes", [(1, 511, 2, 4000), (160,), (16_000,), (TWICE.size,)])
+def test_the_same_sound_is_judged_however_the_audio_is_cut(sizes: tuple[int, ...]) -> None:
+    expected, asked, end = sounds_heard([0.2, 0.4])
+    given, asked_now, end_now = sounds_heard([0.2, 0.4], sizes=sizes)
+    assert (asked_now, end_now.end_sample, end_now.ended_by) == (asked, end.end_sample, end.ended_by)
+    for one, other in zip(expected, given, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_sound_without_words_decides_nothing_and_is_told_apart_from_them() -> None:
+    ends = [sounds_heard([sound], text="")[2] for sound in (0.05, 0.95)]
+    assert ends[0].end_sample == ends[1].end_sample
+    assert [(end.ended_by.completeness, end.ended_by.sound) for end in ends] == [(None, 0.05), (None, 0.95)]
+
+
+def test_nobody_listens_where_it_is_switched_off_or_silence_alone_decides() -> None:
+    for detection in (replace(WORDS, weighs_sound=False), replace(WORDS, weighs_words=False)):
+        given, _, end = sounds_heard([0.9], detection=detection)
+        assert not given and end.ended_by.sound is None
+
+
+def test_a_new_utterance_has_not_sounded_like_anything_yet() -> None:
+    async def scenario() -> list[float | None]:
+        listener = Listener(LevelDetector(), 512, judge_at(0.99), sound=lambda voice: 0.7)
+        found: list[float | None] = []
+        audio = np.concatenate([silence(0.2), tone(1.0), silence(1.6), tone(1.0)])
+        async for event in listener.hear(audio, 3.8, WORDS, agent_audible=False):
+            if isinstance(event, Onset | Endpoint):
+                found.append(listener.sound)
+        return found
+
+    assert asyncio.run(scenario()) == [None, 0.7, None]

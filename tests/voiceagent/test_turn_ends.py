@@ -6,6 +6,8 @@ import pytest
 
 from tests.voiceagent.conversing import Line, talk
 from tests.voiceagent.standins import ScriptedScorer, silence, tone
+from voiceagent import endpoint_sound
+from voiceagent.backends import Samples
 from voiceagent.errors import BackendError
 from voiceagent.events import SpeechStarted, SpeechStopped
 from voiceagent.session import SessionSettings, TurnDetection
@@ -55,6 +57,24 @@ def test_the_scorer_is_told_the_conversation_and_asked_once_for_the_same_words()
     assert [[(turn.role, turn.text) for turn in asked.turns] for asked in scorer.asked] == [
         [("system", "You take orders."), ("agent", "Welcome to the café."), ("user", "mocha")]
     ]
+
+
+def test_who_weighs_the_sound_is_told_what_the_voice_before_the_pause_sounded_like(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard: list[int] = []
+
+    def completeness(voice: Samples) -> float:
+        heard.append(voice.size)
+        return 0.7
+
+    monkeypatch.setattr(endpoint_sound, "completeness", completeness)
+    deaf = ScriptedScorer(0.99)
+    deaf.weighs_sound = False
+    for scorer, expected in ((ScriptedScorer(0.99), 0.7), (deaf, None)):
+        end_of_turn_s(scorer)
+        assert [turn.sound for turn in scorer.asked] == [expected]
+    assert heard == [pytest.approx(0.8 * 16_000, abs=1024)], "once, and by one of them"
 
 
 def test_words_after_an_unanswered_turn_are_judged_together_with_it() -> None:

@@ -19,7 +19,7 @@ from dllm.errors import DllmError
 from dllm.transcript import TurnEnd, turn_end
 from voice_pipelines.adapters.diffusion import DiffusionDrafter
 from voice_pipelines.adapters.turn_words import TurnWordsScorer, said_before
-from voice_pipelines.turn_end.odds import together
+from voice_pipelines.turn_end.odds import beside, together
 from voiceagent.backends import BackendInfo, PromptTurn, TurnSoFar
 from voiceagent.endpoint_words import is_answer
 from voiceagent.errors import BackendError
@@ -44,20 +44,23 @@ LEAST_GAP = 0.3
 """How much more probable the end of a complete turn must be than that of the other kind, on average."""
 
 
-def joined(end: TurnEnd, words: float) -> float:
-    """Both models' probability, as far as it can be trusted: the mean of their log-odds.
+def joined(end: TurnEnd, words: float, sound: float | None = None) -> float:
+    """Both models' probability, as far as it can be trusted: the mean of their log-odds, and beside it the sound's. Of what was misheard
+    the sound says too little to decide: it is no better than a coin there at which pauses are a speaker's own (docs/endpointing.md).
 
     Args:
         words: The turn-end model's.
+        sound: By the sound of the voice alone; None where nobody listened.
     """
     both = together((end.probability, words))
-    return both if end.surprise <= MOST_SURPRISE else min(both, NO_IDEA)
+    return beside(both, sound) if end.surprise <= MOST_SURPRISE else min(both, NO_IDEA)
 
 
 class DiffusionTurnScorer:
     """A `TurnScorer` on a `DiffusionDrafter`'s engine, which its owner closes. Made by `create`."""
 
     ask_again_s: float | None = None
+    weighs_sound = True
 
     def __init__(self, drafter: DiffusionDrafter, words: TurnWordsScorer) -> None:
         self.info = BackendInfo("endpoint", f"{words.info.name} and built-in diffusion model", "both judge the words")
@@ -87,7 +90,11 @@ class DiffusionTurnScorer:
 
     async def completeness(self, turn: TurnSoFar) -> float:
         words = self._words.taught(turn)
-        return words if is_answer(turn.turns[-1].text, said_before(turn)) else joined(await self.ask(turn), words)
+        return (
+            words
+            if is_answer(turn.turns[-1].text, said_before(turn))
+            else joined(await self.ask(turn), words, turn.sound)
+        )
 
     async def ask(self, turn: TurnSoFar) -> TurnEnd:
         """The built-in model's own answer.

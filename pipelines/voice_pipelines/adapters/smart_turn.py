@@ -38,6 +38,7 @@ class SmartTurnScorer:
     """
 
     ask_again_s: float | None = ASK_AGAIN_S
+    weighs_sound = False
 
     def __init__(self, path: Path) -> None:
         self.info = BackendInfo("endpoint", f"Smart Turn {path.stem}", "chosen in the configuration")
@@ -61,7 +62,11 @@ class SmartTurnScorer:
 
 
 class JointScorer:
-    """Several scorers at once: the mean of their log-odds. One that fails is left out; all of them must, for it to fail."""
+    """Several scorers at once: the mean of their log-odds. One that fails is left out; all of them must, for it to fail.
+
+    The built-in judge of sound has no part in it: one of them listens."""
+
+    weighs_sound = False
 
     def __init__(self, scorers: Sequence[TurnScorer]) -> None:
         self._scorers = tuple(scorers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from voice_pipelines.turn_end.model import WEIGHTS, TurnEndModel
+from voice_pipelines.turn_end.odds import beside
 from voiceagent.backends import BackendInfo, TurnSoFar
 from voiceagent.endpoint_words import is_answer
 
@@ -13,12 +14,16 @@ FEWER_ODDS = 0.5
 than the cost of a cut-off reckons with: of callers half of whom pause 8.4 % were cut off at the default cost with its odds as they are, 4.6 % with these."""
 
 
-def alone(probability: float, words: str, asked: str) -> float:
-    """What the turn-end model's word is worth without another's beside it."""
+def alone(probability: float, words: str, asked: str, sound: float | None = None) -> float:
+    """What the turn-end model's word is worth without another model's beside it.
+
+    Args:
+        sound: Probability by the sound of the voice alone; None where nobody listened.
+    """
     if is_answer(words, asked):
         return probability
     odds = FEWER_ODDS * probability / (1 - probability)
-    return odds / (1 + odds)
+    return beside(odds / (1 + odds), sound)
 
 
 def said_before(turn: TurnSoFar) -> str:
@@ -34,13 +39,14 @@ class TurnWordsScorer:
     """
 
     ask_again_s: float | None = None
+    weighs_sound = True
 
     def __init__(self, path: Path = WEIGHTS) -> None:
         self.info = BackendInfo("endpoint", "turn-end model", "judges the words, whatever model replies")
         self._model = TurnEndModel.load(path)
 
     async def completeness(self, turn: TurnSoFar) -> float:
-        return alone(self.taught(turn), turn.turns[-1].text, said_before(turn))
+        return alone(self.taught(turn), turn.turns[-1].text, said_before(turn), turn.sound)
 
     def taught(self, turn: TurnSoFar) -> float:
         """The model's own probability, for whoever joins it with another's."""

@@ -14,6 +14,13 @@ def together(probabilities: Sequence[float]) -> float:
     return 1 / (1 + math.exp(-sum(map(_log_odds, probabilities)) / len(probabilities)))
 
 
+def beside(probability: float, sound: float | None) -> float:
+    """What the words make probable with how they sounded: the sum of the log-odds, since neither knows of the other. The words' alone where nobody listened."""
+    if sound is None:
+        return probability
+    return 1 / (1 + math.exp(-_log_odds(probability) - _log_odds(sound)))
+
+
 def _log_odds(probability: float) -> float:
     p = min(max(probability, CERTAIN), 1 - CERTAIN)
     return math.log(p / (1 - p))

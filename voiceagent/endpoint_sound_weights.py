@@ -1,0 +1,35 @@
+"""Mean, standard deviation and weight of what `voiceagent.endpoint_sound` weighs; written by `benchmarks/turn_sound.py --weights`."""
+
+from __future__ import annotations
+
+TRAITS: dict[str, tuple[float, float, float]] = {
+    "pitch_end": (-1.3771, 3.0935, -0.1363),
+    "pitch_quarter": (-1.1461, 2.4071, 0.0071),
+    "pitch_above_floor": (2.4185, 3.2012, 0.2585),
+    "pitch_lowest": (-0.9639, 1.7295, -0.3363),
+    "pitch_highest": (-0.9794, 2.4566, 0.1023),
+    "pitch_slope_200ms": (-1.9531, 25.8155, 0.039),
+    "pitch_slope_500ms": (-2.2624, 9.8492, 0.0416),
+    "pitch_slope_1s": (-2.4205, 5.5366, -0.0045),
+    "pitch_unsteady": (-0.0209, 0.4238, 0.1389),
+    "voice_end": (-1.8861, 3.5597, -0.154),
+    "voice_200ms": (-1.9716, 2.5683, -0.2224),
+    "voice_500ms": (-1.8138, 1.504, 0.0739),
+    "voice_highest": (0.1915, 2.0763, -0.1365),
+    "level_300ms": (-8.913, 6.8617, 0.546),
+    "level_1s": (-9.2762, 4.868, -0.1516),
+    "level_slope_300ms": (16.0981, 63.5353, -0.1943),
+    "stretch": (-1.8893, 0.7438, 0.0671),
+    "stretch_against_others": (-0.1617, 0.6259, 0.0402),
+    "since_voiced": (0.0185, 0.0491, 0.251),
+    "flux_200ms": (0.1903, 0.5315, -0.3424),
+    "flux_400ms": (0.2686, 0.3832, 0.5341),
+    "tilt": (-0.6503, 5.642, 0.1849),
+    "periodicity_end": (0.0014, 0.0929, -0.098),
+    "since_syllable": (-0.7133, 0.5553, 0.2457),
+    "pace_end": (-0.0331, 0.3706, -0.1007),
+    "pace_last": (0.036, 0.2, -0.2618),
+    "syllable_end": (-1.8118, 4.0354, -0.418),
+    "syllables_end": (-1.2942, 2.1448, -0.1905),
+    "bias": (0.0, 1.0, 0.0766),
+}
