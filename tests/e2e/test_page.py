@@ -549,6 +549,28 @@ def test_attempts_to_reconnect_slow_down_and_never_stop(quiet_page: OpenPage) ->
 APPLY = "const model = new m.Model(); const changed = a.map((event) => [...model.apply(event)]);"
 
 
+def test_a_tool_that_the_agent_calls_is_shown_with_what_it_answered(quiet_page: OpenPage) -> None:
+    def done(**item: object) -> dict[str, object]:
+        return {"type": "conversation.item.done", "item": item}
+
+    events = [
+        done(type="function_call", name="book_table", arguments='{"people": 4, "day": "friday"}'),
+        done(type="function_call_output", output="table: 12;\n code: K72"),
+        done(type="function_call", name="hang_up", arguments="{}"),
+        done(type="function_call", name="half", arguments='{"people'),
+        done(type="function_call_output", output=""),
+        done(type="message", role="assistant", content=[]),
+    ]
+    body = APPLY + "return model.entries.map(({ role, text }) => [role, text]);"
+    assert in_page(quiet_page, "model.js", body, events) == [
+        ["note", "tool: book_table (people: 4, day: friday)"],
+        ["note", "tool answered: table: 12; code: K72"],
+        ["note", "tool: hang_up"],
+        ["note", "tool: half"],
+        ["note", "tool answered: nothing"],
+    ]
+
+
 def test_a_conversation_can_be_followed_from_its_events(quiet_page: OpenPage) -> None:
     at = {"response_id": "r", "item_id": "a", "output_index": 0, "content_index": 0}
     events: list[dict[str, Any]] = [

@@ -23,6 +23,7 @@ const KEY_SLOT = "voiceagent.api_key";
 const MESSAGE_MS = 40;
 const REMEMBERED_ITEMS = 20;
 const LOOK_AGAIN_MS = 3_000;
+const CALL_ENDED = "call ended";
 /** Errors that only say that two messages crossed on the wire. */
 const HARMLESS = new Set(["response_cancel_not_active", "item_truncate_invalid_item_id", "item_retrieve_invalid_item_id"]);
 
@@ -221,7 +222,7 @@ function endCall() {
   call.playingItem = null;
   client.close();
   model.resetConnection();
-  if (model.entries.length > 0 && model.entries.at(-1).role !== "note") model.addNote("call ended");
+  if (model.entries.length > 0 && model.entries.at(-1).text !== CALL_ENDED) model.addNote(CALL_ENDED);
   settle("gone", "busy", "server", "closed");
   announce("Call ended");
   redraw([...ALL_PARTS]);

@@ -10,6 +10,7 @@
 
 const KEPT_ENTRIES = 300;
 const KEPT_RESPONSES = 40;
+const NOTE_CHARS = 160;
 
 /** The parts of the state that `apply` may report as changed, so that only those are drawn again. */
 export const ALL_PARTS = Object.freeze(["log", "canvas", "timeline", "plan", "phase", "session"]);
@@ -262,6 +263,13 @@ const HANDLERS = {
     entry.heardText = part?.transcript ?? part?.text ?? "";
     return ["log"];
   },
+  // Calls are items of the conversation, and the server runs its own while the reply waits.
+  "conversation.item.done": (model, event) => {
+    const note = toolNote(event.item ?? {});
+    if (note === null) return [];
+    model.addNote(note);
+    return ["log"];
+  },
   "conversation.item.deleted": (model, event) => {
     model.entries = model.entries.filter((entry) => entry.id !== event.item_id);
     return ["log"];
@@ -294,6 +302,25 @@ const HANDLERS = {
     return ["timeline", "plan", "log"];
   },
 };
+
+/** What an item says of a tool, in one line: "tool: book_table (people: 4, day: friday)", or what it answered; null for a message. */
+export function toolNote({ type, name, arguments: text, output }) {
+  if (type === "function_call") return `tool: ${name}${listed(text)}`;
+  if (type !== "function_call_output") return null;
+  const told = String(output ?? "").replace(/\s+/g, " ").trim();
+  return `tool answered: ${told.length > NOTE_CHARS ? `${told.slice(0, NOTE_CHARS)}…` : told || "nothing"}`;
+}
+
+function listed(text) {
+  let given;
+  try {
+    given = Object.entries(JSON.parse(text || "{}"));
+  } catch {
+    given = [];
+  }
+  const pairs = given.map(([key, value]) => `${key}: ${typeof value === "string" ? value : JSON.stringify(value)}`);
+  return pairs.length === 0 ? "" : ` (${pairs.join(", ")})`;
+}
 
 function takeSession(model, event) {
   model.session = event.session ?? null;
