@@ -105,6 +105,11 @@ class PauseWords:
         """
         self._sound = sound
 
+    @property
+    def sound(self) -> float | None:
+        """What the pause sounded like, as far as it counts: digits and letters that are dictated are said one by one, each like an end or none."""
+        return None if self._is_dictation else self._sound
+
     def question(self, at_sample: int, *, is_paused: bool) -> Question | None:
         """What to ask now: only while nobody speaks, and about each text once, or again as the silence after it grows, or where the voice
         stopped a second time and it was the same."""
@@ -113,7 +118,7 @@ class PauseWords:
         if not self._is_asked():
             self._answer, self._is_answered = None, False
         self._numbers += 1
-        self._question, self._question_at = Question(self._numbers, self._text, self._sound), at_sample
+        self._question, self._question_at = Question(self._numbers, self._text, self.sound), at_sample
         self._is_under_way = True
         return self._question
 
@@ -133,7 +138,7 @@ class PauseWords:
     def evidence(self, at_sample: int) -> Evidence:
         """What is known now; where the model failed or is late, that is whether the words are dictated."""
         if self._changed_at is None:
-            return Evidence(NO_WORDS, stable_s=10.0, sound=self._sound)
+            return Evidence(NO_WORDS, stable_s=10.0, sound=self.sound)
         stable_s = (at_sample - self._changed_at) / INPUT_RATE_HZ
         is_answered = self._is_asked() and self._is_answered
         waiting_s = (at_sample - self._question_at) / INPUT_RATE_HZ if self._is_asked() else 0.0
@@ -143,7 +148,7 @@ class PauseWords:
             self._is_dictation,
             is_awaited=not is_answered and waiting_s <= LATE_S,
             is_answer=self._is_answer,
-            sound=self._sound,
+            sound=self.sound,
         )
 
     def _look(self) -> None:
@@ -154,7 +159,7 @@ class PauseWords:
     def _is_asked(self) -> bool:
         """Whether these words were asked about; their answer stands while they are asked about again."""
         asked = self._question
-        return asked is not None and (asked.text, asked.sound) == (self._text, self._sound)
+        return asked is not None and (asked.text, asked.sound) == (self._text, self.sound)
 
     def _may_ask_again(self, at_sample: int) -> bool:
         waited_s = (at_sample - self._question_at) / INPUT_RATE_HZ

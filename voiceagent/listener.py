@@ -113,8 +113,6 @@ class Listener:
         self._sound = sound
         self._sounded_until: int | None = None
         """The end of the voice that `_sound` has been asked about last."""
-        self.sound: float | None = None
-        """What it said: the probability that the turn is over, of the pause that the caller is in or was in last."""
         self._windower = Windower(window_samples)
         self._window_samples = window_samples
         self._activity = VoiceActivity(window_samples=window_samples)
@@ -242,7 +240,7 @@ class Listener:
         """An utterance with all of its audio so far."""
         # `_kept` counts windows alone, as the activity does, so both speak of the same samples.
         self._words.begin()
-        self._sounded_until = self.sound = None
+        self._sounded_until = None
         start = self._padded(start_sample, detection)
         yield Onset(max(start, self._kept.start_sample) + self._skipped)
         yield Utter(self._kept.since(start))
@@ -298,6 +296,11 @@ class Listener:
             self._judge(question.text, functools.partial(self._words.answer, question))
         return self._words.evidence(at)
 
+    @property
+    def sound(self) -> float | None:
+        """Probability that the turn is over by how the voice sounded before the pause that the caller is in or was in last, as far as that counts."""
+        return self._words.sound
+
     def _listen_back(self, utterance: VoicedUtterance) -> None:
         """To the voice before a pause, once: what follows it is never heard."""
         end = utterance.voice_end_sample
@@ -306,8 +309,7 @@ class Listener:
         start = max(utterance.start_sample, end - round(endpoint_sound.LOOK_BACK_S * INPUT_RATE_HZ))
         kept = self._kept.since(start)
         self._sounded_until = end
-        self.sound = self._sound(kept[: kept.size - (self._kept.end_sample - end)])
-        self._words.pause_began(self.sound)
+        self._words.pause_began(self._sound(kept[: kept.size - (self._kept.end_sample - end)]))
 
     def skip(self, samples: Samples, arrived: float) -> None:
         """Let audio pass without looking for speech in it."""

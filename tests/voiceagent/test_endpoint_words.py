@@ -192,6 +192,16 @@ def test_the_same_words_are_asked_about_again_where_the_voice_stopped_a_second_t
     assert asked(words, 500).sound is None, "another utterance"
 
 
+def test_what_dictated_words_sound_like_counts_for_nothing() -> None:
+    words = PauseWords()
+    words.expect("What's your phone number?")
+    words.hear("five five", 0)
+    words.pause_began(0.9)
+    assert asked(words, 0).sound is None and words.sound is None and words.evidence(0).sound is None
+    words.expect("What can I get you?")
+    assert words.sound == 0.9
+
+
 def test_what_the_agent_asked_for_makes_the_words_dictation() -> None:
     words = PauseWords()
     words.expect("What's your phone number?")
