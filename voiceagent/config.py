@@ -42,8 +42,8 @@ ENVIRONMENT_RESERVED = frozenset({"VOICEAGENT_CONFIG", "VOICEAGENT_MODELS"})
 
 _SECRETS = frozenset({"server.api_key", "server.twilio_auth_token", "remote.api_key"})
 _SECRET_TABLES = re.compile(r"tools\..*\.headers(\..*)?")
-_SECRET_WORDS = re.compile(r"key|token|secret|passw|auth|header|credential", re.IGNORECASE)
-"""What the name of a key that there is not may say of its value: `server.apikey` holds a key all the same."""
+_HIDDEN = "(hidden)"
+"""What errors say instead of a secret, and of every value that has no key: who mistypes `server.api_key` has put a secret there."""
 
 _SERVICE_LINK = re.compile(
     ENVIRONMENT_PREFIX + r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
@@ -129,7 +129,7 @@ def environment_layer(environ: Mapping[str, str]) -> Layer:
         if variable not in names:
             raise ConfigError(
                 variable,
-                _shown_unknown(variable, text),
+                _HIDDEN,
                 _known(variable, (*names, *ENVIRONMENT_RESERVED), "a known variable"),
             )
         layer = merge(layer, nested(names[variable].split("."), Unparsed(text)))
@@ -154,7 +154,7 @@ def assignment_layer(pairs: Iterable[str]) -> Layer:
             ((name, table),) = table.items()
             path.append(name)
         if not path:
-            raise ConfigError("--set", pair, "key=value, such as server.port=9000")
+            raise ConfigError("--set", _shown_pair(pair), "key=value, such as server.port=9000")
         layer = merge(layer, nested(path, Unparsed(text.strip())))
     return layer
 
@@ -187,7 +187,7 @@ def load_config(layers: Sequence[Layer] = ()) -> Config:
         elif name == "preset":
             values[name] = preset_name([merged])
         else:
-            raise ConfigError(name, _shown_unknown(name, value), _known(name, _HINTS, "a known section"))
+            raise ConfigError(name, _HIDDEN, _known(name, _HINTS, "a known section"))
     return Config(**values)
 
 
@@ -217,7 +217,7 @@ def _section(name: str, kind: type[Any], table: Layer) -> Any:
         path = f"{name}.{key}"
         if key not in known:
             near = [f"{name}.{own}" for own in known] + _all_keys()
-            raise ConfigError(path, _shown_unknown(path, raw), _known(path, near, "a known key"))
+            raise ConfigError(path, _HIDDEN, _known(path, near, "a known key"))
         expected = known[key].metadata["expected"]
         value = _convert(path, raw, hints[key], expected)
         if not known[key].metadata["check"](value):
@@ -241,7 +241,7 @@ def _convert(path: str, raw: object, kind: Any, expected: str) -> object:
 
 def _table(name: str, value: object) -> Layer:
     if not isinstance(value, Mapping):
-        raise ConfigError(name, value, f"a table: [{name}]")
+        raise ConfigError(name, _HIDDEN, f"a table: [{name}]")
     return value
 
 
@@ -251,20 +251,15 @@ def _known(name: str, known: Iterable[str], what: str) -> str:
 
 
 def _shown(path: str, value: object) -> object:
-    return (
-        "(hidden)"
-        if path in _SECRETS or _SECRET_TABLES.fullmatch(path)
-        else str(value)
-        if isinstance(value, Unparsed)
-        else value
-    )
+    if path in _SECRETS or _SECRET_TABLES.fullmatch(path):
+        return _HIDDEN
+    return str(value) if isinstance(value, Unparsed) else value
 
 
-def _shown_unknown(path: str, value: object) -> object:
-    """The value of a key that there is not, as an error may show it: it may be a secret under a name with a slip in it."""
-    if isinstance(value, Mapping):
-        return {str(name): _shown_unknown(f"{path}.{name}", entry) for name, entry in value.items()}
-    return "(hidden)" if _SECRET_WORDS.search(path) else _shown(path, value)
+def _shown_pair(pair: str) -> str:
+    """What an error shows of an assignment that is none: the key that it begins with, if there is one."""
+    key = max((key for key in _all_keys() if pair.startswith(key)), key=len, default="")
+    return pair if pair == key else f"{key}{_HIDDEN}"
 
 
 def _is_service_link(variable: str, text: str) -> bool:

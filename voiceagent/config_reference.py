@@ -20,8 +20,9 @@ line. Tables merge key by key; lists and single values replace. A preset is a fi
     VOICEAGENT_SERVER_PORT=9000 voiceagent run
 
 In a variable or after `--set`, text is taken as it is, a list is `a,b` or a TOML array, and `none` clears a key that may be unset.
-An unknown key, a wrong type and a value out of range are errors that name the key, the value and what was expected. So is a variable that
-begins with `VOICEAGENT_` and is no key, except for those that Kubernetes sets for a service whose name begins so (`VOICEAGENT_PORT=tcp://…`).
+A wrong type and a value out of range are errors that name the key, the value and what was expected. An unknown key is an error too, and so
+is a variable that begins with `VOICEAGENT_` and is no key, except for those that Kubernetes sets for a service whose name begins so
+(`VOICEAGENT_PORT=tcp://…`); their values are not shown, because they may be secrets under a mistyped name.
 
 This page is written from the code by `make docs`.
 """

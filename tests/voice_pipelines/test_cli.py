@@ -127,7 +127,7 @@ def test_fetching_a_model_that_is_there_needs_no_network(capsys: Capture, tmp_pa
         ("turn.silence_s=99", "turn.silence_s = '99': expected seconds from 0.05 to 10"),
         ("turn.silence_s=soon", "turn.silence_s = 'soon'"),
         ("turn.silense_s=1", "did you mean turn.silence_s"),
-        ("nonsense", "nonsense"),
+        ("nonsense", "--set = '(hidden)': expected key=value"),
         ("preset=nowhere", "preset = 'nowhere': expected one of cafe, open"),
         ("models.llm=nowhere", "models.llm = 'nowhere'"),
         ("notes.function=no.such:thing", "notes.function = 'no.such:thing'"),

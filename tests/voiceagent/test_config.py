@@ -107,7 +107,7 @@ def test_a_variable_is_read_as_its_key_s_type(variable: str, text: str, section:
 
 
 def test_a_variable_that_is_no_key_is_named_with_the_closest_one() -> None:
-    with pytest.raises(ConfigError, match="VOICEAGENT_SERVER_PROT = '1'.*did you mean VOICEAGENT_SERVER_PORT"):
+    with pytest.raises(ConfigError, match=r"VOICEAGENT_SERVER_PROT = .*did you mean VOICEAGENT_SERVER_PORT"):
         environment_layer({"VOICEAGENT_SERVER_PROT": "1"})
     assert environment_layer({"VOICEAGENT_CONFIG": "x.toml", "HOME": "/home/me"}) == {}
 
@@ -126,7 +126,7 @@ def test_variables_that_kubernetes_sets_for_a_service_of_our_name_are_no_keys() 
         "VOICEAGENT_SERVER_PORT": "tcp://10.0.0.12:8080",  # of a service `voiceagent-server`
     }
     assert environment_layer(service) == {}
-    with pytest.raises(ConfigError, match="VOICEAGENT_PORT = '8080'"):
+    with pytest.raises(ConfigError, match="VOICEAGENT_PORT = "):
         environment_layer({"VOICEAGENT_PORT": "8080"})
 
 
@@ -138,18 +138,29 @@ def test_variables_that_kubernetes_sets_for_a_service_of_our_name_are_no_keys() 
         lambda: load_config([{"sever": {"api_key": "hunter2"}}]),
         lambda: load_config([{"tools": {"book": {"header": {"x": "hunter2"}}}}]),
         lambda: load_config([assignment_layer(["remote.apikey=hunter2"])]),
+        lambda: environment_layer({"VOICEAGENT_SERVER_API_KYE": "hunter2"}),
+        lambda: environment_layer({"VOICEAGENT_SERVER_TWILIO_AUHT_TOEKN": "hunter2"}),
+        lambda: load_config([{"server": {"api_kye": "hunter2"}}]),
+        lambda: load_config([{"remot": {"kye": ["hunter2"]}}]),
+        lambda: load_config([{"remote": "hunter2"}]),
+        lambda: load_config([{"tools": {"book": "hunter2"}}]),
+        lambda: load_config([assignment_layer(["server.api_kye=hunter2"])]),
+        lambda: load_config([assignment_layer(["tools.kye=hunter2"])]),
+        lambda: assignment_layer(["server.api_key:hunter2"]),
+        lambda: assignment_layer(["server..api_key=hunter2"]),
+        lambda: assignment_layer(["hunter2"]),
     ],
 )
-def test_a_secret_under_a_name_with_a_slip_in_it_is_not_shown(read: Callable[[], object]) -> None:
+def test_a_value_that_has_no_key_is_not_shown(read: Callable[[], object]) -> None:
     with pytest.raises(ConfigError, match="hidden") as caught:
         read()
     assert "hunter2" not in str(caught.value)
 
 
 def test_an_unknown_key_is_named_with_the_closest_one() -> None:
-    with pytest.raises(ConfigError, match=r"turn\.silense_s = 1: .*did you mean turn\.silence_s") as caught:
+    with pytest.raises(ConfigError, match=r"turn\.silense_s = .*did you mean turn\.silence_s") as caught:
         load_config([{"turn": {"silense_s": 1}}])
-    assert (caught.value.key, caught.value.value) == ("turn.silense_s", 1)
+    assert caught.value.key == "turn.silense_s"
     with pytest.raises(ConfigError, match="did you mean server"):
         load_config([{"sever": {"port": 1}}])
 
@@ -166,7 +177,7 @@ def test_an_unknown_key_is_named_with_the_closest_one() -> None:
         ({"server": {"tls_cert": "cert.pem"}}, "server.tls_key"),
         ({"server": {"allowed_origins": "https://a.example"}}, "server.allowed_origins = 'https://a.example': expected a list"),
         ({"server": {"session_minutes": float("nan")}}, "server.session_minutes = nan: expected minutes"),
-        ({"server": 8080}, r"server = 8080: expected a table: \[server\]"),
+        ({"server": 8080}, r"server = .*: expected a table: \[server\]"),
         ({"turn": {"silence_s": 0}}, "turn.silence_s = 0: expected seconds from 0.05 to 10"),
         ({"turn": {"create_response": 1}}, "turn.create_response = 1: expected true or false"),
         ({"budget": {"min_steps": 9, "max_steps": 8}}, "budget.min_steps = 9: expected at most budget.max_steps = 8"),
@@ -174,7 +185,7 @@ def test_an_unknown_key_is_named_with_the_closest_one() -> None:
         ({"vocabulary": {"phrases": [1]}}, r"vocabulary.phrases = \[1\]: expected a list of phrases"),
         ({"vocabulary": {"slots": {"size": "small"}}}, "vocabulary.slots = .*: expected a table of lists"),
         ({"preset": 3}, "preset = 3: expected a name or a path"),
-        ({"menu": []}, r"menu = \[\]: expected a table"),
+        ({"menu": []}, r"menu = .*: expected a table"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_an_error_that_names_key_value_and_expectation(layer: dict[str, object], message: str) -> None:
@@ -192,6 +203,13 @@ def test_a_key_is_never_shown_in_an_error() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config([{"server": {"api_key": 998877}}])
     assert "998877" not in str(caught.value)
+
+
+def test_an_assignment_without_a_value_is_named_by_its_key() -> None:
+    with pytest.raises(ConfigError, match="--set = 'server.port': expected key=value"):
+        assignment_layer(["server.port"])
+    with pytest.raises(ConfigError, match=r"--set = 'server.port\(hidden\)': expected key=value"):
+        assignment_layer(["server.port:9000"])
 
 
 @pytest.mark.parametrize("pair", ["server.port", "=3", "a b=3", "server..port=3", ""])
