@@ -307,16 +307,24 @@ def test_a_stopping_word_stops_the_agent_while_it_is_still_spoken() -> None:
 HELD = SessionSettings(can_be_held=True)
 
 
+async def heard_so_far(line: Line, *, is_made: bool) -> None:
+    """A turn was spoken, and some of its answer was heard."""
+    await line.speak_turn()
+    while not line.conversation._state.is_audible:
+        await line.play(silence(0.02))
+    await line.play(silence(0.5))
+    assert line.conversation._state.is_making_reply != is_made
+
+
 def heard_s(line: Line) -> float:
     playout = line.conversation._replying._running.reply.playout  # type: ignore[union-attr]
     return playout.heard_s(line.clock.now())
 
 
-@pytest.mark.parametrize("step_s", [0.0, 0.4], ids=["reply made", "reply being made"])
+@pytest.mark.parametrize("step_s", [0.0, 3.0], ids=["reply made", "reply being made"])
 def test_a_backchannel_that_lasts_costs_half_a_second_of_silence_and_no_word(step_s: float) -> None:
     async def scenario(line: Line) -> None:
-        await line.speak_turn()
-        await line.play(silence(2.3 if step_s else 1.3))
+        await heard_so_far(line, is_made=not step_s)
         began_s, began = heard_s(line), line.clock.now()
         while not line.of(PlaybackMuted):
             await line.play(tone(0.02))
@@ -328,7 +336,7 @@ def test_a_backchannel_that_lasts_costs_half_a_second_of_silence_and_no_word(ste
         assert 0.1 < elsewhere_s < 0.4, "it stood still from the mute to the end of the words, and all else was heard"
         assert muted_at - began <= 0.56
         assert line.conversation.phase is Phase.SPEAKING
-        await line.play(silence(16.0))
+        await line.play(silence(20.0))
         assert agents_words(line) == [LONG.strip()], "heard to its end"
         assert line.conversation.phase is Phase.IDLE
 
@@ -427,18 +435,20 @@ def test_a_recogniser_that_is_late_with_a_voice_that_muted_the_agent_has_it_stop
 
 def test_a_call_that_ends_while_the_agent_is_muted_keeps_what_was_heard_and_leaves_nothing_running() -> None:
     async def scenario(line: Line) -> None:
-        await answered(line)
+        await heard_so_far(line, is_made=False)
         await line.play(tone(0.5))
         assert over(line) == ["PlaybackDucked", "PlaybackMuted"]
 
-    talk(scenario, written=(LONG,), step_s=0.3, settings=HELD)
+    line = talk(scenario, written=(LONG,), step_s=3.0, settings=HELD)
+    (kept,) = agents_words(line)
+    assert kept and LONG.startswith(kept) and kept != LONG.strip()
+    assert line.of(ResponseFinished)[-1].status == "cancelled"
 
 
-@pytest.mark.parametrize("step_s", [0.0, 0.4], ids=["reply made", "reply being made"])
+@pytest.mark.parametrize("step_s", [0.0, 3.0], ids=["reply made", "reply being made"])
 def test_a_client_that_truncates_a_muted_reply_has_stopped_it_and_the_next_yes_is_a_turn(step_s: float) -> None:
     async def scenario(line: Line) -> None:
-        await line.speak_turn()
-        await line.play(silence(2.3 if step_s else 1.3))
+        await heard_so_far(line, is_made=not step_s)
         await line.play(tone(0.5))
         assert over(line) == ["PlaybackDucked", "PlaybackMuted"]
         line.conversation.truncate_item(line.of(ResponseItemStarted)[0].item.id, 0.5)
