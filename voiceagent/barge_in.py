@@ -257,6 +257,8 @@ class _Voice:
     limit_s: float = 0.0
     """Voice that stops the agent."""
     is_asked: bool = False
+    asked_end: int = 0
+    """What `end` was when its words were asked for: voice behind that is not in their answer."""
     hum: float = 0.0
     """How much it sounded like a hum when that was last asked."""
     held: int = 0
@@ -475,7 +477,7 @@ class BargeIn:
             self._fruitless = end
             return self._restore(voice, Dismissed.NO_WORDS, end)
         if not voice.is_asked:
-            voice.is_asked = True
+            voice.is_asked, voice.asked_end = True, voice.end
             return (Ask(voice.number, voice.start),)
         if silence >= _samples(settings.gap_s + settings.wait_s):
             return self._unanswered(voice, end)
@@ -497,7 +499,8 @@ class BargeIn:
                 self._voice.limit_s = self.settings.drawn_s
             return ()
         if self._is_doubted and self._voice is not None and self._voice.number == number:
-            is_unfinished = self._voice.end + _samples(self.settings.gap_s) > end
+            is_going_on = self._voice.end + _samples(self.settings.gap_s) > end
+            is_unfinished = is_going_on or self._voice.end > self._voice.asked_end
             if says_something and not self._is_hummed(self._voice, text):
                 may_wait = (self._can_be_held or self._is_muted) and not self._is_stopping(text)
                 if not is_unfinished or not may_wait:

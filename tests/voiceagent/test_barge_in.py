@@ -475,6 +475,21 @@ def test_words_of_a_voice_that_went_on_meanwhile_mute_and_the_whole_decides() ->
         assert [type(action) for action in ear.quiet(0.032)] == [expected]
 
 
+@pytest.mark.parametrize("can_be_held", [True, False])
+def test_words_of_half_a_voice_that_come_when_all_of_it_is_over_are_not_all_of_its_words(can_be_held: bool) -> None:
+    for whole, expected in (("okay a latte", Stop), ("okay okay", Restore)):
+        ear = Ear(can_be_held=can_be_held)
+        ear.voice(0.192)
+        (ask,) = ear.quiet(0.128)
+        ear.voice(0.192)
+        assert ear.quiet(0.096) == []
+        ear.barge_in.answer(ask.number, "okay")  # type: ignore[union-attr]
+        (ask,) = ear.quiet(0.032)
+        assert isinstance(ask, Ask)
+        ear.barge_in.answer(ask.number, whole)
+        assert [type(action) for action in ear.quiet(0.032)] == [expected]
+
+
 def test_a_stopping_word_stops_a_muted_agent_though_the_caller_goes_on() -> None:
     ear = Ear(can_be_held=True)
     ear.voice(0.224)
