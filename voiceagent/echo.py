@@ -152,10 +152,11 @@ class EchoGate:
             self._take_levels()
 
     def cut(self, at: float) -> None:
-        """Nothing is played from `at` on, whatever was announced."""
+        """Nothing is played from `at` on, whatever was announced. During a hold `at` is by the clock that stood still when it began."""
         self._take_levels()
-        self._held_since = None
         hop = math.ceil(at / HOP_S)
+        if self._held_since is not None and hop <= self._held_since:
+            self._held_since = None  # Nothing is left that waits.
         self._coming = deque((start, levels[: hop - start]) for start, levels in self._coming if start < hop)
 
     def skip(self, since: float, until: float) -> None:

@@ -94,13 +94,16 @@ class Playout:
         self._ducked_s = None
         if self._dry_at is not None:
             self._dry_at = min(self._dry_at, max(self._time(now), self.not_before))
-        self._held_at = None
+        if self._held_at is not None and self.not_before <= self._held_at:
+            self._held_at = None  # Else what plays before it is held, and it is over when that is.
         return self._cut_s
 
     def follow(self, earlier_dry_at: float) -> None:
         """What plays before it ends at another moment than was thought: what waits for that moves with it."""
         if self._dry_at is not None and self.is_over:
             self._dry_at = min(self._dry_at, earlier_dry_at)  # Cut before it began, it was over when that was.
+            if self._held_at is not None and earlier_dry_at <= self._held_at:
+                self._held_at = None
         elif self._dry_at is not None and self._reported_s is None:
             # It begins where that ends, unless it came later.
             moves = self._dry_at - self.sent_s <= self.not_before + 1e-6

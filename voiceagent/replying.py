@@ -384,7 +384,7 @@ class Replying:
 
     def stop(self, reason: str) -> None:
         """End the response being made; what was heard of it stays."""
-        self.echo.cut(self.clock.now())
+        self._silence_echo()
         running = self._running
         if running is None or running.is_finished:
             return
@@ -396,6 +396,11 @@ class Replying:
         self._end_trace(running)
         if running.task is not None and running.task is not asyncio.current_task():
             running.task.cancel()
+
+    def _silence_echo(self) -> None:
+        """The caller's loudspeaker plays nothing from now on, held or not."""
+        self.echo.resume(self.clock.now())
+        self.echo.cut(self.clock.now())
 
     def close(self) -> None:
         """The conversation is over: a reply that was made and still played is accounted for as far as it went."""
@@ -431,7 +436,7 @@ class Replying:
 
     def stop_playout(self) -> None:
         """The reply was made but the caller spoke over it: keep what they heard."""
-        self.echo.cut(self.clock.now())
+        self._silence_echo()
         running = self._running
         if running is None:
             return

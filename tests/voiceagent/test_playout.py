@@ -194,6 +194,24 @@ def test_what_the_client_cuts_while_it_is_held_is_over() -> None:
     assert not playout.is_held and playout.dry_at() == 10.5 and playout.heard_s(12.0) == 0.4
 
 
+def test_a_queued_reply_that_is_cut_during_a_hold_is_over_with_the_one_before_it() -> None:
+    for cuts_both in (False, True):
+        playout, behind = spoken(), Playout(not_before=12.0)
+        behind.sent(1.0, now=10.2)
+        for each in (playout, behind):
+            each.mute(10.5)
+        behind.cut(0.0, now=11.0)
+        assert behind.is_held and behind.dry_at() == 12.0
+        if cuts_both:
+            playout.cut(0.5, now=11.2)
+            behind.follow(10.5)
+            assert not playout.is_held and not behind.is_held and behind.dry_at() == 10.5
+        else:
+            for each in (playout, behind):
+                each.resume(12.5)
+            assert playout.dry_at() == behind.dry_at() == 14.0
+
+
 def test_a_position_told_during_a_hold_is_where_it_goes_on() -> None:
     playout = spoken()
     playout.hold(10.5)

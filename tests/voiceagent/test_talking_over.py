@@ -495,6 +495,32 @@ def test_a_response_that_is_asked_for_while_the_agent_is_muted_plays_behind_what
     talk(scenario, heard=("a mocha please", "so"), written=(LONG, "Yes, of course?"), step_s=0.0, settings=HELD)
 
 
+@pytest.mark.parametrize("then", ["brought back", "stopped"])
+def test_a_queued_reply_that_is_truncated_while_the_one_before_it_is_muted_leaves_that_where_it_was(then: str) -> None:
+    async def scenario(line: Line) -> None:
+        await answered(line)
+        await line.play(tone(0.5))
+        first = line.conversation._replying._running.reply.playout  # type: ignore[union-attr]
+        line.conversation.create_response()
+        await line.clock.settle()
+        line.conversation.truncate_item(line.of(ResponseItemStarted)[-1].item.id, 0.0)
+        assert line.conversation._replying.echo._held_since is not None
+        if then == "stopped":
+            await line.play(silence(0.3))
+            assert over(line)[-1] == "SpeechStarted"
+        else:
+            await line.clock.advance(2.5)
+            assert over(line)[-1] == "PlaybackRestored"
+            await line.clock.advance(first.dry_at() - line.clock.now() - 0.2)  # type: ignore[operator]
+            assert line.conversation.phase is Phase.SPEAKING, "the first is still heard"
+        assert not first.is_held and line.conversation._replying.echo._held_since is None
+        await line.clock.advance(20.0)
+        assert line.conversation.phase is (Phase.IDLE if then == "brought back" else Phase.LISTENING)
+
+    heard = ("a mocha please", "so", "a latte")
+    talk(scenario, heard=heard, written=(LONG, "Yes, of course?"), step_s=0.0, settings=HELD)
+
+
 def test_who_interrupts_twice_running_stops_both_replies_where_they_were() -> None:
     async def scenario(line: Line) -> None:
         await answered(line)
