@@ -371,6 +371,20 @@ def test_what_is_kept_and_damaged_is_compiled_anew(content: bytes, tmp_path: Pat
     assert kept.stat().st_size > 10_000
 
 
+@pytest.mark.skipif(not BUILT, reason=native.prepare().reason)
+def test_a_kept_library_that_is_not_ours_is_compiled_anew(home: Path, tmp_path: Path) -> None:
+    assert native.build().library is not None
+    (ours,) = home.iterdir()
+    source, folder = tmp_path / "stranger.c", tmp_path / "strange"
+    source.write_text("int stranger(void) { return 1; }\n")
+    folder.mkdir()
+    compiler = next(found for name in native.COMPILERS if (found := shutil.which(name)))
+    subprocess.run([compiler, "-shared", "-fPIC", str(source), "-o", str(folder / ours.name)], check=True)
+    assert native.build(folder=folder).library is not None
+    assert [path.name for path in folder.iterdir()] == [ours.name]
+    assert (folder / ours.name).read_bytes() == ours.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("machine", "capability", "expected"),
     [
@@ -467,6 +481,59 @@ def test_code_that_the_home_does_not_take_is_compiled_for_this_process_and_that_
     assert list(home.iterdir()) == []
     (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert str(home) in told and "noexec" in told
+
+
+FULL = """/usr/bin/ld: final link failed: No space left on device
+collect2: error: ld returned 1 exit status
+"""
+
+
+@pytest.mark.skipif(not BUILT, reason=native.prepare().reason)
+@pytest.mark.parametrize("instructions", BUILT)
+def test_a_compiler_that_finds_the_home_full_compiles_for_the_same_instructions_elsewhere(
+    instructions: native.Instructions, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compile_to = native.compile_to
+
+    def in_a_full_home(compiler: str, options: tuple[str, ...], target: Path) -> None:
+        if target.parent == home:
+            raise subprocess.CalledProcessError(1, ["cc"], stderr=FULL)
+        compile_to(compiler, options, target)
+
+    monkeypatch.setattr(native, "compile_to", in_a_full_home)
+    found = native.build(instructions)
+    assert found.library is not None and found.reason.endswith(f" for {native.NAMES[instructions]}")
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert f"{home}: /usr/bin/ld: final link failed: No space left on device" in told
+
+
+def test_a_compiler_that_fails_everywhere_is_asked_for_the_next_instructions_and_nobody_is_warned(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def old_compiler(compiler: str, options: tuple[str, ...], target: Path) -> None:
+        if "-march=native" in options:
+            raise subprocess.CalledProcessError(1, ["cc"], stderr="error: unknown instructions")
+        target.write_bytes(b"")
+
+    monkeypatch.setattr(native, "available", lambda: ("avx512", "avx2"))
+    monkeypatch.setattr(shutil, "which", lambda _: "/bin/sh")
+    monkeypatch.setattr(native, "compile_to", old_compiler)
+    monkeypatch.setattr(native, "_load", lambda target: target)
+    found = native.build()
+    assert found.reason == "compiled with /bin/sh for AVX2; for AVX-512 /bin/sh failed: error: unknown instructions"
+    assert isinstance(found.library, Path) and found.library.parent == home and caplog.records == []
+
+
+def test_the_compiler_keeps_what_it_needs_on_the_way_beside_what_it_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looks(command: list[str], *, env: dict[str, str], **_: object) -> None:
+        assert Path(env["TMPDIR"]).parent == tmp_path
+        Path(command[command.index("-o") + 1]).write_bytes(b"made")
+
+    monkeypatch.setattr(subprocess, "run", looks)
+    native.compile_to("cc", (), tmp_path / "made.so")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"made"]
 
 
 @pytest.mark.skipif(not BUILT, reason=native.prepare().reason)

@@ -7,6 +7,7 @@ PyTorch and `Prepared.reason` says why.
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import hashlib
 import logging
@@ -14,6 +15,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,8 +114,7 @@ def build(instructions: Instructions | None = None, folder: Path | None = None) 
             return Prepared(made, f"compiled with {compiler} for {NAMES[wanted]}{failed}")
         except subprocess.CalledProcessError as error:
             # A compiler that is older than the processor may still know what the processor before it had.
-            lines = str(error.stderr).strip().splitlines()
-            reason = f"{compiler} failed: {lines[-1] if lines else error.returncode}"
+            reason = f"{compiler} failed: {_why(error)}"
             failed = f"; for {NAMES[wanted]} {reason}"
         except (OSError, subprocess.TimeoutExpired) as error:
             return Prepared(None, f"{compiler}: {error}")
@@ -123,18 +124,22 @@ def build(instructions: Instructions | None = None, folder: Path | None = None) 
 def _find_or_compile(compiler: str, options: tuple[str, ...], folder: Path | None) -> ctypes.CDLL:
     """What was compiled before, if it can be loaded (a disk that was full must not cost every start after it); else in the first place that takes it.
 
+    A compiler that fails in one place is asked in the next: it may be the disk that is full.
+
     Raises:
         OSError: If there is no such place, or it can be loaded from none.
-        subprocess.CalledProcessError, subprocess.TimeoutExpired: As `compile_to`.
+        subprocess.CalledProcessError: If the compiler failed in each that it was asked in.
+        subprocess.TimeoutExpired: As `compile_to`.
     """
     name = f"{kept.PREFIX}{_digest(compiler, options)}.so"
     refused: list[str] = []
+    failed: subprocess.CalledProcessError | None = None
     for place in kept.folders() if folder is None else (folder,):
         target = place / name
         if target.is_file() and kept.runs_code(place):
             try:
                 return _load(target)
-            except (OSError, AttributeError) as error:  # no library, or not ours
+            except OSError as error:
                 _LOG.warning("compiled anew: %s", error)
         if not kept.takes_code(place):
             refused.append(f"{place} cannot be written to, or may hold no programs (noexec)")
@@ -145,34 +150,59 @@ def _find_or_compile(compiler: str, options: tuple[str, ...], folder: Path | Non
         except OSError as error:
             refused.append(str(error))
             continue
+        except subprocess.CalledProcessError as error:
+            refused.append(f"{place}: {_why(error)}")
+            failed = failed or error
+            continue
         if refused:
             _LOG.warning("kernels in C are compiled for this process alone: %s", "; ".join(refused))
         kept.forget_unused(place, target)
         return made
+    if failed is not None:
+        raise failed
     raise OSError("; ".join(refused) or "no folder of its own that may hold programs, not even a temporary one")
 
 
 def compile_to(compiler: str, options: tuple[str, ...], target: Path) -> None:
-    """
+    """Compile in the folder of `target`, what the compiler needs on the way included.
+
     Raises:
-        subprocess.CalledProcessError: If the compiler does; `stderr` says why.
+        subprocess.CalledProcessError: If the compiler fails, for which a full disk is enough; `stderr` says why.
         subprocess.TimeoutExpired, OSError: If it hangs, or there is no room.
     """
     with tempfile.TemporaryDirectory(prefix=kept.PREFIX, dir=target.parent) as place:
         made = Path(place) / target.name
         command = [compiler, *options, *(str(HERE / name) for name in SOURCES), "-o", str(made), "-lm"]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
+        environment = os.environ | {"TMPDIR": place}
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, env=environment)
         # Whole or not at all: another process may be loading it.
         os.replace(made, target)
 
 
+def _why(error: subprocess.CalledProcessError) -> str:
+    """The line that says it. Behind it may be "compilation terminated." or "ld returned 1 exit status"."""
+    lines = str(error.stderr).strip().splitlines()
+    telling = (line for line in lines if "error:" in line or "failed:" in line)
+    return next(telling, lines[-1] if lines else str(error.returncode))
+
+
 def _load(target: Path) -> ctypes.CDLL:
+    """
+    Raises:
+        OSError: If it is no library, or not ours.
+    """
     found = ctypes.CDLL(str(target))
+    try:
+        found.decoder_scratch.restype = ctypes.c_int64
+        found.has_half.restype = ctypes.c_int32
+        for name in ("pack_weights", "decode", "commit_rows", "select_by_threshold", "ban_stutters", "joint_stutters"):
+            getattr(found, name).restype = None
+    except AttributeError as error:
+        if sys.platform != "win32":
+            # A path that is loaded would be answered with the same again, whatever lies there by then.
+            _ctypes.dlclose(found._handle)
+        raise OSError(f"{target} lacks what the kernels are called by: {error}") from error
     kept.loaded(target)
-    found.decoder_scratch.restype = ctypes.c_int64
-    found.has_half.restype = ctypes.c_int32
-    for name in ("pack_weights", "decode", "commit_rows", "select_by_threshold", "ban_stutters", "joint_stutters"):
-        getattr(found, name).restype = None
     return found
 
 
