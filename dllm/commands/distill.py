@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dllm.commands.model import device, source
-from dllm.commands.train import BUILTIN_CONFIG
+from dllm.commands.train import recipe
 from dllm.commands.tuning import (
     add_tuning_arguments,
     budget,
@@ -86,14 +86,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def mixture_config(args: argparse.Namespace) -> TrainConfig:
-    """The mixture that the arguments name. The built-in one does not know every folder: where it knows no source, all count alike."""
-    from dllm.train.config import TrainConfig
-    from dllm.train.data import find_sources
-
-    config = replace(TrainConfig.load(args.config or BUILTIN_CONFIG), seed=args.seed)
-    if args.config is None and not config.sources.keys() & find_sources(args.data, "train").keys():
-        return replace(config, sources={})
-    return config
+    """The mixture that the arguments name."""
+    return replace(recipe(args.config, args.data), seed=args.seed)
 
 
 def _fill(

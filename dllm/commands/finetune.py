@@ -39,11 +39,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace) -> int:
-    from dllm.commands.model import device, source
+    from dllm.commands.model import check_folder, device, source
     from dllm.train.finetune.plan import FinetuneOptions
     from dllm.train.finetune.run import finetune
 
     device(args.device)
+    check_folder("--out", args.out)
     options = FinetuneOptions(
         data=args.data,
         out=args.out,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -103,6 +104,19 @@ def source(model: str | None) -> Path | str | None:
         raise ConfigError("--model", model, "a checkpoint's folder, or ORG/NAME")
     folder = Path(model).expanduser()
     return folder if folder.exists() else model
+
+
+def check_folder(option: str, path: Path) -> None:
+    """That the folder can be made or written to, before hours are spent on what is to go there. Makes nothing.
+
+    Raises:
+        ConfigError: If it cannot.
+    """
+    there = path.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(option, str(path), f"a folder that can be written to, and {there} cannot")
 
 
 def device(name: str) -> torch.device:

@@ -7,8 +7,9 @@ import json
 import signal
 import threading
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.resume and (args.out / "state.pt").exists():
         raise ConfigError("--out", str(args.out), "a folder without a run, or --resume to continue the one in it")
+    model.check_folder("--out", args.out)
     config = read_config(args)
     model.device(args.device)
     budget = Budget(args.tokens or config.tokens, args.minutes * 60 if args.minutes else None)
@@ -84,7 +86,7 @@ def read_config(args: argparse.Namespace) -> TrainConfig:
     from dllm.train.config import TrainConfig
 
     if args.config is not None or not args.resume:
-        config = TrainConfig.load(args.config or BUILTIN_CONFIG)
+        config = recipe(args.config, args.data)
     else:
         path = args.out / "config.json"
         if not path.is_file():
@@ -101,6 +103,19 @@ def read_config(args: argparse.Namespace) -> TrainConfig:
             change = _string(key, value.strip())
         changes = merged(changes, change)
     return TrainConfig.from_json(merged(config.to_json(), changes))
+
+
+def recipe(path: Path | None, folders: Sequence[Path]) -> TrainConfig:
+    """The configuration in `path`, or the built-in one, which does not know every folder: where it knows no source, all count alike.
+
+    Raises:
+        ConfigError: If a key is unknown or a value makes no sense.
+    """
+    from dllm.train.config import TrainConfig
+
+    config = TrainConfig.load(path or BUILTIN_CONFIG)
+    there = {found.name.split(".train.")[0] for folder in folders for found in folder.glob("*.train.*")}
+    return config if path is not None or config.sources.keys() & there else replace(config, sources={})
 
 
 def _string(key: str, value: str) -> dict[str, Any]:

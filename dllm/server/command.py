@@ -87,7 +87,12 @@ def _serve_alone(args: argparse.Namespace) -> int:
 
 
 def _listen(args: argparse.Namespace) -> socket.socket:
-    """Before loading: a taken port is worth knowing at once."""
+    """Before loading: a taken port and an option that makes no sense are worth knowing at once."""
+    for name in ("batch", "cache_mb", "steps_per_visit", "default_tokens", "max_tokens", "max_drafts"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}", getattr(args, name), "at least 1")
+    if not args.timeout > 0:
+        raise ConfigError("--timeout", args.timeout, "seconds above 0")
     if not read_keys(args.api_key_file) and not is_loopback(args.host):
         print("no --api-key-file: whoever reaches this address may use it", file=sys.stderr)
     listening = listen(args.host, args.port)

@@ -10,6 +10,7 @@ import torch
 
 from dllm import loader
 from dllm.cli import COMMANDS, build_parser, main
+from dllm.commands.train import recipe
 from tests.dllm import tiny
 
 CONFIG = """
@@ -49,6 +50,24 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert code == 0
     return root
+
+
+def test_a_folder_that_the_built_in_mixture_does_not_know_is_trained_on_all_the_same(tmp_path: Path) -> None:
+    tiny.write_dialogues(tmp_path / "own", name="calls")
+    tiny.write_dialogues(tmp_path / "known", name="cafe")
+    assert recipe(None, [tmp_path / "own"]).sources == {}
+    assert "cafe" in recipe(None, [tmp_path / "own", tmp_path / "known"]).sources
+    (tmp_path / "mine.toml").write_text("[sources.tea]\nweight = 1.0\n")
+    assert recipe(tmp_path / "mine.toml", [tmp_path / "own"]).sources.keys() == {"tea"}, "what somebody wrote is meant"
+
+
+@pytest.mark.parametrize("command", ["train", "finetune"])
+def test_an_output_folder_that_cannot_be_is_named_before_anything_is_learned(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert main([command, "--data", str(tmp_path), "--out", str(tmp_path / "file" / "run")]) == 2
+    assert "--out = " in capsys.readouterr().err
 
 
 def test_train_leaves_a_run_that_resumes(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

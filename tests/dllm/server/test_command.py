@@ -16,6 +16,7 @@ from typing import Any
 import openai
 import pytest
 
+from dllm.cli import main
 from dllm.commands.model import load
 from dllm.errors import ConfigError
 from dllm.models.family import EIGHT_BITS
@@ -92,6 +93,17 @@ def test_a_taken_port_is_known_before_the_model_is_loaded() -> None:
         port = str(taken.getsockname()[1])
         with pytest.raises(ConfigError, match=f"127.0.0.1:{port}"):
             run(arguments("--port", port, "--model", "nobody/nothing"))
+
+
+@pytest.mark.parametrize(
+    "option", ["--batch=0", "--cache-mb=0", "--steps-per-visit=0", "--max-drafts=0", "--timeout=-1"]
+)
+def test_an_option_that_makes_no_sense_is_known_before_the_model_is_loaded(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--port", "0", option]) == 2
+    told = capsys.readouterr().err
+    assert f"{option.partition('=')[0]} = " in told and "loading" not in told
 
 
 def test_an_address_is_written_as_a_client_needs_it() -> None:
