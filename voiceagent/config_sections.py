@@ -390,7 +390,10 @@ class ModelsConfig:
         "a path, or empty",
     )
     device: str = documented(
-        "auto", "Where the diffusion model runs: `cpu`, `cuda`, `mps`.", "`auto` or a device", bool
+        "auto",
+        "Where the diffusion model runs; `auto` is CUDA where there is one.",
+        "`auto`, `cpu`, `cuda`, `cuda:1` or `mps`",
+        bool,
     )
     dtype: str = documented(
         "auto",

@@ -9,6 +9,7 @@ import asyncio
 import functools
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -47,6 +48,8 @@ CPU_BATCH = 2
 (turns replayed at a target of 0.7 s and twice the nominal load: 93 % of answers on time with two, 78 % with eight)."""
 DEVICE_BATCH = 8
 
+_DEVICE = re.compile(r"cpu|mps|cuda(:(?P<index>0|[1-9][0-9]*))?")
+
 
 def root_folder(config: Config) -> Path:
     """Where fetched models are."""
@@ -57,25 +60,24 @@ def device_of(config: Config) -> str:
     """The language model's device; `auto` is CUDA where there is one.
 
     Raises:
-        ConfigError: If `models.device` is no device, or one that is not there.
+        ConfigError: If `models.device` is none of those that the engine knows, or one that is not there.
     """
     import torch
 
     wanted = config.models.device
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(wanted)
-    except RuntimeError as error:
-        raise ConfigError("models.device", wanted, "`auto`, `cpu`, `cuda`, `cuda:1` or `mps`") from error
+    found = _DEVICE.fullmatch(wanted)
+    if found is None:  # PyTorch has others (`xpu`, `meta`), on which loading or the first step would fail.
+        raise ConfigError("models.device", wanted, "`auto`, `cpu`, `cuda`, `cuda:1` or `mps`")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and not count:
+    if wanted.startswith("cuda") and not count:
         raise ConfigError("models.device", wanted, "`auto` or `cpu`: PyTorch finds no CUDA device here")
-    if device.type == "cuda" and (device.index or 0) >= count:
+    if int(found["index"] or 0) >= max(count, 1):
         raise ConfigError(
             "models.device", wanted, f"`auto`, or `cuda:{count - 1}` at most: so many CUDA devices are here"
         )
-    if device.type == "mps" and not torch.backends.mps.is_available():
+    if wanted == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("models.device", wanted, "`auto` or `cpu`: PyTorch finds no Metal device here")
     return wanted
 

@@ -89,13 +89,28 @@ def test_a_model_that_is_not_there_is_named_before_any_is_loaded(
     assert loaded == []
 
 
+@pytest.mark.parametrize(
+    "device",
+    ["gpu", "xpu", "hpu", "meta", "cpu:7", "cpu:0", "mps:0", "CUDA", "cuda:", "cuda:-1", "cuda:01", "cuda:x", "cuda0"],
+)
+def test_a_device_that_the_engine_does_not_know_is_named_before_anything_is_loaded(
+    device: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    expected = "expected `auto`, `cpu`, `cuda`, `cuda:1` or `mps`$"
+    with pytest.raises(ConfigError, match=f"models.device = '{device}': {expected}"):
+        choose_llm(configure(tmp_path, f"models.device={device}"))
+
+
 def test_a_device_that_is_not_there_is_named_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     assert device_of(configure(tmp_path)) == "cpu"
-    for device, why in (("cuda", "no CUDA device"), ("mps", "no Metal device"), ("gpu", "`cuda:1` or `mps`")):
+    for device, why in (("cuda", "no CUDA device"), ("mps", "no Metal device")):
         with pytest.raises(ConfigError, match=f"models.device = '{device}': expected .*{why}"):
             choose_llm(configure(tmp_path, f"models.device={device}"))
     choose_llm(configure(tmp_path, "models.device=cuda", "models.llm=http://127.0.0.1:9/v1"))
