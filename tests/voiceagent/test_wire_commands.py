@@ -387,6 +387,7 @@ def test_extensions_can_be_asked_for_in_the_session() -> None:
         "hums": True,
         "mutes": True,
         "echo_gate": True,
+        "sound": True,
         "silence": None,
         "repair": "off",
         "speculate": True,
@@ -458,15 +459,21 @@ def test_how_the_agent_is_interrupted_can_be_asked_for_and_outlives_other_turn_d
             "hums": False,
             "mutes": False,
             "echo_gate": False,
+            "sound": False,
         },
     )
     shown = update(codec, audio={"input": {"turn_detection": {"type": "server_vad", "threshold": 0.7}}})
     assert (shown["voiceagent"]["barge_in"], shown["voiceagent"]["backchannels"]) == ("immediate", ["genau"])
     assert (shown["voiceagent"]["fragments"], shown["voiceagent"]["echo_gate"]) == (["der"], False)
     assert (shown["voiceagent"]["stopping_words"], shown["voiceagent"]["hums"]) == (["halt"], False)
-    assert shown["voiceagent"]["mutes"] is False
+    assert (shown["voiceagent"]["mutes"], shown["voiceagent"]["sound"]) == (False, False)
     detection = codec.session.settings.turn_detection
-    assert detection is not None and not detection.interrupts_in_stages and detection.threshold == 0.7
+    assert (
+        detection is not None
+        and not detection.weighs_sound
+        and not detection.interrupts_in_stages
+        and detection.threshold == 0.7
+    )
     shown = update(codec, audio={"input": {"turn_detection": None}}, voiceagent={"barge_in": "two_stage"})
     assert "barge_in" not in shown["voiceagent"], "a client that ends its turns itself is not interrupted for"
 

@@ -127,7 +127,7 @@ def session_json(session: WireSession, *, session_id: str, model: str, expires_a
             "events": True,
             "target_ms": round(settings.target_s * 1000, 3),
             "when_late": settings.when_late.value,
-            **_barge_in_json(settings.turn_detection),
+            **_hearing_json(settings.turn_detection),
             "silence": _silence_json(settings.silence),
             "repair": settings.repair.mode,
             "speculate": settings.speculate,
@@ -217,6 +217,7 @@ def _detection_base(session: WireSession, defaults: SessionSettings) -> TurnDete
         hums=now.hums,
         mutes=now.mutes,
         echo_gate=now.echo_gate,
+        weighs_sound=now.weighs_sound,
     )
 
 
@@ -309,6 +310,7 @@ EXTENSION_KEYS = (
     "hums",
     "mutes",
     "echo_gate",
+    "sound",
     "silence",
     "repair",
     "speculate",
@@ -324,7 +326,7 @@ def _update_extensions(session: WireSession, update: Fields | None, defaults: Se
         session = replace(session, settings=replace(session.settings, target_s=target_ms / 1000))
     if (when_late := read_when_late(update)) is not None:
         session = replace(session, settings=replace(session.settings, when_late=when_late))
-    session = replace(session, settings=_read_barge_in(session.settings, update))
+    session = replace(session, settings=_read_hearing(session.settings, update))
     if update.has("silence"):
         silence = _read_silence(update, session.settings.silence)
         session = replace(session, settings=replace(session.settings, silence=silence))
@@ -343,10 +345,11 @@ def _update_extensions(session: WireSession, update: Fields | None, defaults: Se
     return session
 
 
-def _read_barge_in(settings: SessionSettings, update: Fields) -> SessionSettings:
-    """How voice over the agent's stops it. Without turn detection nothing does, and the keys are only checked."""
+def _read_hearing(settings: SessionSettings, update: Fields) -> SessionSettings:
+    """How voice over the agent's stops it, and whether its sound tells that a turn is over. Without turn detection neither is so, and the keys are only checked."""
     mode = cast(BargeInMode | None, update.choice("barge_in", BARGE_IN_MODES))
     echo_gate, hums, mutes = update.boolean("echo_gate"), update.boolean("hums"), update.boolean("mutes")
+    sound = update.boolean("sound")
     detection = settings.turn_detection or TurnDetection()
     detection = replace(
         detection,
@@ -354,6 +357,7 @@ def _read_barge_in(settings: SessionSettings, update: Fields) -> SessionSettings
         echo_gate=detection.echo_gate if echo_gate is None else echo_gate,
         hums=detection.hums if hums is None else hums,
         mutes=detection.mutes if mutes is None else mutes,
+        weighs_sound=detection.weighs_sound if sound is None else sound,
     )
     if (backchannels := update.strings("backchannels")) is not None:
         try:
@@ -373,7 +377,7 @@ def _read_barge_in(settings: SessionSettings, update: Fields) -> SessionSettings
     return settings if settings.turn_detection is None else replace(settings, turn_detection=detection)
 
 
-def _barge_in_json(detection: TurnDetection | None) -> Json:
+def _hearing_json(detection: TurnDetection | None) -> Json:
     if detection is None:
         return {}
     return {
@@ -384,6 +388,7 @@ def _barge_in_json(detection: TurnDetection | None) -> Json:
         "hums": detection.hums,
         "mutes": detection.mutes,
         "echo_gate": detection.echo_gate,
+        "sound": detection.weighs_sound,
     }
 
 
