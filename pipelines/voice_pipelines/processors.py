@@ -122,7 +122,10 @@ _USUAL_WEIGHTS = {"cpu.weight": 100, "cpu.shares": 1024}
 
 
 def group_share(folders: Sequence[Path]) -> float:
-    """The share of a processor that these control groups leave a process, where each has one of the usual weight that is busy beside it.
+    """The share of a processor that these control groups leave a process beside one other that is busy and of the usual weight, wherever it is.
+
+    The other competes at one level, below the parent that the two have in common, so it is the least of all levels, not their product: that would be
+    with a busy one beside the process's group and beside each group around it, and an eighth three groups deep where all have the usual weight.
 
     Never above a half: what the groups beside weigh, and how many they are, cannot be seen from inside, and Kubernetes, for one, gives all of them much.
     """

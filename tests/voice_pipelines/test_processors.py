@@ -78,6 +78,14 @@ def test_beside_others_a_container_of_little_weight_gets_less_of_a_processor(tmp
     assert group_share([tmp_path / "old"]) == pytest.approx(0.2), "the first version counts from 1024"
 
 
+def test_one_busy_group_beside_a_container_takes_its_share_at_one_level_only(tmp_path: Path) -> None:
+    me, mount = second_version(tmp_path, "/pods/pod/server")
+    for weight, share in (("50", 1 / 3), ("100", LEAST_FREE)):
+        for folder in (mount / "pods", mount / "pods" / "pod", mount / "pods" / "pod" / "server"):
+            write(folder, cpu__weight=weight)
+        assert group_share(quota_folders(me)) == pytest.approx(share)
+
+
 @pytest.mark.parametrize("weight", ["", "much", "100", "10000"])
 def test_no_weight_promises_more_than_half(tmp_path: Path, weight: str) -> None:
     write(tmp_path, cpu__weight=weight)
