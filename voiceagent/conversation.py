@@ -220,15 +220,24 @@ class Conversation:
     def interrupt(self) -> None:
         """Stop an agent that can be heard, as speech would; the history keeps what was heard."""
         self._silence.answered()
-        if self._state.is_audible and self._state.caller is not turns.Caller.SPEAKING:
+        if self._can_be_interrupted():
             self._happened(turns.SpeechBegan(interrupts=True))
             self._happened(turns.SpeechDropped())
 
     def hear_text(self, text: str) -> None:
         """Take what the caller typed, on the keys of a phone, as what they said: it interrupts and is answered."""
-        self.interrupt()
+        interrupts = self._can_be_interrupted()
+        if interrupts:
+            self._happened(turns.SpeechBegan(interrupts=True))
         self.add_item(Item(new_id("item"), "user", text))
         self._happened(turns.TranscriptReady(is_empty=False, wants_reply=True))
+        if interrupts:
+            self._happened(
+                turns.SpeechDropped()
+            )  # Only now, so that one reply answers this and what was unanswered before it.
+
+    def _can_be_interrupted(self) -> bool:
+        return self._state.is_audible and self._state.caller is not turns.Caller.SPEAKING
 
     def cancel_response(self, response_id: str | None = None) -> None:
         """Stop the running response."""

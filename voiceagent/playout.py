@@ -74,9 +74,9 @@ class Playout:
         return self._dry_at
 
     def wait_for(self, earlier: Playout) -> None:
-        """Be heard behind an earlier reply, which still plays or is held."""
-        if earlier._dry_at is not None:
-            self.not_before, self._held_at = earlier._dry_at, earlier._held_at
+        """Be heard behind an earlier reply, which is playing."""
+        assert earlier._dry_at is not None
+        self.not_before, self._held_at = earlier._dry_at, earlier._held_at
 
     def report(self, played_s: float, now: float) -> None:
         """The client says how much it has played; later estimates start from there. Less than it said before is old news."""
@@ -153,6 +153,10 @@ class Playout:
         self.not_before += held_s
         if self._dry_at is not None:
             self._dry_at += held_s
+
+    def is_playing(self, now: float) -> bool:
+        """Whether something of what was sent has still to be played, as far as is known; also while it is held."""
+        return self._dry_at is not None and (self.is_held or self._dry_at > now)
 
     @property
     def is_held(self) -> bool:

@@ -300,14 +300,18 @@ class Replying:
         await self._played_out(reply.playout)
         if has_audio:
             reply.trace.mark("playout_end", self.clock.now())
+        self._end_trace(running)
+        if self._running is running and not has_audio:
+            for earlier in tuple(self._still_playing):
+                await self._played_out(earlier.playout)
         if self._running is running:
             self._still_playing.clear()
-        self._end_trace(running)
-        if self._running is running:
             self.happened(turns.PlayoutEnded())
+        elif not any(each.playout.is_playing(self.clock.now()) for each in self._still_playing):
+            self.happened(turns.EarlierEnded())
 
     async def _played_out(self, playout: Playout) -> None:
-        while (dry_at := playout.dry_at()) is not None and (playout.is_held or dry_at > self.clock.now()):
+        while (dry_at := playout.dry_at()) is not None and playout.is_playing(self.clock.now()):
             self._moved.clear()
             waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._moved.wait())]
             if not playout.is_held:
@@ -414,11 +418,11 @@ class Replying:
             self.early.interrupted(reply.drafting.last_draft, reply.said[len(heard) :].strip())
 
     def _keep_playing(self, earlier: _Running, reply: Reply) -> None:
-        """A reply starts while an earlier one still plays: it is heard after it, and an interruption cuts both."""
-        dry_at = earlier.reply.playout.dry_at()
-        if dry_at is not None and (earlier.reply.playout.is_held or dry_at > self.clock.now()):
-            reply.playout.wait_for(earlier.reply.playout)
-            self._still_playing.append(earlier.reply)
+        """A reply starts while earlier ones still play: it is heard after them, and an interruption cuts all."""
+        now = self.clock.now()
+        self._still_playing = [each for each in (*self._still_playing, earlier.reply) if each.playout.is_playing(now)]
+        if self._still_playing:
+            reply.playout.wait_for(self._still_playing[-1].playout)
 
     def _cut_history(self, reply: Reply) -> None:
         reply.playout.stop(self.clock.now())

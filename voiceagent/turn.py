@@ -44,6 +44,8 @@ class TurnState:
     """There is voice over the agent's, and nobody knows yet whether anything was said: what plays is turned down and goes on."""
     is_muted: bool = False
     """That voice lasts: what plays is held, and goes on where it was if nothing was said."""
+    earlier_plays: bool = False
+    """A reply that was made before the one under way still plays."""
 
     @property
     def phase(self) -> Phase:
@@ -58,7 +60,7 @@ class TurnState:
     @property
     def is_audible(self) -> bool:
         """The caller hears the agent."""
-        return self.agent in (Agent.SPEAKING, Agent.PLAYING)
+        return self.agent in (Agent.SPEAKING, Agent.PLAYING) or self.earlier_plays
 
     @property
     def is_making_reply(self) -> bool:
@@ -118,7 +120,7 @@ class AudioBegan:
 
 @dataclass(frozen=True, slots=True)
 class ReplyMade:
-    """Nothing more will be generated; `has_audio` tells whether something is still playing at the caller's."""
+    """Nothing more will be generated; `has_audio` tells whether something of it is still playing at the caller's."""
 
     has_audio: bool
 
@@ -131,8 +133,13 @@ class ReplyCancelled:
 
 
 @dataclass(frozen=True, slots=True)
+class EarlierEnded:
+    """Nothing plays any more that was made before the reply under way."""
+
+
+@dataclass(frozen=True, slots=True)
 class PlayoutEnded:
-    pass
+    """Nothing plays any more, and nothing is being made."""
 
 
 TurnInput: TypeAlias = (
@@ -147,6 +154,7 @@ TurnInput: TypeAlias = (
     | AudioBegan
     | ReplyMade
     | ReplyCancelled
+    | EarlierEnded
     | PlayoutEnded
 )
 
@@ -241,7 +249,8 @@ def advance(state: TurnState, happened: TurnInput) -> tuple[TurnState, tuple[Tur
             stop: TurnEffect = StopPlayout() if state.agent is Agent.PLAYING else StopReply("turn_detected")
             # Nobody heard an answer yet: should this turn out to be a cough, the earlier words still deserve one.
             owes = state.owes_reply or state.agent is Agent.THINKING
-            return replace(listening, agent=Agent.QUIET, owes_reply=owes), (stop, OpenUtterance())
+            listening = replace(listening, agent=Agent.QUIET, owes_reply=owes, earlier_plays=False)
+            return listening, (stop, OpenUtterance())
         case SpeechEnded():
             if state.caller is not Caller.SPEAKING:
                 return state, ()
@@ -263,22 +272,26 @@ def advance(state: TurnState, happened: TurnInput) -> tuple[TurnState, tuple[Tur
             return replace(state, owes_reply=True), ()
         case ReplyRequested():
             if state.agent is Agent.PLAYING or state.agent is Agent.QUIET:
-                return replace(state, agent=Agent.THINKING, owes_reply=False), (StartReply(),)
+                plays = state.agent is Agent.PLAYING
+                return replace(state, agent=Agent.THINKING, owes_reply=False, earlier_plays=plays), (StartReply(),)
             return state, ()
         case AudioBegan():
             return (replace(state, agent=Agent.SPEAKING), ()) if state.agent is Agent.THINKING else (state, ())
         case ReplyMade(has_audio=has_audio):
             if not state.is_making_reply:
                 return state, ()
-            return _settle(replace(state, agent=Agent.PLAYING if has_audio else Agent.QUIET))
+            agent = Agent.PLAYING if has_audio or state.earlier_plays else Agent.QUIET
+            return _settle(replace(state, agent=agent, earlier_plays=False))
         case ReplyCancelled(reason=reason):
             if not state.is_making_reply:
                 return state, ()
-            state = replace(state, agent=Agent.QUIET)
+            state = replace(state, agent=Agent.QUIET, earlier_plays=False)
             if reason == "shutdown":
                 return state, (StopReply(reason),)
             state, settled = _settle(state)
             return state, (StopReply(reason), *settled)
+        case EarlierEnded():
+            return replace(state, earlier_plays=False), ()
         case PlayoutEnded():
             return _settle(replace(state, agent=Agent.QUIET)) if state.agent is Agent.PLAYING else (state, ())
         case _:

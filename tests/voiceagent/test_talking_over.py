@@ -25,7 +25,7 @@ from voiceagent.events import (
     SpeechStarted,
     TranscriptPartial,
 )
-from voiceagent.session import SessionSettings, TurnDetection
+from voiceagent.session import ResponseOptions, SessionSettings, TurnDetection
 from voiceagent.turn import Phase
 
 LONG = "One two three four five six. " * 6
@@ -493,6 +493,78 @@ def test_a_response_that_is_asked_for_while_the_agent_is_muted_plays_behind_what
         assert behind.dry_at() - behind.sent_s - line.clock.now() == pytest.approx(rest_s, abs=0.02)  # type: ignore[operator]
 
     talk(scenario, heard=("a mocha please", "so"), written=(LONG, "Yes, of course?"), step_s=0.0, settings=HELD)
+
+
+@pytest.mark.parametrize("can_be_held", [False, True])
+def test_a_text_that_is_asked_for_while_the_agent_speaks_leaves_it_audible(can_be_held: bool) -> None:
+    text = ResponseOptions(modality="text", in_conversation=False)
+    for words, expected in (("uh-huh", "PlaybackRestored"), ("a latte", "SpeechStarted")):
+
+        async def scenario(line: Line, expected: str = expected) -> None:
+            await answered(line)
+            line.conversation.create_response(text)
+            await line.play(silence(0.2))
+            assert line.conversation.phase is Phase.SPEAKING
+            await line.play(np.concatenate([tone(0.3), silence(0.6)]))
+            assert over(line) == ["PlaybackDucked", expected]
+            await line.clock.advance(20.0)
+            if expected == "PlaybackRestored":
+                assert line.conversation.phase is Phase.IDLE and agents_words(line) == [LONG.strip()]
+            else:
+                assert LONG.startswith(agents_words(line)[0]) and agents_words(line)[0] != LONG.strip()
+
+        settings = replace(HELD, can_be_held=can_be_held)
+        talk(scenario, heard=("a mocha please", words), written=(LONG, "ok"), step_s=0.0, settings=settings)
+
+
+def test_a_text_that_is_asked_for_while_the_agent_is_muted_does_not_lose_what_waits() -> None:
+    async def scenario(line: Line) -> None:
+        await answered(line)
+        await line.play(tone(0.5))
+        assert over(line) == ["PlaybackDucked", "PlaybackMuted"]
+        first = line.conversation._replying._running.reply.playout  # type: ignore[union-attr]
+        line.conversation.create_response(ResponseOptions(modality="text", in_conversation=False))
+        await line.clock.advance(2.5)
+        assert over(line)[-1] == "PlaybackRestored"
+        assert not first.is_held and line.conversation.phase is Phase.SPEAKING
+        line.conversation.create_response()
+        await line.clock.settle()
+        behind = line.conversation._replying._running.reply.playout  # type: ignore[union-attr]
+        assert behind.not_before == first.dry_at(), "it waits for what plays, not for the text before it"
+        await line.clock.advance(20.0)
+        assert line.conversation.phase is Phase.IDLE
+
+    talk(scenario, written=(LONG, "ok", "Yes, of course?"), step_s=0.0, settings=HELD)
+
+
+def test_a_backchannel_over_what_precedes_the_call_of_a_client_costs_no_answer() -> None:
+    async def scenario(line: Line) -> None:
+        await answered(line)
+        await line.play(tone(0.2))
+        line.conversation.create_response()  # With the output of its tool.
+        await line.play(silence(1.0))
+        assert over(line) == ["PlaybackDucked", "PlaybackRestored"]
+        await line.clock.advance(20.0)
+        assert agents_words(line) == [LONG.strip(), "It is ready."]
+
+    line = talk(scenario, heard=("a mocha please", "uh-huh"), written=(LONG, "It is ready."), step_s=0.1)
+    assert [event.status for event in line.of(ResponseFinished)] == ["completed"] * 2
+
+
+def test_keys_that_are_pressed_while_the_agent_plays_and_thinks_are_answered_once_with_all_that_was_asked() -> None:
+    async def scenario(line: Line) -> None:
+        await answered(line)
+        await line.play(silence(0.2))
+        line.conversation.create_response()
+        await line.play(silence(0.05))
+        assert line.conversation.phase is Phase.SPEAKING
+        line.conversation.hear_text("12")
+        await line.clock.advance(20.0)
+        assert line.conversation.phase is Phase.IDLE
+        assert [turn.text for turn in line.llm.drafts[-1].request.turns if turn.role == "user"][-1] == "12"
+
+    line = talk(scenario, written=(LONG, "One moment.", "Twelve it is.", "And again."), step_s=0.1)
+    assert agents_words(line)[1:] == ["Twelve it is."]
 
 
 @pytest.mark.parametrize("then", ["brought back", "stopped"])

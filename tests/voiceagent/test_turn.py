@@ -10,6 +10,7 @@ from voiceagent.turn import (
     AudioBegan,
     Caller,
     DuckPlayout,
+    EarlierEnded,
     FinishUtterance,
     MutePlayout,
     OpenUtterance,
@@ -48,6 +49,7 @@ INPUTS: tuple[TurnInput, ...] = (
     ReplyMade(has_audio=True),
     ReplyMade(has_audio=False),
     ReplyCancelled("client_cancelled"),
+    EarlierEnded(),
     PlayoutEnded(),
     VoiceDoubted(),
     VoiceLasted(),
@@ -136,6 +138,7 @@ def test_a_second_reply_never_starts_while_one_is_being_made(inputs: list[TurnIn
             has_ended = isinstance(happened, ReplyMade) or any(isinstance(effect, StopReply) for effect in effects)
             assert not was_making or has_ended
         assert not (state.owes_reply and state.agent is Agent.QUIET and state.caller is Caller.SILENT)
+        assert not state.earlier_plays or state.is_making_reply
 
 
 def test_doubt_ducks_only_what_can_be_heard_and_ends_in_a_restore_or_a_stop() -> None:
@@ -167,8 +170,22 @@ def test_voice_that_lasts_mutes_only_what_is_ducked_and_ends_as_a_doubt_does() -
     assert not talking.is_muted and OpenUtterance() in effects
 
 
+def test_an_agent_that_is_asked_for_more_while_it_plays_is_heard_all_the_while() -> None:
+    playing, _ = run(ReplyRequested(), AudioBegan(), ReplyMade(True))
+    asked, effects = advance(playing, ReplyRequested())
+    assert effects == (StartReply(),) and asked.phase is Phase.SPEAKING
+    assert advance(asked, VoiceDoubted())[1] == (DuckPlayout(),)
+    stopped, effects = advance(asked, SpeechBegan(True))
+    assert effects == (StopReply("turn_detected"), OpenUtterance())
+    assert stopped == TurnState(Caller.SPEAKING, owes_reply=True), "nobody has heard the answer"
+    assert advance(asked, ReplyMade(False)) == (playing, ()), "a text is not heard, what came before it is"
+    assert advance(asked, EarlierEnded()) == run(ReplyRequested())[:1] + ((),)
+    assert run(EarlierEnded(), ReplyMade(False), state=asked)[0] == TurnState()
+    assert advance(playing, EarlierEnded()) == (playing, ())
+
+
 def test_every_input_is_accepted_in_every_state() -> None:
-    for caller, agent, owes, *doubt in itertools.product(Caller, Agent, *[(False, True)] * 3):
+    for caller, agent, owes, *others in itertools.product(Caller, Agent, *[(False, True)] * 4):
         for happened in INPUTS:
-            state, _ = advance(TurnState(caller, agent, owes, *doubt), happened)
+            state, _ = advance(TurnState(caller, agent, owes, *others), happened)
             assert isinstance(state.phase, Phase)
