@@ -265,8 +265,8 @@ class Drafting:
             self._adopt(again, f"after step {event.step}{others}{busy}: {reason}")
 
     def more_is_queued(self) -> None:
-        """More audio is queued at the caller's: the rest of the canvas has until it runs dry."""
-        dry_at = self.playout.dry_at()
+        """The caller's queue runs dry at another moment: more audio is in it, or it was held. The rest of the canvas has until then."""
+        dry_at = self.playout.due_at(self.clock.now())
         if self._draft is None or self._plan is None or dry_at is None:
             return
         if self._is_first:

@@ -171,8 +171,12 @@ class Playout:
         return None if self._reported_s is None else self._reported_s >= self.sent_s - CONFIRMED_S
 
     def dry_at(self) -> float | None:
-        """When the caller's queue runs empty if nothing more is sent; None before the first audio. Held, it is as if that ended now."""
+        """When the caller's queue runs empty if nothing more is sent; None before the first audio. Held, by the clock that stood still when that began."""
         return self._dry_at
+
+    def due_at(self, now: float) -> float | None:
+        """The same for whoever makes more of it: held, it is as if that ended now."""
+        return None if self._dry_at is None else self._dry_at + max(now - self._time(now), 0.0)
 
     def played_s(self, now: float) -> float:
         """Seconds of the reply played by `now`."""

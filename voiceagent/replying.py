@@ -152,6 +152,10 @@ class Replying:
         for each in behind:
             each.follow(dry_at)
             dry_at = each.dry_at() or dry_at
+        self._plan_again()
+
+    def _plan_again(self) -> None:
+        """What is being made has until another moment than was thought."""
         if self._running is not None and not self._running.is_finished:
             self._running.reply.drafting.more_is_queued()
 
@@ -194,10 +198,13 @@ class Replying:
 
     def resume(self) -> None:
         """The client plays on where it was held."""
-        for playout in self._audible():
+        held = [playout for playout in self._audible() if playout.is_held]
+        for playout in held:
             playout.resume(self.clock.now())
         self.echo.resume(self.clock.now())
         self._moved.set()
+        if held:
+            self._plan_again()
 
     def _audible(self) -> list[Playout]:
         current = [] if self._running is None else [self._running.reply]

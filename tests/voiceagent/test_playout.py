@@ -194,6 +194,15 @@ def test_what_the_client_cuts_while_it_is_held_is_over() -> None:
     assert not playout.is_held and playout.dry_at() == 10.5 and playout.heard_s(12.0) == 0.4
 
 
+def test_what_is_made_during_a_hold_is_due_as_if_that_ended_now() -> None:
+    playout = spoken()
+    playout.mute(10.5)
+    assert (playout.dry_at(), playout.due_at(10.5), playout.due_at(11.5)) == (12.0, 12.0, 13.0)
+    playout.resume(11.5)
+    assert playout.dry_at() == playout.due_at(11.6) == 13.0
+    assert Playout().due_at(11.0) is None
+
+
 def test_a_queued_reply_that_is_cut_during_a_hold_is_over_with_the_one_before_it() -> None:
     for cuts_both in (False, True):
         playout, behind = spoken(), Playout(not_before=12.0)

@@ -22,6 +22,7 @@ from voiceagent.events import (
     PlaybackRestored,
     ResponseFinished,
     ResponseItemStarted,
+    ResponsePlanned,
     SpeechStarted,
     TranscriptPartial,
 )
@@ -565,6 +566,29 @@ def test_keys_that_are_pressed_while_the_agent_plays_and_thinks_are_answered_onc
 
     line = talk(scenario, written=(LONG, "One moment.", "Twelve it is.", "And again."), step_s=0.1)
     assert agents_words(line)[1:] == ["Twelve it is."]
+
+
+@pytest.mark.parametrize("held_by", ["mute", "phone"])
+def test_what_is_still_being_made_has_so_much_more_time_as_the_agent_was_held(held_by: str) -> None:
+    async def scenario(line: Line) -> None:
+        await heard_so_far(line, is_made=False)
+        running = line.conversation._replying._running
+        assert running is not None
+        playout, before = running.reply.playout, line.of(ResponsePlanned)[-1].plan
+        dry_at = playout.dry_at()
+        if held_by == "mute":
+            await line.play(np.concatenate([tone(0.6), silence(0.4)]))
+            assert over(line) == ["PlaybackDucked", "PlaybackMuted", "PlaybackRestored"]
+        else:
+            line.conversation.hold_playout()
+            await line.clock.advance(0.5)
+            line.conversation.resume_playout()
+        after = running.reply.drafting._plan
+        assert before.rest_deadline is not None and after is not None and after.rest_deadline is not None
+        moved_s = playout.dry_at() - dry_at  # type: ignore[operator]
+        assert moved_s > 0.2 and after.rest_deadline - before.rest_deadline == pytest.approx(moved_s, abs=0.01)
+
+    talk(scenario, heard=("a mocha please", "got", "got it"), written=(LONG,), step_s=3.0, settings=HELD)
 
 
 @pytest.mark.parametrize("then", ["brought back", "stopped"])
