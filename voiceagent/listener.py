@@ -238,6 +238,7 @@ class Listener:
 
     def _began(self, start_sample: int, detection: TurnDetection) -> Iterator[Heard]:
         """An utterance with all of its audio so far."""
+        self._barge_in.dismiss()  # What is judged there, if turns began otherwise meanwhile, is in it.
         # `_kept` counts windows alone, as the activity does, so both speak of the same samples.
         self._words.begin()
         self._sounded_until = None

@@ -167,6 +167,22 @@ def test_immediate_and_no_interruption_never_duck() -> None:
         talk(scenario, written=(LONG,), step_s=0.0, settings=SessionSettings(turn_detection=detection))
 
 
+def test_a_doubt_that_became_a_turn_when_the_client_wanted_it_immediately_is_no_second_turn_later() -> None:
+    async def scenario(line: Line) -> None:
+        await answered(line)
+        await line.play(tone(0.3))
+        assert over(line) == ["PlaybackDucked"]
+        before = line.conversation.settings
+        line.conversation.update(replace(before, turn_detection=TurnDetection(barge_in="immediate")))
+        await line.play(np.concatenate([tone(0.3), silence(3.0)]))
+        assert over(line) == ["PlaybackDucked", "SpeechStarted"]
+        line.conversation.update(before)
+        await line.play(silence(20.0))
+        assert over(line) == ["PlaybackDucked", "SpeechStarted"], "nobody spoke"
+
+    talk(scenario, heard=("a mocha please", "so"), written=(LONG, "Yes?"), step_s=0.0)
+
+
 def test_a_recogniser_that_fails_on_a_short_voice_brings_the_agent_back() -> None:
     async def scenario(line: Line) -> None:
         await answered(line)

@@ -322,8 +322,11 @@ def test_a_cancelled_response_does_not_send_the_audio_it_still_had() -> None:
 
 
 def update_format(codec: RealtimeCodec, direction: str, name: str) -> None:
-    session = {"type": "realtime", "audio": {direction: {"format": {"type": name}}}}
-    command = codec.receive(json.dumps({"type": "session.update", "session": session}))
+    update(codec, {"audio": {direction: {"format": {"type": name}}}})
+
+
+def update(codec: RealtimeCodec, session: dict[str, Any]) -> None:
+    command = codec.receive(json.dumps({"type": "session.update", "session": {"type": "realtime", **session}}))
     assert isinstance(command, SessionUpdate)
     codec.apply(command)
 
@@ -455,6 +458,22 @@ EXTENSIONS: tuple[ConversationEvent, ...] = (
     PlaybackMuted(1.2344),
     PlaybackRestored(Dismissed.BACKCHANNEL),
 )
+
+
+@pytest.mark.parametrize("doubt", [PlaybackDucked(1.0), PlaybackMuted(1.0)])
+def test_a_client_that_wants_no_more_of_our_events_is_still_told_to_turn_up_what_it_turned_down(
+    doubt: ConversationEvent,
+) -> None:
+    codec = make_codec(extensions=True)
+    send(codec, doubt)
+    update(codec, {"voiceagent": {"events": False}})
+    restored = PlaybackRestored(Dismissed.GIVEN_UP)
+    assert [event["type"] for event in send(codec, restored)] == ["voiceagent.playback.restored"]
+    assert send(codec, doubt, restored) == [], "nothing is owed any more"
+    update(codec, {"voiceagent": {"events": True}})
+    send(codec, doubt, SpeechStarted("item_u", 1.0))
+    update(codec, {"voiceagent": {"events": False}})
+    assert send(codec, restored) == [], "it was stopped"
 
 
 def test_extension_events_go_only_to_clients_that_ask() -> None:

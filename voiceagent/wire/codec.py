@@ -86,6 +86,8 @@ class RealtimeCodec:
         self._issued_items: set[str] = set()
         self._committed: dict[str, str] = {}
         self._has_spoken = False
+        self._is_ducked = False
+        """The client was told to turn down what it plays, and has to be told when that is over."""
 
     # --- from the client ----------------------------------------------------------------------------------------------
 
@@ -164,6 +166,7 @@ class RealtimeCodec:
     def _send(self, event: ConversationEvent, now: float) -> Iterator[Json]:
         match event:
             case SpeechStarted():
+                self._is_ducked = False
                 audio_ms = _ms(event.audio_start_s)
                 yield self._event("input_audio_buffer.speech_started", item_id=event.item_id, audio_start_ms=audio_ms)
             case SpeechStopped():
@@ -189,15 +192,13 @@ class RealtimeCodec:
                 yield from self._started(event)
             case ResponseItemStarted() | ResponseCalled() | ResponseText() | ResponseAudio() | ResponseFinished():
                 yield from self._progressed(event)
-            case (
-                ResponsePlanned()
-                | ResponseStepped()
-                | TurnTraced()
-                | PlaybackDucked()
-                | PlaybackMuted()
-                | PlaybackRestored()
-            ):
+            case ResponsePlanned() | ResponseStepped() | TurnTraced() | PlaybackDucked() | PlaybackMuted():
                 if self.session.extensions:
+                    self._is_ducked |= isinstance(event, PlaybackDucked | PlaybackMuted)
+                    yield self._extension(event, now)
+            case PlaybackRestored():
+                if self.session.extensions or self._is_ducked:  # Owed also to who wants no more of our events.
+                    self._is_ducked = False
                     yield self._extension(event, now)
             case ConversationEnded(reason=reason, message=message):
                 if self.session.extensions:
