@@ -160,7 +160,7 @@ def read_call(text: str) -> Call:
         if not colon or not _KEY.fullmatch(key) or not value:
             raise CallError(name, f"{part!r}: expected `key: value`")
         if key in arguments:
-            raise CallError(name, f"{key} is given twice")
+            raise CallError(name, f"{key} is given twice", f"the {_said(key)} was given twice")
         arguments[key] = " ".join(value.split())
     return Call(name, arguments)
 
@@ -173,10 +173,13 @@ def typed_arguments(call: Call, tool: Tool) -> dict[str, Any]:
     """
     unknown = [key for key in call.arguments if key not in tool.properties]
     if unknown:
-        raise CallError(call.name, f"unknown {', '.join(unknown)}; expected {', '.join(tool.properties) or 'nothing'}")
+        problem = f"unknown {', '.join(unknown)}; expected {', '.join(tool.properties) or 'nothing'}"
+        raise CallError(call.name, problem, f"the {_said(unknown[0])} was not asked for")
     missing = [key for key in tool.required if key not in call.arguments]
     if missing:
-        raise CallError(call.name, f"{', '.join(missing)} is missing")
+        raise CallError(
+            call.name, f"{', '.join(missing)} is missing", f"the {' and the '.join(map(_said, missing))} is missing"
+        )
     return {key: _typed(call.name, key, value, tool.properties[key]) for key, value in call.arguments.items()}
 
 
@@ -190,7 +193,9 @@ def _typed(name: str, key: str, value: str, schema: Mapping[str, Any]) -> Any:
         ):
             if found := [choice for choice in schema["enum"] if is_it(choice)]:
                 return found[0]
-        raise CallError(name, f"{key} = {value!r}: expected one of {', '.join(map(str, schema['enum']))}")
+        choices = [str(choice) for choice in schema["enum"]]
+        problem = f"{key} = {value!r}: expected one of {', '.join(choices)}"
+        raise CallError(name, problem, f"the {_said(key)} must be {' or '.join(map(_said, choices))}")
     kind = _kind(schema)
     if kind == "string":
         return value
@@ -199,15 +204,22 @@ def _typed(name: str, key: str, value: str, schema: Mapping[str, Any]) -> Any:
             return True
         if value.casefold() in ("no", "false", "nope"):
             return False
-        raise CallError(name, f"{key} = {value!r}: expected yes or no")
+        raise CallError(name, f"{key} = {value!r}: expected yes or no", f"the {_said(key)} must be yes or no")
     if kind not in ("integer", "number"):
         try:
             return json.loads(value)
         except ValueError as error:
-            raise CallError(name, f"{key} = {value!r}: expected {kind} as JSON") from error
+            problem = f"{key} = {value!r}: expected {kind} as JSON"
+            raise CallError(name, problem, f"the {_said(key)} was not clear") from error
     if number is None or (kind == "integer" and number != int(number)):
-        raise CallError(name, f"{key} = {value!r}: expected {'a whole number' if kind == 'integer' else 'a number'}")
+        wanted = "a whole number" if kind == "integer" else "a number"
+        raise CallError(name, f"{key} = {value!r}: expected {wanted}", f"the {_said(key)} must be {wanted}")
     return int(number) if kind == "integer" else float(number)
+
+
+def _said(name: str) -> str:
+    """A name as a caller may hear it."""
+    return " ".join(re.sub(r"[_-]", " ", name).split())
 
 
 def result_note(name: str, result: object) -> str:

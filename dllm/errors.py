@@ -173,11 +173,16 @@ class UnrecognisedModelError(CheckpointError):
 
 
 class CallError(DllmError):
-    """A tool call that cannot be read, or does not fit the tool it names."""
+    """A tool call that cannot be read, or does not fit the tool it names.
 
-    def __init__(self, name: str, problem: str) -> None:
+    Args:
+        problem: What is wrong, for who writes calls or reads logs.
+        told: The same for the model, in words that a caller may hear: it repeats them.
+    """
+
+    def __init__(self, name: str, problem: str, told: str = "that was not clear") -> None:
         super().__init__(f"call of {name or 'nothing'}: {problem}")
-        self.name, self.problem = name, problem
+        self.name, self.problem, self.told = name, problem, told
 
 
 class ConversionError(CheckpointError):

@@ -95,8 +95,8 @@ class ToolTurn:
         """Why the call cannot be carried out, in words for the model."""
         spec = next((spec for spec in request.tools if spec.name == call.name), None)
         if spec is None:
-            names = ", ".join(spec.name for spec in request.tools) or "none"
-            return f"there is no such tool, only {names}"
+            # The model knows their names, and may say what it reads here.
+            return "there is no such tool"
         return mismatch(call.arguments, spec.parameters)
 
     async def _result(self, job: Job, acknowledge: Callable[[Sequence[str]], Awaitable[None]]) -> ToolResult:

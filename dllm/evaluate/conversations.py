@@ -137,7 +137,7 @@ def _answer(text: str, caller: Caller) -> str:
     try:
         call = read_call(text)
     except CallError as error:
-        return failure_note(text.split(";")[0].strip() or "tool", str(error))
+        return failure_note(text.split(";")[0].strip() or "tool", error.told)
     if call.name not in {tool.name for tool in caller.tools}:
         return failure_note(call.name, "there is no such tool")
     result = caller.results.get(call.name, "done")

@@ -313,7 +313,7 @@ _SYMBOLS: tuple[_Rule, ...] = (
     _rule(r"(?<=[^\s,.?!;:])\s*\n\s*(?=\S)", ", "),
     _rule(r"\s+", " "),
     _rule(r"\s+([,.?!;:])", r"\1"),
-    _rule(r",(?=[.?!;:])", ""),
+    _rule(r",(?=[.?!;:])|[;:](?=[.?!])", ""),  # also what is left of a time that was cut off: "until 8:."
 )
 
 _TRANSLATE = str.maketrans(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dllm.calls import Call as WrittenCall
-from dllm.calls import result_note, write_call
+from dllm.calls import Tool, result_note, write_call
 from dllm.hub_codec import HubCodec
 from tests.conftest import run_async
 from tests.dllm import test_hub_codec
@@ -15,6 +17,7 @@ from tests.dllm.tiny import codec
 from tests.voice_pipelines.test_diffusion import PLAN, TURNS, builtin
 from tests.voice_pipelines.test_diffusion_prompt import NO_TOOL
 from tests.voice_pipelines.test_diffusion_prompt import codec as chat_codec
+from voice_pipelines.adapters.bare_calls import BareCalls
 from voice_pipelines.adapters.diffusion import DiffusionDrafter
 from voice_pipelines.adapters.diffusion_calls import CUT_OFF, OPEN, ChatReader, DialogueReader, call_sign
 from voice_pipelines.adapters.diffusion_prompt import ChatPrompts, DialoguePrompts
@@ -53,16 +56,16 @@ def test_the_callers_words_become_what_the_schema_asks_for() -> None:
 @pytest.mark.parametrize(
     ("text", "name", "problem"),
     [
-        ("book_table; people four", "book_table", "expected `key: value`"),
-        ("book_table; people: lots", "book_table", "expected a whole number"),
-        ("book_table; day: friday", "book_table", "people is missing"),
-        ("", "", "expected the name of a tool first"),
+        ("book_table; people four", "book_table", "that was not clear"),
+        ("book_table; people: lots", "book_table", "the people must be a whole number"),
+        ("book_table; day: friday", "book_table", "the people is missing"),
+        ("", "", "that was not clear"),
     ],
 )
 def test_a_call_that_cannot_be_read_says_why_and_keeps_its_words(text: str, name: str, problem: str) -> None:
     _, call = read(text)
     assert call is not None and (call.name, call.written) == (name, text)
-    assert problem in call.problem
+    assert call.problem == problem
 
 
 def test_an_unknown_tool_is_left_to_the_conversation_and_a_cut_call_is_no_call() -> None:
@@ -76,6 +79,64 @@ def test_a_reply_without_the_sign_is_speech() -> None:
     reader = DialogueReader(own, (SPEC,))
     reader.feed(own.encode_text("A table for four."))
     assert (reader.spoken, reader.call()) == ("A table for four.", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "name"),
+    [
+        ("Certainly._hours; day: friday at seven", "Certainly.", "opening_hours"),
+        ("Certainly. opening_hours; day: friday", "Certainly.", "opening_hours"),
+        ("Let me see; day: friday", "Let me see", "tool"),
+        ("book_table; people: four; day: friday", "", "book_table"),
+        ("I can [book_table; people: integer] books a table.", "I can", "book_table"),
+        ("One moment. <call> book_table", "One moment.", "tool"),
+        ("It says book_table failed: full", "It says", "book_table"),
+    ],
+)
+def test_a_call_that_is_spelled_and_not_begun_is_never_spoken_and_asked_for_again(
+    text: str, said: str, name: str
+) -> None:
+    own = codec()
+    hours = ToolSpec("opening_hours", "", parameters_schema("p", {"day": "string"}))
+    for may_call in (True, False):
+        reader = DialogueReader(own, (SPEC, hours), may_call=may_call)
+        for token in own.encode_text(text):
+            reader.feed((token,))
+            assert said.startswith(reader.spoken)
+        call = reader.call()
+        assert reader.whole == said and reader.lacks_words
+        assert (call is not None) == may_call
+        if call is not None:
+            assert (call.name, call.arguments, call.problem) == (name, {}, "that was not clear")
+
+
+def test_speech_that_only_begins_like_a_call_is_spoken_in_the_end() -> None:
+    own = codec()
+    for text in ("We are open", "It is a good book", "At seven; day", "a table [b", "write to a_b@c.de"):
+        reader = DialogueReader(own, (SPEC,))
+        reader.feed(own.encode_text(text))
+        assert text.startswith(reader.spoken) and reader.whole == text and reader.call() is None
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["book", "_", "table", "booking", ";", " ", ":", "day", "[", "<", "call>", "<tool_", "a", ".", "da"]
+        )
+    ).map("".join)
+)
+def test_what_is_let_out_of_a_reply_only_grows_and_holds_no_call(text: str) -> None:
+    tools = [
+        Tool("book_table", "", {"properties": {"day": {}, "people": {}}}),
+        Tool("booking", "", {"properties": {"day": {}}}),
+    ]
+    bare, before = BareCalls(tools), 0
+    for size in range(len(text) + 1):
+        settled = bare.settled(text[:size])
+        assert before <= settled <= size
+        before = settled
+    whole = text[: bare.find(text)]
+    assert before <= len(whole) and bare.find(whole) is None
 
 
 def test_the_prompt_declares_tools_and_gives_calls_back_as_they_were_written() -> None:

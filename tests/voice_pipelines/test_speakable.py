@@ -41,6 +41,7 @@ from voice_pipelines.speakable import speakable, split_for_speech
         ("10–12 people", "ten to twelve people"),
         ("1/2 cup, ½ cup", "one half cup, one half cup"),
         ("in 1998", "in nineteen ninety eight"),
+        ("We are open until 8:.", "We are open until eight."),
         ("12/25", "December twenty fifth"),
         ("Nov 3rd", "November third"),
         ("24/7", "twenty four seven"),

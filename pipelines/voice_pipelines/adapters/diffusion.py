@@ -244,7 +244,8 @@ class DiffusionDrafter:
         before: DiffusionDraft | None,
         unheard: str | None = None,
     ) -> DiffusionDraft:
-        reader = reply_reader(self.codec, self.prompts.offered(request.tools))
+        may_call = request.tool_choice.mode != "none"
+        reader = reply_reader(self.codec, self.prompts.offered(request.tools), may_call=may_call)
         draft = DiffusionDraft(self, request, on_event, asyncio.get_running_loop(), reader, before, unheard)
         try:
             draft.handle = self._runner.start(
@@ -398,13 +399,14 @@ class DiffusionDrafter:
             case drafts.Finished():
                 call = draft.reader.call(is_cut=event.reason == "canvas_full")
                 # What a reply lacks may follow the tool's result.
-                text = self._whole(draft, draft.asked if call is None else ())
+                asked = draft.request.must_say if draft.reader.lacks_words else draft.asked
+                text = self._whole(draft, asked if call is None else ())
                 guards = event.usage.guards
                 draft.send(DraftFinished(text, event.steps_first, event.steps_rest, event.forced, now, call, guards))
 
     def _whole(self, draft: DiffusionDraft, asked: Sequence[str]) -> str:
         """The final text, with what the model was asked to say and did not."""
-        text, added = with_missing(draft.reader.spoken, asked)
+        text, added = with_missing(draft.reader.whole, asked)
         self.counts.finished += 1
         if added:
             self.counts.repaired += 1

@@ -1,7 +1,8 @@
 """A reply's tokens as what is spoken and the tool call behind it. Pure.
 
 The built-in family begins a call with the token `<call>` (`dllm.calls`); published chat models write JSON between tags, as Qwen's and
-Nous's templates teach them. Nothing from there on is spoken, whether or not it turns out to be a call that can be read.
+Nous's templates teach them. Nothing from there on is spoken, whether or not it turns out to be a call that can be read. Nor is what the built-in family spells of
+a call without that token (`bare_calls`): nothing is carried out for it, the model is asked again.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from dllm.detokenize import IncrementalDecoder
 from dllm.errors import CallError, ConfigError
 from dllm.hub_codec import HubCodec
 from dllm.text import DialogueCodec
+from voice_pipelines.adapters.bare_calls import BareCalls
 from voice_pipelines.adapters.remote_text import spoken_part
 from voiceagent.tools import ToolCall, ToolSpec
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
-CUT_OFF = "it was cut off: too long for one reply"
+CUT_OFF = "that was too long for one reply"
+UNCLEAR = "that was not clear"
+"""What the model is told of a call that it must write again: it may repeat it to the caller."""
 
 
 def call_sign(codec: Codec) -> int | None:
@@ -37,7 +41,17 @@ class ReplyReader(Protocol):
 
     @property
     def spoken(self) -> str:
-        """Text so far that may be spoken."""
+        """Text so far that may be spoken. Only grows."""
+        ...
+
+    @property
+    def whole(self) -> str:
+        """All that may be spoken, once the reply is complete."""
+        ...
+
+    @property
+    def lacks_words(self) -> bool:
+        """Whether something that is no call, but reads like one, was left out of it."""
         ...
 
     def call(self, *, is_cut: bool = False) -> ToolCall | None:
@@ -45,16 +59,25 @@ class ReplyReader(Protocol):
         ...
 
 
-def reply_reader(codec: Codec, tools: Sequence[ToolSpec]) -> ReplyReader:
-    return DialogueReader(codec, tools) if isinstance(codec, DialogueCodec) else ChatReader(codec, tools)
+def reply_reader(codec: Codec, tools: Sequence[ToolSpec], *, may_call: bool = True) -> ReplyReader:
+    """
+    Args:
+        tools: Those that the model was told of.
+        may_call: Whether this reply may be a call.
+    """
+    if isinstance(codec, DialogueCodec):
+        return DialogueReader(codec, tools, may_call=may_call)
+    return ChatReader(codec, tools)
 
 
 class DialogueReader:
     """The built-in family: what follows `<call>` is a name and words, which become what the tool's schema asks for."""
 
-    def __init__(self, codec: DialogueCodec, tools: Sequence[ToolSpec]) -> None:
+    def __init__(self, codec: DialogueCodec, tools: Sequence[ToolSpec], *, may_call: bool = True) -> None:
         self._sign = codec.special.call
         self._tools = {tool.name: tool for tool in known_tools(tools)}
+        self._bare = BareCalls(list(self._tools.values()))
+        self._may_call = may_call
         self._text, self._call = IncrementalDecoder(codec), IncrementalDecoder(codec)
         self._said = self._written = ""
         self._has_call = False
@@ -70,11 +93,21 @@ class DialogueReader:
 
     @property
     def spoken(self) -> str:
-        return spoken_part(self._said).strip()
+        text = spoken_part(self._said)
+        return text[: self._bare.settled(text)].strip()
+
+    @property
+    def whole(self) -> str:
+        text = spoken_part(self._said)
+        return text[: self._bare.find(text)].strip()
+
+    @property
+    def lacks_words(self) -> bool:
+        return self._bare.find(spoken_part(self._said)) is not None
 
     def call(self, *, is_cut: bool = False) -> ToolCall | None:
         if not self._has_call:
-            return None
+            return self._unmarked() if self._may_call else None
         written = " ".join(self._written.split())
         if is_cut:
             return ToolCall(written.partition(";")[0][:64], {}, written, CUT_OFF)
@@ -83,8 +116,17 @@ class DialogueReader:
             tool = self._tools.get(call.name)
             arguments: Mapping[str, object] = call.arguments if tool is None else typed_arguments(call, tool)
         except CallError as error:
-            return ToolCall(error.name, {}, written, error.problem)
+            return ToolCall(error.name, {}, written, error.told)
         return ToolCall(call.name, arguments, written)
+
+    def _unmarked(self) -> ToolCall | None:
+        """What reads like a call and was not begun as one: whether it was meant is not known, so it is refused and not run."""
+        text = spoken_part(self._said)
+        begun = self._bare.find(text)
+        if begun is None:
+            return None
+        written = " ".join(text[begun:].split())
+        return ToolCall(self._bare.name_of(written), {}, written, UNCLEAR)
 
 
 class ChatReader:
@@ -108,6 +150,14 @@ class ChatReader:
             text = text[: len(text) - begun]
         return text.strip()
 
+    @property
+    def whole(self) -> str:
+        return self.spoken
+
+    @property
+    def lacks_words(self) -> bool:
+        return False
+
     def call(self, *, is_cut: bool = False) -> ToolCall | None:
         _, sign, rest = spoken_part(self._raw).partition(OPEN) if self._may_call else ("", "", "")
         if not sign:
@@ -123,7 +173,7 @@ class ChatReader:
             if not isinstance(name, str) or not isinstance(arguments, dict):
                 raise TypeError
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-            return ToolCall("tool", {}, problem="expected JSON with a name and arguments")
+            return ToolCall("tool", {}, problem=UNCLEAR)
         return ToolCall(name, arguments)
 
 
