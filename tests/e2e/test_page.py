@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -206,6 +207,46 @@ def test_a_lost_connection_is_announced_and_the_conversation_goes_on(open_with: 
     wait_for_reply(opened, 2)
     expect(app).to_have_attribute("data-audible-items", re.compile(r"^\S+ \S+$"), timeout=PATIENCE_MS)
     assert opened.complaints == []
+
+
+def test_a_reply_that_waits_while_the_caller_is_in_doubt_is_never_heard_once_they_have_the_turn(
+    open_with: OpenWith,
+) -> None:
+    opened = open_with(None)
+    page = opened.page
+    routes: list[WebSocketRoute] = []
+    cut: list[tuple[str, int]] = []
+
+    def pass_on(route: WebSocketRoute) -> None:
+        routes.append(route)
+        upstream = route.connect_to_server()
+
+        def to_server(text: str | bytes) -> None:
+            message = json.loads(text)
+            if message["type"] == "conversation.item.truncate":
+                cut.append((message["item_id"], message["audio_end_ms"]))
+            else:
+                upstream.send(text)
+
+        route.on_message(to_server)
+
+    def tell(kind: str, **fields: Any) -> None:
+        routes[-1].send(json.dumps({"type": kind, "event_id": f"evt_{kind}", **fields}))
+
+    page.route_web_socket(re.compile("/v1/realtime"), pass_on)
+    type_message(opened, "hello there")
+    wait_for_reply(opened, 1)
+    expect(page.locator("#app")).to_have_attribute("data-phase", "ready", timeout=PATIENCE_MS)
+    tell("voiceagent.playback.ducked", audio_start_ms=0, gain_db=-120)
+    place = {"response_id": "resp_waits", "item_id": "item_waits", "output_index": 0, "content_index": 0}
+    tell("response.output_audio.delta", **place, delta=base64.b64encode(b"\x00\x40" * 12_000).decode())
+    tell("input_audio_buffer.speech_started", item_id="item_heard", audio_start_ms=0)
+    for _ in range(PATIENCE_MS // 50):
+        if cut:
+            break
+        page.wait_for_timeout(50)
+    assert cut == [("item_waits", 0)]
+    assert "item_waits" not in (opened.state("audible-items") or "")
 
 
 def test_a_server_with_a_key_asks_for_it_before_the_caller_talks(open_with: OpenWith) -> None:

@@ -275,8 +275,7 @@ async function silence() {
 async function interrupt() {
   const active = model.activeResponseId === null ? null : model.response(model.activeResponseId)?.itemId;
   if (active) call.dropped.add(active);
-  if (call.playingItem === null) return;
-  call.playingItem = null;
+  call.playingItem = null; // Where it is null already, a reply may wait all the same: behind one that has ended, or held.
   const latencyMs = audio.outputLatency * 1000;
   for (const { itemId, playedMs } of await audio.flush()) {
     call.dropped.add(itemId);
@@ -328,9 +327,8 @@ const REACTIONS = {
   },
   "input_audio_buffer.speech_started": () => {
     const playsOn = model.session?.audio?.input?.turn_detection?.interrupt_response === false;
-    if (playsOn || call.playingItem === null) audio.restore();
-    if (playsOn) return;
-    interrupt();
+    if (playsOn) audio.restore();
+    else interrupt();
   },
   // Somebody may be speaking: turned down at once, and held once that lasts, until the server knows.
   "voiceagent.playback.ducked": (event) => audio.duck(event.gain_db),
