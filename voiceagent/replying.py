@@ -444,6 +444,7 @@ class Replying:
         earlier, self._still_playing = self._still_playing, []
         for reply in earlier:
             self._cut_history(reply)
+        self._moved.set()
 
     def stop_playout(self) -> None:
         """The reply was made but the caller spoke over it: keep what they heard."""

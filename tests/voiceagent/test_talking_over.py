@@ -628,6 +628,8 @@ def test_a_queued_reply_that_is_truncated_while_the_one_before_it_is_muted_leave
         assert not first.is_held and line.conversation._replying.echo._held_since is None
         await line.clock.advance(20.0)
         assert line.conversation.phase is (Phase.IDLE if then == "brought back" else Phase.LISTENING)
+        names = [getattr(task.get_coro(), "__qualname__", "") for task in line.conversation._tasks._tasks]
+        assert "Replying._run" not in names, "nobody waits for the end of what was stopped"
 
     heard = ("a mocha please", "so", "a latte")
     talk(scenario, heard=heard, written=(LONG, "Yes, of course?"), step_s=0.0, settings=HELD)
