@@ -7,7 +7,7 @@ the words say, where somebody has looked at them:
   costs a cut-off where they have not; the silence asked for is the one at which the two together cost least, given how long speakers
   pause within a turn. So the trade-off is one number, `cut_off_cost_s`: the seconds of waiting that a cut-off is worth. That silence
   itself makes an end more probable is part of it: whoever weighs anew in each window what waiting on costs comes to the same moment.
-* *An answer.* The sum is about turns in which people pause; a word or two that answer a question are said in one breath. Where they may well be all,
+* *An answer.* The sum is about turns in which people pause; a few words that answer a question are said in one breath. Where they may well be all,
   nobody waits longer than without having looked at them.
 * *Being dictated.* Digits, spellings, addresses come in groups, and no group tells whether another follows: they get longer.
 * *Settled.* A recogniser that still changes its mind may have heard a word that its text does not show: it gets a moment.
@@ -29,9 +29,10 @@ from voiceagent.vad import VoicedUtterance
 PAUSE_MEDIAN_S = 0.6
 PAUSE_P95_S = 1.5
 """Pauses within a turn, log-normal: the same that `benchmarks/endpoint.py` inserts."""
-WHOLE_ANSWER = 0.6
-"""An answer of a word or two that is more probably complete than not waits no longer than it would without being looked at: the sum counts a pause in each turn,
-and people asked for a size say "large" without one."""
+WHOLE_ANSWER_ODDS = 0.35
+"""For each second that a cut-off is worth, the odds from which a short answer waits no longer than it would without being looked at: the sum counts a pause in each turn,
+and people asked for a size say "large" without one. At the default cost that is a probability of 0.41. It grows with the cost, so that who is patient is so with answers too: with a
+fixed one as many "no | thanks" were cut off at any cost."""
 _MU = math.log(PAUSE_MEDIAN_S)
 _SIGMA = (math.log(PAUSE_P95_S) - _MU) / 1.6449
 
@@ -52,8 +53,8 @@ class EndpointSettings:
     """1 to 3600. Voice or noise that goes on for longer is a turn by force: nothing may listen for ever."""
     cut_off_cost_s: float = 2.0
     """0.01 to 1000. Seconds of waiting that avoiding one cut-off is worth. Where half of the turns have a pause in them, the default cuts off
-    4.6 % of spoken orders and commands (129 with a pause, 44 without, which count thrice) and 4.7 % of 960 turns of dialogues; where each has one, it
-    takes 5 and 4 to cut off one in twenty."""
+    4.2 % of spoken orders and commands (129 with a pause, 44 without, which count thrice) and 4.8 % of 960 turns of dialogues; where each has one, it
+    takes 6 and 4 to cut off one in twenty."""
     min_silence_s: float = 0.2
     """0.05 to 10. No turn ends sooner, however complete it sounds: the recogniser needs as long for the last word."""
     max_silence_s: float = 2.0
@@ -93,7 +94,7 @@ class Evidence:
     is_awaited: bool = False
     """A model is looking at the words, and its answer is worth waiting for."""
     is_answer: bool = False
-    """The agent asked something, and these are a word or two that may be all."""
+    """The agent asked something, and these are a few words that may be all."""
     sound: float | None = None
     """Probability that nothing follows, by the sound of the voice alone; it is part of `completeness` already."""
 
@@ -177,18 +178,20 @@ def _over(silence_s: float, settings: EndpointSettings, evidence: Evidence | Non
     is_judged = evidence.completeness is not None
     if is_judged and evidence.stable_s < settings.settle_s:
         return None
-    wanted_s = _wanted_s(evidence, settings)
-    is_held = evidence.is_dictation and settings.dictation_silence_s > wanted_s
-    if silence_s < (settings.dictation_silence_s if is_held else wanted_s):
+    asked_s = wanted_s(evidence, settings)
+    is_held = evidence.is_dictation and settings.dictation_silence_s > asked_s
+    if silence_s < (settings.dictation_silence_s if is_held else asked_s):
         return None
     return "dictation" if is_held else "complete" if is_judged else "silence"
 
 
-def _wanted_s(evidence: Evidence, settings: EndpointSettings) -> float:
+def wanted_s(evidence: Evidence, settings: EndpointSettings) -> float:
+    """Silence that what is known of the words asks for; dictation asks for more, and none lasts longer than `max_silence_s`."""
     if evidence.completeness is None:
         return settings.silence_s
     cheapest_s = cheapest_wait_s(evidence.completeness, settings.cut_off_cost_s, settings.min_silence_s)
-    if evidence.is_answer and evidence.completeness >= WHOLE_ANSWER:
+    odds = WHOLE_ANSWER_ODDS * settings.cut_off_cost_s
+    if evidence.is_answer and evidence.completeness >= odds / (1 + odds):
         return min(cheapest_s, max(settings.silence_s, settings.min_silence_s))
     return cheapest_s
 

@@ -24,7 +24,7 @@ LATE_S = 0.15
 """An answer that has not come by then is not waited for; silence alone decides until it does. A forward takes a few milliseconds."""
 NO_WORDS = 0.5
 """Completeness of an utterance in which the recogniser has found no words so far: they may still come, or it was a cough."""
-ANSWER_WORDS = 2
+ANSWER_WORDS = 3
 """Longer answers are weighed as all other turns are."""
 _LEADS_ON = frozenset(
     "a an the and or but with without of to for from in on at by as if so than that's it's i'm i i'd i'll my your his her our their"
@@ -36,7 +36,7 @@ _INVITES = re.compile(r"\b(?:what|how)(?: else)? (?:can|could|may|would|will|do)
 
 
 def is_answer(words: str, asked: str) -> bool:
-    """Whether the words may be a whole answer to the question that the agent's turn ends with: one or two, the last of which carries meaning, and a
+    """Whether the words may be a whole answer to the question that the agent's turn ends with: up to three, the last of which carries meaning, and a
     question that asks for no more."""
     said = normalise(words).split()
     question = last_sentence(asked).lower()

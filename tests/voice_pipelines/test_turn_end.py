@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,19 +19,39 @@ from tests.conftest import run_async
 from voice_pipelines.adapters.turn_words import TurnWordsScorer, alone
 from voice_pipelines.turn_end import training
 from voice_pipelines.turn_end.answers import Answer, made_answers
-from voice_pipelines.turn_end.model import FIRST, MOST_ASKED, MOST_WORDS, NEWEST_CHARS, TurnEndModel, crosses, rows
+from voice_pipelines.turn_end.model import (
+    FIRST,
+    MOST_ASKED,
+    MOST_WORDS,
+    NEWEST_CHARS,
+    QUESTION,
+    STATEMENT,
+    UNKNOWN,
+    Asked,
+    TurnEndModel,
+    asked_of,
+    crosses,
+    places,
+    rows,
+)
 from voice_pipelines.turn_end.odds import beside
 from voice_pipelines.turn_end.training import (
-    PAUSES_PER_PLACE,
+    LEAST_MET,
+    PAUSED_TURNS,
+    PAUSES_WITHIN_ANSWERS,
     Network,
     Turn,
     batch_of,
+    known_words,
     measure,
     measure_answers,
     misheard,
     odds_of,
+    pause_less,
     read_turns,
     rows_of,
+    said_otherwise,
+    short_answers,
 )
 from voiceagent.backends import PromptTurn, Samples, TurnSoFar
 from voiceagent.endpoint import EndpointSettings
@@ -62,7 +84,7 @@ def test_words_that_lack_their_end_are_less_probably_a_turn_than_those_that_have
 
 def test_text_of_any_recogniser_is_read_alike(model: TurnEndModel) -> None:
     typed, heard = "A large mocha, for $4 at 7 pm, please!", "a large mocha for four dollars at seven p m please"
-    assert model.completeness(typed, "What can I get you?") == model.completeness(heard, "what can i get you")
+    assert model.completeness(typed, "What can I get you?") == model.completeness(heard, "what can i get you?")
 
 
 def test_without_words_nothing_is_known_and_no_text_is_certain(model: TurnEndModel) -> None:
@@ -73,9 +95,27 @@ def test_without_words_nothing_is_known_and_no_text_is_certain(model: TurnEndMod
 
 def test_only_the_newest_words_count(model: TurnEndModel) -> None:
     newest = ["yes"] * MOST_WORDS
-    assert (
-        model.log_odds(["one"] * 40, ["no", *newest]).tolist() == model.log_odds(["one"] * MOST_ASKED, newest).tolist()
+    endless, asked = asked_of("one " * 40), asked_of("one " * MOST_ASKED)
+    assert model.log_odds(endless, ["no", *newest]).tolist() == model.log_odds(asked, newest).tolist()
+
+
+def test_what_the_agent_asked_is_its_last_words_the_opening_of_its_last_sentence_and_whether_it_is_a_question() -> None:
+    assert asked_of("Sure, a latte. How many for 2?") == Asked(
+        ("sure", "a", "latte", "how", "many", "for", "two"), ("how", "many"), True
     )
+    assert asked_of("One moment.") == Asked(("one", "moment"), ("one", "moment"), False)
+    assert asked_of("") == Asked()
+
+
+def test_a_name_that_was_never_met_is_as_complete_as_another_behind_the_question_for_it(model: TurnEndModel) -> None:
+    for name in ("zbigniew", "priyanka", "oluwaseun"):
+        assert model.completeness(name, "What's your name?") > 0.6
+        assert model.completeness("it's", "What's your name?") < 0.2
+
+
+def test_an_answer_to_a_question_is_likelier_whole_than_the_same_word_unasked(model: TurnEndModel) -> None:
+    for asked in ("Is there a gate?", "Is that all?", "Would you like one?"):
+        assert model.completeness("yes", asked) > max(0.6, model.completeness("yes", "I see."))
 
 
 def test_no_more_of_an_endless_text_is_read_than_its_newest_words(
@@ -96,20 +136,29 @@ def test_no_more_of_an_endless_text_is_read_than_its_newest_words(
 
 def test_network_and_model_agree_for_turns_of_all_lengths_side_by_side(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = Network().eval()
-    torch.nn.init.normal_(network.crossed.weight)
     turns = [
-        Turn((), ("yes",)),
-        Turn(("what", "else"), ("a", "large", "tea", "please")),
-        Turn(("word",) * 30, ("no",) * MOST_WORDS),
+        Turn(asked_of(""), ("yes",)),
+        Turn(asked_of("Sure. What else?"), ("a", "large", "tea", "please")),
+        Turn(asked_of("word " * 30), ("no",) * MOST_WORDS),
+        Turn(asked_of("Who else?"), ("never", "met", "yes")),
     ]
+    known = known_words([*turns[:3]] * LEAST_MET)
+    network = Network(known).eval()
+    torch.nn.init.normal_(network.crossed.weight)
     training.save(network, tmp_path / "weights.npz")
     model = TurnEndModel.load(tmp_path / "weights.npz")
-    for module in (network.words, network.endings, network.crossed, network.output, network.recurrent):
+    for module in (
+        network.words,
+        network.beginnings,
+        network.endings,
+        network.crossed,
+        network.output,
+        network.recurrent,
+    ):
         module.half().float()
-    batch = batch_of([row for turn in turns for row in rows_of(turn, random.Random(0))])
+    batch = batch_of([row for turn in turns for row in rows_of(turn, random.Random(0))], known)
     with torch.no_grad():
-        expected = network(batch.words, batch.endings, batch.entries)
+        expected = network(batch.words, batch.beginnings, batch.endings, batch.entries)
     for row, turn in enumerate(turns):
         found = model.log_odds(turn.asked, turn.words)
         # float32 either way, summed in another order.
@@ -118,29 +167,48 @@ def test_network_and_model_agree_for_turns_of_all_lengths_side_by_side(tmp_path:
 
 def test_what_stands_behind_a_place_does_not_change_it(model: TurnEndModel) -> None:
     words = "can i get a coffee and a muffin please".split()
-    whole = model.log_odds(["hello"], words)
+    whole = model.log_odds(asked_of("Hello!"), words)
     for count in range(1, len(words)):
-        np.testing.assert_allclose(model.log_odds(["hello"], words[:count]), whole[:count], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            model.log_odds(asked_of("Hello!"), words[:count]), whole[:count], rtol=1e-4, atol=1e-4
+        )
 
 
-def test_table_entries_tell_order_kind_and_place() -> None:
-    hashes, endings = rows([((), ("a", "tea")), ((), ("tea", "a"))])
-    assert hashes.shape == endings.shape == (2, FIRST + 2)
-    entries = crosses(hashes[:, FIRST:])
-    assert entries.min() >= 0 and entries.shape[:2] == (2, 2)
+def test_table_entries_tell_order_kind_place_and_what_was_asked() -> None:
+    asked = (asked_of("What size?"), asked_of("What size"), asked_of("Which size?"))
+    found = rows(
+        [(asked[0], ("a", "tea")), (asked[0], ("tea", "a")), (asked[1], ("a", "tea")), (asked[2], ("a", "tea"))]
+    )
+    assert found.words.shape == found.endings.shape == (4, FIRST + 2)
+    assert found.words[:, FIRST - 1].tolist() == [QUESTION, QUESTION, STATEMENT, QUESTION]
+    entries = crosses(found.words[:, FIRST - 1 :], found.opening)
+    assert entries.min() >= 0 and entries.shape[:2] == (4, 2)
     assert entries[0, 1, 0] == entries[1, 0, 0], "the same last word"
     assert entries[0, 1, 1] != entries[1, 1, 1], "another order"
     assert len(set(entries[0, 1].tolist())) == entries.shape[2], "kinds do not meet"
+    assert (entries[0, 1] != entries[2, 1]).tolist() == [False] * 7 + [True] * 3, "no question"
+    assert (entries[0, 1] != entries[3, 1]).tolist() == [False] * 8 + [True] * 2, "another question"
+
+
+def test_words_that_are_not_known_are_one() -> None:
+    known = known_words([Turn(asked_of("Who?"), ("tom",))] * LEAST_MET)
+    found = rows([(asked_of("Who?"), ("tom",)), (asked_of("Who?"), ("tim",)), (asked_of("Who?"), ("jo",))])
+    at = places(found.words, known)
+    assert at[0, FIRST] > UNKNOWN and at[1, FIRST] == at[2, FIRST] == UNKNOWN
+    assert at[0, FIRST - 1] == QUESTION and at[0, 0] == 0
+    assert found.beginnings[1, FIRST] != found.beginnings[2, FIRST]
 
 
 def test_weights_that_lack_a_part_or_are_none_are_named(tmp_path: Path, model: TurnEndModel) -> None:
-    weights = dict(model._weights)
+    weights: dict[str, Any] = {"known": model._known, **model._weights}
     with pytest.raises(BackendError, match=r"endpoint: turn-end weights: .*output"):
         TurnEndModel({name: value for name, value in weights.items() if name != "output"})
     with pytest.raises(BackendError, match=r"table has shape None"):
         TurnEndModel({name: value for name, value in weights.items() if name != "table"})
     with pytest.raises(BackendError, match=r"bias has shape \(2,\), expected \(1,\)"):
         TurnEndModel({**weights, "bias": np.zeros(2, np.float32)})
+    with pytest.raises(BackendError, match=r"known does not begin with the marks"):
+        TurnEndModel({**weights, "known": model._known + np.uint64(1)})
     for content in (b"", b"PK\x03\x04 no archive", b"text"):
         path = tmp_path / "weights.npz"
         path.write_bytes(content)
@@ -208,7 +276,7 @@ def test_turns_are_read_with_the_question_before_them(tmp_path: Path) -> None:
         '{"turns": [{"role": "system", "text": "x"}, {"role": "user", "text": "Hi!"}, {"role": "agent", "text": "A tea?"}, '
         '{"role": "user", "text": "..."}, {"role": "note", "text": "n"}, {"role": "user", "text": "Yes, 2."}]}\n'
     )
-    assert read_turns(path, 9, 0) == [Turn((), ("hi",)), Turn(("a", "tea"), ("yes", "two"))]
+    assert read_turns(path, 9, 0) == [Turn(asked_of(""), ("hi",)), Turn(asked_of("A tea?"), ("yes", "two"))]
     assert len(read_turns(path, 1, 0)) == 1
 
 
@@ -218,11 +286,20 @@ def test_misheard_words_are_never_none_and_half_of_the_turns_stay_as_they_are() 
     heard = [misheard(said, others, rng) for _ in range(400)]
     assert all(heard) and all(set(words) <= {*said, "x", "y", "z"} for words in heard)
     assert 160 < sum(words == said for words in heard) < 290
+    short = [misheard(said[:3], others, rng) for _ in range(400)]
+    assert sum(words == said[:3] for words in short) > 290, "of few words nothing would be left"
+
+
+def test_some_turns_are_said_without_contractions_and_some_with_a_filler_before_a_word() -> None:
+    rng = random.Random(0)
+    found = {" ".join(said_otherwise(["that's", "all"], rng)) for _ in range(2_000)}
+    assert {"that's all", "that is all", "um that's all", "that's um all"} <= found
+    assert all(said.endswith("all") for said in found), "nobody ends with a filler"
 
 
 def taught(turn: Turn, seed: int = 0) -> list[tuple[tuple[str, ...], float, bool]]:
     """What the places of a turn teach: the words up to each, its weight, and whether it is an end."""
-    batch = batch_of(found := list(rows_of(turn, random.Random(seed))))
+    batch = batch_of(found := list(rows_of(turn, random.Random(seed))), known_words([turn]))
     return [
         (tuple(row.words[: place + 1]), float(batch.weight[at, place]), bool(batch.is_end[at, place]))
         for at, row in enumerate(found)
@@ -231,20 +308,21 @@ def taught(turn: Turn, seed: int = 0) -> list[tuple[tuple[str, ...], float, bool
     ]
 
 
-def test_a_pause_within_a_long_turn_is_as_likely_as_behind_it_and_hardly_one_within_a_short_answer() -> None:
-    places = taught(Turn((), tuple("abcdefghijklmnop")))
-    assert [is_end for _, _, is_end in places] == [False] * 15 + [True]
-    assert sum(weight for _, weight, is_end in places if not is_end) == pytest.approx(1.0)
-    no_thanks = taught(Turn((), ("no", "thanks")))
-    assert no_thanks == [(("no",), pytest.approx(PAUSES_PER_PLACE), False), (("no", "thanks"), 1.0, True)]
-    assert taught(Turn((), ("yes",))) == [(("yes",), 1.0, True)]
+def test_a_pause_within_a_turn_is_as_likely_as_behind_it_and_hardly_one_within_a_short_answer() -> None:
+    for words in ("abcdefghijklmnop", "abcd", "ab"):
+        found = taught(Turn(Asked(), tuple(words)))
+        assert [is_end for _, _, is_end in found] == [False] * (len(words) - 1) + [True]
+        assert sum(weight for _, weight, is_end in found if not is_end) == pytest.approx(1.0)
+    no_thanks = taught(Turn(Asked(), ("no", "thanks"), is_made=True))
+    assert no_thanks == [(("no",), pytest.approx(PAUSES_WITHIN_ANSWERS), False), (("no", "thanks"), 1.0, True)]
+    assert taught(Turn(Asked(), ("yes",))) == [(("yes",), 1.0, True)]
 
 
 @pytest.mark.parametrize("count", [MOST_WORDS, MOST_WORDS + 1, MOST_WORDS + 2, 90])
 def test_a_turn_of_more_words_than_are_read_ends_where_it_ends_and_nowhere_else(count: int) -> None:
     words = tuple(map(str, range(count)))
     for seed in range(20):
-        places = taught(Turn((), words), seed)
+        places = taught(Turn(Asked(), words), seed)
         ends = [said for said, _, is_end in places if is_end]
         assert ends == [words[-MOST_WORDS:]], "its last words, as the model meets them"
         inner = [(said, weight) for said, weight, is_end in places if not is_end]
@@ -256,10 +334,10 @@ def test_a_turn_of_more_words_than_are_read_ends_where_it_ends_and_nowhere_else(
 
 def test_the_odds_of_a_long_turn_are_those_that_a_caller_meets_word_by_word(model: TurnEndModel) -> None:
     words = tuple(f"{word}{at}" for at in range(20) for word in ("and", "then", "tea"))
-    found = odds_of(model, Turn(("what", "else"), words))
+    found = odds_of(model, Turn(asked_of("What else?"), words))
     assert len(found) == len(words)
     for count in (1, 39, 40, 41, 60):
-        expected = model.log_odds(["what", "else"], words[:count])[-1]
+        expected = model.log_odds(asked_of("What else?"), words[:count])[-1]
         assert found[count - 1] == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
@@ -267,13 +345,33 @@ def test_a_few_turns_are_learned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(training, "BATCH", 8)
     monkeypatch.setattr(training, "RATE", 0.05)
     monkeypatch.setattr(training, "UNCHANGED", 1.0)
-    turns = [Turn(("what", "else"), ("a", size, "tea", "please")) for size in ("small", "large", "huge", "cold")] * 4
+    turns = [
+        Turn(asked_of("What else?"), ("a", size, "tea", "please")) for size in ("small", "large", "huge", "cold")
+    ] * 4
     network = training.train(turns, [("x",)], seed=0, epochs=5)
     training.save(network, tmp_path / "weights.npz")
     taught_model = TurnEndModel.load(tmp_path / "weights.npz")
-    found = measure(taught_model, [*turns, Turn((), ("yes",))])
+    found = measure(taught_model, [*turns, Turn(Asked(), ("yes",))])
     assert found.turns == len(turns), "a single word has no place to pause"
     assert found.area > 0.99 and found.nats < 0.3
+
+
+def test_where_fewer_turns_have_a_pause_every_end_is_so_much_likelier() -> None:
+    network = Network(known_words([])).eval()
+    turn = Turn(Asked(), ("yes", "please"))
+    batch = batch_of(list(rows_of(turn, random.Random(0))), network.known)
+    with torch.no_grad():
+        before = network(batch.words, batch.beginnings, batch.endings, batch.entries)
+        pause_less(network)
+        after = network(batch.words, batch.beginnings, batch.endings, batch.entries)
+    torch.testing.assert_close(after, before - math.log(PAUSED_TURNS))
+
+
+def test_turns_that_grow_by_being_said_otherwise_are_trained_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "BATCH", 1)
+    monkeypatch.setattr(training, "EXPANDED", 1.0)
+    turn = Turn(Asked(), ("that's",) * MOST_WORDS)
+    assert training.train([turn] * 2, [("x",)], seed=0, epochs=1).known.size > UNKNOWN
 
 
 # --- made answers -----------------------------------------------------------------------------------------------------
@@ -297,10 +395,24 @@ def test_questions_that_are_measured_are_not_those_that_train_and_words_few() ->
 
 
 def test_answers_that_are_taken_for_complete_too_late_are_found(model: TurnEndModel) -> None:
-    answers = [Answer("size", "Which size?", "large", True), Answer("size", "Which size?", "a large one with", False)]
+    whole, begun = (
+        Answer("size", "Which size?", "large", True),
+        Answer("size", "Which size?", "a large one with", False),
+    )
     settings = EndpointSettings(min_silence_s=0.2)
-    quick = measure_answers(model, answers, replace(settings, cut_off_cost_s=0.01))
-    slow = measure_answers(model, answers, replace(settings, cut_off_cost_s=1000.0))
-    assert (quick.bare, quick.bare_slow, slow.bare_slow) == (1, 0.0, 1.0)
-    assert quick.bare_wait_s == pytest.approx(0.2) and slow.bare_wait_s > 1.0
-    assert quick.cut_off > 0.9 > 0.2 > slow.cut_off
+    for cost, slow in ((0.01, 0.0), (1000.0, 1.0)):
+        found = measure_answers(model, [begun], replace(settings, cut_off_cost_s=cost))
+        assert (found.count, found.slow) == (1, slow)
+        assert (found.wait_s > 1.0) == (slow == 1.0)
+        assert (found.cut_off > 0.9) == (slow == 0.0)
+    assert measure_answers(model, [whole], settings).cut_off == 0.0, "nobody can pause in a word"
+
+
+def test_short_answers_of_dialogues_are_those_that_a_question_stands_before(tmp_path: Path) -> None:
+    path = tmp_path / "made.dev.jsonl"
+    path.write_text(
+        '{"turns": [{"role": "user", "text": "Hi!"}, {"role": "agent", "text": "A tea?"}, {"role": "user", "text": "Yes, 2."}, '
+        '{"role": "agent", "text": "Sure."}, {"role": "user", "text": "Bye."}, {"role": "agent", "text": "Sure?"}, '
+        '{"role": "user", "text": "I think so, yes."}]}\n'
+    )
+    assert short_answers(path, 0) == [Answer("made", "A tea?", "yes two", False)]

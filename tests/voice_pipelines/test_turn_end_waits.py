@@ -58,6 +58,13 @@ def silence_s(model: TurnEndModel, asked: str, heard: str) -> float:
         ("What name should I put on the order?", "tom"),
         ("Anything else?", "no thanks"),
         ("What size would you like?", "a large one"),
+        ("Anything else?", "that is all"),
+        ("Shall I book it?", "yes i will"),
+        ("Is there a gate?", "yes"),
+        ("Is there a gate?", "no"),
+        ("Pickup or delivery?", "delivery"),
+        ("What's your name?", "zbigniew"),
+        ("Where do you live?", "tbilisi"),
     ],
 )
 def test_an_answer_of_a_word_is_waited_for_no_longer_than_silence_alone_would(
@@ -75,6 +82,7 @@ def test_an_answer_of_a_word_is_waited_for_no_longer_than_silence_alone_would(
         ("Anything else?", "yes and"),
         ("Would you like a muffin with that?", "yes but can i"),
         ("How many would you like?", "two and a"),
+        ("How many would you like?", "two of the"),
         ("What name should I put on the order?", "it's"),
     ],
 )

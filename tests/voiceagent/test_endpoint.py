@@ -119,11 +119,19 @@ def test_without_an_answer_silence_alone_decides_and_dictation_still_waits_longe
 
 
 def test_a_short_answer_that_may_well_be_all_waits_no_longer_than_without_being_looked_at() -> None:
-    likely, why = silence_before(Evidence(0.65, 9.0, is_answer=True), WORDS)
+    settings = replace(WORDS, cut_off_cost_s=2.0)
+    likely, why = silence_before(Evidence(0.65, 9.0, is_answer=True), settings)
     assert 0.6 <= likely < 0.6 + WINDOW_S and why == "complete"
-    assert silence_before(Evidence(0.65, 9.0), WORDS)[0] > 0.8, "words that answer nothing"
-    assert silence_before(Evidence(0.4, 9.0, is_answer=True), WORDS) == silence_before(Evidence(0.4, 9.0), WORDS)
-    assert silence_before(Evidence(0.98, 9.0, is_answer=True), WORDS)[0] < 0.2 + WINDOW_S
+    assert silence_before(Evidence(0.65, 9.0), settings)[0] > 0.7, "words that answer nothing"
+    assert silence_before(Evidence(0.4, 9.0, is_answer=True), settings) == silence_before(Evidence(0.4, 9.0), settings)
+    assert silence_before(Evidence(0.98, 9.0, is_answer=True), settings)[0] < 0.2 + WINDOW_S
+
+
+def test_whoever_is_more_patient_is_so_with_short_answers_too() -> None:
+    likely = Evidence(0.65, 9.0, is_answer=True)
+    assert silence_before(likely, replace(WORDS, cut_off_cost_s=2.0))[0] < 0.6 + WINDOW_S
+    assert silence_before(likely, WORDS)[0] > 1.0
+    assert silence_before(likely, WORDS) == silence_before(replace(likely, is_answer=False), WORDS)
 
 
 def test_a_short_answer_that_is_dictated_waits_as_dictation_does_and_none_ends_before_the_shortest_silence() -> None:

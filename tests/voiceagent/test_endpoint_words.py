@@ -36,7 +36,8 @@ def test_each_text_is_asked_about_once_and_only_in_a_pause() -> None:
     [
         ("large", "Sure. What size?", True),
         ("No, thanks.", "Anything else? ", True),
-        ("a large one", "What size?", False),
+        ("a large one", "What size?", True),
+        ("a large one please", "What size?", False),
         ("large with", "What size?", False),
         ("it's", "What's your name?", False),
         ("large", "Hi, this is Corner Café. What can I get you?", False),
@@ -46,7 +47,7 @@ def test_each_text_is_asked_about_once_and_only_in_a_pause() -> None:
         ("?!", "What size?", False),
     ],
 )
-def test_one_or_two_words_behind_a_question_are_an_answer_unless_they_lead_on_or_were_invited_to_tell(
+def test_up_to_three_words_behind_a_question_are_an_answer_unless_they_lead_on_or_were_invited_to_tell(
     said: str, before: str, is_one: bool
 ) -> None:
     assert is_answer(said, before) is is_one

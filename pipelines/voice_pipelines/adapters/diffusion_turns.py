@@ -6,7 +6,7 @@ and a canvas of masks. Whether a checkpoint was taught the question cannot be se
 What both are worth follows from how much the words surprise it, which the same forward tells: a transcript that makes no sense to it was misheard, or
 is about something it has not learnt, and says little about its own end.
 
-Answers of a word or two (`voiceagent.endpoint_words.is_answer`) are left to the turn-end model, which was taught them: to the built-in one a "two" or a name alone is as strange as what
+Answers of up to three words (`voiceagent.endpoint_words.is_answer`) are left to the turn-end model, which was taught them: to the built-in one a "two" or a name alone is as strange as what
 was misheard.
 """
 

@@ -1,4 +1,4 @@
-"""Made answers to agents' questions: a word or two that are the whole turn, and longer ones that begin alike.
+"""Made answers to agents' questions: a few words that are the whole turn, and longer ones that begin alike.
 
 People who type to an assistant write "yes, that sounds good, thank you"; people asked on the telephone say "yes". What is asked, what is said and how often is in
 `answers.toml`. Questions and words that training never meets make those that the model is measured on.
@@ -46,7 +46,12 @@ def made_answers(count: int, seed: int, part: Part) -> Iterator[Answer]:
         words = _of_part(known["words"], part, known.get("repeated", 0))
         slots = {name: rng.choice(values) for name, values in fill.items()}
         said = [rng.choice(words).format(**slots) for _ in range(2)]
-        asked = rng.choice(_of_part(known["questions"], part, 0)).format(**slots)
+        questions = _of_part(known["questions"], part, 0)
+        if like := known.get("asked_like"):
+            questions += [
+                text for text in _of_part(table[like]["questions"], part, 0) if text not in known["questions"]
+            ]
+        asked = rng.choice(questions).format(**slots)
         text = frame.format(**slots, x=said[0], y=said[1])
         yield Answer(kind, asked, text, frame == "{x}")
 
