@@ -25,6 +25,7 @@ from dllm.server import build
 from dllm.server.conversations import Conversation
 from dllm.server.endpoints import Result, Service
 from dllm.server.fields import Fields, load_json
+from dllm.server.guard import AccessRules, Guard
 from dllm.server.parse import parse_chat, parse_completion, parse_edit, parse_fim, unknown_model
 from dllm.server.problems import ApiError, from_exception
 from dllm.server.settings import ServerSettings
@@ -66,7 +67,8 @@ def create_app(
         Route(build.PATHS["apply"], door.answering(door.apply, "messages"), methods=["POST"]),
         *[Route(f"{path}/models", door.guarded(door.models), methods=["GET"]) for path in build.PATHS.values()],
     ]
-    middleware = []
+    rules = AccessRules(settings.host, bool(settings.api_keys), settings.cors_origins)
+    middleware = [Middleware(Guard, rules=rules)]
     if settings.cors_origins:
         middleware.append(
             Middleware(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import ipaddress
 import signal
 import socket
 import sys
@@ -19,6 +18,7 @@ from starlette.applications import Starlette
 
 from dllm.commands import model
 from dllm.errors import ConfigError
+from dllm.server.guard import is_loopback
 from dllm.server.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ async def _serve(
     settings = ServerSettings(
         model=args.name or (args.model.rstrip("/").rpartition("/")[2] if args.model else "dllm-builtin"),
         aliases=tuple(args.alias),
+        host=args.host,
         api_keys=read_keys(args.api_key_file),
         cors_origins=tuple(args.cors),
         options=family_options(checkpoint.defaults, checkpoint.spec),
@@ -164,14 +165,6 @@ def read_keys(path: Path | None) -> tuple[str, ...]:
     if not keys:
         raise ConfigError("--api-key-file", str(path), "at least one key")
     return keys
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address; a name other than localhost may be anything."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def listen(host: str, port: int) -> socket.socket:

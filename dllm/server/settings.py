@@ -20,6 +20,8 @@ class ServerSettings:
     """The name that clients see."""
     aliases: tuple[str, ...] = ()
     """Other names it answers to."""
+    host: str = "127.0.0.1"
+    """The address it is bound to; one of this machine alone, without keys, is asked by names of this machine only (`dllm.server.guard`)."""
     api_keys: tuple[str, ...] = ()
     """Bearer tokens that are let in; none lets everybody in."""
     cors_origins: tuple[str, ...] = ()

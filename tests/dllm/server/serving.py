@@ -71,7 +71,7 @@ async def served(
     async with EngineRunner(standin) as runner:
         app = create_app(runner, tiny.codec(), spec or tiny.spec(), settings, wall_clock=lambda: CREATED)
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             yield Served(client, standin, runner)
 
 

@@ -380,7 +380,7 @@ def test_one_choice_that_fails_fails_the_request_and_cancels_the_others() -> Non
         standin = Picky(lambda _: tiny.codec().encode(" one two three"), piece=1, gate=gate)
         async with EngineRunner(standin) as runner:
             transport = httpx.ASGITransport(create_app(runner, tiny.codec(), tiny.spec()))
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 body = {"messages": [{"role": "user", "content": "hello"}], "n": 3, "seed": 1}
                 response = await client.post("/v1/chat/completions", json=body)
                 assert response.status_code == 400 and response.json()["error"]["message"] == "nothing obeys"

@@ -20,7 +20,7 @@ from dllm.cli import main
 from dllm.commands.model import load
 from dllm.errors import ConfigError
 from dllm.models.family import EIGHT_BITS
-from dllm.server.command import _engine, add_parser, address_of, is_loopback, listen, read_keys, run
+from dllm.server.command import _engine, add_parser, address_of, listen, read_keys, run
 
 MAIN = """
 import argparse
@@ -119,11 +119,3 @@ def test_a_key_file_without_keys_lets_nobody_in_by_mistake(tmp_path: Path, text:
     with pytest.raises(ConfigError, match="--api-key-file"):
         read_keys(path)
     assert read_keys(None) == ()
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("example", False)],
-)
-def test_addresses_of_this_machine_alone_are_known(host: str, expected: bool) -> None:
-    assert is_loopback(host) == expected

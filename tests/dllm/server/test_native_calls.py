@@ -105,7 +105,7 @@ def test_a_client_sees_the_models_own_call() -> None:
         standin = StandInEngine(lambda _: said)
         async with EngineRunner(standin) as runner:
             transport = httpx.ASGITransport(create_app(runner, codec, ROOMY))
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 body = {
                     "messages": [{"role": "user", "content": "a table"}],
                     "tools": [{"type": "function", "function": tool}],
@@ -128,7 +128,7 @@ def test_a_model_that_may_not_call_cannot(choice: str | None, may_call: bool) ->
     async def main() -> None:
         async with EngineRunner(standin) as runner:
             transport = httpx.ASGITransport(create_app(runner, codec, ROOMY))
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 body: dict[str, object] = {"messages": [{"role": "user", "content": "a table"}]}
                 if choice is not None:
                     body |= {"tools": [tool], "tool_choice": choice}

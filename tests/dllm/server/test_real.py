@@ -32,7 +32,7 @@ async def served() -> AsyncIterator[httpx.AsyncClient]:
     settings = ServerSettings(options=family_options(found.defaults, found.spec), default_tokens=32)
     async with EngineRunner(Engine(found.model, found.codec.token_table)) as runner:
         transport = httpx.ASGITransport(create_app(runner, found.codec, found.spec, settings))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             yield client
 
 
