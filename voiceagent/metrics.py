@@ -28,15 +28,23 @@ class Metric(Protocol):
 
 
 class Counter:
-    """Only goes up. One value for each combination of its labels; a metric without labels starts at 0, so that its rate is known at once."""
+    """Only goes up. One value for each combination of its labels.
+
+    Args:
+        known: Combinations that are 0 from the start, as a metric without labels is: a rate sees no first event that brings its series along.
+    """
 
     kind = "counter"
 
-    def __init__(self, name: str, about: str, labels: Sequence[str] = ()) -> None:
+    def __init__(
+        self, name: str, about: str, labels: Sequence[str] = (), known: Iterable[str | tuple[str, ...]] = ()
+    ) -> None:
         assert name.endswith("_total"), name
         self.name, self.about = name, about
         self._labels = tuple(labels)
-        self._values: dict[tuple[str, ...], float] = {} if labels else {(): 0.0}
+        starts = [(values,) if isinstance(values, str) else values for values in known] if labels else [()]
+        assert all(len(values) == len(self._labels) for values in starts), name
+        self._values: dict[tuple[str, ...], float] = dict.fromkeys(starts, 0.0)
 
     def add(self, *labels: str, amount: float = 1.0) -> None:
         assert len(labels) == len(self._labels) and amount >= 0

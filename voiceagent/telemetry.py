@@ -13,8 +13,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
+from voiceagent import label_values
 from voiceagent.clock import Clock
 from voiceagent.events import (
     CallItem,
@@ -56,9 +57,15 @@ class Telemetry:
         limit: int,
         fullness: Callable[[], Mapping[tuple[str, ...], float]],
     ) -> None:
-        self.conversations = Counter("voiceagent_conversations_total", "Conversations that began.", ["door"])
-        self.refusals = Counter("voiceagent_refusals_total", "Clients that were not let in.", ["reason"])
-        self.turns = Counter("voiceagent_turns_total", "Replies that ended, greetings included.", ["status"])
+        self.conversations = Counter(
+            "voiceagent_conversations_total", "Conversations that began.", ["door"], get_args(Door)
+        )
+        self.refusals = Counter(
+            "voiceagent_refusals_total", "Clients that were not let in.", ["reason"], label_values.REFUSALS
+        )
+        self.turns = Counter(
+            "voiceagent_turns_total", "Replies that ended, greetings included.", ["status"], label_values.STATUSES
+        )
         self.interruptions = Counter("voiceagent_interruptions_total", "Replies that the caller spoke over.")
         self.ducks = Counter(
             "voiceagent_ducks_total", "Times the agent was turned down because there was voice over it."
@@ -69,7 +76,10 @@ class Telemetry:
         )
         self.duck_stops = Counter("voiceagent_duck_stops_total", "Ducks after which the agent was stopped.")
         self.duck_restores = Counter(
-            "voiceagent_duck_restores_total", "Ducks after which the agent was brought back, and why.", ["reason"]
+            "voiceagent_duck_restores_total",
+            "Ducks after which the agent was brought back, and why.",
+            ["reason"],
+            label_values.RESTORES,
         )
         self.echo_windows = Counter(
             "voiceagent_echo_windows_total", "Windows of 32 ms whose voice was the agent's own, come back."
@@ -96,19 +106,26 @@ class Telemetry:
             "voiceagent_deadline_misses_total",
             "Turns that missed their target, by the stage that ate the time, and why.",
             ["stage", "cause"],
+            label_values.MISSES,
         )
         self.short = Counter(
             "voiceagent_short_plans_total",
             "Turns whose target left no time for the steps that are wanted, by what was done.",
             ["action"],
+            label_values.LATE,
         )
-        self.turn_ends = Counter("voiceagent_turn_ends_total", "Callers' turns that ended, by the rule.", ["rule"])
+        self.turn_ends = Counter(
+            "voiceagent_turn_ends_total", "Callers' turns that ended, by the rule.", ["rule"], label_values.RULES
+        )
         self.quality = Histogram(
             "voiceagent_expected_quality_ratio", "What the curve expects of a first clause by its plan.", QUALITIES
         )
         self.stages = Histogram("voiceagent_stage_seconds", "Stages on the way to the first audio.", labels=["stage"])
         self.stages_over = Counter(
-            "voiceagent_stage_over_p95_total", "Stages that took longer than their predicted p95.", ["stage"]
+            "voiceagent_stage_over_p95_total",
+            "Stages that took longer than their predicted p95.",
+            ["stage"],
+            label_values.PREDICTED,
         )
         self.steps = Histogram("voiceagent_denoise_steps", "Denoising steps taken by a reply.", STEPS, ["phase"])
         self.granted = Histogram("voiceagent_denoise_steps_granted", "Steps that the plan allowed.", STEPS, ["phase"])
@@ -118,12 +135,18 @@ class Telemetry:
         self.guarded = Counter(
             "voiceagent_guarded_drafts_total", "Drafts that did not converge and were finished greedily or held open."
         )
-        self.tools = Counter("voiceagent_tool_calls_total", "Calls of tools.", ["outcome"])
+        self.tools = Counter("voiceagent_tool_calls_total", "Calls of tools.", ["outcome"], label_values.TOOL_OUTCOMES)
         self.speculations = Counter(
-            "voiceagent_speculations_total", "Turns that a reply was drafted to before they were over.", ["outcome"]
+            "voiceagent_speculations_total",
+            "Turns that a reply was drafted to before they were over.",
+            ["outcome"],
+            label_values.SPECULATIONS,
         )
         self.early_steps = Counter(
-            "voiceagent_speculative_steps_total", "Steps of such drafts until the turn was over.", ["use"]
+            "voiceagent_speculative_steps_total",
+            "Steps of such drafts until the turn was over.",
+            ["use"],
+            ("used", "wasted"),
         )
         self.saved_steps = Counter("voiceagent_saved_steps_total", "Steps of first clauses that nobody waited for.")
         self.lag = Histogram("voiceagent_event_loop_lag_seconds", "How late the event loop runs what is due.")

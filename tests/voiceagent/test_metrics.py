@@ -54,6 +54,16 @@ def test_a_counter_without_labels_is_there_before_anything_happened() -> None:
     assert counter.value() == 3.5 and samples_of(counter) == [("drops_total", {}, 3.5)]
 
 
+def test_what_a_counter_is_known_to_count_is_there_before_anything_happened() -> None:
+    counter = Counter("drops_total", "Drops.", ["colour", "size"], [("red", "big"), ("blue", "big")])
+    assert samples_of(counter) == [
+        ("drops_total", {"colour": "red", "size": "big"}, 0),
+        ("drops_total", {"colour": "blue", "size": "big"}, 0),
+    ]
+    counter.add("red", "big")
+    assert counter.value("red", "big") == 1 and len(samples_of(counter)) == 2
+
+
 def test_each_combination_of_labels_has_a_value_of_its_own() -> None:
     counter = Counter("drops_total", "Drops.", ["colour", "size"])
     assert samples_of(counter) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,6 +129,30 @@ def test_every_name_has_a_unit_and_the_exposition_can_be_read() -> None:
     for name in names - {"voiceagent_callers", "voiceagent_callers_limit"}:
         stem = name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count")
         assert stem.endswith(("_total", "_seconds", "_steps", "_steps_granted", "_bytes", "_ratio")), name
+
+
+def test_every_documented_value_of_a_counters_label_is_0_before_anything_happened() -> None:
+    there = {
+        (name, value)
+        for name, labels, found in read(telemetry().exposition())
+        if found == 0
+        for value in labels.values()
+    }
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.*_total\{.*) \| counter \| (.*) \|$", page, re.MULTILINE)
+    assert len(rows) == 11
+    for names, about in rows:
+        name = re.findall(r"(\w+)\{", names)[-1]
+        told = re.findall(r"`(\w+)`", about)
+        assert any(series == name for series, _ in there) and {(name, value) for value in told} <= there
+
+
+def test_a_missed_deadline_is_one_of_the_series_that_are_there_from_the_start() -> None:
+    meters = telemetry()
+    before = [(name, labels) for name, labels, _ in read(meters.exposition()) if "_misses_" in name]
+    meters.count_turn(Timeline(MISSED))
+    assert [(name, labels) for name, labels, _ in read(meters.exposition()) if "_misses_" in name] == before
+    assert meters.misses.value("asr", "slow") == 1
 
 
 # --- one caller -------------------------------------------------------------------------------------------------------
@@ -311,7 +337,7 @@ def test_clients_that_are_turned_away_are_counted_by_reason() -> None:
         async with phone(house.app, house.clock) as caller:
             await caller.closing()
         found = await samples(house, authorization="Bearer secret-key")
-        counted = {key.partition("|")[2]: value for key, value in found.items() if "refusals" in key}
+        counted = {key.partition("|")[2]: value for key, value in found.items() if "refusals" in key and value}
         assert counted == {"invalid_api_key": 2, "forbidden_origin": 1, "no_start": 1}
 
     serve(scenario, settings=KEYED)
