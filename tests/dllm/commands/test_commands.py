@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +204,13 @@ def test_infill_writes_between_what_it_was_given(family: str, checkpoints: Path,
     assert body["text"] == f"a tea {first.removeprefix(' ')}, please {second.removeprefix(' ')}!"
     assert first
     assert second
+
+
+def test_the_built_in_model_fills_the_holes_of_the_documented_example(capsys: Capture) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "dllm.md").read_text(encoding="utf-8")
+    example = re.search(r"^\$ dllm (infill .*)\n(.*)$", page, re.MULTILINE)
+    assert example is not None
+    assert told(capsys, *shlex.split(example[1]))["text"] == example[2]
 
 
 def test_prefix_and_suffix_are_a_text_with_one_hole(checkpoints: Path, capsys: Capture) -> None:
