@@ -157,8 +157,8 @@ class DialogueCodec:
             role: Role = "note" if message.role == "system" and number else _ROLE_OF[message.role]
             if text or not message.tool_calls:
                 ids += self.encode_turn(role, text)
-            for body in message.tool_calls:
-                call = call_of_json(body)
+            for at, body in enumerate(message.tool_calls):
+                call = call_of_json(body, f"messages[{number}].tool_calls[{at}]")
                 names[str(body.get("id", ""))] = call.name
                 ids += self.encode_call(call)
         return [*ids, self.special.agent]
@@ -253,21 +253,26 @@ def token_table(
     )
 
 
-def call_of_json(body: Mapping[str, Any]) -> Call:
+def call_of_json(body: Mapping[str, Any], where: str) -> Call:
     """A call as chat clients send it back: `{"function": {"name": ..., "arguments": "<JSON object>"}}`.
 
+    Args:
+        where: Its place in the request, for errors: `messages[2].tool_calls[0]`.
+
     Raises:
-        ConfigError: If it is not that.
+        ConfigError: If it is not that; names the field.
     """
     function = body.get("function")
     try:
         arguments = json.loads(function["arguments"] or "{}") if isinstance(function, Mapping) else None
     except (KeyError, TypeError, ValueError, RecursionError):
         arguments = None
-    if not isinstance(function, Mapping) or not isinstance(arguments, Mapping):
-        raise ConfigError(
-            "tool_calls", dict(body), 'a "function" with a "name" and "arguments", a JSON object as a string'
-        )
+    if not isinstance(function, Mapping):
+        raise ConfigError(f"{where}.function", function, "an object with a name and arguments")
+    if not isinstance(arguments, Mapping):
+        written = function.get("arguments")
+        shown = f"{written[:40]}…" if isinstance(written, str) and len(written) > 40 else written
+        raise ConfigError(f"{where}.function.arguments", shown, "a JSON object as a string")
     words = {str(key): str(value).replace(";", ",") for key, value in arguments.items() if str(value).strip()}
     return Call(str(function.get("name", "")), words)
 

@@ -98,7 +98,7 @@ def test_a_chat_is_the_prompt_of_its_turns() -> None:
     tool = {"name": "price", "description": "tells a price", "parameters": {"properties": {"drink": {}}}}
     assert codec.encode_chat(chat, [tool]) == expected("hi Tools: [price; drink?] tells a price.")
     assert codec.encode_chat(chat[1:2], [tool])[0] == special.system, "tools need a system turn, whoever begins"
-    with pytest.raises(ConfigError, match="tool_calls"):
+    with pytest.raises(ConfigError, match=r"messages\[0\]\.tool_calls\[0\]\.function\.arguments = '\[\]'"):
         codec.encode_chat([Message("assistant", "", tool_calls=({"function": {"name": "price", "arguments": "[]"}},))])
     deep = '{"a":' * 20_000 + "1" + "}" * 20_000
     with pytest.raises(ConfigError, match="a JSON object as a string"):

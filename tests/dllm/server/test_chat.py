@@ -270,6 +270,16 @@ def test_the_conversation_is_the_headers_or_the_users_and_forgotten_when_others_
             "messages[0].content[0].type",
             "this model reads nothing else",
         ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "hi"},
+                    {"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "four"}}]},
+                ]
+            },
+            "messages[1].tool_calls[0].function.arguments",
+            "arguments = 'four': expected a JSON object as a string",
+        ),
         ({"temperature": "hot"}, "temperature", "expected a number from 0 to 2, got 'hot'"),
         ({"temperature": 3}, "temperature", "expected a number from 0 to 2, got 3"),
         ({"temperature": 0.0001}, "temperature", "between 0.001 and 100"),
