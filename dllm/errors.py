@@ -207,3 +207,22 @@ class RewardError(DllmError):
     def __init__(self, name: str, reply: str, problem: str) -> None:
         super().__init__(f"reward {name}: {problem}, for the reply {reply!r}")
         self.name, self.reply, self.problem = name, reply, problem
+
+
+class TrialFailedError(DllmError):
+    """The process that tries an expression failed for a reason of its own: an installation without `outlines_core`, a bug."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"an expression could not be tried: {problem}")
+        self.problem = problem
+
+
+class TrialUnavailableError(TrialFailedError):
+    """No process to try an expression in can be had at the moment."""
+
+
+class TrialEndedError(DllmError):
+    """Nobody waits any more for what an expression's trial would say."""
+
+    def __init__(self) -> None:
+        super().__init__("the trial of an expression was ended: nobody waits for it")

@@ -113,8 +113,12 @@ def check_folder(option: str, path: Path) -> None:
         ConfigError: If it cannot.
     """
     there = path.absolute()
-    while not there.exists():
-        there = there.parent
+    try:
+        while not there.exists():
+            there = there.parent
+    except OSError as error:  # Python 3.11 raises it below a folder that may not be looked into
+        reason = error.strerror or type(error).__name__
+        raise ConfigError(option, str(path), f"a folder that can be written to ({there}: {reason})") from error
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError(option, str(path), f"a folder that can be written to, and {there} cannot")
 

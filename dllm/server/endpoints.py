@@ -40,6 +40,7 @@ from dllm.server.problems import ApiError, from_exception
 from dllm.server.requests import ChatRequest, CompletionRequest, Decoding
 from dllm.server.settings import ServerSettings
 from dllm.server.tools import Piece, Reader, ToolReader
+from dllm.server.workbench import Workbench
 from dllm.spec import ModelSpec
 from dllm.text import DialogueCodec
 
@@ -72,7 +73,7 @@ class Service:
     ) -> None:
         self.spec, self._settings = spec, settings
         self._runner, self._codec, self._clock, self._wall_clock = runner, codec, clock, wall_clock
-        self._grammars = Grammars(codec)
+        self._grammars = Workbench(Grammars(codec))
         # Requests without a name are kept apart: many of them must not drive the named ones out.
         self._named = ConversationBook(settings.max_conversations, settings.conversation_idle_s)
         self._nameless = ConversationBook(settings.max_conversations, settings.conversation_idle_s)
@@ -98,10 +99,8 @@ class Service:
         if tools and asked.tool_mode == "auto" and asked.grammar.is_free and isinstance(self._codec, DialogueCodec):
             native = [Tool.from_json(tool) for tool in tools]
         elif tools or not asked.grammar.is_free:
-            constraint = await asyncio.to_thread(
-                lambda: self._grammars.compile(
-                    asked.grammar, asked.tools, asked.tool_mode, asked.forced_tool, several=asked.parallel_calls
-                )
+            constraint = await self._grammars.compile(
+                asked.grammar, asked.tools, asked.tool_mode, asked.forced_tool, several=asked.parallel_calls
             )
         self._check_grammar(constraint, room)
         seed = self._seed(asked.decoding)
@@ -144,7 +143,7 @@ class Service:
     async def complete(self, asked: CompletionRequest, conversation: Conversation) -> Result:
         constraint = None
         if not asked.grammar.is_free:
-            constraint = await asyncio.to_thread(self._grammars.compile, asked.grammar)
+            constraint = await self._grammars.compile(asked.grammar)
         seed = self._seed(asked.decoding)
         asks: list[_Ask] = []
         choices: list[TextChoice] = []

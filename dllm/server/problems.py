@@ -13,6 +13,8 @@ from dllm.errors import (
     DraftExpiredError,
     EngineClosedError,
     PromptTooLongError,
+    TrialEndedError,
+    TrialUnavailableError,
 )
 
 
@@ -97,7 +99,7 @@ def from_exception(error: Exception, field: str) -> ApiError:
         case DraftExpiredError():
             headers = {"x-should-retry": "false"}
             return ApiError(504, str(error), kind="server_error", code="timeout", headers=headers)
-        case EngineClosedError() | CacheFullError():
+        case EngineClosedError() | CacheFullError() | TrialUnavailableError() | TrialEndedError():
             headers = {"retry-after": "1"}
             return ApiError(503, str(error), kind="server_error", code="unavailable", headers=headers)
         case DllmError() if isinstance(error, ValueError):

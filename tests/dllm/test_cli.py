@@ -10,7 +10,9 @@ import torch
 
 from dllm import loader
 from dllm.cli import COMMANDS, build_parser, main
+from dllm.commands.model import check_folder
 from dllm.commands.train import recipe
+from dllm.errors import ConfigError
 from tests.dllm import tiny
 
 CONFIG = """
@@ -68,6 +70,19 @@ def test_an_output_folder_that_cannot_be_is_named_before_anything_is_learned(
     (tmp_path / "file").write_text("in the way")
     assert main([command, "--data", str(tmp_path), "--out", str(tmp_path / "file" / "run")]) == 2
     assert "--out = " in capsys.readouterr().err
+
+
+def test_an_output_folder_below_one_that_may_not_be_looked_into_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.11 raises where later versions say that nothing is there."""
+
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(ConfigError, match="--out = .*Permission denied"):
+        check_folder("--out", tmp_path / "closed" / "run")
 
 
 def test_train_leaves_a_run_that_resumes(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from dllm.constraints import GrammarConstraint
 from dllm.drafts import DraftSpec
-from dllm.server.grammars import Grammars
+from dllm.server.grammars import Grammars, ordered
 from dllm.server.requests import Grammar, Tool
 from tests.conftest import run_async
 from tests.dllm import tiny
@@ -54,7 +54,9 @@ def test_where_a_tool_may_be_called_the_reply_is_text_or_calls() -> None:
     tools = [
         Tool(tool["function"]["name"], tool["function"].get("parameters", {"type": "object"}), tool) for tool in TOOLS
     ]
-    constraint = Grammars(tiny.codec()).compile(Grammar(), tools, "auto")
+    order = ordered(Grammar(), tools, "auto")
+    assert order is not None
+    constraint = Grammars(tiny.codec()).compile(order)
     assert constraint is not None
 
     def accepts(text: str) -> bool:
