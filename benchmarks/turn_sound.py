@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import pauses
 from logistic import Floats, logistic
 from pauses import Splicer, entries
 
 from dllm.machine import commit
 from voice_pipelines.adapters.silero import SileroDetector
-from voiceagent import endpoint_sound
+from voiceagent import endpoint_sound, vad
 from voiceagent.backends import INPUT_RATE_HZ, Samples
 from voiceagent.endpoint_sound import CLIP, LOOK_BACK_S, NAMES, NOTHING_S, heard_s, probability, table_of, traits
 from voiceagent.vad import Paused, Resumed, VoiceActivity, Windower
@@ -46,7 +47,7 @@ OWN_PAUSE_S = 0.15
 END_NEAR_S, CUT_NEAR_S = 0.4, 0.3
 """How far the detector's end of voice may be from the recording's, and from a cut."""
 FORMAT = 1
-"""Counts up when examples of before cannot be used any more, beside changes of what is measured and of how pauses are put in."""
+"""Counts up when examples of before cannot be used any more, beside changes of what `seen` reads."""
 FOLDS, SHUFFLES = 10, 5
 KEEP = 30.0
 """Penalty on the square of a weight, as many examples as would outweigh it."""
@@ -103,12 +104,16 @@ async def stops(samples: Samples, detector: SileroDetector) -> list[Stop]:
     return found
 
 
+def seen(folder: Path) -> str:
+    """A digest of whatever examples of these recordings depend on; not of the weights, which are set on them."""
+    read = [folder / "manifest.jsonl", *map(Path, (pauses.__file__, endpoint_sound.__file__, vad.__file__))]
+    constants = (FORMAT, CALLERS, READERS, PLACES, OWN_PAUSE_S, END_NEAR_S, CUT_NEAR_S, NAMES)
+    return hashlib.sha256(b"".join(path.read_bytes() for path in read) + repr(constants).encode()).hexdigest()[:16]
+
+
 async def examples(folder: Path, cache: Path | None = None) -> list[Example]:
     """Of all recordings; kept in a file of `cache`, since the voice detector takes minutes."""
-    read = [folder / "manifest.jsonl", Path(__file__).with_name("pauses.py"), Path(endpoint_sound.__file__)]
-    seen = b"".join(path.read_bytes() for path in read) + str(FORMAT).encode()
-    digest = hashlib.sha256(seen).hexdigest()[:16]
-    path = None if cache is None else cache / f"turn-sound-{digest}.json"
+    path = None if cache is None else cache / f"turn-sound-{seen(folder)}.json"
     if path is not None and path.is_file():
         known = json.loads(path.read_text("utf-8"))
         return [Example(**{**each, "measured": tuple(each["measured"])}) for each in known]

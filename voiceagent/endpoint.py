@@ -96,7 +96,8 @@ class Evidence:
     is_answer: bool = False
     """The agent asked something, and these are a few words that may be all."""
     sound: float | None = None
-    """Probability that nothing follows, by the sound of the voice alone; it is part of `completeness` already."""
+    """Probability that nothing follows, by the sound of the voice alone, as whoever gave `completeness` was told it; None where they were not. It is part of
+    `completeness` already, unless the words made no sense to them."""
 
 
 Rule: TypeAlias = Literal["silence", "complete", "dictation", "ceiling", "too_long", "client"]
@@ -117,7 +118,7 @@ class EndedBy:
     completeness: float | None = None
     """Probability that nothing follows, where somebody had said so."""
     sound: float | None = None
-    """The same by the sound of the voice alone, where somebody had listened."""
+    """The same by the sound of the voice alone, where whoever judged the words was told it; it counts where they make sense."""
 
     def as_json(self) -> dict[str, object]:
         """Times in milliseconds."""

@@ -1,6 +1,6 @@
 """Whether a voice sounds as at the end of a turn before it pauses. Pure numpy, no recogniser.
 
-    completeness(voice)     # of the utterance so far up to its last voiced sample; once per pause
+    completeness(voice)     # of the utterance so far up to its last voiced sample; at most once per pause
 
 Who ends a turn lowers voice and pitch, lets the last syllable fall off, and slows down; who goes on does less of it. Measured is how the last half second differs from the
 seconds before it, so neither loudness nor the height of a voice counts, and a logistic regression weighs it. The last 60 ms of voice are not listened to: what they tell is how
@@ -95,12 +95,27 @@ class _Voice:
 
 
 def completeness(voice: Samples) -> float | None:
-    """The probability that a turn which sounds like this is over, where there are five ends to three pauses; None where too little was heard.
+    """The probability that a turn which sounds like this is over, where there are five ends to three pauses; None where too little was heard, or what is no sound (NaN).
 
     Args:
         voice: 16 kHz, up to the last voiced sample before the pause; the last `LOOK_BACK_S` of it are listened to.
     """
     return probability(traits(voice), _TABLE, heard_s(voice))
+
+
+def warm_up() -> None:
+    """Spend now what the first call costs more than the others: what numpy loads and plans when it is first asked."""
+    completeness(a_voice())
+
+
+def a_voice() -> Samples:
+    """[48000] Two seconds and more of syllables that fall in pitch, in a little noise: something of everything that is measured."""
+    t = np.arange(round(LOOK_BACK_S * INPUT_RATE_HZ)) / INPUT_RATE_HZ
+    turns = np.cumsum(150 - 15 * t) / INPUT_RATE_HZ
+    buzz = np.stack([np.sin(2 * np.pi * k * turns) / k for k in range(1, 12)]).sum(axis=0)
+    noise = np.random.default_rng(0).standard_normal(t.size)
+    voice: Samples = (0.1 * buzz * (0.55 - 0.45 * np.cos(2 * np.pi * 4 * t)) + 1e-4 * noise).astype(np.float32)
+    return voice
 
 
 def heard_s(voice: Samples) -> float:
@@ -176,6 +191,8 @@ def _listen(voice: Samples) -> _Voice | None:
     power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
     bands = power @ _BANDS + np.float32(1e-7)
     level = _db(bands[:, 1:].sum(axis=1))
+    if not np.isfinite(level).all():
+        return None
     top = np.percentile(level, 95)
     end = int(np.flatnonzero(level > top - HEARD_DB)[-1]) + 1 - UNHEARD_FRAMES
     if end < LEAST_VOICED:

@@ -83,6 +83,8 @@ class PauseWords:
         """The last one; its text is the last that was asked about."""
         self._question_at = 0
         self._answer: float | None = None
+        self._weighed: float | None = None
+        """How the words had sounded to whoever gave the answer."""
         self._is_answered = False
         self._is_under_way = False
 
@@ -110,27 +112,36 @@ class PauseWords:
         """What the pause sounded like, as far as it counts: digits and letters that are dictated are said one by one, each like an end or none."""
         return None if self._is_dictation else self._sound
 
+    @property
+    def wants_sound(self) -> bool:
+        """Whether it matters what a pause sounds like now: without words it counts for nothing, nor beside those that are dictated or a short answer."""
+        return bool(self._text) and not self._is_dictation and not self._is_answer
+
     def question(self, at_sample: int, *, is_paused: bool) -> Question | None:
         """What to ask now: only while nobody speaks, and about each text once, or again as the silence after it grows, or where the voice
-        stopped a second time and it was the same."""
+        stopped a second time and it was the same. The answer about a text stands until there is a newer one or it is another text's turn."""
         if not is_paused or not self._text or (self._is_asked() and not self._may_ask_again(at_sample)):
             return None
-        if not self._is_asked():
-            self._answer, self._is_answered = None, False
+        if not self._is_of_these_words():
+            self._answer, self._weighed, self._is_answered = None, None, False
         self._numbers += 1
         self._question, self._question_at = Question(self._numbers, self._text, self.sound), at_sample
         self._is_under_way = True
         return self._question
 
     def answer(self, question: Question, completeness: float | None) -> None:
-        """The model's answer, or None where it has failed; one that was overtaken by other words is dropped."""
-        if question == self._question:
-            self._answer, self._is_answered, self._is_under_way = completeness, True, False
+        """The model's answer, or None where it has failed, which takes back none of before; one that was overtaken is dropped."""
+        if question != self._question:
+            return
+        self._is_under_way = False
+        if completeness is not None or not self._is_answered:
+            self._answer, self._is_answered = completeness, True
+            self._weighed = None if completeness is None else question.sound
 
     def pause(self, silence_s: float, at_sample: int, *, is_judged: bool) -> Pause:
         """The same for whoever drafts a reply in the meantime; `is_judged` where questions are asked at all."""
         stable_s = 0.0 if self._changed_at is None else (at_sample - self._changed_at) / INPUT_RATE_HZ
-        is_answered = self._is_asked() and self._is_answered
+        is_answered = self._is_of_these_words() and self._is_answered
         return Pause(
             self._text, silence_s, stable_s, self._answer if is_answered else None, is_judged and not is_answered
         )
@@ -138,17 +149,18 @@ class PauseWords:
     def evidence(self, at_sample: int) -> Evidence:
         """What is known now; where the model failed or is late, that is whether the words are dictated."""
         if self._changed_at is None:
-            return Evidence(NO_WORDS, stable_s=10.0, sound=self.sound)
+            return Evidence(NO_WORDS, stable_s=10.0)
         stable_s = (at_sample - self._changed_at) / INPUT_RATE_HZ
-        is_answered = self._is_asked() and self._is_answered
-        waiting_s = (at_sample - self._question_at) / INPUT_RATE_HZ if self._is_asked() else 0.0
+        is_asked = self._is_of_these_words()
+        is_answered = is_asked and self._is_answered
+        waiting_s = (at_sample - self._question_at) / INPUT_RATE_HZ if is_asked else 0.0
         return Evidence(
             self._answer if is_answered else None,
             stable_s,
             self._is_dictation,
             is_awaited=not is_answered and waiting_s <= LATE_S,
             is_answer=self._is_answer,
-            sound=self.sound,
+            sound=self._weighed if is_answered and not self._is_answer else None,
         )
 
     def _look(self) -> None:
@@ -156,10 +168,13 @@ class PauseWords:
         self._is_dictation = is_dictation(self._text, self._asked)
         self._is_answer = is_answer(self._text, self._asked)
 
+    def _is_of_these_words(self) -> bool:
+        """Whether the last question, and so its answer, is about the text as it is now, however it sounded."""
+        return self._question is not None and self._question.text == self._text
+
     def _is_asked(self) -> bool:
-        """Whether these words were asked about; their answer stands while they are asked about again."""
-        asked = self._question
-        return asked is not None and (asked.text, asked.sound) == (self._text, self.sound)
+        """Whether these words were asked about as they sounded."""
+        return self._question is not None and (self._question.text, self._question.sound) == (self._text, self.sound)
 
     def _may_ask_again(self, at_sample: int) -> bool:
         waited_s = (at_sample - self._question_at) / INPUT_RATE_HZ

@@ -109,7 +109,7 @@ def _ending(ended_by: Mapping[str, object]) -> str:
         subject = ", which" if rule == "complete" else "; the words"
         line += f"{subject} were complete with a probability of {completeness:.2f}"
     if isinstance(sound, int | float):
-        line += f", the sound alone of an end with {sound:.2f}"
+        line += f", the sound alone, which counts where the words make sense, of an end with {sound:.2f}"
     if rule != "silence" and isinstance(alone, int | float):
         line += f". Silence alone would have waited {alone:.0f} ms"
     return f"{line}."

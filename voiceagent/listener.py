@@ -290,7 +290,11 @@ class Listener:
         if self._judge is None or utterance is None:
             return None
         at = utterance.position_sample
-        if utterance.is_paused and detection.weighs_sound:
+        if not detection.weighs_sound:
+            # As `weighs_words` it may be switched at any time; what was heard before counts for no further question.
+            self._sounded_until = None
+            self._words.pause_began(None)
+        elif utterance.is_paused and self._words.wants_sound:
             self._listen_back(utterance)
         question = self._words.question(at, is_paused=utterance.is_paused)
         if question is not None:
@@ -303,7 +307,7 @@ class Listener:
         return self._words.sound
 
     def _listen_back(self, utterance: VoicedUtterance) -> None:
-        """To the voice before a pause, once: what follows it is never heard."""
+        """To the voice before a pause, once, on the event loop: what follows it is never heard."""
         end = utterance.voice_end_sample
         if self._sound is None or end == self._sounded_until:
             return

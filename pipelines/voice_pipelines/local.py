@@ -18,6 +18,7 @@ from voice_pipelines.processors import Spared, available_cores, helped
 from voice_pipelines.remembering import Memory, memory_folder
 from voice_pipelines.settings import agent_profile
 from voice_pipelines.toolbox import Toolbox
+from voiceagent import endpoint_sound
 from voiceagent.agent import AgentProfile
 from voiceagent.backends import (
     BackendInfo,
@@ -273,6 +274,8 @@ async def choose_scorer(
         scorers.append(await asyncio.to_thread(SmartTurnScorer, smart_turn))
     if scorers:
         scorer = scorers[0] if len(scorers) == 1 else JointScorer(scorers)
+        if scorer.weighs_sound:  # Whatever `turn.sound` says: a client may switch it on.
+            await asyncio.to_thread(endpoint_sound.warm_up)
         sound = "the sound of the voice counts too" if scorer.weighs_sound and config.turn.sound else ""
         return scorer, replace(scorer.info, reason="; ".join(filter(None, (scorer.info.reason, sound, reason))))
     if config.turn.endpoint == "words":

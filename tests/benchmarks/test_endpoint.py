@@ -197,4 +197,5 @@ def test_a_tape_is_replayed_with_the_text_that_was_there_and_an_answer_one_windo
     assert sounds == [None, None]
     heard_too = asyncio.run(bench.case_of(recorded, (), scores, ear))
     assert given == [20 * 512] and sounds[2:] == [0.7, 0.7], "once per pause, and nothing behind it"
-    assert {evidence.sound for utterance, evidence in heard_too.moments if utterance.is_paused} == {0.7}
+    told = [evidence for utterance, evidence in heard_too.moments if utterance.is_paused]
+    assert {(each.completeness, each.sound) for each in told} == {(None, None), (0.9, 0.7)}, "told where it was weighed"

@@ -41,6 +41,29 @@ def test_weights_are_written_as_the_module_that_is_read(bench: ModuleType) -> No
     assert found["TRAITS"] == TRAITS
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("PLACES", 3), ("OWN_PAUSE_S", 0.2), ("CUT_NEAR_S", 0.1), ("NAMES", ("a",))]
+)
+def test_examples_of_before_are_not_used_where_what_made_them_has_changed(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: object
+) -> None:
+    (tmp_path / "manifest.jsonl").write_text("{}\n", "utf-8")
+    before = bench.seen(tmp_path)
+    assert bench.seen(tmp_path) == before
+    monkeypatch.setattr(bench, name, value)
+    assert bench.seen(tmp_path) != before
+
+
+def test_examples_of_before_are_not_used_where_the_voice_activity_has_changed(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "manifest.jsonl").write_text("{}\n", "utf-8")
+    before = bench.seen(tmp_path)
+    (tmp_path / "vad.py").write_text("# another\n", "utf-8")
+    monkeypatch.setattr(bench.vad, "__file__", str(tmp_path / "vad.py"))
+    assert bench.seen(tmp_path) != before
+
+
 def test_what_tells_ends_from_pauses_gets_the_weight(bench: ModuleType) -> None:
     table = bench.fitted(made(bench, 200, telling=3), keep=1.0)
     assert list(table) == [*NAMES, "bias"] == list(TRAITS)

@@ -506,6 +506,8 @@ def test_the_page_tells_why_a_turn_was_over(quiet_page: OpenPage) -> None:
     assert told(rule="silence", silence_ms=352.0, silence_alone_ms=350.0, completeness=None) == (
         "Your turn was ended by silence alone after 352 ms of silence."
     )
+    sounded = told(rule="complete", silence_ms=224.0, silence_alone_ms=None, completeness=0.968, sound=0.7)
+    assert sounded.endswith(", the sound alone, which counts where the words make sense, like an end with 70 %.")
     assert told(rule="client", silence_ms=None, silence_alone_ms=None, completeness=None).endswith("by this page.")
     assert told() == ""
 
@@ -600,6 +602,7 @@ def test_a_tool_that_the_agent_calls_is_shown_with_what_it_answered(quiet_page: 
         done(type="function_call", name="hang_up", arguments="{}"),
         done(type="function_call", name="half", arguments='{"people'),
         done(type="function_call_output", output=""),
+        done(type="function_call", name="write_down", arguments=json.dumps({"text": "word " * 100})),
         done(type="message", role="assistant", content=[]),
     ]
     body = APPLY + "return model.entries.map(({ role, text }) => [role, text]);"
@@ -609,6 +612,7 @@ def test_a_tool_that_the_agent_calls_is_shown_with_what_it_answered(quiet_page: 
         ["note", "tool: hang_up"],
         ["note", "tool: half"],
         ["note", "tool answered: nothing"],
+        ["note", f"tool: write_down ({('text: ' + 'word ' * 100)[:160]}…)"],
     ]
 
 

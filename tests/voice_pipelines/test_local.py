@@ -28,6 +28,7 @@ from voice_pipelines.doctor import device_choice
 from voice_pipelines.local import LocalRuntime, build, calibrate, choose_scorer
 from voice_pipelines.models import whisper_upgrade
 from voice_pipelines.processors import Quota
+from voiceagent import endpoint_sound
 from voiceagent.agent import AgentProfile
 from voiceagent.backends import (
     BackendInfo,
@@ -272,6 +273,16 @@ def test_what_was_loaded_before_a_failure_is_closed_again(tmp_path: Path) -> Non
         run_async(build(config, report=lambda info: loaded.append(info.part)), timeout_s=300.0)
     assert loaded == ["vad", "asr", "llm"]
     assert not any(thread.name == "diffusion-engine" for thread in set(threading.enumerate()) - before)
+
+
+def test_the_judge_of_sound_has_been_called_once_before_anybody_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    warmed: list[str] = []
+    monkeypatch.setattr(endpoint_sound, "warm_up", lambda: warmed.append("the sound"))
+    drafter = ScriptedDrafter(ManualClock())
+    run_async(choose_scorer(Config(turn=TurnConfig(endpoint="silence")), drafter))
+    assert not warmed, "nobody listens"
+    run_async(choose_scorer(Config(turn=TurnConfig(sound=False)), drafter))
+    assert warmed == ["the sound"], "a client may switch it on"
 
 
 def test_who_judges_the_words_is_said_and_asking_for_it_in_vain_is_an_error() -> None:

@@ -14,6 +14,7 @@ from voiceagent.endpoint_sound import (
     NAMES,
     NOTHING_S,
     UNHEARD_FRAMES,
+    a_voice,
     completeness,
     heard_s,
     probability,
@@ -133,3 +134,18 @@ def test_every_trait_has_its_weight() -> None:
     assert measured is not None and len(measured) == len(TRAITS) - 1 == len(NAMES)
     assert all(spread > 0 for _, spread, _ in TRAITS.values())
     assert heard_s(EVEN) == pytest.approx(EVEN.size / RATE - 0.06)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("where", [slice(None), slice(-4000, -3999)])
+def test_nothing_is_said_of_what_is_no_sound(value: float, where: slice) -> None:
+    voice = FALLING.copy()
+    voice[where] = value
+    with np.errstate(invalid="ignore"):
+        assert completeness(voice) is None
+
+
+def test_what_the_first_call_costs_is_spent_on_a_voice_of_which_everything_is_measured() -> None:
+    voice = a_voice()
+    assert voice.dtype == np.float32 and voice.size == LOOK_BACK_S * RATE
+    assert completeness(voice) is not None and found(voice)["since_syllable"] != 0

@@ -169,9 +169,10 @@ def test_an_utterance_without_words_may_still_get_some() -> None:
     words = PauseWords()
     evidence = words.evidence(100)
     assert evidence.completeness == NO_WORDS and not evidence.is_dictation
+    assert not words.wants_sound
     words.pause_began(0.8)
     evidence = words.evidence(100)
-    assert (evidence.completeness, evidence.sound) == (NO_WORDS, 0.8), "a cough sounds like something too"
+    assert (evidence.completeness, evidence.sound) == (NO_WORDS, None), "what it sounded like had no part in it"
 
 
 def test_the_same_words_are_asked_about_again_where_the_voice_stopped_a_second_time() -> None:
@@ -182,15 +183,55 @@ def test_the_same_words_are_asked_about_again_where_the_voice_stopped_a_second_t
     assert (first.text, first.sound) == ("a tea", 0.3) and words.question(200, is_paused=True) is None
     words.answer(first, 0.2)
     words.pause_began(0.8)
-    assert words.evidence(300).completeness is None, "the answer was of how they had sounded"
     second = asked(words, 300)
-    words.answer(first, 0.2)
-    assert words.evidence(300).completeness is None
+    evidence = words.evidence(300)
+    assert (evidence.completeness, evidence.sound) == (0.2, 0.3), (
+        "of how they had sounded first, until there is a newer one"
+    )
+    words.answer(first, 0.1)
+    assert words.evidence(300).completeness == 0.2, "overtaken"
     words.answer(second, 0.9)
     assert (words.evidence(400).completeness, words.evidence(400).sound) == (0.9, 0.8)
     words.begin()
     words.hear("no", 500)
     assert asked(words, 500).sound is None, "another utterance"
+
+
+@pytest.mark.parametrize("is_failed", [True, False])
+def test_an_answer_stands_where_the_next_about_the_same_words_is_late_or_fails(is_failed: bool) -> None:
+    words = PauseWords()
+    words.hear("i'd like a", 0)
+    words.pause_began(0.3)
+    words.answer(asked(words, 0), 0.05)
+    words.pause_began(0.8)
+    second = asked(words, SECOND)
+    if is_failed:
+        words.answer(second, None)
+    evidence = words.evidence(2 * SECOND)
+    assert (evidence.completeness, evidence.sound, evidence.is_awaited) == (0.05, 0.3, False)
+    pause = words.pause(1.0, 2 * SECOND, is_judged=True)
+    assert (pause.completeness, pause.is_judged) == (0.05, False)
+    words.hear("i'd like a tea", 3 * SECOND)
+    assert words.evidence(3 * SECOND).completeness is None
+    words.answer(asked(words, 3 * SECOND), None)
+    evidence = words.evidence(4 * SECOND)
+    assert (evidence.completeness, evidence.sound) == (None, None), "an answer about other words is gone for good"
+
+
+def test_a_sound_is_told_only_where_an_answer_weighed_it() -> None:
+    words = PauseWords()
+    words.begin("What size?")
+    words.hear("large", 0)
+    assert not words.wants_sound
+    words.pause_began(0.9)
+    words.answer(asked(words, 0), 0.8)
+    assert words.evidence(0).sound is None, "short answers are judged by their words"
+    words.hear("large with some milk", 0)
+    assert words.wants_sound
+    question = asked(words, 0)
+    assert words.evidence(0).sound is None, "nobody has weighed it yet"
+    words.answer(question, 0.8)
+    assert words.evidence(0).sound == 0.9
 
 
 def test_what_dictated_words_sound_like_counts_for_nothing() -> None:
@@ -199,6 +240,7 @@ def test_what_dictated_words_sound_like_counts_for_nothing() -> None:
     words.hear("five five", 0)
     words.pause_began(0.9)
     assert asked(words, 0).sound is None and words.sound is None and words.evidence(0).sound is None
+    assert not words.wants_sound
     words.expect("What can I get you?")
     assert words.sound == 0.9
 

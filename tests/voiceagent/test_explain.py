@@ -123,7 +123,7 @@ def test_there_are_words_for_every_stage_and_cause() -> None:
         ),
         (
             EndedBy("complete", 0.224, 0.35, 0.968, 0.7),
-            "complete with a probability of 0.97, the sound alone of an end with 0.70. Silence alone would have waited 350 ms.",
+            "complete with a probability of 0.97, the sound alone, which counts where the words make sense, of an end with 0.70. Silence alone would have waited 350 ms.",
         ),
         (
             EndedBy("dictation", 1.216, 0.35, 0.9),

@@ -9,6 +9,7 @@ import pytest
 
 from tests.voiceagent.standins import LevelDetector, silence, tone
 from voiceagent.backends import Samples
+from voiceagent.endpoint import EndedBy
 from voiceagent.listener import Endpoint, Heard, Judge, Listener, Onset, Utter
 from voiceagent.session import TurnDetection
 
@@ -214,10 +215,57 @@ def test_the_same_sound_is_judged_however_the_audio_is_cut(sizes: tuple[int, ...
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_sound_without_words_decides_nothing_and_is_told_apart_from_them() -> None:
-    ends = [sounds_heard([sound], text="")[2] for sound in (0.05, 0.95)]
-    assert ends[0].end_sample == ends[1].end_sample
-    assert [(end.ended_by.completeness, end.ended_by.sound) for end in ends] == [(None, 0.05), (None, 0.95)]
+@pytest.mark.parametrize("text", ["", "my number is five five five"])
+def test_nobody_listens_to_a_pause_without_words_or_after_dictated_ones(text: str) -> None:
+    given, asked, end = sounds_heard([0.95], text=text)
+    assert not given and end.ended_by.sound is None
+    assert asked == ([(text, None)] if text else [])
+
+
+def test_a_pause_with_the_same_words_is_not_cut_off_where_the_second_answer_never_comes() -> None:
+    async def scenario() -> EndedBy:
+        asked: list[str] = []
+
+        def judge(text: str, answer: Callable[[float | None], None]) -> None:
+            asked.append(text)
+            if len(asked) == 1:
+                answer(0.01)
+
+        sounds = iter([0.3, 0.6])
+        listener = Listener(LevelDetector(), 512, judge, sound=lambda voice: next(sounds))
+        async for event in listener.hear(TWICE, TWICE.size / 16_000, WORDS, agent_audible=False):
+            if isinstance(event, Onset):
+                listener.hear_words("i'd like a")
+            if isinstance(event, Endpoint):
+                assert len(asked) == 2
+                return event.ended_by
+        raise AssertionError("no endpoint")
+
+    ended_by = asyncio.run(scenario())
+    assert (ended_by.rule, ended_by.completeness, ended_by.sound) == ("ceiling", 0.01, 0.3)
+
+
+def test_a_sound_that_is_switched_off_amid_an_utterance_counts_no_more() -> None:
+    async def scenario() -> tuple[list[float | None], EndedBy]:
+        asked: list[float | None] = []
+
+        def judge(text: str, answer: Callable[[float | None], None]) -> None:
+            asked.append(listener.sound)
+            answer(0.01)
+
+        listener = Listener(LevelDetector(), 512, judge, sound=lambda voice: 0.9)
+        for at in range(0, TWICE.size, 320):
+            detection = replace(WORDS, weighs_sound=at < 4.8 * 16_000)
+            piece = TWICE[at : at + 320]
+            async for event in listener.hear(piece, at / 16_000, detection, agent_audible=False):
+                if isinstance(event, Onset):
+                    listener.hear_words("a tea")
+                if isinstance(event, Endpoint):
+                    return asked, event.ended_by
+        raise AssertionError("no endpoint")
+
+    asked, ended_by = asyncio.run(scenario())
+    assert asked == [0.9, None] and ended_by.sound is None
 
 
 def test_nobody_listens_where_it_is_switched_off_or_silence_alone_decides() -> None:
@@ -234,6 +282,8 @@ def test_a_new_utterance_has_not_sounded_like_anything_yet() -> None:
         async for event in listener.hear(audio, 3.8, WORDS, agent_audible=False):
             if isinstance(event, Onset | Endpoint):
                 found.append(listener.sound)
+            if isinstance(event, Onset):
+                listener.hear_words("a tea")
         return found
 
     assert asyncio.run(scenario()) == [None, 0.7, None]

@@ -308,7 +308,7 @@ export function toolNote({ type, name, arguments: text, output }) {
   if (type === "function_call") return `tool: ${name}${listed(text)}`;
   if (type !== "function_call_output") return null;
   const told = String(output ?? "").replace(/\s+/g, " ").trim();
-  return `tool answered: ${told.length > NOTE_CHARS ? `${told.slice(0, NOTE_CHARS)}…` : told || "nothing"}`;
+  return `tool answered: ${shortened(told) || "nothing"}`;
 }
 
 function listed(text) {
@@ -319,7 +319,11 @@ function listed(text) {
     given = [];
   }
   const pairs = given.map(([key, value]) => `${key}: ${typeof value === "string" ? value : JSON.stringify(value)}`);
-  return pairs.length === 0 ? "" : ` (${pairs.join(", ")})`;
+  return pairs.length === 0 ? "" : ` (${shortened(pairs.join(", "))})`;
+}
+
+function shortened(text) {
+  return text.length > NOTE_CHARS ? `${text.slice(0, NOTE_CHARS)}…` : text;
 }
 
 function takeSession(model, event) {

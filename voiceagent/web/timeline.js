@@ -36,7 +36,7 @@ export function endingText(timeline) {
   if (!ending) return "";
   const waited = typeof ending.silence_ms === "number" ? ` after ${formatMs(ending.silence_ms)} of silence` : "";
   const sure = typeof ending.completeness === "number" ? `, the words complete with ${Math.round(ending.completeness * 100)} %` : "";
-  const sounded = typeof ending.sound === "number" ? `, the sound alone like an end with ${Math.round(ending.sound * 100)} %` : "";
+  const sounded = typeof ending.sound === "number" ? `, the sound alone, which counts where the words make sense, like an end with ${Math.round(ending.sound * 100)} %` : "";
   const weighed = ending.rule !== "silence" && typeof ending.silence_alone_ms === "number";
   const alone = weighed ? ` (silence alone would have waited ${formatMs(ending.silence_alone_ms)})` : "";
   return `Your turn was ended by ${ENDINGS[ending.rule] ?? ending.rule}${waited}${sure}${sounded}${alone}.`;
