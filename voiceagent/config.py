@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from voiceagent.budget_terms import WhenLate
-from voiceagent.config_keys import documented
+from voiceagent.config_keys import documented, without_secrets
 from voiceagent.config_sections import (
     AgentConfig,
     AsrConfig,
@@ -42,6 +42,7 @@ ENVIRONMENT_RESERVED = frozenset({"VOICEAGENT_CONFIG", "VOICEAGENT_MODELS"})
 
 _SECRETS = frozenset({"server.api_key", "server.twilio_auth_token", "remote.api_key"})
 _SECRET_TABLES = re.compile(r"tools\..*\.headers(\..*)?")
+_URLS = re.compile(r"remote\.url|models\.llm|server\.public_url|tools\..*\.url")
 _HIDDEN = "(hidden)"
 """What errors say instead of a secret, and of every value that has no key: who mistypes `server.api_key` has put a secret there."""
 
@@ -253,7 +254,9 @@ def _known(name: str, known: Iterable[str], what: str) -> str:
 def _shown(path: str, value: object) -> object:
     if path in _SECRETS or _SECRET_TABLES.fullmatch(path):
         return _HIDDEN
-    return str(value) if isinstance(value, Unparsed) else value
+    if isinstance(value, str):
+        return without_secrets(value) if "://" in value or _URLS.fullmatch(path) else str(value)
+    return _HIDDEN if _URLS.fullmatch(path) else value
 
 
 def _shown_pair(pair: str) -> str:

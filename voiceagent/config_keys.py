@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any
@@ -24,6 +25,17 @@ def checked(section: str, build: Callable[[], object]) -> None:
         build()
     except ConfigError as error:
         raise ConfigError(f"{section}.{error.key.rpartition('.')[2]}", error.value, error.expected) from error
+
+
+def without_secrets(url: str) -> str:
+    """A URL, or what was meant as one, as an error may show it: neither who signs in (all before the last @) nor what is asked."""
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        scheme, rest = "", url
+    if "@" in rest:
+        rest = f"(hidden)@{rest.rpartition('@')[2]}"
+    asked = re.search(r"[?#;]", rest)
+    return scheme + mark + (rest if asked is None else f"{rest[: asked.end()]}(hidden)")
 
 
 def within(low: float, high: float) -> Callable[[float], bool]:

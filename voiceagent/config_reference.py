@@ -22,7 +22,8 @@ line. Tables merge key by key; lists and single values replace. A preset is a fi
 In a variable or after `--set`, text is taken as it is, a list is `a,b` or a TOML array, and `none` clears a key that may be unset.
 A wrong type and a value out of range are errors that name the key, the value and what was expected. An unknown key is an error too, and so
 is a variable that begins with `VOICEAGENT_` and is no key, except for those that Kubernetes sets for a service whose name begins so
-(`VOICEAGENT_PORT=tcp://…`); their values are not shown, because they may be secrets under a mistyped name.
+(`VOICEAGENT_PORT=tcp://…`); their values are not shown, because they may be secrets under a mistyped name. Of a
+wrong URL what stands before `@` and behind `?` is not shown either.
 
 This page is written from the code by `make docs`.
 """

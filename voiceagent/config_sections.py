@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from voiceagent.budget_terms import BudgetSettings, WhenLate
-from voiceagent.config_keys import checked, documented, is_endpoint_url, optional_within, within
+from voiceagent.config_keys import checked, documented, is_endpoint_url, optional_within, within, without_secrets
 from voiceagent.errors import ConfigError
 from voiceagent.repair import REPAIR_MODES, RepairMode, RepairSettings
 from voiceagent.server_settings import ServerSettings
@@ -611,7 +611,7 @@ class ToolConfig:
 
     def __post_init__(self) -> None:
         if bool(self.function) == bool(self.url):
-            key, value = ("url", self.url) if self.url else ("function", "")
+            key, value = ("url", without_secrets(self.url)) if self.url else ("function", "")
             raise ConfigError(key, value, "exactly one of function and url")
         if self.function and self.headers:
             raise ConfigError("headers", "(hidden)", "nothing, because function is given and headers belong to a url")

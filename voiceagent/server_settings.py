@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from voiceagent.config_keys import without_secrets
 from voiceagent.errors import ConfigError
 from voiceagent.security import AccessPolicy, check_bind
 
@@ -76,7 +77,9 @@ class ServerSettings:
             raise ConfigError("public_url", None, "this server's public address, because twilio_auth_token is given")
         if self.public_url is not None and not _is_public_url(self.public_url):
             raise ConfigError(
-                "public_url", self.public_url, "an address such as 'https://voice.example', without a query"
+                "public_url",
+                without_secrets(self.public_url),
+                "an address such as 'https://voice.example', without a query",
             )
         if self.drain_s < 0:
             raise ConfigError("drain_s", self.drain_s, "0 seconds or more")

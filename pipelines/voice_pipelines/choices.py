@@ -32,6 +32,7 @@ from voice_pipelines.processors import available_cores
 from voice_pipelines.settings import remote_endpoint
 from voiceagent.backends import BackendInfo, Drafter, Synthesizer, Transcriber, VoiceDetector
 from voiceagent.config import Config
+from voiceagent.config_keys import without_secrets
 from voiceagent.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ def choose_llm(config: Config) -> Callable[[], Drafter]:
     if source is None:
         raise ConfigError(
             "models.llm",
-            wanted,
+            without_secrets(wanted),
             "`auto`, `builtin`, `remote`, a URL, ORG/NAME on the hub, a checkpoint folder or a fetched model",
         )
     return lambda: _load_llm(config, source, "chosen in the configuration")

@@ -11,7 +11,7 @@ from pathlib import Path
 from voice_pipelines.adapters.remote_wire import RemoteEndpoint
 from voiceagent.agent import AgentProfile, NoteTaker
 from voiceagent.config import Config, assignment_layer, environment_layer, load_config, preset_name, read_toml
-from voiceagent.config_keys import is_endpoint_url
+from voiceagent.config_keys import is_endpoint_url, without_secrets
 from voiceagent.config_values import Layer
 from voiceagent.errors import ConfigError, VoiceAgentError
 
@@ -83,7 +83,7 @@ def remote_endpoint(config: Config, environ: Mapping[str, str]) -> RemoteEndpoin
     if "://" in wanted:
         url = wanted
         if not is_endpoint_url(url):
-            raise ConfigError("models.llm", _without_password(url), "a URL such as 'https://host/v1'")
+            raise ConfigError("models.llm", without_secrets(url), "a URL such as 'https://host/v1'")
         if remote.url and remote.url.rstrip("/") != url.rstrip("/"):
             raise ConfigError("models.llm", url, f"`remote`, or the URL that remote.url names: {remote.url}")
     elif wanted == "remote":
@@ -111,12 +111,6 @@ def remote_endpoint(config: Config, environ: Mapping[str, str]) -> RemoteEndpoin
         reasoning_effort=remote.reasoning_effort,
         diffusing=remote.diffusing,
     )
-
-
-def _without_password(url: str) -> str:
-    """For errors: whatever stands before an @ may be a secret."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://(hidden)@{rest.rpartition('@')[2]}" if "@" in rest else url
 
 
 def agent_profile(config: Config) -> AgentProfile:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from voiceagent.config import Config
+from voiceagent.config_keys import without_secrets
 from voiceagent.config_sections import ReplyConfig, ToolConfig
 from voiceagent.errors import ConfigError, ToolError
 from voiceagent.tools import Schema, ServerTool, ToolSpec, parameters_schema
@@ -266,4 +267,4 @@ def _filled(key: str, header: str, value: str, environ: Mapping[str, str]) -> st
 
 def _require_httpx(key: str, url: str) -> None:
     if importlib.util.find_spec("httpx2") is None:
-        raise ConfigError(key, url, "httpx2 to be installed; run: pip install 'voiceagent[remote]'")
+        raise ConfigError(key, without_secrets(url), "httpx2 to be installed; run: pip install 'voiceagent[remote]'")

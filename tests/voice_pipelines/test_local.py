@@ -90,6 +90,12 @@ def test_a_model_that_is_not_there_is_named_before_any_is_loaded(
     assert loaded == []
 
 
+def test_what_a_mistyped_url_of_a_model_may_hold_of_a_secret_is_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        choose_llm(configure(tmp_path, "models.llm=https:/u:pass@host/v1?key=pass"))
+    assert caught.value.value == "(hidden)@host/v1?(hidden)"
+
+
 @pytest.mark.parametrize(
     "device",
     ["gpu", "xpu", "hpu", "meta", "cpu:7", "cpu:0", "mps:0", "CUDA", "cuda:", "cuda:-1", "cuda:01", "cuda:x", "cuda0"],

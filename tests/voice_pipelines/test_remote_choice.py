@@ -43,6 +43,7 @@ def configure(*assignments: str) -> Config:
         (["models.llm=remote"], "remote.url"),
         (["models.llm=ftp://host/v1"], "models.llm"),
         (["models.llm=https://me:pass@host/v1"], "models.llm"),
+        (["models.llm=https://host/v1?key=pass"], "models.llm"),
         (["models.llm=http://a/v1", "remote.url=http://b/v1"], "models.llm"),
         (["remote.url=host/v1"], "remote.url"),
         (["remote.url=https://host/v1?key=3"], "remote.url"),

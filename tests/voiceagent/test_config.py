@@ -157,6 +157,39 @@ def test_a_value_that_has_no_key_is_not_shown(read: Callable[[], object]) -> Non
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"remote": {"url": "https://u:hunter2@host/v1"}},
+        {"remote": {"url": "https://u:hun/ter2?hunter2#@host/v1"}},
+        {"remote": {"url": "https://host/v1?key=hunter2"}},
+        {"remote": {"url": "https://host/v1#hunter2"}},
+        {"remote": {"url": "u:hunter2@host"}},
+        {"remote": {"url": ["https://u:hunter2@host/v1"]}},
+        {"models": {"llm": ["https://u:hunter2@host/v1"]}},
+        {"tools": {"book": {"url": "https://u:hunter2@host/v1"}}},
+        {"tools": {"book": {"url": "https://host/v1?key=hunter2#x"}}},
+        {"tools": {"book": {"url": "https://host/v1?key=hunter2", "function": "a:b"}}},
+        {"budget": {"when_late": "https://u:hunter2@host/v1"}},
+    ],
+)
+def test_what_a_url_may_hold_of_a_secret_is_not_shown(table: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="hidden") as caught:
+        load_config([table])
+    assert "hunter2" not in str(caught.value)
+
+
+def test_what_is_no_secret_of_a_wrong_url_is_shown() -> None:
+    for text, shown in (
+        ("ftp://host/v1", "ftp://host/v1"),
+        ("https://u:hunter2@host:1/v1", "https://(hidden)@host:1/v1"),
+        ("https://host/v1?key=hunter2", "https://host/v1?(hidden)"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_config([assignment_layer([f"remote.url={text}"])])
+        assert caught.value.value == shown
+
+
 def test_an_unknown_key_is_named_with_the_closest_one() -> None:
     with pytest.raises(ConfigError, match=r"turn\.silense_s = .*did you mean turn\.silence_s") as caught:
         load_config([{"turn": {"silense_s": 1}}])
