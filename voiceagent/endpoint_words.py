@@ -75,6 +75,8 @@ class PauseWords:
             asked: What the agent said last.
         """
         self._asked = asked
+        self._first = self._numbers + 1
+        """Number of the utterance's first question."""
         self._text = ""
         self._sound: float | None = None
         self._is_dictation = self._is_answer = False
@@ -130,13 +132,20 @@ class PauseWords:
         return self._question
 
     def answer(self, question: Question, completeness: float | None) -> None:
-        """The model's answer, or None where it has failed, which takes back none of before; one that was overtaken is dropped."""
-        if question != self._question:
-            return
-        self._is_under_way = False
-        if completeness is not None or not self._is_answered:
+        """The model's answer, or None where it has failed, which takes back none of before. One that was overtaken by other words is dropped; one to an
+        earlier question about the same words is worth something until there is another."""
+        if question == self._question:
+            self._is_under_way = False
+            is_news = completeness is not None or not self._is_answered
+        else:
+            is_news = completeness is not None and not self._is_answered and self._is_of_this_text(question)
+        if is_news:
             self._answer, self._is_answered = completeness, True
             self._weighed = None if completeness is None else question.sound
+
+    def _is_of_this_text(self, question: Question) -> bool:
+        """Whether the last question is about the same text in the same utterance."""
+        return self._question is not None and question.number >= self._first and question.text == self._question.text
 
     def pause(self, silence_s: float, at_sample: int, *, is_judged: bool) -> Pause:
         """The same for whoever drafts a reply in the meantime; `is_judged` where questions are asked at all."""

@@ -218,6 +218,27 @@ def test_an_answer_stands_where_the_next_about_the_same_words_is_late_or_fails(i
     assert (evidence.completeness, evidence.sound) == (None, None), "an answer about other words is gone for good"
 
 
+def test_a_late_answer_to_the_first_question_about_the_same_words_counts_until_the_second_comes() -> None:
+    words = PauseWords()
+    words.hear("i'd like a", 0)
+    words.pause_began(0.3)
+    first = asked(words, 0)
+    words.pause_began(0.8)
+    second = asked(words, SECOND)
+    words.answer(first, None)
+    assert words.evidence(SECOND).is_awaited, "the second may still come"
+    words.answer(first, 0.05)
+    evidence = words.evidence(2 * SECOND)
+    assert (evidence.completeness, evidence.sound) == (0.05, 0.3)
+    words.answer(second, 0.1)
+    assert (words.evidence(2 * SECOND).completeness, words.evidence(2 * SECOND).sound) == (0.1, 0.8)
+    words.begin()
+    words.hear("i'd like a", 3 * SECOND)
+    asked(words, 3 * SECOND)
+    words.answer(second, 0.1)
+    assert words.evidence(3 * SECOND).completeness is None, "of another utterance"
+
+
 def test_a_sound_is_told_only_where_an_answer_weighed_it() -> None:
     words = PauseWords()
     words.begin("What size?")
