@@ -527,9 +527,10 @@ def test_a_compiler_that_fails_everywhere_is_asked_for_the_next_instructions_and
 def test_the_compiler_keeps_what_it_needs_on_the_way_beside_what_it_makes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def looks(command: list[str], *, env: dict[str, str], **_: object) -> None:
-        assert Path(env["TMPDIR"]).parent == tmp_path
-        Path(command[command.index("-o") + 1]).write_bytes(b"made")
+    def looks(command: list[str], **_: object) -> None:
+        made = Path(command[command.index("-o") + 1])
+        assert made.parent.parent == tmp_path and "-save-temps=obj" in command
+        made.write_bytes(b"made")
 
     monkeypatch.setattr(subprocess, "run", looks)
     native.compile_to("cc", (), tmp_path / "made.so")

@@ -172,9 +172,10 @@ def compile_to(compiler: str, options: tuple[str, ...], target: Path) -> None:
     """
     with tempfile.TemporaryDirectory(prefix=kept.PREFIX, dir=target.parent) as place:
         made = Path(place) / target.name
-        command = [compiler, *options, *(str(HERE / name) for name in SOURCES), "-o", str(made), "-lm"]
-        environment = os.environ | {"TMPDIR": place}
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, env=environment)
+        sources = [str(HERE / name) for name in SOURCES]
+        # What the compiler writes on the way goes where its output does, not to a temporary folder that may be full.
+        command = [compiler, *options, "-save-temps=obj", *sources, "-o", str(made), "-lm"]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
         # Whole or not at all: another process may be loading it.
         os.replace(made, target)
 
