@@ -180,7 +180,7 @@ class CallError(DllmError):
         told: The same for the model, in words that a caller may hear: it repeats them.
     """
 
-    def __init__(self, name: str, problem: str, told: str = "that was not clear") -> None:
+    def __init__(self, name: str, problem: str, told: str = "a detail is missing") -> None:
         super().__init__(f"call of {name or 'nothing'}: {problem}")
         self.name, self.problem, self.told = name, problem, told
 

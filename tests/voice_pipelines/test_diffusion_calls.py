@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dllm.calls import Call as WrittenCall
@@ -56,10 +56,10 @@ def test_the_callers_words_become_what_the_schema_asks_for() -> None:
 @pytest.mark.parametrize(
     ("text", "name", "problem"),
     [
-        ("book_table; people four", "book_table", "that was not clear"),
+        ("book_table; people four", "book_table", "a detail is missing"),
         ("book_table; people: lots", "book_table", "the people must be a whole number"),
         ("book_table; day: friday", "book_table", "the people is missing"),
-        ("", "", "that was not clear"),
+        ("", "", "a detail is missing"),
     ],
 )
 def test_a_call_that_cannot_be_read_says_why_and_keeps_its_words(text: str, name: str, problem: str) -> None:
@@ -107,7 +107,7 @@ def test_a_call_that_is_spelled_and_not_begun_is_never_spoken_and_asked_for_agai
         assert reader.whole == said and reader.lacks_words
         assert (call is not None) == may_call
         if call is not None:
-            assert (call.name, call.arguments, call.problem) == (name, {}, "that was not clear")
+            assert (call.name, call.arguments, call.problem) == (name, {}, "a detail is missing")
 
 
 def test_speech_that_only_begins_like_a_call_is_spoken_in_the_end() -> None:
@@ -125,10 +125,14 @@ def test_speech_that_only_begins_like_a_call_is_spoken_in_the_end() -> None:
         )
     ).map("".join)
 )
+@example("<tool_table")
+@example("[<tool_call>")
+@example("my_table")
 def test_what_is_let_out_of_a_reply_only_grows_and_holds_no_call(text: str) -> None:
     tools = [
         Tool("book_table", "", {"properties": {"day": {}, "people": {}}}),
         Tool("booking", "", {"properties": {"day": {}}}),
+        Tool("a_b_c"),
     ]
     bare, before = BareCalls(tools), 0
     for size in range(len(text) + 1):

@@ -12,6 +12,9 @@ from dllm.calls import Tool
 
 _MARKS = ("<call>", "</call>", "<tool_call>", "</tool_call>")
 _NEVER = "(?!)"
+_END = r"(?![^\W_])"
+"""No letter or figure follows."""
+_LAST_WORD = re.compile(r"\[?(?<!\w)(\w*)$")
 
 
 class BareCalls:
@@ -23,20 +26,19 @@ class BareCalls:
     def __init__(self, tools: Sequence[Tool]) -> None:
         self._names = [tool.name for tool in tools]
         self._keys = sorted({key for tool in tools for key in tool.properties})
-        tails = {
+        self._tails = {
             name[at:] for name in self._names for at, letter in enumerate(name) if letter == "_" and name[at + 1 :]
         }
         names, scored = _one_of(self._names), _one_of([name for name in self._names if "_" in name])
         signs = (
             _one_of(_MARKS),
-            rf"\[{names}(?!\w)",
-            rf"(?<!\w){scored}(?!\w)",
-            rf"{_one_of(tails)}(?!\w)",
+            rf"\[{names}{_END}",
+            rf"(?<!\w){scored}{_END}",
+            rf"{_one_of(self._tails)}{_END}",
             rf"(?:(?<!\w){names})?;\s*{_one_of(self._keys)}\s*:",
         )
         self._sign = re.compile("|".join(signs))
         self._parted = re.compile(rf"(?:(?<!\w){names})?;\s*([^\s;:]*)\s*$")
-        self._word = re.compile(r"\[?(?<!\w)\w*$|_\w*$")
 
     def find(self, text: str) -> int | None:
         """Where it begins, or None."""
@@ -44,19 +46,23 @@ class BareCalls:
         return None if found is None else found.start()
 
     def settled(self, text: str) -> int:
-        """How much of a text that goes on can be let out: its end may be the beginning of a sign."""
+        """How much of a text that goes on can be let out: its end may be the beginning of a sign. Never less for a longer text."""
         if not self._names:
             return len(text)
-        if (begun := self.find(text)) is not None:
-            return begun
+        begun = self.find(text)
+        # A sign at the very end may be the middle of a longer one.
+        held = [len(text) if begun is None else begun]
         if (parted := self._parted.search(text)) and any(key.startswith(parted[1]) for key in self._keys):
-            return parted.start()
-        for word in self._word.finditer(text):
-            bare = word[0].lstrip("[")
-            if word[0] and (not bare or bare[0] == "_" or any(name.startswith(bare) for name in self._names)):
-                return word.start()
-        sizes = (size for mark in _MARKS for size in range(1, len(mark)) if text.endswith(mark[:size]))
-        return len(text) - max(sizes, default=0)
+            held.append(parted.start())
+        word = _LAST_WORD.search(text)
+        assert word is not None, "it may be empty"
+        if word[0] and any(name.startswith(word[1]) for name in self._names):
+            held.append(word.start())
+        for at in range(word.start(1), len(text)):
+            if text[at] == "_" and any(tail.startswith(text[at:]) for tail in self._tails):
+                held.append(at)
+        held += (len(text) - size for mark in _MARKS for size in range(1, len(mark)) if text.endswith(mark[:size]))
+        return min(held)
 
     def name_of(self, written: str) -> str:
         """The tool that was meant, `tool` where nothing tells."""

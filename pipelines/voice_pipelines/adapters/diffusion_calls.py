@@ -23,8 +23,9 @@ from voiceagent.tools import ToolCall, ToolSpec
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 CUT_OFF = "that was too long for one reply"
-UNCLEAR = "that was not clear"
-"""What the model is told of a call that it must write again: it may repeat it to the caller."""
+UNREAD = "a detail is missing"
+"""What the model is told of a call that nobody can read. It repeats such words to the caller, and these the built-in model can say: tried with
+twenty others, of which "that was not clear" became "it says not"."""
 
 
 def call_sign(codec: Codec) -> int | None:
@@ -126,7 +127,7 @@ class DialogueReader:
         if begun is None:
             return None
         written = " ".join(text[begun:].split())
-        return ToolCall(self._bare.name_of(written), {}, written, UNCLEAR)
+        return ToolCall(self._bare.name_of(written), {}, written, UNREAD)
 
 
 class ChatReader:
@@ -173,7 +174,7 @@ class ChatReader:
             if not isinstance(name, str) or not isinstance(arguments, dict):
                 raise TypeError
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-            return ToolCall("tool", {}, problem=UNCLEAR)
+            return ToolCall("tool", {}, problem=UNREAD)
         return ToolCall(name, arguments)
 
 

@@ -69,7 +69,7 @@ def test_a_call_is_answered_before_the_agent_speaks(model: Path, monkeypatch: py
     [
         ("book; people: four", "book failed: full"),
         ("fly; to: paris", "fly failed: there is no such tool"),
-        ("book; four", "book failed: that was not clear"),
+        ("book; four", "book failed: a detail is missing"),
     ],
 )
 def test_failures_are_told_to_the_model(call: str, note: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
