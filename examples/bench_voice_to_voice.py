@@ -2,9 +2,10 @@
 
     python examples/bench_voice_to_voice.py --data tests/data --callers 1 4 8
 
-Starts its own server unless --url names one. The clock, the caller and the meter are one process, so one monotonic clock covers both
-directions. The end of speech is `speech_end_s` of the recordings' manifest; the start of the answer is the first frame above
--50 dBFS of what a player without prefetch would play. Before measuring, the meter is checked on a server whose answer time is known.
+Starts its own server unless --url names one, and has that let in as many callers as are asked for: `bench_load.py` tells whom it would
+refuse. The clock, the caller and the meter are one process, so one monotonic clock covers both directions. The end of
+speech is `speech_end_s` of the recordings' manifest; the start of the answer is the first frame above -50 dBFS of what a player without
+prefetch would play. Before measuring, the meter is checked on a server whose answer time is known.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import InvalidStatus
 
 from voice_pipelines.measure import percentiles
 
@@ -99,7 +101,12 @@ async def measure(
 
     async def line(index: int) -> list[CallResult]:
         await asyncio.sleep(offsets[index])
-        return [await Caller(url, api_key).call(chosen) for chosen in plan[index]]
+        try:
+            return [await Caller(url, api_key).call(chosen) for chosen in plan[index]]
+        except InvalidStatus as refused:
+            status, body = refused.response.status_code, (refused.response.body or b"").decode(errors="replace").strip()
+            hint = "; server.refuse_when_full = false lets in those who would make all late" if status == 503 else ""
+            raise SystemExit(f"the server refused one of {callers} callers: {status} {body}{hint}") from refused
 
     return [result for results in await asyncio.gather(*map(line, range(callers))) for result in results]
 
@@ -233,7 +240,9 @@ async def run(args: argparse.Namespace, url: str, startup: list[str]) -> int:
 def main() -> int:
     here = Path(__file__).parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", help="websocket of a running server; without it one is started here")
+    parser.add_argument(
+        "--url", help="websocket of a running server; without it one is started here, which lets all callers in"
+    )
     parser.add_argument("--api-key")
     parser.add_argument("--data", type=Path, default=here.parent / "tests" / "data", help="folder with manifest.jsonl")
     parser.add_argument("--kinds", nargs="+", default=["order"], help="kinds of recordings to play")
@@ -246,7 +255,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.url:
         return asyncio.run(run(args, args.url, []))
-    with server(args.server_args) as (url, _, lines):
+    with server(["--set", "server.refuse_when_full=false", *args.server_args]) as (url, _, lines):
         return asyncio.run(run(args, url, list(lines)))
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request, Response
 
 from examples import bench_voice_to_voice as bench
 from tests.conftest import run_async
@@ -55,6 +59,22 @@ def test_nothing_heard_has_no_latency(results: list[bench.CallResult]) -> None:
     assert report["voice_to_voice"] is None and report["voice_to_voice_without_cut_offs"] is None
     assert report["steps_granted_first_clause"] is None
     bench.show(1, report)
+
+
+def test_a_server_that_takes_no_more_callers_ends_it_with_the_reason() -> None:
+    def full(socket: ServerConnection, request: Request) -> Response:
+        return socket.respond(503, "no more callers fit\n")
+
+    async def run() -> None:
+        async with serve(lambda _: asyncio.sleep(0), "127.0.0.1", 0, process_request=full) as server:
+            url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            recordings = [bench.Recording("a.flac", "order", "a mocha", np.zeros(240, np.float32), 0.0, 0.01)]
+            await bench.measure(url, recordings, callers=1, turns=1, calls=1, seed=1, api_key=None)
+
+    with pytest.raises(
+        SystemExit, match=r"refused one of 1 callers: 503 no more callers fit; server\.refuse_when_full"
+    ):
+        run_async(run(), timeout_s=60.0)
 
 
 def test_an_answer_without_a_timeline_still_counts() -> None:
