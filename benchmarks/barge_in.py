@@ -17,21 +17,31 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import math
 import time
 import tomllib
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import soundfile
-import soxr
 from asr import decoder_for
+from interjections import (
+    BACKCHANNELS,
+    SHORT,
+    Case,
+    coughs,
+    keyboards,
+    made_room,
+    recorded,
+    rooms,
+    silence,
+    spoken,
+)
+from loudspeaker import STEP, STEP_S, Loudspeaker, held_for, read_waveform, turned_after
 from measuring import commit, percentile
 from pauses import pcm
 
-from voice_pipelines.adapters.espeak import EspeakSynthesizer, EspeakVoice
+from voice_pipelines.adapters.espeak import EspeakSynthesizer
 from voice_pipelines.adapters.silero import SileroDetector, SileroStream
 from voice_pipelines.asr.decoder import SphinxDecoder
 from voice_pipelines.asr.vocabulary import Vocabulary
@@ -64,50 +74,12 @@ from voiceagent.events import (
 from voiceagent.session import SessionSettings, TurnDetection
 
 ROOT = Path(__file__).parent.parent
-STEP_S, MESSAGE_S = 0.02, 0.04
-STEP = round(STEP_S * INPUT_RATE_HZ)
-FRAME = 80
-"""5 ms: the resolution of what is read from the waveform."""
+MESSAGE_S = 0.04
 LONGEST_S = 9.0
-STILL_S = 0.2
-"""An agent that would have been heard for so long, and is not, has been stopped."""
 AGENT = (
     "Sure, one large mocha with oat milk, that's five dollars and sixty cents. It will be ready in ten minutes, and you can pick it up at the counter. "
     "We are open until five in the afternoon today, and from eight to four on weekends. Would you like anything else with that?"
 )
-VOICES = (
-    *("en-us+m1", "en-us+m7", "en-us+f1", "en-us+f4"),
-    *("en-gb-scotland+steph", "en-us+ed", "en-us+aunty", "en-us+max"),
-)
-"""Of the made callers; others than those that the judge of hums was set on."""
-BACKCHANNELS = (
-    "uh huh.",
-    "mm.",
-    "hmm.",
-    "um-hum.",
-    "mhm.",
-    "right.",
-    "okay.",
-    "yeah.",
-    "I see.",
-    "yes.",
-    "sure.",
-    "got it.",
-    "oh.",
-)
-SHORT = ("stop.", "no.", "wait.", "hold on.", "cancel.", "excuse me.")
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """Something that happens over the agent. `onset_s` is where it begins to be audible."""
-
-    kind: str
-    name: str
-    is_made: bool
-    interrupts: bool
-    sound: Samples
-    onset_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,117 +96,6 @@ class Outcome:
     held_s: float | None
     """How long the agent was held in silence before it came back; None where it was not, or did not."""
     events: list[str]
-
-
-# --- the client -------------------------------------------------------------------------------------------------------
-
-
-class Loudspeaker:
-    """Plays at 16 kHz what has arrived, as the page does, and keeps the waveform; and beside it what would have been played undisturbed."""
-
-    START_S, FADE_S, RISE_S = 0.06, 0.005, 0.06
-    SILENT_GAIN = 1e-5
-
-    def __init__(self) -> None:
-        self.played: list[Samples] = []
-        self.undisturbed: list[Samples] = []
-        self._queue = np.zeros(0, np.float32)
-        self._whole = np.zeros(0, np.float32)
-        self._starts_at: float | None = None
-        self._gain, self._target, self._step = 1.0, 1.0, 0.0
-        self.turned_down: list[float] = []
-        """Seconds of what was played until the gain was down by 20 dB, each time: while the agent pauses no waveform shows it."""
-        self._resampler: soxr.ResampleStream | None = None
-        self._ahead: int | None = None
-        """While it is held: how far behind the place where it goes on what would have been played lies."""
-        self.held: list[float] = []
-        """Seconds of silence, each time that it went on after one."""
-
-    def push(self, samples: Samples, rate_hz: int, now: float) -> None:
-        if self._resampler is None:
-            self._resampler = soxr.ResampleStream(rate_hz, INPUT_RATE_HZ, 1, dtype="float32")
-            self._starts_at = now + self.START_S
-        new = self._resampler.resample_chunk(samples)
-        self._queue = np.concatenate([self._queue, new])
-        self._whole = np.concatenate([self._whole, new])
-
-    def turn(self, gain: float, ramp_s: float) -> None:
-        if gain <= self.SILENT_GAIN:
-            gain, self._ahead = 0.0, self._ahead or 0
-        elif self._ahead is not None:
-            self.held.append(self._ahead / INPUT_RATE_HZ)
-            self._ahead = None
-        self._target, self._step = gain, (gain - self._gain) / (ramp_s * INPUT_RATE_HZ)
-
-    def flush(self) -> None:
-        if self._gain > 0.1:
-            self.turned_down.append(len(self.played) * STEP / INPUT_RATE_HZ)
-        fade = round(self.FADE_S * INPUT_RATE_HZ)
-        self._queue = self._queue[:fade] * self._gain * np.linspace(1, 0, min(fade, self._queue.size), dtype=np.float32)
-        self._gain = self._target = 1.0
-        self._ahead = None
-
-    def render(self, now: float) -> Samples:
-        """The next step's sound."""
-        out, ideal = np.zeros(STEP, np.float32), np.zeros(STEP, np.float32)
-        if self._starts_at is not None and now >= self._starts_at:
-            ahead, size = self._ahead or 0, STEP
-            if self._ahead is not None:
-                size = min(STEP, 0 if self._gain == 0.0 else math.ceil(-self._gain / self._step))
-                self._ahead += STEP - size
-            out[: min(size, self._queue.size)] = self._queue[:size]
-            would_be = self._whole[ahead : ahead + STEP]
-            ideal[: would_be.size] = would_be
-            self._queue, self._whole = self._queue[size:], self._whole[size:]
-        if self._gain != 1.0 or self._target != 1.0:
-            gains = self._gain + self._step * np.arange(1, STEP + 1)
-            low, high = sorted((self._gain, self._target))
-            gains = np.clip(gains, low, high).astype(np.float32)
-            out *= gains
-            if self._gain > 0.1 >= gains[-1]:
-                at = len(self.played) * STEP + int(np.argmax(gains <= 0.1))
-                self.turned_down.append(at / INPUT_RATE_HZ)
-            self._gain = float(gains[-1])
-        self.played.append(out)
-        self.undisturbed.append(ideal)
-        return out
-
-
-def read_waveform(
-    played: Samples, undisturbed: Samples, onset_s: float
-) -> tuple[float | None, float | None, float | None]:
-    """Seconds from the onset to an output 20 dB down, to silence that lasts, and to an output that is back."""
-    size = min(played.size, undisturbed.size) // FRAME * FRAME
-    out = np.sqrt(np.square(played[:size].reshape(-1, FRAME)).mean(axis=1)) + 1e-9
-    ideal = np.sqrt(np.square(undisturbed[:size].reshape(-1, FRAME)).mean(axis=1)) + 1e-9
-    audible = ideal > 10 ** (-50 / 20)
-    down = audible & (out < ideal * 0.1)
-    first = round(onset_s * INPUT_RATE_HZ / FRAME)
-    frame_s = FRAME / INPUT_RATE_HZ
-
-    def after(condition: np.ndarray, start: int) -> int | None:
-        found = np.flatnonzero(condition[start:])
-        return None if not found.size else start + int(found[0])
-
-    ducked = after(down, max(first - 20, 0))
-    if ducked is None:
-        return None, None, None
-    back = after(audible & (out > ideal * 0.9), ducked)
-    loud = np.flatnonzero(out > 10 ** (-66 / 20))
-    end = int(loud[-1]) + 1 if loud.size else 0
-    silent = end if audible[end:].sum() * frame_s > STILL_S else None
-    at = [None if each is None else round((each - first) * frame_s, 4) for each in (ducked, silent, back)]
-    return at[0], at[1], at[2]
-
-
-def turned_after(speaker: Loudspeaker, onset_s: float) -> float | None:
-    """Seconds from the onset until the loudspeaker's gain is 20 dB down, or it is flushed."""
-    return next((round(at - onset_s, 4) for at in speaker.turned_down if at > onset_s - 0.1), None)
-
-
-def held_for(speaker: Loudspeaker) -> float | None:
-    """Seconds of the longest silence after which the agent came back."""
-    return round(max(speaker.held), 3) if speaker.held else None
 
 
 # --- the models -------------------------------------------------------------------------------------------------------
@@ -453,117 +314,6 @@ async def run_case(case: Case, setting: Setting, at_s: float, seed: int) -> Outc
     ducked, silent, restored = read_waveform(*waves, at_s)
     turned = turned_after(speaker, at_s)
     return Outcome(case.kind, case.name, round(at_s, 3), ducked, turned, silent, restored, held_for(speaker), events)
-
-
-# --- what happens -----------------------------------------------------------------------------------------------------
-
-
-def audible_onset_s(samples: Samples, near_s: float) -> float:
-    """Where a recording's first syllable begins: the first 10 ms near the label that are 30 dB below its loudest or louder, and 10 dB over its background."""
-    levels = 20 * np.log10(
-        np.sqrt(np.square(samples[: samples.size // 160 * 160].reshape(-1, 160)).mean(axis=1)) + 1e-6
-    )
-    start = max(round((near_s - 0.15) * 100), 0)
-    least = max(levels.max() - 30.0, float(np.percentile(levels[: max(start, 5)], 50)) + 10.0)
-    for index in range(start, len(levels) - 4):
-        if (levels[index : index + 4] > least).all():
-            return index / 100
-    return near_s
-
-
-def recorded(folder: Path, kinds: tuple[str, ...], every: int, kind: str) -> Iterator[Case]:
-    entries = [json.loads(line) for line in (folder / "manifest.jsonl").read_text("utf-8").splitlines()]
-    for entry in [entry for entry in entries if entry["kind"] in kinds and "turns" not in entry][::every]:
-        samples, _ = soundfile.read(folder / entry["path"], dtype="float32")
-        label = float(entry.get("speech_start_s", 0.0))
-        onset = audible_onset_s(samples, label)
-        first = max(round((onset - 0.4) * INPUT_RATE_HZ), 0)
-        yield Case(
-            kind, entry["path"], False, True, samples[first : first + 2 * INPUT_RATE_HZ], onset - first / INPUT_RATE_HZ
-        )
-
-
-async def spoken(texts: tuple[str, ...], kind: str, *, interrupts: bool) -> list[Case]:
-    """Made: eSpeak says it, at 170 to 230 words a minute."""
-    cases = []
-    for index, voice in enumerate(VOICES):
-        synthesizer = EspeakSynthesizer(EspeakVoice(voice, 170 + 20 * (index % 4), 40 + 5 * index))
-        for text in texts:
-            sound = np.concatenate([samples async for samples in synthesizer.speak(text)])
-            sound = 0.4 * soxr.resample(sound, synthesizer.rate_hz, INPUT_RATE_HZ).astype(np.float32)
-            sound = np.concatenate([np.zeros(1600, np.float32), sound])
-            cases.append(Case(kind, f"{text} {voice}", True, interrupts, sound, audible_onset_s(sound, 0.1)))
-        await synthesizer.aclose()
-    return cases
-
-
-def coughs(count: int, seed: int) -> Iterator[Case]:
-    """Made: one to three bursts of noise with the resonances of an open throat, a sharp beginning and a fall of 0.1 to 0.2 s."""
-    generator = np.random.default_rng(seed)
-    for number in range(count):
-        bursts = []
-        for _ in range(generator.integers(1, 4)):
-            size = round(generator.uniform(0.18, 0.35) * INPUT_RATE_HZ)
-            spectrum = np.fft.rfft(generator.standard_normal(size))
-            hz = np.fft.rfftfreq(size, 1 / INPUT_RATE_HZ)
-            shape = sum(
-                gain / (1 + ((hz - centre) / width) ** 2)
-                for centre, width, gain in (
-                    (generator.uniform(500, 900), 250, 1.0),
-                    (generator.uniform(1300, 1900), 350, 0.6),
-                    (3200, 900, 0.3),
-                )
-            )
-            noise = np.fft.irfft(spectrum * shape, size)
-            decay = np.exp(-np.arange(size) / (generator.uniform(0.05, 0.1) * INPUT_RATE_HZ)) * np.minimum(
-                np.arange(size) / 80, 1
-            )
-            noise *= decay
-            bursts += [noise / np.abs(noise).max(), np.zeros(round(generator.uniform(0.05, 0.25) * INPUT_RATE_HZ))]
-        sound = np.concatenate([np.zeros(800), *bursts]) * generator.uniform(0.2, 0.7)
-        yield Case("cough", f"cough {number}", True, False, sound.astype(np.float32), 0.05)
-
-
-def keyboards(count: int, seed: int) -> Iterator[Case]:
-    """Made: two seconds of keys, each two clicks of 3 to 8 ms with most of their energy above 1.5 kHz."""
-    generator = np.random.default_rng(seed)
-    for number in range(count):
-        sound = np.zeros(2 * INPUT_RATE_HZ)
-        at = 0.05
-        while at < 1.85:
-            for click_s, gain in ((0.0, 1.0), (generator.uniform(0.04, 0.09), 0.5)):
-                size = round(generator.uniform(0.003, 0.008) * INPUT_RATE_HZ)
-                click = np.diff(generator.standard_normal(size + 1)) * np.exp(-np.arange(size) / (0.3 * size))
-                begin = round((at + click_s) * INPUT_RATE_HZ)
-                sound[begin : begin + size] += gain * click
-            at += generator.uniform(0.08, 0.3)
-        sound *= generator.uniform(0.1, 0.5) / np.abs(sound).max()
-        yield Case("keyboard", f"keyboard {number}", True, False, sound.astype(np.float32), 0.05)
-
-
-def rooms(folder: Path) -> Iterator[Case]:
-    entries = [json.loads(line) for line in (folder / "manifest.jsonl").read_text("utf-8").splitlines()]
-    for entry in entries:
-        if entry["kind"] == "room":
-            samples, _ = soundfile.read(folder / entry["path"], dtype="float32")
-            yield Case("room", entry["path"], False, False, samples[: 3 * INPUT_RATE_HZ], 0.0)
-
-
-def made_room(seed: int, loss_db: float) -> Samples:
-    """An impulse response: a delay of 20 to 300 ms, a direct sound, and a tail that falls by 60 dB in 0.15 to 0.5 s; `loss_db` in all."""
-    generator = np.random.default_rng(seed)
-    delay = round(generator.uniform(0.02, 0.3) * INPUT_RATE_HZ)
-    rt60_s = generator.uniform(0.15, 0.5)
-    size = round(rt60_s * INPUT_RATE_HZ)
-    tail = generator.standard_normal(size) * 10 ** (-3 * np.arange(size) / size)
-    response = 0.7 * tail / np.sqrt(np.square(tail).sum())
-    response[0] = 0.7
-    return (np.concatenate([np.zeros(delay), response]) * 10 ** (-loss_db / 20)).astype(np.float32)
-
-
-def silence(count: int) -> Iterator[Case]:
-    for number in range(count):
-        yield Case("echo alone", f"room {number}", True, False, np.zeros(5 * INPUT_RATE_HZ, np.float32), 0.0)
 
 
 # --- summing up -------------------------------------------------------------------------------------------------------

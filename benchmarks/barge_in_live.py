@@ -4,7 +4,7 @@
     python benchmarks/barge_in_live.py --data SPEECH --url ws://127.0.0.1:8000/v1/realtime
 
 Starts a server of its own unless `--url` names one, whose greeting must then be longer than `--at` and a few seconds: what is talked over is the
-greeting. The microphone sends 40 ms at a time, as the page does, and never stops; the loudspeaker is that of `barge_in.py`, and what is read is its
+greeting. The microphone sends 40 ms at a time, as the page does, and never stops; the loudspeaker is that of `barge_in.py` (`loudspeaker.py`), and what is read is its
 waveform. Client and server share the machine, so nothing else may run there; there is no network between them. Takes about 5 s a case.
 """
 
@@ -21,23 +21,9 @@ from typing import Any
 
 import numpy as np
 import soxr
-from barge_in import (
-    AGENT,
-    MESSAGE_S,
-    STEP_S,
-    Case,
-    Loudspeaker,
-    Outcome,
-    coughs,
-    held_for,
-    keyboards,
-    read_waveform,
-    recorded,
-    spoken,
-    summary,
-    table,
-    turned_after,
-)
+from barge_in import AGENT, MESSAGE_S, Outcome, summary, table
+from interjections import Case, coughs, keyboards, recorded, spoken
+from loudspeaker import STEP_S, Loudspeaker, held_for, read_waveform, turned_after
 from websockets.asyncio.client import ClientConnection, connect
 
 from voiceagent.backends import INPUT_RATE_HZ, Samples

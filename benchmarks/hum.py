@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
-from barge_in import VOICES as REPORTED_VOICES
-from barge_in import audible_onset_s
+from interjections import VOICES as REPORTED_VOICES
+from interjections import audible_onset_s
 from logistic import logistic
 
 from dllm.machine import commit

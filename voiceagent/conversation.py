@@ -231,10 +231,8 @@ class Conversation:
             self._happened(turns.SpeechBegan(interrupts=True))
         self.add_item(Item(new_id("item"), "user", text))
         self._happened(turns.TranscriptReady(is_empty=False, wants_reply=True))
-        if interrupts:
-            self._happened(
-                turns.SpeechDropped()
-            )  # Only now, so that one reply answers this and what was unanswered before it.
+        if interrupts:  # Only now, so that one reply answers this and what was unanswered before it.
+            self._happened(turns.SpeechDropped())
 
     def _can_be_interrupted(self) -> bool:
         return self._state.is_audible and self._state.caller is not turns.Caller.SPEAKING

@@ -36,7 +36,7 @@ from dllm.server.grammars import Grammars
 from dllm.server.jobs import merged
 from dllm.server.native_calls import CallCodec, CallReader
 from dllm.server.plans import Room
-from dllm.server.problems import ApiError, from_exception
+from dllm.server.problems import ApiError, from_exception, too_many
 from dllm.server.requests import ChatRequest, CompletionRequest, Decoding
 from dllm.server.settings import ServerSettings
 from dllm.server.tools import Piece, Reader, ToolReader
@@ -291,13 +291,7 @@ class Service:
             message = f"n: expected at most {self._settings.max_drafts} replies in one request, got {len(asks)}"
             raise ApiError(400, message, param="n")
         if self._active + len(asks) > self._settings.max_drafts:
-            raise ApiError(
-                429,
-                f"{self._settings.max_drafts} replies are being written at once at most; try again",
-                kind="rate_limit_error",
-                code="rate_limit_exceeded",
-                headers={"retry-after": "1"},
-            )
+            raise too_many(f"{self._settings.max_drafts} replies are being written at once at most")
         self._active += len(asks)
         streams: list[DraftStream] = []
         try:

@@ -53,6 +53,17 @@ def wrong(param: str, expected: str, found: object, *, code: str | None = None) 
     return ApiError(400, f"{param}: expected {expected}, got {shown(found)}", param=param, code=code)
 
 
+def too_many(message: str) -> ApiError:
+    """429 with OpenAI's words for it: a client that comes again in a second may be served."""
+    return ApiError(
+        429,
+        f"{message}; try again",
+        kind="rate_limit_error",
+        code="rate_limit_exceeded",
+        headers={"retry-after": "1"},
+    )
+
+
 def shown(value: object) -> str:
     """A value of a request as an error message may repeat it: short, and no dump of somebody's data."""
     match value:

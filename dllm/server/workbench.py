@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dllm.patterns import Trial
 from dllm.server.grammars import Grammars, Order, ordered
-from dllm.server.problems import ApiError
+from dllm.server.problems import too_many
 from dllm.server.requests import Grammar, Tool, ToolMode
 
 if TYPE_CHECKING:
@@ -65,13 +65,7 @@ class Workbench:
         work = self._works.get(order.key)
         if work is None:
             if len(self._works) > self._most:
-                raise ApiError(
-                    429,
-                    f"{len(self._works)} grammars are being compiled; try again",
-                    kind="rate_limit_error",
-                    code="rate_limit_exceeded",
-                    headers={"retry-after": "1"},
-                )
+                raise too_many(f"{len(self._works)} grammars are being compiled")
             work = self._begin(order)
         work.awaited += 1
         try:

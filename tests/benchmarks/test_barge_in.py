@@ -13,39 +13,45 @@ RATE = 16_000
 
 
 @pytest.fixture
-def barge_in(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def loudspeaker(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    return importlib.import_module("barge_in")
+    return importlib.import_module("loudspeaker")
+
+
+@pytest.fixture
+def interjections(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    return importlib.import_module("interjections")
 
 
 def undisturbed(seconds: float) -> np.ndarray:
     return (0.2 * np.sin(2 * np.pi * 300 * np.arange(round(seconds * RATE)) / RATE)).astype(np.float32)
 
 
-def test_a_duck_a_stop_and_a_restore_are_read_where_they_are(barge_in: ModuleType) -> None:
+def test_a_duck_a_stop_and_a_restore_are_read_where_they_are(loudspeaker: ModuleType) -> None:
     ideal = undisturbed(4.0)
     stopped = ideal.copy()
     stopped[round(2.15 * RATE) :] *= 0.05
     stopped[round(2.55 * RATE) :] = 0.0
-    assert barge_in.read_waveform(stopped, ideal, 2.0) == (
+    assert loudspeaker.read_waveform(stopped, ideal, 2.0) == (
         pytest.approx(0.15, abs=0.006),
         pytest.approx(0.55, abs=0.006),
         None,
     )
     restored = ideal.copy()
     restored[round(2.15 * RATE) : round(2.8 * RATE)] *= 0.05
-    assert barge_in.read_waveform(restored, ideal, 2.0) == (
+    assert loudspeaker.read_waveform(restored, ideal, 2.0) == (
         pytest.approx(0.15, abs=0.006),
         None,
         pytest.approx(0.8, abs=0.006),
     )
-    assert barge_in.read_waveform(ideal, ideal, 2.0) == (None, None, None)
+    assert loudspeaker.read_waveform(ideal, ideal, 2.0) == (None, None, None)
     restored[round(3.3 * RATE) :] = 0.0
-    assert barge_in.read_waveform(restored, ideal, 2.0)[1] == pytest.approx(1.3, abs=0.006), "back, and stopped then"
+    assert loudspeaker.read_waveform(restored, ideal, 2.0)[1] == pytest.approx(1.3, abs=0.006), "back, and stopped then"
 
 
-def test_the_loudspeaker_starts_ducks_restores_and_is_flushed(barge_in: ModuleType) -> None:
-    speaker, now = barge_in.Loudspeaker(), 10.0
+def test_the_loudspeaker_starts_ducks_restores_and_is_flushed(loudspeaker: ModuleType) -> None:
+    speaker, now = loudspeaker.Loudspeaker(), 10.0
     speaker.push(np.ones(4 * RATE, np.float32) * 0.5, RATE, now)
     levels = []
     for number in range(60):
@@ -60,15 +66,15 @@ def test_the_loudspeaker_starts_ducks_restores_and_is_flushed(barge_in: ModuleTy
     assert levels[15] == pytest.approx(0.5, abs=0.02)
     assert levels[22] == pytest.approx(0.025, abs=0.002)
     assert levels[45] == pytest.approx(0.5, abs=0.02)
-    assert barge_in.turned_after(speaker, 0.3) == pytest.approx(0.1, abs=0.006), "within the ramp of 5 ms"
-    assert barge_in.turned_after(speaker, 0.8) == pytest.approx(0.2, abs=0.001), "the flush"
+    assert loudspeaker.turned_after(speaker, 0.3) == pytest.approx(0.1, abs=0.006), "within the ramp of 5 ms"
+    assert loudspeaker.turned_after(speaker, 0.8) == pytest.approx(0.2, abs=0.001), "the flush"
     assert levels[52:] == [0.0] * 8
 
 
-def test_a_loudspeaker_that_is_muted_holds_what_it_plays_and_goes_on_where_it_was(barge_in: ModuleType) -> None:
+def test_a_loudspeaker_that_is_muted_holds_what_it_plays_and_goes_on_where_it_was(loudspeaker: ModuleType) -> None:
     whole = undisturbed(4.0) * np.linspace(0.5, 1.0, 4 * RATE, dtype=np.float32)
     for comes_back in (True, False):
-        speaker = barge_in.Loudspeaker()
+        speaker = loudspeaker.Loudspeaker()
         speaker.push(whole, RATE, 0.0)
         for number in range(170):
             if number == 50:
@@ -81,25 +87,25 @@ def test_a_loudspeaker_that_is_muted_holds_what_it_plays_and_goes_on_where_it_wa
                 speaker.flush()
             speaker.render(0.02 * number)
         played, ideal = np.concatenate(speaker.played), np.concatenate(speaker.undisturbed)
-        ducked, silent, back = barge_in.read_waveform(played, ideal, 1.0)
+        ducked, silent, back = loudspeaker.read_waveform(played, ideal, 1.0)
         assert ducked == pytest.approx(0.0, abs=0.011)
         if comes_back:
             assert silent is None and back == pytest.approx(1.0, abs=0.07)
-            assert barge_in.held_for(speaker) == pytest.approx(0.6, abs=0.02)
+            assert loudspeaker.held_for(speaker) == pytest.approx(0.6, abs=0.02)
             heard = played[np.abs(played) > 0]
             assert heard.size == pytest.approx((170 - 3 - 30) * 0.02 * RATE, abs=0.03 * RATE)
             np.testing.assert_allclose(played[-RATE:], ideal[-RATE:])
         else:
-            assert silent == pytest.approx(0.4, abs=0.011) and barge_in.held_for(speaker) is None
+            assert silent == pytest.approx(0.4, abs=0.011) and loudspeaker.held_for(speaker) is None
 
 
-def test_the_onset_is_where_a_recording_becomes_loud(barge_in: ModuleType) -> None:
+def test_the_onset_is_where_a_recording_becomes_loud(interjections: ModuleType) -> None:
     sound = np.concatenate([1e-4 * np.ones(RATE, np.float32), undisturbed(1.0)])
-    assert barge_in.audible_onset_s(sound, 1.1) == pytest.approx(1.0, abs=0.011)
+    assert interjections.audible_onset_s(sound, 1.1) == pytest.approx(1.0, abs=0.011)
 
 
-def test_made_cases_are_the_same_for_a_seed_and_fit_the_scale(barge_in: ModuleType) -> None:
-    for make in (barge_in.coughs, barge_in.keyboards):
+def test_made_cases_are_the_same_for_a_seed_and_fit_the_scale(interjections: ModuleType) -> None:
+    for make in (interjections.coughs, interjections.keyboards):
         first, again = list(make(3, 7)), list(make(3, 7))
         assert [case.name for case in first] == [case.name for case in again]
         for one, other in zip(first, again, strict=True):
