@@ -31,6 +31,7 @@ from dllm.spec import ModelSpec
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
+    from dllm.cache import PrefixCache
     from dllm.costs import EngineLoad
     from dllm.draft import Draft
     from dllm.drafts import DraftSpec, Event, Plan
@@ -296,6 +297,11 @@ class LeadingEngine:
     @property
     def drafts(self) -> tuple[Draft, ...]:
         return self.engine.drafts
+
+    @property
+    def cache(self) -> PrefixCache:
+        """Of this rank; the others' are as full."""
+        return self.engine.cache
 
     def submit(self, spec: DraftSpec) -> Draft:
         self.team.tell(Submit(spec))

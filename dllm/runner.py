@@ -101,6 +101,7 @@ class EngineRunner(Generic[E]):
         self._wake = threading.Condition()
         self._commands: deque[_Command] = deque()
         self._warming: dict[str, TokenSource] = {}
+        self._watch: Callable[[Sequence[Event]], None] | None = None
         self._end: Exception | None = None
         """Why the thread takes nothing more; None while it does."""
         self._thread = threading.Thread(target=self._work, name="diffusion-engine", daemon=True)
@@ -154,6 +155,10 @@ class EngineRunner(Generic[E]):
             if self._end is None:
                 self._warming[conversation] = tokens
                 self._wake.notify()
+
+    def watch(self, tell: Callable[[Sequence[Event]], None]) -> None:
+        """Tell what each round brought, all drafts' events in order, on the engine's thread before anybody else hears of them."""
+        self._watch = tell
 
     def forget(self, conversation: str) -> None:
         """Drop what the engine keeps for one conversation."""
@@ -278,7 +283,10 @@ class EngineRunner(Generic[E]):
         try:
             self._expire()
             if self._handles:
-                for event in self.engine.run_round():
+                events = self.engine.run_round()
+                if self._watch is not None:
+                    self._watch(events)
+                for event in events:
                     self._deliver(event)
         except Exception as error:  # A bug here must not leave callers waiting for events that never come.
             log.exception("the engine failed")

@@ -8,6 +8,7 @@ native_calls         the built-in model's own calls
 build                those to JSON and server-sent events
 grammars             schemas and tools to constraints, each compiled once
 conversations        which conversations the prefix cache keeps
+metrics, meters      what operators see
 app, endpoints       the ASGI application
 command              `dllm serve`
 

@@ -8,7 +8,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,11 +21,12 @@ from starlette.types import Receive, Scope, Send
 
 from dllm.codec import Codec
 from dllm.runner import EngineRunner
-from dllm.server import build
+from dllm.server import build, metrics
 from dllm.server.conversations import Conversation
 from dllm.server.endpoints import Result, Service
 from dllm.server.fields import Fields, load_json
 from dllm.server.guard import AccessRules, Guard
+from dllm.server.meters import Endpoint, Outcome, RequestMeter, outcome_of
 from dllm.server.parse import parse_chat, parse_completion, parse_edit, parse_fim, unknown_model
 from dllm.server.problems import ApiError, from_exception
 from dllm.server.settings import ServerSettings
@@ -34,6 +35,8 @@ from dllm.spec import ModelSpec
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Answering: TypeAlias = Callable[[Request, Fields, str, RequestMeter], Coroutine[Any, Any, Result]]
+"""Answers a request with its body and its id; what goes wrong before a stream's first chunk is raised."""
 
 CONVERSATION = "x-conversation"
 """Names a conversation, so that the prefix cache keeps it together. The request's `user` does as well."""
@@ -48,27 +51,29 @@ def create_app(
     clock: Callable[[], float] = time.monotonic,
     wall_clock: Callable[[], float] = time.time,
 ) -> Starlette:
-    """The application over a running engine. It does not close the runner.
+    """The application over a running engine. It does not close the runner. Its `state.service` is told when the server is to stop.
 
     Args:
         clock: The engine's clock.
         wall_clock: Unix time, for the `created` of answers.
     """
     settings = settings or ServerSettings()
-    door = _Door(Service(runner, codec, spec, settings, clock, wall_clock), settings, int(wall_clock()))
+    service = Service(runner, codec, spec, settings, clock, wall_clock)
+    door = _Door(service, settings, int(wall_clock()))
     routes = [
         Route("/healthz", door.health, methods=["GET"]),
+        Route("/metrics", door.guarded(door.metrics), methods=["GET"]),
         Route("/v1/models", door.guarded(door.models), methods=["GET"]),
         Route("/v1/models/{name:path}", door.guarded(door.one_model), methods=["GET"]),
-        Route(build.PATHS["chat"], door.answering(door.chat, "messages"), methods=["POST"]),
-        Route(build.PATHS["text"], door.answering(door.completion, "prompt"), methods=["POST"]),
-        Route(build.PATHS["fim"], door.answering(door.fim, "prompt"), methods=["POST"]),
-        Route(build.PATHS["edit"], door.answering(door.edit, "messages"), methods=["POST"]),
-        Route(build.PATHS["apply"], door.answering(door.apply, "messages"), methods=["POST"]),
+        Route(build.PATHS["chat"], door.answering(door.chat, "chat", "messages"), methods=["POST"]),
+        Route(build.PATHS["text"], door.answering(door.completion, "text", "prompt"), methods=["POST"]),
+        Route(build.PATHS["fim"], door.answering(door.fim, "fim", "prompt"), methods=["POST"]),
+        Route(build.PATHS["edit"], door.answering(door.edit, "edit", "messages"), methods=["POST"]),
+        Route(build.PATHS["apply"], door.answering(door.apply, "apply", "messages"), methods=["POST"]),
         *[Route(f"{path}/models", door.guarded(door.models), methods=["GET"]) for path in build.PATHS.values()],
     ]
     rules = AccessRules(settings.host, bool(settings.api_keys), settings.cors_origins)
-    middleware = [Middleware(Guard, rules=rules)]
+    middleware = [Middleware(Guard, rules=rules, tell=service.meters.refused)]
     if settings.cors_origins:
         middleware.append(
             Middleware(
@@ -80,7 +85,9 @@ def create_app(
             )
         )
     handlers: dict[Any, Any] = {HTTPException: _http_problem}
-    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+    app.state.service = service
+    return app
 
 
 async def _http_problem(request: Request, error: HTTPException) -> Response:
@@ -91,14 +98,14 @@ async def _http_problem(request: Request, error: HTTPException) -> Response:
 
 
 class EventStream(Response):
-    """Server-sent events; the client's going ends the work behind them."""
+    """Server-sent events; the client's going ends the work behind them, and an error is the last of them."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, chunks: AsyncGenerator[bytes, None], meter: RequestMeter) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._chunks = chunks
+        self._chunks, self._meter = chunks, meter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -107,13 +114,27 @@ class EventStream(Response):
             log.debug("a client left its stream")
 
     async def _send(self, send: Send) -> None:
+        outcome: Outcome | None = None
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            async for chunk in self._chunks:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            while outcome is None:
+                try:
+                    chunk = await anext(self._chunks)
+                except StopAsyncIteration:
+                    chunk, outcome = b"", "completed"
+                except Exception as error:
+                    chunk, outcome = _problem(error), outcome_of(error)
+                await send({"type": "http.response.body", "body": chunk, "more_body": outcome is None})
         finally:
+            self._meter.over(outcome or "cancelled")
             await self._chunks.aclose()
+
+
+def _problem(error: Exception) -> bytes:
+    problem = from_exception(error, "prompt")
+    if problem.status >= 500:
+        log.error("a stream failed", exc_info=error)
+    return build.sse(problem.body())
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -165,6 +186,7 @@ class _Door:
                 return Response(status_code=499)  # nobody reads it
             except Exception as error:
                 problem = from_exception(error, field)
+                self._service.meters.refused(problem)
                 if problem.status >= 500:
                     log.error("%s %s failed", request_id, request.url.path, exc_info=error)
                 response = JSONResponse(problem.body(), problem.status, headers=problem.headers)
@@ -173,13 +195,18 @@ class _Door:
 
         return endpoint
 
-    def answering(
-        self, answer: Callable[[Request, Fields, str], Awaitable[Response]], field: str
-    ) -> Callable[[Request], Awaitable[Response]]:
-        """An endpoint that reads a JSON object."""
+    def answering(self, answer: Answering, endpoint: Endpoint, field: str) -> Callable[[Request], Awaitable[Response]]:
+        """An endpoint that reads a JSON object and answers with one, or with server-sent events."""
 
         async def read(request: Request, request_id: str) -> Response:
-            return await answer(request, load_json(await self._body(request)), request_id)
+            meter = self._service.meters.request(endpoint)
+            with meter.failing():
+                asked = load_json(await self._body(request))
+                result = await unless_gone(request.receive, answer(request, asked, request_id, meter))
+            if not isinstance(result, dict):
+                return EventStream(result, meter)
+            meter.over("completed")
+            return JSONResponse(result)
 
         return self.guarded(read, field)
 
@@ -218,6 +245,9 @@ class _Door:
     async def health(self, request: Request) -> Response:
         return self._service.health()
 
+    async def metrics(self, request: Request, request_id: str) -> Response:
+        return Response(self._service.meters.exposition(), media_type=metrics.CONTENT_TYPE)
+
     async def models(self, request: Request, request_id: str) -> Response:
         names = self._settings.names
         data = [build.model_body(name, self._created, self._service.spec, self._settings) for name in names]
@@ -229,35 +259,27 @@ class _Door:
             raise unknown_model(name, self._settings)
         return JSONResponse(build.model_body(name, self._created, self._service.spec, self._settings))
 
-    async def chat(self, request: Request, body: Fields, request_id: str) -> Response:
+    async def chat(self, request: Request, body: Fields, request_id: str, meter: RequestMeter) -> Result:
         asked = parse_chat(body, self._settings)
-        return await self._run(request, self._service.chat(asked, _conversation(request, asked.user, request_id)))
+        return await self._service.chat(asked, _conversation(request, asked.user, request_id), meter)
 
-    async def edit(self, request: Request, body: Fields, request_id: str) -> Response:
+    async def edit(self, request: Request, body: Fields, request_id: str, meter: RequestMeter) -> Result:
         asked = parse_edit(body, self._settings)
         conversation = _conversation(request, asked.user, request_id)
-        return await self._run(request, self._service.chat(asked, conversation, kind="edit.completion"))
+        return await self._service.chat(asked, conversation, meter, kind="edit.completion")
 
-    async def apply(self, request: Request, body: Fields, request_id: str) -> Response:
+    async def apply(self, request: Request, body: Fields, request_id: str, meter: RequestMeter) -> Result:
         asked = parse_edit(body, self._settings, "apply")
         conversation = _conversation(request, asked.user, request_id)
-        return await self._run(request, self._service.chat(asked, conversation, kind="apply.completion"))
+        return await self._service.chat(asked, conversation, meter, kind="apply.completion")
 
-    async def completion(self, request: Request, body: Fields, request_id: str) -> Response:
+    async def completion(self, request: Request, body: Fields, request_id: str, meter: RequestMeter) -> Result:
         asked = parse_completion(body, self._settings)
-        return await self._run(request, self._service.complete(asked, _conversation(request, asked.user, request_id)))
+        return await self._service.complete(asked, _conversation(request, asked.user, request_id), meter)
 
-    async def fim(self, request: Request, body: Fields, request_id: str) -> Response:
+    async def fim(self, request: Request, body: Fields, request_id: str, meter: RequestMeter) -> Result:
         asked = parse_fim(body, self._settings)
-        return await self._run(request, self._service.complete(asked, _conversation(request, asked.user, request_id)))
-
-    @staticmethod
-    async def _run(request: Request, answer: Coroutine[Any, Any, Result]) -> Response:
-        """An object is sent as JSON, an iterator as server-sent events; what goes wrong before its first chunk has a status."""
-        result = await unless_gone(request.receive, answer)
-        if isinstance(result, dict):
-            return JSONResponse(result)
-        return EventStream(result)
+        return await self._service.complete(asked, _conversation(request, asked.user, request_id), meter)
 
 
 def _conversation(request: Request, user: str | None, request_id: str) -> Conversation:

@@ -192,7 +192,7 @@ async def serve(
         server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_s)),
     )
-    server = _Server(config, lambda: on_started(address_of(listening)))
+    server = _Server(config, lambda: on_started(address_of(listening)), app.state.service.stop)
     await server.serve(sockets=[listening])
 
 
@@ -202,15 +202,19 @@ def address_of(listening: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, with word of when it accepts connections; it ends with status 0 when told to, and at once when told twice."""
+    """uvicorn, with word of when it accepts connections and of when it stops; it ends with status 0 when told to, and at once when told twice."""
 
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None], on_stopping: Callable[[], None]) -> None:
         super().__init__(config)
-        self._on_started = on_started
+        self._on_started, self._on_stopping = on_started, on_stopping
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._on_stopping()
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

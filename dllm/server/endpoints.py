@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import random
 import uuid
@@ -34,17 +33,16 @@ from dllm.server.build import (
 from dllm.server.conversations import Conversation, ConversationBook
 from dllm.server.grammars import Grammars
 from dllm.server.jobs import merged
+from dllm.server.meters import Cache, Meters, RequestMeter
 from dllm.server.native_calls import CallCodec, CallReader
 from dllm.server.plans import Room
-from dllm.server.problems import ApiError, from_exception, too_many
+from dllm.server.problems import ApiError, too_many
 from dllm.server.requests import ChatRequest, CompletionRequest, Decoding
 from dllm.server.settings import ServerSettings
 from dllm.server.tools import Piece, Reader, ToolReader
 from dllm.server.workbench import Workbench
 from dllm.spec import ModelSpec
 from dllm.text import DialogueCodec
-
-log = logging.getLogger(__name__)
 
 Result: TypeAlias = dict[str, Any] | AsyncGenerator[bytes, None]
 """A whole answer, or the chunks of a stream whose first one is there already."""
@@ -73,11 +71,21 @@ class Service:
     ) -> None:
         self.spec, self._settings = spec, settings
         self._runner, self._codec, self._clock, self._wall_clock = runner, codec, clock, wall_clock
-        self._grammars = Workbench(Grammars(codec))
+        self.meters = Meters(clock, settings.max_drafts, self._cache, lambda: self._grammars.works)
+        self._grammars = Workbench(Grammars(codec), tell=self.meters.grammars.add)
+        runner.watch(self.meters.observe_round)
         # Requests without a name are kept apart: many of them must not drive the named ones out.
         self._named = ConversationBook(settings.max_conversations, settings.conversation_idle_s)
         self._nameless = ConversationBook(settings.max_conversations, settings.conversation_idle_s)
         self._active = 0
+
+    def stop(self) -> None:
+        """The server was told to stop: grammars on their way are given up, so that nobody waits for them; replies go on."""
+        self._grammars.close()
+
+    def _cache(self) -> Cache | None:
+        cache = getattr(self._runner.engine, "cache", None)
+        return None if cache is None else Cache(cache.size_bytes, cache.limit_bytes)
 
     def health(self) -> Response:
         """200 while drafts are taken, 503 with the reason otherwise: drafts in the engine, and those that a client waits for."""
@@ -89,7 +97,9 @@ class Service:
 
     # --- chat ---------------------------------------------------------------------------------------------------------
 
-    async def chat(self, asked: ChatRequest, conversation: Conversation, kind: str = "chat.completion") -> Result:
+    async def chat(
+        self, asked: ChatRequest, conversation: Conversation, meter: RequestMeter, kind: str = "chat.completion"
+    ) -> Result:
         tools = () if asked.tool_mode == "none" else tuple(tool.body for tool in asked.tools)
         prompt = tuple(await asyncio.to_thread(self._codec.encode_chat, asked.messages, tools))
         room = plans.reply_room(self.spec, self._settings, len(prompt), asked.decoding.max_tokens)
@@ -126,7 +136,7 @@ class Service:
         readers: list[Reader] = [ToolReader(names, most=128 if asked.parallel_calls else 1) for _ in choices]
         if native is not None:
             readers = [CallReader(native, reader) for reader in readers]
-        deltas = self._deltas(asks, conversation)
+        deltas = self._deltas(asks, conversation, meter)
         if asked.streaming.is_on:
             chunks = ChatChunks(answer, include_usage=asked.streaming.include_usage)
             return await _primed(_stream_chat(deltas, chunks, choices, readers, asked.streaming.include_usage))
@@ -140,7 +150,7 @@ class Service:
 
     # --- text ---------------------------------------------------------------------------------------------------------
 
-    async def complete(self, asked: CompletionRequest, conversation: Conversation) -> Result:
+    async def complete(self, asked: CompletionRequest, conversation: Conversation, meter: RequestMeter) -> Result:
         constraint = None
         if not asked.grammar.is_free:
             constraint = await self._grammars.compile(asked.grammar)
@@ -179,7 +189,7 @@ class Service:
                     )
                 )
         answer = self._answer("cmpl", seed, asked.warnings)
-        deltas = self._deltas(asks, conversation)
+        deltas = self._deltas(asks, conversation, meter)
         if asked.streaming.is_on:
             include = asked.streaming.include_usage
             chunks = TextChunks(answer, include_usage=include, prompts=len(asked.prompts))
@@ -281,7 +291,7 @@ class Service:
         name = f"{prefix}-{uuid.uuid4().hex[:24]}"
         return Answer(name, int(self._wall_clock()), self._settings.model, seed, warnings, wants_summary)
 
-    async def _deltas(self, asks: Sequence[_Ask], conversation: Conversation) -> Deltas:
+    async def _deltas(self, asks: Sequence[_Ask], conversation: Conversation, meter: RequestMeter) -> Deltas:
         """Submit the drafts and read their events; closing it cancels what is not finished.
 
         Raises:
@@ -291,9 +301,10 @@ class Service:
             message = f"n: expected at most {self._settings.max_drafts} replies in one request, got {len(asks)}"
             raise ApiError(400, message, param="n")
         if self._active + len(asks) > self._settings.max_drafts:
-            raise too_many(f"{self._settings.max_drafts} replies are being written at once at most")
+            raise too_many(f"{self._settings.max_drafts} replies are being written at once at most", "drafts_full")
         self._active += len(asks)
         streams: list[DraftStream] = []
+        drafts = [self.meters.draft(ask.spec.plan) for ask in asks]
         try:
             now = self._clock()
             book = self._named if conversation.is_named else self._nameless
@@ -304,7 +315,10 @@ class Service:
             async with aclosing(merged(streams)) as events:
                 async for index, event in events:
                     reply = asks[index].reply
+                    drafts[index].observe(event)
                     told = reply.feed(event)
+                    if told:
+                        meter.told()
                     if reply.reason is not None:
                         streams[index].cancel()
                     yield index, told
@@ -312,6 +326,8 @@ class Service:
             self._active -= len(asks)
             for stream in streams:
                 stream.cancel()
+            for draft, ask in zip(drafts, asks, strict=True):
+                draft.close(ask.reply)
 
 
 async def _primed(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
@@ -325,14 +341,6 @@ async def _primed(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, 
                 yield chunk
 
     return all_of_them()
-
-
-def _problem(error: Exception) -> bytes:
-    """An error in the middle of a stream: its last event."""
-    problem = from_exception(error, "prompt")
-    if problem.status >= 500:
-        log.error("a stream failed", exc_info=error)
-    return sse(problem.body())
 
 
 def _take(choice: ChatChoice, reader: Reader, delta: Delta) -> list[Piece]:
@@ -353,30 +361,24 @@ async def _stream_chat(
     include_usage: bool,
 ) -> AsyncGenerator[bytes, None]:
     opened: set[int] = set()
-    try:
-        async with aclosing(deltas):
-            async for index, told in deltas:
-                choice, reader = choices[index], readers[index]
-                if index not in opened:
-                    opened.add(index)
-                    yield sse(chunks.opening(choice))
-                for delta in told:
-                    if isinstance(delta, CanvasShown):
-                        yield _frame(chunks, choice, reader, delta)
-                        continue
-                    for chunk in chunks.text(choice, _take(choice, reader, delta), delta.chances):
-                        yield sse(chunk)
-                if choice.reply.reason is not None:
-                    rest = reader.flush()
-                    choice.take(rest)
-                    for chunk in chunks.text(choice, rest, ()):
-                        yield sse(chunk)
-                    yield sse(chunks.closing(choice))
-    except Exception as error:
-        if not opened:
-            raise  # nothing was sent: it can still be answered with a status
-        yield _problem(error)
-        return
+    async with aclosing(deltas):
+        async for index, told in deltas:
+            choice, reader = choices[index], readers[index]
+            if index not in opened:
+                opened.add(index)
+                yield sse(chunks.opening(choice))
+            for delta in told:
+                if isinstance(delta, CanvasShown):
+                    yield _frame(chunks, choice, reader, delta)
+                    continue
+                for chunk in chunks.text(choice, _take(choice, reader, delta), delta.chances):
+                    yield sse(chunk)
+            if choice.reply.reason is not None:
+                rest = reader.flush()
+                choice.take(rest)
+                for chunk in chunks.text(choice, rest, ()):
+                    yield sse(chunk)
+                yield sse(chunks.closing(choice))
     if include_usage:
         yield sse(chunks.usage(choices))
     yield DONE
@@ -397,24 +399,18 @@ async def _stream_text(
     include_usage: bool,
 ) -> AsyncGenerator[bytes, None]:
     opened: set[int] = set()
-    try:
-        async with aclosing(deltas):
-            async for index, told in deltas:
-                choice = choices[index]
-                if index not in opened:
-                    opened.add(index)
-                    yield sse(chunks.opening(choice))
-                for delta in told:
-                    yield sse(
-                        chunks.canvas(choice, delta) if isinstance(delta, CanvasShown) else chunks.text(choice, delta)
-                    )
-                if choice.reason is not None:
-                    yield sse(chunks.closing(choice))
-    except Exception as error:
-        if not opened:
-            raise  # nothing was sent: it can still be answered with a status
-        yield _problem(error)
-        return
+    async with aclosing(deltas):
+        async for index, told in deltas:
+            choice = choices[index]
+            if index not in opened:
+                opened.add(index)
+                yield sse(chunks.opening(choice))
+            for delta in told:
+                yield sse(
+                    chunks.canvas(choice, delta) if isinstance(delta, CanvasShown) else chunks.text(choice, delta)
+                )
+            if choice.reason is not None:
+                yield sse(chunks.closing(choice))
     if include_usage:
         yield sse(chunks.usage(choices))
     yield DONE

@@ -7,6 +7,7 @@ gives it away, and against DNS rebinding (a hostile name that resolves to 127.0.
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -67,16 +68,17 @@ class AccessRules:
 
 
 class Guard:
-    """Refuses with 403 what the rules do not allow, before anything of it is read."""
+    """Refuses with 403 what the rules do not allow, before anything of it is read, and tells of it."""
 
-    def __init__(self, app: ASGIApp, rules: AccessRules) -> None:
-        self._app, self._rules = app, rules
+    def __init__(self, app: ASGIApp, rules: AccessRules, tell: Callable[[ApiError], None] = lambda _: None) -> None:
+        self._app, self._rules, self._tell = app, rules, tell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         problem = self._problem(scope) if scope["type"] == "http" else None
         if problem is None:
             await self._app(scope, receive, send)
         else:
+            self._tell(problem)
             await JSONResponse(problem.body(), problem.status)(scope, receive, send)
 
     def _problem(self, scope: Scope) -> ApiError | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from dllm.errors import (
     CacheFullError,
@@ -27,6 +27,7 @@ class ApiError(DllmError):
         kind: OpenAI's `type`.
         param: Path of the field at fault, such as `messages[0].content`.
         code: A stable name that programs may test.
+        reason: What it is counted as among the refusals of `/metrics`, where that is not its code.
         headers: Further headers of the answer.
     """
 
@@ -38,10 +39,12 @@ class ApiError(DllmError):
         kind: str = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
+        reason: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.kind, self.param, self.code = status, message, kind, param, code
+        self.reason = reason or code
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
@@ -53,15 +56,22 @@ def wrong(param: str, expected: str, found: object, *, code: str | None = None) 
     return ApiError(400, f"{param}: expected {expected}, got {shown(found)}", param=param, code=code)
 
 
-def too_many(message: str) -> ApiError:
+def too_many(message: str, reason: Literal["drafts_full", "grammars_full"]) -> ApiError:
     """429 with OpenAI's words for it: a client that comes again in a second may be served."""
     return ApiError(
         429,
         f"{message}; try again",
         kind="rate_limit_error",
         code="rate_limit_exceeded",
+        reason=reason,
         headers={"retry-after": "1"},
     )
+
+
+def stopping() -> ApiError:
+    """503: the server was told to stop, and this would take longer than it waits."""
+    headers = {"retry-after": "1"}
+    return ApiError(503, "the server is shutting down", kind="server_error", code="unavailable", headers=headers)
 
 
 def shown(value: object) -> str:

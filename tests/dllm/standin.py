@@ -104,8 +104,9 @@ class StandInEngine:
     def _advance(self, draft: StandInDraft) -> list[Any]:
         events: list[Any] = []
         prompt = len(draft.spec.prompt)
+        cached = min(2, prompt)
         if draft.step == 0:
-            events.append(Prefilled(draft, 2, prompt - 2, 0.5))  # type: ignore[arg-type]
+            events.append(Prefilled(draft, cached, prompt - cached, 0.5))  # type: ignore[arg-type]
         draft.step += 1
         width = draft.spec.width
         reply = draft.reply[:width]
@@ -124,7 +125,7 @@ class StandInEngine:
             draft.emitted = end
         if end == len(reply):
             self.open_drafts.remove(draft)
-            usage = Usage(prompt, 2, len(reply), 1, draft.step, 0, 0, 0.5, 0.25 * draft.step)
+            usage = Usage(prompt, cached, len(reply), 1, draft.step, 0, 0, 0.5, 0.25 * draft.step)
             is_full = len(reply) == width
             reason = "canvas_full" if is_full else "end_of_turn"
             events.append(Finished(draft, reason, reply, (0.5,) * len(reply), draft.step, 0, 0, usage))  # type: ignore[arg-type]

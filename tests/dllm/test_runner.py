@@ -53,6 +53,18 @@ def test_many_drafts_share_the_thread_and_each_hears_its_own_events() -> None:
         assert isinstance(last, Finished) and last.tokens == tuple(range(20, 20 + tokens))
 
 
+def test_who_watches_hears_of_every_round_before_the_drafts_own_listeners() -> None:
+    async def main() -> None:
+        told: list[Event] = []
+        async with EngineRunner(StandInEngine(write_nine)) as runner:
+            runner.watch(told.extend)
+            async for event in runner.submit(spec()):
+                assert event in told
+        assert isinstance(told[-1], Finished)
+
+    run_async(main())
+
+
 def test_a_spec_may_be_made_on_the_engines_thread() -> None:
     made_on: list[str] = []
 

@@ -10,9 +10,11 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -38,7 +40,9 @@ def arguments(*words: str) -> argparse.Namespace:
     return parser.parse_args(["serve", *words])
 
 
-def test_the_built_in_model_answers_over_http_until_it_is_told_to_stop(tmp_path: Path) -> None:
+def test_the_built_in_model_answers_over_http_until_it_is_told_to_stop_and_gives_up_a_grammar_then(
+    tmp_path: Path,
+) -> None:
     keys = tmp_path / "keys"
     keys.write_text("# the only one\nsecret\n")
     process = subprocess.Popen(
@@ -70,6 +74,16 @@ def test_the_built_in_model_answers_over_http_until_it_is_told_to_stop(tmp_path:
         assert whole.usage is not None and whole.usage.model_extra is not None
         work = whole.usage.model_extra["dllm"]
         assert work["forwards"]["denoise"] >= 1 and 0 < work["tokens_per_forward"] <= 64
+        base = line.rpartition(" ")[2].strip().removesuffix("/v1")
+        key = {"authorization": "Bearer secret"}
+        body = {"messages": messages, "dllm": {"regex": "(a|b)*a(a|b){40}"}}
+        with ThreadPoolExecutor(1) as asking:
+            asked = asking.submit(httpx.post, f"{base}/v1/chat/completions", json=body, headers=key, timeout=60)
+            while "\ndllm_grammars_waiting 1\n" not in httpx.get(f"{base}/metrics", headers=key).text:
+                assert not asked.done()
+            process.send_signal(signal.SIGTERM)
+            answer = asked.result()
+        assert answer.status_code == 503 and "shutting down" in answer.json()["error"]["message"]
     finally:
         process.send_signal(signal.SIGTERM)
         code = process.wait(30)

@@ -19,6 +19,7 @@ from dllm.runner import EngineRunner
 from dllm.server import ServerSettings, create_app
 from tests.conftest import run_async
 from tests.dllm.server.serving import events_of, text_of
+from tests.dllm.server.test_metrics import of, read
 
 
 @cache
@@ -70,6 +71,22 @@ def test_company_does_not_change_a_reply() -> None:
             alone = [(await chat(client, text=text))["choices"][0]["message"]["content"] for text in texts]
             together = await asyncio.gather(*(chat(client, text=text) for text in texts))
             assert [answer["choices"][0]["message"]["content"] for answer in together] == alone
+
+    run_async(main())
+
+
+def test_the_metrics_tell_the_steps_that_drafts_shared_and_how_full_the_prefix_cache_is() -> None:
+    async def main() -> None:
+        async with served() as client:
+            answers = await asyncio.gather(*(chat(client, text=text) for text in ("two teas please", "goodbye")))
+            samples = read((await client.get("/metrics")).text)
+            taken = [answer["usage"]["dllm"]["steps"] for answer in answers]
+            assert of(samples, "dllm_denoise_steps_sum") == sum(taken)
+            # Each draft of a step tells of it; how many steps were shared is up to the threads.
+            assert of(samples, "dllm_denoise_step_drafts_sum") == sum(taken)
+            assert max(taken) <= of(samples, "dllm_denoise_step_drafts_count") <= sum(taken)
+            used, limit = of(samples, "dllm_prefix_cache_bytes"), of(samples, "dllm_prefix_cache_limit_bytes")
+            assert 0 < used < limit
 
     run_async(main())
 

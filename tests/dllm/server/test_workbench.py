@@ -170,3 +170,35 @@ def test_a_cancelled_request_ends_the_process_that_tries_its_expression_and_the_
         assert first == -SIGKILL and others and not any(others)
 
     run(main)
+
+
+def test_a_closed_bench_ends_the_trial_at_once_takes_nothing_new_and_still_gives_what_it_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(patterns, "PROCESSOR_S", 60)
+    outcomes: list[str] = []
+    bench = Workbench(Grammars(tiny.codec()), tell=outcomes.append)
+    is_begun = threading.Event()
+    start = subprocess.Popen
+
+    def watched(*args: Any, **how: Any) -> subprocess.Popen[bytes]:
+        process = start(*args, **how)
+        is_begun.set()
+        return process
+
+    async def main() -> None:
+        known = await bench.compile(Grammar(regex="yes|no"))
+        monkeypatch.setattr(subprocess, "Popen", watched)
+        waiting = [asyncio.create_task(bench.compile(Grammar(regex=regex))) for regex in (ENDLESS, ENDLESS, "b+")]
+        await asyncio.to_thread(is_begun.wait, 60)
+        bench.close()
+        for task in waiting:
+            with pytest.raises(ApiError, match="shutting down") as caught:
+                await task
+            assert caught.value.status == 503
+        assert await bench.compile(Grammar(regex="yes|no")) is known
+        with pytest.raises(ApiError, match="shutting down"):
+            await bench.compile(Grammar(regex="c"))
+        assert outcomes == ["compiled", "ended", "ended", "kept"] and bench.works == 0
+
+    run(main)

@@ -1,0 +1,343 @@
+"""`/metrics` of `dllm serve`: the text that Prometheus reads, and what is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+from dllm.drafts import Event, Plan, Prefilled, Stepped
+from dllm.errors import CacheFullError
+from dllm.runner import EngineRunner
+from dllm.server import ServerSettings, create_app
+from dllm.server.meters import Cache, DraftMeter, Meters, granted, steps_of
+from dllm.server.metrics import Counter, Gauge, Histogram, exposition
+from tests.conftest import run_async
+from tests.dllm import tiny
+from tests.dllm.server.serving import ROOMY, Served, served
+from tests.dllm.standin import StandInDraft, StandInEngine
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+_SAMPLE = re.compile(r'([a-z_]+)(?:\{((?:[a-z_]+="(?:[^"\\\n]|\\.)*",?)+)\})? (\S+)')
+
+
+def read(text: str) -> Samples:
+    """The samples of an exposition, by the grammar of the format; fails where a line does not follow it or a series comes twice."""
+    assert text.endswith("\n")
+    samples: Samples = {}
+    described: set[str] = set()
+    for line in text[:-1].split("\n"):
+        if line.startswith("# "):
+            described.add(line.split(" ")[2])
+            continue
+        matched = _SAMPLE.fullmatch(line)
+        assert matched is not None, line
+        name, inside, value = matched.groups()
+        assert name in described or re.sub(r"_(bucket|sum|count)$", "", name) in described
+        key = name, frozenset(re.findall(r'([a-z_]+)="((?:[^"\\\n]|\\.)*)"', inside or ""))
+        assert key not in samples, key
+        samples[key] = float(value)
+    return samples
+
+
+def of(samples: Samples, name: str, **labels: str) -> float:
+    return samples[name, frozenset(labels.items())]
+
+
+async def metrics(server: Served) -> Samples:
+    response = await server.client.get("/metrics")
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    return read(response.text)
+
+
+def after(scenario: Callable[[Served], Any], settings: ServerSettings | None = None, **how: Any) -> Samples:
+    """What `/metrics` says once the scenario is over."""
+
+    async def main() -> Samples:
+        async with served(settings=settings, **how) as server:
+            await scenario(server)
+            return await metrics(server)
+
+    return run_async(main())
+
+
+# --- the format -------------------------------------------------------------------------------------------------------
+
+
+def test_every_value_of_a_label_is_there_before_anything_happened() -> None:
+    counter = Counter("drops_total", "Drops.", {"colour": ("red", "blue"), "size": ("big",)})
+    told = Histogram("size", "Sizes.", (1.0, 2.5), {"colour": ("red",)})
+    assert exposition([counter, told]) == (
+        "# HELP drops_total Drops.\n# TYPE drops_total counter\n"
+        'drops_total{colour="red",size="big"} 0\ndrops_total{colour="blue",size="big"} 0\n'
+        "# HELP size Sizes.\n# TYPE size histogram\n"
+        'size_bucket{colour="red",le="1"} 0\nsize_bucket{colour="red",le="2.5"} 0\nsize_bucket{colour="red",le="+Inf"} 0\n'
+        'size_sum{colour="red"} 0\nsize_count{colour="red"} 0\n'
+    )
+
+
+def test_buckets_add_up_and_a_value_on_a_bound_is_below_it() -> None:
+    told = Histogram("size", "Sizes.", (1.0, 2.0))
+    for value in (0.5, 1.0, 1.5, 7.0):
+        told.observe(value)
+    samples = read(exposition([told]))
+    assert [of(samples, "size_bucket", le=le) for le in ("1", "2", "+Inf")] == [2, 3, 4]
+    assert (of(samples, "size_sum"), of(samples, "size_count")) == (10.0, 4)
+
+
+def test_a_gauge_is_read_when_somebody_asks_and_may_have_nothing_to_say() -> None:
+    values = iter([1.0, None])
+    gauge = Gauge("level", 'A \\ "level"\nof water.', lambda: next(values))
+    assert exposition([gauge]).endswith('# HELP level A \\\\ "level"\\nof water.\n# TYPE level gauge\nlevel 1\n')
+    assert exposition([gauge]).endswith("# TYPE level gauge\n")
+
+
+def test_a_value_that_a_label_does_not_take_is_a_bug() -> None:
+    with pytest.raises(AssertionError):
+        Counter("drops_total", "Drops.", {"colour": ("red",)}).add("green")
+    with pytest.raises(AssertionError):
+        Histogram("size", "Sizes.", (1.0,)).observe(float("nan"))
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_answered_request_is_counted_with_its_tokens_steps_and_times() -> None:
+    async def scenario(server: Served) -> None:
+        for stream in (False, True):
+            assert (await server.chat(stream=stream)).status_code == 200
+        assert (await server.complete()).status_code == 200
+
+    samples = after(scenario, script="Hello there.")
+    assert of(samples, "dllm_requests_total", endpoint="chat", outcome="completed") == 2
+    assert of(samples, "dllm_requests_total", endpoint="text", outcome="completed") == 1
+    assert of(samples, "dllm_requests_total", endpoint="fim", outcome="completed") == 0
+    assert of(samples, "dllm_request_seconds_count", endpoint="chat") == 2
+    assert of(samples, "dllm_first_text_seconds_count", endpoint="chat") == 2
+    reply = len(tiny.codec().encode(" Hello there."))
+    assert of(samples, "dllm_generated_tokens_total") == 3 * reply
+    assert of(samples, "dllm_prompt_tokens_total", source="cache") == 6
+    assert of(samples, "dllm_prompt_tokens_count") == of(samples, "dllm_wait_seconds_count") == 3
+    steps = -(-reply // 3)
+    assert of(samples, "dllm_denoise_steps_count") == 3 and of(samples, "dllm_denoise_steps_sum") == 3 * steps
+    assert of(samples, "dllm_denoise_steps_granted_sum") >= 3 * steps
+    assert of(samples, "dllm_denoise_step_drafts_count") == 3 * steps
+    assert of(samples, "dllm_denoise_step_seconds_sum") == 0.25 * 3 * steps
+    assert of(samples, "dllm_drafts", state="running") == of(samples, "dllm_drafts", state="waiting") == 0
+    assert of(samples, "dllm_deadlines_total") == 0
+    assert of(samples, "process_cpu_seconds_total") > 0
+
+
+def test_a_request_that_is_wrong_is_invalid_and_no_refusal() -> None:
+    async def scenario(server: Served) -> None:
+        assert (await server.chat(temperature="hot")).status_code == 400
+        assert (await server.client.post("/v1/edit/completions", content=b"{")).status_code == 400
+
+    samples = after(scenario)
+    assert of(samples, "dllm_requests_total", endpoint="chat", outcome="invalid") == 1
+    assert of(samples, "dllm_requests_total", endpoint="edit", outcome="invalid") == 1
+    assert not any(value for (name, _), value in samples.items() if name == "dllm_refusals_total")
+    assert of(samples, "dllm_request_seconds_count", endpoint="chat") == 0
+
+
+def test_a_request_beyond_those_that_are_written_at_once_is_refused_and_the_drafts_are_seen() -> None:
+    async def main() -> None:
+        gate = threading.Semaphore(0)
+        async with served(settings=ServerSettings(max_drafts=1), gate=gate) as server:
+            first = asyncio.create_task(server.chat())
+            assert await asyncio.to_thread(server.engine.was_submitted.wait, 20)
+            samples = await metrics(server)
+            assert of(samples, "dllm_drafts", state="waiting") == of(samples, "dllm_drafts_limit") == 1
+            assert (await server.chat()).status_code == 429
+            gate.release(100)
+            assert (await first).status_code == 200
+            samples = await metrics(server)
+            assert of(samples, "dllm_requests_total", endpoint="chat", outcome="refused") == 1
+            assert of(samples, "dllm_refusals_total", reason="drafts_full") == 1
+            assert of(samples, "dllm_refusals_total", reason="grammars_full") == 0
+
+    run_async(main())
+
+
+def test_a_client_that_goes_is_cancelled_and_what_was_written_for_it_still_counts() -> None:
+    async def main() -> None:
+        gate = threading.Semaphore(2)
+        async with served("One two three four five six.", gate=gate) as server:
+            asked = asyncio.create_task(server.chat(stream=True))
+            while not of(samples := await metrics(server), "dllm_first_text_seconds_count", endpoint="chat"):
+                await asyncio.to_thread(lambda: None)
+            assert of(samples, "dllm_drafts", state="running") == 1
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+            gate.release(100)
+            samples = await metrics(server)
+            assert of(samples, "dllm_requests_total", endpoint="chat", outcome="cancelled") == 1
+            assert of(samples, "dllm_generated_tokens_total") > 0
+            assert of(samples, "dllm_denoise_steps_count") == 0
+            assert of(samples, "dllm_drafts", state="running") == 0
+
+    run_async(main())
+
+
+class Breaking(StandInEngine):
+    """Writes one piece and then fails the draft."""
+
+    def _advance(self, draft: StandInDraft) -> list[Any]:
+        return super()._advance(draft) if draft.step == 0 else [self.fail(draft, CacheFullError(32, 16))]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_reply_that_fails_counts_as_what_it_failed_of_streamed_or_not(stream: bool) -> None:
+    async def main() -> None:
+        standin = Breaking(lambda _: tiny.codec().encode(" Hello there."))
+        async with EngineRunner(standin) as runner:
+            app = create_app(runner, tiny.codec(), tiny.spec())
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+                server = Served(client, standin, runner)
+                response = await server.chat(stream=stream)
+                assert response.status_code == (200 if stream else 503)
+                assert b'"unavailable"' in response.content
+                samples = await metrics(server)
+        assert of(samples, "dllm_requests_total", endpoint="chat", outcome="refused") == 1
+        assert of(samples, "dllm_requests_total", endpoint="chat", outcome="completed") == 0
+
+    run_async(main())
+
+
+def test_who_is_kept_out_is_counted_and_the_metrics_want_the_key_themselves() -> None:
+    async def main() -> None:
+        async with served(settings=ServerSettings(api_keys=("secret",))) as server:
+            assert (await server.client.get("/metrics")).status_code == 401
+            assert (await server.chat()).status_code == 401
+            server.client.headers["authorization"] = "Bearer secret"
+            samples = await metrics(server)
+            assert of(samples, "dllm_refusals_total", reason="invalid_api_key") == 2
+            assert not any(value for (name, _), value in samples.items() if name == "dllm_requests_total")
+        async with served() as server:
+            for headers in ({"host": "evil.example"}, {"origin": "https://evil.example"}):
+                assert (await server.client.get("/metrics", headers=headers)).status_code == 403
+            samples = await metrics(server)
+            assert of(samples, "dllm_refusals_total", reason="forbidden_host") == 1
+            assert of(samples, "dllm_refusals_total", reason="forbidden_origin") == 1
+
+    run_async(main())
+
+
+def test_grammars_are_counted_by_what_came_of_them() -> None:
+    async def scenario(server: Served) -> None:
+        for regex in ("yes|no", "yes|no", "(", "maybe"):
+            await server.chat(dllm={"regex": regex})
+
+    samples = after(scenario, script="yes", spec=ROOMY)
+    found = {
+        outcome: of(samples, "dllm_grammars_total", outcome=outcome) for outcome in ("kept", "compiled", "invalid")
+    }
+    assert found == {"kept": 1, "compiled": 2, "invalid": 1}
+    assert of(samples, "dllm_grammars_waiting") == 0
+
+
+def test_the_prefix_cache_tells_how_full_it_is_where_the_engine_has_one() -> None:
+    @dataclass
+    class Held:
+        size_bytes: int = 48
+        limit_bytes: int = 64
+
+    async def main() -> None:
+        async with served() as server:
+            assert ("dllm_prefix_cache_bytes", frozenset()) not in await metrics(server)
+            server.engine.cache = Held()  # type: ignore[attr-defined]
+            samples = await metrics(server)
+            assert (of(samples, "dllm_prefix_cache_bytes"), of(samples, "dllm_prefix_cache_limit_bytes")) == (48, 64)
+
+    run_async(main())
+
+
+# --- drafts -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Numbered:
+    number: int
+
+
+def step(number: int, seconds: float, batch: int) -> Event:
+    return Stepped(Numbered(number), 1, "first", (), 1, 0, seconds, batch)  # type: ignore[arg-type]
+
+
+def test_a_step_that_drafts_share_is_counted_once() -> None:
+    together = [step(1, 0.5, 2), step(4, 0.5, 2)]
+    assert steps_of(together) == [(0.5, 2)]
+    assert steps_of([*together, *together]) == [(0.5, 2), (0.5, 2)]
+    assert steps_of([step(1, 0.5, 1), step(2, 0.25, 1)]) == [(0.5, 1), (0.25, 1)]
+    assert steps_of([Prefilled(Numbered(3), 0, 1, 0.1), step(3, 0.5, 1)]) == [(0.5, 1)]  # type: ignore[arg-type]
+    assert steps_of([]) == []
+
+
+@dataclass
+class Clock:
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Told:
+    """What a draft's meter asks of its reply."""
+
+    reason = "stop"
+    steps = 3
+
+    def __init__(self) -> None:
+        from dllm.drafts import Usage
+
+        self.usage = Usage(visible_tokens=4, forced=2, guards=3)
+
+
+def finished(times: Sequence[float], prefill_s: float, deadline: float) -> tuple[Meters, DraftMeter]:
+    """A draft that is submitted, prefilled and over at these times."""
+    clock = Clock(times[0])
+    meters = Meters(clock, 1, lambda: Cache(1, 2), lambda: 0)
+    draft = meters.draft(Plan(4, 4, rest_deadline=deadline, by_clause=False))
+    clock.now = times[1]
+    draft.observe(Prefilled(Numbered(1), 1, 2, prefill_s))  # type: ignore[arg-type]
+    clock.now = times[2]
+    draft.close(Told())  # type: ignore[arg-type]
+    return meters, draft
+
+
+@pytest.mark.parametrize(
+    ("times", "prefill_s", "stage"),
+    [
+        ((0.0, 3.0, 4.0), 0.5, "wait"),
+        ((0.0, 3.0, 4.0), 2.5, "prefill"),
+        ((0.0, 0.5, 4.0), 0.25, "denoise"),
+        ((0.0, 0.5, 1.0), 0.25, None),
+    ],
+)
+def test_a_missed_deadline_is_counted_at_the_stage_that_took_longest(
+    times: Sequence[float], prefill_s: float, stage: str | None
+) -> None:
+    meters, _ = finished(times, prefill_s, deadline=1.0)
+    assert meters.deadlines.value() == 1
+    assert {each: meters.misses.value(each) for each in ("wait", "prefill", "denoise")} == {
+        each: float(each == stage) for each in ("wait", "prefill", "denoise")
+    }
+
+
+def test_a_drafts_forced_tokens_and_guards_are_counted() -> None:
+    meters, _ = finished((0.0, 0.5, 1.0), 0.25, deadline=9.0)
+    assert (meters.forced_tokens.value(), meters.guards.value()) == (2, 1)
+    assert (meters.steps.sum(), meters.granted.sum()) == (3, 4)
+    assert meters.wait.sum() == 0.25
+
+
+def test_a_plan_of_two_phases_grants_the_steps_of_both() -> None:
+    assert granted(Plan(6, 10)) == 16 and granted(Plan(6, 10, by_clause=False)) == 6
