@@ -34,6 +34,10 @@ class ServerSettings:
     """Bytes that may wait for a client that reads slowly: about two minutes of speech as base64 PCM."""
     send_timeout_s: float = 20.0
     """A client that takes nothing for so long is taken for stalled."""
+    request_timeout_s: float = 10.0
+    """A connection whose request is not there after so long, since it was made or since its last answer, is cut."""
+    max_waiting: int = 256
+    """Connections whose request is not there yet; one more cuts the oldest of them."""
     close_timeout_s: float = 5.0
     """What a client may take to read its last messages before the connection is cut."""
     session_s: float = 3600.0
@@ -59,8 +63,9 @@ class ServerSettings:
             raise ConfigError(
                 "api_key", "…", "printable ASCII without spaces, commas and quotes: it has to fit into a header"
             )
-        if self.max_sessions < 1:
-            raise ConfigError("max_sessions", self.max_sessions, "at least 1")
+        for key in ("max_sessions", "max_waiting"):
+            if getattr(self, key) < 1:
+                raise ConfigError(key, getattr(self, key), "at least 1")
         if (self.tls_cert is None) != (self.tls_key is None):
             given, missing = ("tls_cert", "tls_key") if self.tls_cert else ("tls_key", "tls_cert")
             raise ConfigError(missing, None, f"a file, because {given} is given")
@@ -70,7 +75,9 @@ class ServerSettings:
             raise ConfigError("send_buffer_limit", self.send_buffer_limit, "at least 65536")
         if self.max_malformed_messages < 1:
             raise ConfigError("max_malformed_messages", self.max_malformed_messages, "at least 1")
-        for key in ("send_timeout_s", "close_timeout_s", "session_s", "ping_interval_s", "ping_timeout_s"):
+        for key in (
+            "send_timeout_s", "request_timeout_s", "close_timeout_s", "session_s", "ping_interval_s", "ping_timeout_s",
+        ):  # fmt: skip
             if getattr(self, key) <= 0:
                 raise ConfigError(key, getattr(self, key), "more than 0 seconds")
         if self.twilio_auth_token and not self.public_url:

@@ -20,6 +20,7 @@ from websockets.http11 import Request
 
 from voiceagent.errors import ConfigError
 from voiceagent.line import CLOSE_NOW
+from voiceagent.lobby import AT_ONCE, Lobby, lengthen_queues, protocol_of
 from voiceagent.server import RealtimeServer
 from voiceagent.server_settings import ServerSettings
 
@@ -56,8 +57,12 @@ async def serve(app: Starlette, settings: ServerSettings, *, on_started: Callabl
     try:
         context = _tls_context(settings)
         scheme = "http" if context is None else "https"
+        cuts = app.state.realtime.telemetry.cuts
+        lobby = Lobby(settings.max_waiting, settings.request_timeout_s, settings.send_timeout_s, cuts.add)
         config = uvicorn.Config(
             app,
+            http=protocol_of(lobby),
+            backlog=AT_ONCE,
             ws=_RealtimeProtocol,
             ws_max_size=settings.max_message_bytes,
             ws_ping_interval=settings.ping_interval_s,
@@ -141,6 +146,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        lengthen_queues(sockets or ())
         self.listening.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

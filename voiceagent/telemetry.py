@@ -32,6 +32,7 @@ from voiceagent.events import (
     SpeechStarted,
     TurnTraced,
 )
+from voiceagent.lobby import Cut
 from voiceagent.metrics import Counter, Gauge, Histogram, Metric, exposition
 from voiceagent.turn import Phase
 from voiceagent.wire.fields import Json
@@ -62,6 +63,12 @@ class Telemetry:
         )
         self.refusals = Counter(
             "voiceagent_refusals_total", "Clients that were not let in.", ["reason"], label_values.REFUSALS
+        )
+        self.cuts = Counter(
+            "voiceagent_cut_connections_total",
+            "Connections that brought no whole request in time, or took nothing of an answer.",
+            ["reason"],
+            get_args(Cut),
         )
         self.turns = Counter(
             "voiceagent_turns_total", "Replies that ended, greetings included.", ["status"], label_values.STATUSES
@@ -157,6 +164,7 @@ class Telemetry:
             Gauge("voiceagent_callers_limit", "Conversations that are let in at one time.", lambda: limits),
             self.conversations,
             self.refusals,
+            self.cuts,
             self.turns,
             self.interruptions,
             self.ducks,

@@ -19,12 +19,14 @@ from starlette.applications import Starlette
 from dllm.commands import model
 from dllm.errors import ConfigError
 from dllm.server.guard import is_loopback
+from dllm.server.lobby import AT_ONCE, Lobby, lengthen_queues, protocol_of
 from dllm.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from dllm.engine import Engine
     from dllm.loader import Checkpoint
     from dllm.runner import EngineLike
+    from dllm.server.endpoints import Service
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -183,8 +185,14 @@ async def serve(
     app: Starlette, listening: socket.socket, settings: ServerSettings, on_started: Callable[[str], None]
 ) -> None:
     """Serve until SIGTERM or SIGINT: no new connections then, and `shutdown_s` for the replies that are being written."""
+    service: Service = app.state.service
+    lobby = Lobby(
+        settings.max_waiting, settings.request_timeout_s, settings.send_timeout_s, service.meters.cut_connections.add
+    )
     config = uvicorn.Config(
         app,
+        http=protocol_of(lobby),
+        backlog=AT_ONCE,
         lifespan="off",
         ws="none",
         access_log=False,
@@ -192,7 +200,7 @@ async def serve(
         server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_s)),
     )
-    server = _Server(config, lambda: on_started(address_of(listening)), app.state.service.stop)
+    server = _Server(config, lambda: on_started(address_of(listening)), service.stop)
     await server.serve(sockets=[listening])
 
 
@@ -210,6 +218,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        lengthen_queues(sockets or ())
         self._on_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

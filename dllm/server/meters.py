@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from dllm.drafts import Event, Plan, Prefilled, Stepped
 from dllm.reply import Reply
+from dllm.server.lobby import Cut
 from dllm.server.metrics import Counter, Gauge, Histogram, Metric, exposition
 from dllm.server.problems import ApiError, from_exception
 
@@ -68,6 +69,11 @@ class Meters:
             {"endpoint": endpoints, "outcome": get_args(Outcome)},
         )
         self.refusals = Counter("dllm_refusals_total", "Requests that were turned away.", {"reason": get_args(Refusal)})
+        self.cut_connections = Counter(
+            "dllm_cut_connections_total",
+            "Connections that brought no whole request in time, or took nothing of an answer.",
+            {"reason": get_args(Cut)},
+        )
         self.request_time = Histogram(
             "dllm_request_seconds",
             "A request's arrival to the end of its answer, of those completed.",
@@ -115,6 +121,7 @@ class Meters:
             Gauge("dllm_prefix_cache_limit_bytes", "Size of the prefix cache.", lambda: _limit(cache())),
             self.requests,
             self.refusals,
+            self.cut_connections,
             self.request_time,
             self.first_text,
             self.wait,

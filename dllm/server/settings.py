@@ -43,6 +43,12 @@ class ServerSettings:
     max_drafts: int = 64
     """Replies written at once; more are refused with 429."""
     max_body_bytes: int = 8 * 2**20
+    request_timeout_s: float = 30.0
+    """A connection whose request, its body included, is not there after so long, since it was made or since its last answer, is cut."""
+    max_waiting: int = 256
+    """Connections whose request is not there yet; one more cuts the oldest of them."""
+    send_timeout_s: float = 20.0
+    """A client that takes nothing of its answer for so long is cut."""
     timeout_s: float = 300.0
     """A reply that takes longer is cancelled."""
     max_conversations: int = 256
@@ -54,7 +60,7 @@ class ServerSettings:
     def __post_init__(self) -> None:
         for name in (
             "default_tokens", "max_tokens", "infill_tokens", "max_choices", "max_drafts", "max_body_bytes",
-            "max_conversations",
+            "max_conversations", "max_waiting",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(name, getattr(self, name), "at least 1")
@@ -62,7 +68,7 @@ class ServerSettings:
             raise ConfigError("threshold", self.threshold, "a probability in (0, 1]")
         if self.steps < 0:
             raise ConfigError("steps", self.steps, "at least 0")
-        for name in ("timeout_s", "conversation_idle_s"):
+        for name in ("timeout_s", "conversation_idle_s", "request_timeout_s", "send_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(name, getattr(self, name), "seconds above 0")
         if not self.model:

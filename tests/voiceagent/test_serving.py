@@ -277,6 +277,41 @@ def test_a_client_that_closes_gets_its_own_code_back_and_frees_its_place() -> No
     scene(scenario, ServerSettings(port=0, max_sessions=1))
 
 
+# --- clients that do not speak ----------------------------------------------------------------------------------------
+
+
+async def _silent_client(place: Place) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, port = place.address.removeprefix("http://").split(":")
+    return await asyncio.open_connection(host, int(port))
+
+
+def test_connections_that_ask_nothing_are_cut_and_callers_talk_on() -> None:
+    async def scenario(place: Place) -> None:
+        async with connect_websocket(place.url) as caller:
+            await until(caller, "session.created")
+            reader, writer = await _silent_client(place)
+            assert await reader.read() == b""
+            writer.close()
+            await caller.send('{"type":"input_audio_buffer.clear"}')
+            await until(caller, "input_audio_buffer.cleared")
+        assert place.realtime.telemetry.cuts.value("late") == 1
+
+    scene(scenario, ServerSettings(port=0, request_timeout_s=0.5))  # enough for the handshake
+
+
+def test_a_caller_gets_in_however_many_connections_ask_nothing() -> None:
+    async def scenario(place: Place) -> None:
+        silent = [await _silent_client(place) for _ in range(20)]
+        async with connect_websocket(place.url) as caller:
+            await until(caller, "session.created")
+        assert place.realtime.telemetry.cuts.value("crowded") == 17
+        for _, writer in silent:
+            writer.close()
+        await asyncio.gather(*(writer.wait_closed() for _, writer in silent), return_exceptions=True)
+
+    scene(scenario, ServerSettings(port=0, request_timeout_s=3600.0, max_waiting=4))
+
+
 # --- clients that do not read -----------------------------------------------------------------------------------------
 
 

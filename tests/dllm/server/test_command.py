@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
+import os
 import platform
 import queue
 import signal
@@ -22,7 +25,12 @@ from dllm.cli import main
 from dllm.commands.model import load
 from dllm.errors import ConfigError
 from dllm.models.family import EIGHT_BITS
-from dllm.server.command import _engine, add_parser, address_of, listen, read_keys, run
+from dllm.runner import EngineRunner
+from dllm.server import ServerSettings, create_app
+from dllm.server.command import _engine, add_parser, address_of, listen, read_keys, run, serve
+from tests.conftest import run_async
+from tests.dllm import tiny
+from tests.dllm.server.serving import engine
 
 MAIN = """
 import argparse
@@ -90,6 +98,33 @@ def test_the_built_in_model_answers_over_http_until_it_is_told_to_stop_and_gives
         reading.join(30)
         process.stderr.close()
     assert code == 0
+
+
+def test_connections_that_ask_nothing_are_cut_and_counted() -> None:
+    settings = ServerSettings(max_waiting=2, request_timeout_s=3600.0)
+
+    async def main() -> None:
+        listening = listen("127.0.0.1", 0)
+        port = listening.getsockname()[1]
+        is_up = asyncio.Event()
+        async with EngineRunner(engine("Hello.")) as runner:
+            app = create_app(runner, tiny.codec(), tiny.spec(), settings)
+            serving = asyncio.create_task(serve(app, listening, settings, lambda _: is_up.set()))
+            await is_up.wait()
+            silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
+            async with httpx.AsyncClient() as client:
+                told = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+            assert 'dllm_cut_connections_total{reason="crowded"} 4' in told
+            for reader, _ in silent[:4]:
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read() == b""
+            for _, writer in silent:
+                writer.close()
+            await asyncio.gather(*(writer.wait_closed() for _, writer in silent), return_exceptions=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            await serving
+
+    run_async(main())
 
 
 def test_the_prefix_cache_is_in_eight_bits_where_that_is_asked_for() -> None:

@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -341,3 +342,17 @@ def test_a_drafts_forced_tokens_and_guards_are_counted() -> None:
 
 def test_a_plan_of_two_phases_grants_the_steps_of_both() -> None:
     assert granted(Plan(6, 10)) == 16 and granted(Plan(6, 10, by_clause=False)) == 6
+
+
+def test_the_page_names_every_metric_and_every_value_of_its_labels_and_no_others() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "serve.md").read_text("utf-8")
+    rows = [line for line in page.splitlines() if re.match(r"\| `(dllm|process)_", line)]
+    meters = Meters(Clock(), 1, lambda: Cache(1, 2), lambda: 0)
+    known = set()
+    for name, labels in read(meters.exposition()):
+        stem = re.sub(r"_(bucket|sum|count)$", "", name)
+        known.add(stem)
+        row = next(row for row in rows if re.search(rf"`{stem}[`{{]", row))
+        told = rows[0] if "endpoint" in dict(labels) else row  # endpoints are told once, where they come first
+        assert all(f"`{value}`" in told for label, value in labels if label != "le"), (stem, labels)
+    assert {name for row in rows for name in re.findall(r"`((?:dllm|process)_\w+)", row.split(" | ")[0])} == known
