@@ -86,7 +86,11 @@ class Meters:
             SECONDS,
             {"endpoint": endpoints},
         )
-        self.wait = Histogram("dllm_wait_seconds", "A draft's submission to the reading of its prompt.", SECONDS)
+        self.wait = Histogram(
+            "dllm_wait_seconds",
+            "What a finished draft spent in no forward: before its first, and between two.",
+            SECONDS,
+        )
         self.prompt_tokens = Counter(
             "dllm_prompt_tokens_total",
             "Tokens of prompts, by where their keys and values came from.",
@@ -210,23 +214,16 @@ class DraftMeter:
     def __init__(self, meters: Meters, plan: Plan) -> None:
         self._meters, self._plan = meters, plan
         self._began = meters.clock()
-        self._prefilled: float | None = None
-        self._prefill_s = 0.0
-
-    @property
-    def is_running(self) -> bool:
+        self.is_running = False
         """Whether its prompt has been read."""
-        return self._prefilled is not None
 
     def observe(self, event: Event) -> None:
-        if not isinstance(event, Prefilled) or self._prefilled is not None:
+        if not isinstance(event, Prefilled) or self.is_running:
             return
-        meters = self._meters
-        self._prefilled, self._prefill_s = meters.clock(), event.seconds
-        meters.wait.observe(self._waited(self._prefilled))
-        meters.prompt_tokens.add("cache", amount=event.cached_tokens)
-        meters.prompt_tokens.add("computed", amount=event.new_tokens)
-        meters.prompt_length.observe(event.cached_tokens + event.new_tokens)
+        self.is_running = True
+        self._meters.prompt_tokens.add("cache", amount=event.cached_tokens)
+        self._meters.prompt_tokens.add("computed", amount=event.new_tokens)
+        self._meters.prompt_length.observe(event.cached_tokens + event.new_tokens)
 
     def close(self, reply: Reply) -> None:
         """It is over, written to its end or not. Once."""
@@ -239,22 +236,18 @@ class DraftMeter:
             return
         meters.steps.observe(reply.steps)
         meters.granted.observe(granted(self._plan))
+        now = meters.clock()
+        worked_s = usage.seconds_prefill + usage.seconds_denoise
+        times: dict[Stage, float] = {
+            "wait": max(now - self._began - worked_s, 0.0),
+            "prefill": usage.seconds_prefill,
+            "denoise": usage.seconds_denoise,
+        }
+        meters.wait.observe(times["wait"])
         if self._plan.rest_deadline is not None:
-            self._count_deadline(meters.clock(), self._plan.rest_deadline)
-
-    def _count_deadline(self, now: float, deadline: float) -> None:
-        self._meters.deadlines.add()
-        if now > deadline:
-            prefilled = now if self._prefilled is None else self._prefilled
-            times: dict[Stage, float] = {
-                "wait": self._waited(prefilled),
-                "prefill": self._prefill_s,
-                "denoise": now - prefilled,
-            }
-            self._meters.misses.add(max(times, key=times.__getitem__))
-
-    def _waited(self, prefilled: float) -> float:
-        return max(prefilled - self._prefill_s - self._began, 0.0)
+            meters.deadlines.add()
+            if now > self._plan.rest_deadline:
+                meters.misses.add(max(times, key=times.__getitem__))
 
 
 def granted(plan: Plan) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
-from dllm.drafts import Event, Plan, Prefilled, Stepped
+from dllm.drafts import Event, Plan, Prefilled, Stepped, Usage
 from dllm.errors import CacheFullError
 from dllm.runner import EngineRunner
 from dllm.server import ServerSettings, create_app
-from dllm.server.meters import Cache, DraftMeter, Meters, granted, steps_of
+from dllm.server.meters import Cache, Meters, granted, steps_of
 from dllm.server.metrics import Counter, Gauge, Histogram, exposition
 from tests.conftest import run_async
 from tests.dllm import tiny
@@ -290,54 +290,49 @@ class Clock:
         return self.now
 
 
+@dataclass
 class Told:
     """What a draft's meter asks of its reply."""
 
-    reason = "stop"
-    steps = 3
-
-    def __init__(self) -> None:
-        from dllm.drafts import Usage
-
-        self.usage = Usage(visible_tokens=4, forced=2, guards=3)
+    usage: Usage
+    reason: str | None = "stop"
+    steps: int = 3
 
 
-def finished(times: Sequence[float], prefill_s: float, deadline: float) -> tuple[Meters, DraftMeter]:
-    """A draft that is submitted, prefilled and over at these times."""
-    clock = Clock(times[0])
+def finished(took_s: float, prefill_s: float, denoise_s: float) -> Meters:
+    """The meters after a draft with a second until its deadline."""
+    clock = Clock()
     meters = Meters(clock, 1, lambda: Cache(1, 2), lambda: 0)
-    draft = meters.draft(Plan(4, 4, rest_deadline=deadline, by_clause=False))
-    clock.now = times[1]
-    draft.observe(Prefilled(Numbered(1), 1, 2, prefill_s))  # type: ignore[arg-type]
-    clock.now = times[2]
-    draft.close(Told())  # type: ignore[arg-type]
-    return meters, draft
+    draft = meters.draft(Plan(4, 4, rest_deadline=clock.now + 1.0, by_clause=False))
+    clock.now += took_s
+    usage = Usage(visible_tokens=4, forced=2, guards=3, seconds_prefill=prefill_s, seconds_denoise=denoise_s)
+    draft.close(Told(usage))  # type: ignore[arg-type]
+    return meters
 
 
 @pytest.mark.parametrize(
-    ("times", "prefill_s", "stage"),
-    [
-        ((0.0, 3.0, 4.0), 0.5, "wait"),
-        ((0.0, 3.0, 4.0), 2.5, "prefill"),
-        ((0.0, 0.5, 4.0), 0.25, "denoise"),
-        ((0.0, 0.5, 1.0), 0.25, None),
-    ],
+    ("took_s", "prefill_s", "denoise_s", "stage"),
+    [(4.0, 1.0, 0.5, "wait"), (4.0, 2.5, 0.5, "prefill"), (4.0, 0.25, 3.5, "denoise"), (1.0, 0.25, 0.5, None)],
 )
 def test_a_missed_deadline_is_counted_at_the_stage_that_took_longest(
-    times: Sequence[float], prefill_s: float, stage: str | None
+    took_s: float, prefill_s: float, denoise_s: float, stage: str | None
 ) -> None:
-    meters, _ = finished(times, prefill_s, deadline=1.0)
+    meters = finished(took_s, prefill_s, denoise_s)
     assert meters.deadlines.value() == 1
+    assert meters.wait.sum() == took_s - prefill_s - denoise_s
     assert {each: meters.misses.value(each) for each in ("wait", "prefill", "denoise")} == {
         each: float(each == stage) for each in ("wait", "prefill", "denoise")
     }
 
 
+def test_forwards_that_add_up_to_more_than_the_whole_leave_no_waiting() -> None:
+    assert finished(0.5, 0.25, 0.5).wait.sum() == 0.0
+
+
 def test_a_drafts_forced_tokens_and_guards_are_counted() -> None:
-    meters, _ = finished((0.0, 0.5, 1.0), 0.25, deadline=9.0)
+    meters = finished(1.0, 0.25, 0.5)
     assert (meters.forced_tokens.value(), meters.guards.value()) == (2, 1)
     assert (meters.steps.sum(), meters.granted.sum()) == (3, 4)
-    assert meters.wait.sum() == 0.25
 
 
 def test_a_plan_of_two_phases_grants_the_steps_of_both() -> None:
