@@ -1,13 +1,15 @@
-"""Word error rate and speed of the PocketSphinx recogniser on recordings, with and without an agent's vocabulary.
+"""Word error rate and speed of a recogniser on recordings, with and without an agent's vocabulary: PocketSphinx, or a converted Whisper.
 
     python benchmarks/asr.py --data tests/data
     python benchmarks/asr.py --data SPEECH --kinds order telephone noisy
     python benchmarks/asr.py --data SPEECH --kinds order --compare topn=2 topn=2,maxhmmpf=30000   # beside the shipped settings
+    python benchmarks/asr.py --data SPEECH --asr FOLDER          # a converted Whisper; --beam 5 for a wider search
 
 The folder holds `manifest.jsonl` (`path`, `kind`, `text`, perhaps `speech_start_s` and `speech_end_s`, one recording a line) and 16 kHz
 recordings. Each is cut to what the voice detector would pass on, 0.3 s before the speech to 0.5 s after it, and decoded in blocks of
 100 ms on one thread. Speed is the process's own CPU time, so that other work on the machine does not count: real-time factor is CPU
-time over audio time, "end to final" the CPU time between the last block and the result.
+time over audio time, "end to final" the CPU time between the last block and the result. Whisper decodes the final in the pause, so of that time
+what has gone by until the last block does not count; figures in its text are compared as words.
 """
 
 from __future__ import annotations
@@ -20,13 +22,17 @@ import subprocess
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import soundfile
+from whisper_ear import WhisperEar, load
 
+from dllm.spoken import spoken_form
+from voice_pipelines.adapters.whisper import Decode
 from voice_pipelines.asr.decoder import BLOCK_SAMPLES, DecoderOptions, SphinxDecoder
 from voice_pipelines.asr.model import LanguageOptions, ModelFiles, build, cached_files
 from voice_pipelines.asr.vocabulary import Vocabulary
@@ -101,28 +107,64 @@ def clips(folder: Path, kinds: list[str] | None, every: int = 1) -> Iterator[Cli
         yield Clip(entry["path"], kind, plain_words(entry["text"] or ""), samples)
 
 
-def measure(decoder: SphinxDecoder, recordings: list[Clip], log: list[dict[str, object]]) -> dict[str, Tally]:
-    """Decode everything; appends what was said and heard to `log`."""
-    tallies: dict[str, Tally] = {}
-    for clip in recordings:
-        tally = tallies.setdefault(clip.kind, Tally())
-        pcm = np.rint(np.clip(clip.samples, -1, 1) * 32_767).astype("<i2")
+@dataclass(frozen=True, slots=True)
+class Listened:
+    """What was heard in one recording. Seconds of processor time: of all of it, and between its end and the result."""
+
+    text: str
+    cpu_s: float
+    final_s: float
+
+
+Listen: TypeAlias = Callable[[Samples], Listened]
+
+
+def sphinx(decoder: SphinxDecoder) -> Listen:
+    """The fallback, block by block."""
+
+    def listen(samples: Samples) -> Listened:
+        pcm = np.rint(np.clip(samples, -1, 1) * 32_767).astype("<i2")
         began = time.process_time()
         decoder.start()
         for start in range(0, pcm.size, BLOCK_SAMPLES):
             decoder.feed(pcm[start : start + BLOCK_SAMPLES].tobytes())
         ended = time.process_time()
-        hypothesis = decoder.finish()
+        text = decoder.finish().text
         done = time.process_time()
-        heard = plain_words(hypothesis.text)
+        return Listened(text, done - began, done - ended)
+
+    return listen
+
+
+def whisper(decode: Decode) -> Listen:
+    """A converted Whisper, as the server asks it: partials while they speak, the final in the pause behind it."""
+
+    def listen(samples: Samples) -> Listened:
+        ear = WhisperEar(decode)
+        for start in range(0, samples.size, BLOCK_SAMPLES):
+            ear.feed(samples[start : start + BLOCK_SAMPLES], min(start + BLOCK_SAMPLES, samples.size) / INPUT_RATE_HZ)
+        ended = samples.size / INPUT_RATE_HZ
+        told = ear.finish(ended)
+        return Listened(spoken_form(told.text), ear.cpu_s, told.at_s - ended)
+
+    return listen
+
+
+def measure(listen: Listen, recordings: list[Clip], log: list[dict[str, object]]) -> dict[str, Tally]:
+    """Decode everything; appends what was said and heard to `log`."""
+    tallies: dict[str, Tally] = {}
+    for clip in recordings:
+        tally = tallies.setdefault(clip.kind, Tally())
+        listened = listen(clip.samples)
+        heard = plain_words(listened.text)
         errors = word_errors(clip.words, heard)
         tally.clips += 1
         tally.audio_s += clip.audio_s
-        tally.cpu_s += done - began
+        tally.cpu_s += listened.cpu_s
         tally.errors += errors
         tally.with_text += bool(heard)
         tally.all_right += errors.total == 0
-        tally.finals_s.append(done - ended)
+        tally.finals_s.append(listened.final_s)
         log.append({"path": clip.path, "said": " ".join(clip.words), "heard": " ".join(heard), "errors": errors.total})
     return tallies
 
@@ -131,7 +173,7 @@ def compare(
     files: ModelFiles, settings: dict[str, DecoderOptions], recordings: list[Clip]
 ) -> dict[str, dict[str, Tally]]:
     """Every recording by every decoder in turn, so that whatever else the machine does meets all alike."""
-    decoders = {name: SphinxDecoder(files, options) for name, options in settings.items()}
+    decoders = {name: sphinx(SphinxDecoder(files, options)) for name, options in settings.items()}
     found: dict[str, dict[str, Tally]] = {name: {} for name in settings}
     for number, clip in enumerate(recordings):
         # Now the one first, now the other: the first has the recording's audio to fetch.
@@ -206,6 +248,14 @@ def files_for(vocabulary: Vocabulary | None, cache: Path) -> tuple[ModelFiles, f
     return files, built_s
 
 
+def listener(options: argparse.Namespace, vocabulary: Vocabulary | None) -> tuple[Listen, float]:
+    """The recogniser that was asked for, and the CPU seconds that building its language model took."""
+    if options.asr is not None:
+        return whisper(load(options.asr, () if vocabulary is None else vocabulary.hot_words(), options.beam)), 0.0
+    files, built_s = files_for(vocabulary, options.cache)
+    return sphinx(SphinxDecoder(files, DecoderOptions())), built_s
+
+
 def about() -> dict[str, object]:
     """The machine and the commit."""
     commit = subprocess.run(
@@ -236,6 +286,11 @@ def main() -> None:
         metavar="NAME=VALUE[,…]",
         help="only these settings of the search beside the shipped ones, with the vocabulary; printed, not written",
     )
+    parser.add_argument(
+        "--asr", type=Path, help="folder of a converted Whisper, to listen with instead of PocketSphinx"
+    )
+    parser.add_argument("--model", help="what that Whisper is called in the results")
+    parser.add_argument("--beam", type=int, default=1, help="hypotheses that it follows at a time")
     parser.add_argument("--errors", action="store_true", help="print what was misheard")
     options = parser.parse_args()
     with options.preset.open("rb") as file:
@@ -247,14 +302,15 @@ def main() -> None:
             print(f"\n## {name}\n\n{table([row(kind, tally) for kind, tally in sorted(kinds.items())])}", flush=True)
         return
     result: dict[str, object] = {**about(), "recordings": options.data.name, "every": options.every, "runs": {}}
+    if options.asr is not None:
+        result["whisper"] = {"model": options.model or options.asr.name, "beam_size": options.beam, "threads": 1}
     text = [
         f"# Recognition of {options.data.name}\n\n{result['machine']}; commit {result['commit']}; load average {result['load_average']}"
     ]
     for name, words in (("with the vocabulary", vocabulary), ("everyday language only", None)):
-        files, built_s = files_for(words, options.cache)
-        decoder = SphinxDecoder(files, DecoderOptions())
+        listen, built_s = listener(options, words)
         log: list[dict[str, object]] = []
-        tallies = measure(decoder, recordings, log)
+        tallies = measure(listen, recordings, log)
         rows = [row(kind, tally) for kind, tally in sorted(tallies.items())]
         result["runs"][name] = {"language_model_built_cpu_s": round(built_s, 1), "kinds": rows, "clips": log}  # type: ignore[index]
         text += [f"\n## {name}\n", table(rows)]
@@ -264,7 +320,7 @@ def main() -> None:
                 f"{each['path']}\n  said  {each['said']}\n  heard {each['heard']}" for each in log if each["errors"]
             ]
     options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / f"asr-{options.data.name}"
+    stem = options.out / f"asr-{options.data.name}{'' if options.asr is None else '-whisper'}"
     stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     stem.with_suffix(".md").write_text("\n".join(text) + "\n", encoding="utf-8")
 

@@ -30,11 +30,12 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
+import whisper_ear
 from asr import decoder_for
 from measuring import about, percentile
 from numpy.typing import NDArray
 from pauses import TAIL_S, draw_pause, entries
-from tapes import Tape, TapeMaker
+from tapes import Tape, TapeMaker, WhisperTapeMaker
 from turn_sound import Ear, Ears, Stop, examples
 
 from dllm import loader
@@ -498,10 +499,20 @@ def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
+def tape_maker(options: argparse.Namespace, vocabulary: Vocabulary) -> TapeMaker:
+    """With the recogniser that was asked for."""
+    cache, name = options.cache / "tapes", options.preset.stem
+    if options.asr is not None:
+        decode = whisper_ear.load(options.asr, vocabulary.hot_words())
+        name = f"{name}, {options.asr_name or options.asr.name}"
+        return WhisperTapeMaker(options.data, cache, decode, name, options.seed, decode_s=options.decode_s)
+    decoder, _ = decoder_for(vocabulary, options.cache / "asr")
+    return TapeMaker(options.data, cache, decoder, name, options.seed)
+
+
 def tapes_of(options: argparse.Namespace, vocabulary: Vocabulary, *, with_pause: bool) -> list[Recorded]:
     """Tapes with their speakers and their sound."""
-    decoder, _ = decoder_for(vocabulary, options.cache / "asr")
-    maker = TapeMaker(options.data, options.cache / "tapes", decoder, options.preset.stem, options.seed)
+    maker = tape_maker(options, vocabulary)
     some = entries(options.data, options.kinds, options.every if with_pause else options.every_as_recorded)
     return [
         Recorded(tape, str(entry["speaker"]), maker.samples(entry, with_pause=with_pause))
@@ -583,6 +594,11 @@ def main() -> None:
         "--preset", type=Path, default=ROOT / "pipelines/voice_pipelines/presets/cafe.toml", help="agent"
     )
     parser.add_argument("--kinds", nargs="+", default=KINDS, help="kinds of recordings")
+    parser.add_argument(
+        "--asr", type=Path, help="folder of a converted Whisper, to listen with instead of PocketSphinx"
+    )
+    parser.add_argument("--asr-name", help="what that Whisper is called in the results")
+    parser.add_argument("--decode-s", type=float, default=0.15, help="seconds that each of its decodes takes")
     parser.add_argument("--judge", choices=("both", "words", "model"), default="both", help="who judges the words")
     parser.add_argument(
         "--sound",
@@ -613,11 +629,15 @@ def main() -> None:
     ears = Ears(asyncio.run(examples(options.data, options.cache))) if options.sound else None
     results = asyncio.run(run(options, config, tapes, dialogues, ears))
     if options.save is not None:
+        recogniser = "PocketSphinx"
+        if options.asr is not None:
+            recogniser = f"Whisper {options.asr_name or options.asr.name}, each decode {options.decode_s} s"
         table = {
             **machine,
             "data": options.data.name,
             "seed": options.seed,
             "judge": options.judge,
+            "recogniser": recogniser,
             "sound": options.sound,
             "results": results,
         }

@@ -13,18 +13,20 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pauses import Splicer, pcm
+from whisper_ear import WhisperEar
 
 from voice_pipelines.adapters.silero import SileroDetector
+from voice_pipelines.adapters.whisper import Decode
 from voice_pipelines.asr.decoder import BLOCK_SAMPLES, SphinxDecoder
 from voiceagent.backends import INPUT_RATE_HZ, Samples
 from voiceagent.transcript import LocalAgreement
-from voiceagent.vad import PreRoll, Started, VoiceActivity, Windower
+from voiceagent.vad import WINDOW_SAMPLES, PreRoll, Started, VoiceActivity, Windower
 
 FORMAT = 3
 """Counts up when tapes of before cannot be used any more."""
@@ -115,19 +117,13 @@ class TapeMaker:
             partials=tuple(self._hear(sound.samples, voice)),
         )
 
-    def _hear(self, audio: Samples, voice: list[float]) -> Iterator[Heard]:
+    def _hear(self, audio: Samples, voice: Sequence[float]) -> Iterator[Heard]:
         """What the recogniser writes while the utterance that the detector finds is going on."""
-        activity, kept, agreement = VoiceActivity(), PreRoll(3 * INPUT_RATE_HZ), LocalAgreement(agreeing=3, holdback=1)
-        pending, is_open, done, shown = bytearray(), False, 0.0, ""
-        for number, window in enumerate(Windower().push(audio)):
-            kept.push(window)
-            started = [each for each in activity.update(voice[number]) if isinstance(each, Started)]
-            if started and not is_open:
-                is_open = True
-                self._decoder.start()
-                pending += pcm(kept.since(max(started[0].start_sample - round(PRE_ROLL_S * INPUT_RATE_HZ), 0)))
-            elif is_open:
-                pending += pcm(window)
+        agreement = LocalAgreement(agreeing=3, holdback=1)
+        pending, done, shown = bytearray(), 0.0, ""
+        self._decoder.start()
+        for samples, at_s in utterance(audio, voice):
+            pending += pcm(samples)
             while len(pending) >= 2 * BLOCK_SAMPLES:
                 block = bytes(pending[: 2 * BLOCK_SAMPLES])
                 del pending[: 2 * BLOCK_SAMPLES]
@@ -135,12 +131,45 @@ class TapeMaker:
                 self._decoder.feed(block)
                 words = tuple(word.text for word in self._decoder.hypothesis().words)
                 took = time.process_time() - began
-                done = max(done, (number + 1) * 512 / INPUT_RATE_HZ) + took
+                done = max(done, at_s) + took
                 agreement = agreement.hear(words)
                 if (text := agreement.partial.text) != shown:
                     shown = text
                     yield Heard(round(done, 4), text)
         self._decoder.drop()
+
+
+class WhisperTapeMaker(TapeMaker):
+    """Tapes of what a Whisper writes; each of its decodes takes the same time on them, whatever else the machine does."""
+
+    def __init__(
+        self, folder: Path, cache: Path, decode: Decode, decoder_name: str, seed: int, *, decode_s: float
+    ) -> None:
+        self._cache, self._seed = cache, seed
+        self._name = f"{decoder_name}, {decode_s} s"
+        self._splicer = Splicer(folder, seed)
+        self._decode, self._decode_s = decode, decode_s
+
+    def _hear(self, audio: Samples, voice: Sequence[float]) -> Iterator[Heard]:
+        ear = WhisperEar(self._decode, self._decode_s)
+        for samples, at_s in utterance(audio, voice):
+            for told in ear.feed(samples, at_s):
+                yield Heard(round(told.at_s, 4), told.text)
+
+
+def utterance(audio: Samples, voice: Sequence[float]) -> Iterator[tuple[Samples, float]]:
+    """The sound that a recogniser is given from the moment when the detector finds a voice, and when it has been heard; what is
+    behind the utterance too."""
+    activity, kept, is_open = VoiceActivity(), PreRoll(3 * INPUT_RATE_HZ), False
+    for number, window in enumerate(Windower().push(audio)):
+        kept.push(window)
+        started = [each for each in activity.update(voice[number]) if isinstance(each, Started)]
+        at_s = (number + 1) * WINDOW_SAMPLES / INPUT_RATE_HZ
+        if started and not is_open:
+            is_open = True
+            yield kept.since(max(started[0].start_sample - round(PRE_ROLL_S * INPUT_RATE_HZ), 0)), at_s
+        elif is_open:
+            yield window, at_s
 
 
 async def _voice(audio: Samples) -> list[float]:

@@ -375,7 +375,10 @@ class ModelsConfig:
 
     vad: str = documented("silero", "Voice detector.", "the name of a voice detector", bool)
     asr: str = documented(
-        "auto", "Recogniser, such as `pocketsphinx` or `faster-whisper:small`.", "`auto` or a recogniser", bool
+        "auto",
+        "Recogniser: `pocketsphinx`, `faster-whisper:small`, or the folder of a converted Whisper.",
+        "`auto`, a recogniser or a path",
+        bool,
     )
     llm: str = documented(
         "auto",

@@ -107,60 +107,72 @@ def choose_asr(config: Config) -> LoadTranscriber:
     """A fetched Whisper, else PocketSphinx on the agent's vocabulary, unless `models.asr` names one of them.
 
     Raises:
-        ConfigError: If `models.asr` is unknown or names a Whisper that was not fetched, or if only the fallback is there and the
+        ConfigError: As `find_asr`.
+    """
+    found = find_asr(config)
+    return functools.partial(_load_sphinx, config) if found is None else functools.partial(_load_whisper, config, found)
+
+
+def find_asr(config: Config) -> FoundModel | None:
+    """The Whisper that the configuration means; None where PocketSphinx listens.
+
+    Raises:
+        ConfigError: If `models.asr` is unknown or names a Whisper that is not there, or if only the fallback is there and the
             agent does not speak English.
     """
     wanted, language = config.models.asr, config.agent.language
+    folder = Path(wanted).expanduser()
+    if is_whisper(folder):
+        name = (
+            f"faster-whisper {folder.name} ({_whisper_choice(config).compute_type} on {_whisper_choice(config).device})"
+        )
+        return FoundModel(folder.name, folder, BackendInfo("asr", name, "chosen in the configuration"))
     kind, _, size = wanted.partition(":")
     if kind not in ("auto", "pocketsphinx", "whisper", "faster-whisper") or (size and not kind.endswith("whisper")):
-        raise ConfigError("models.asr", wanted, "`auto`, `pocketsphinx`, `faster-whisper` or `faster-whisper:SIZE`")
-    if kind != "pocketsphinx":
-        whisper = _choose_whisper(config, size)
-        if whisper is not None:
-            return whisper
+        expected = "`auto`, `pocketsphinx`, `faster-whisper`, `faster-whisper:SIZE` or a folder with model.bin, config.json and tokenizer.json"
+        raise ConfigError("models.asr", wanted, expected)
+    if kind != "pocketsphinx" and (found := _find_whisper(config, size)) is not None:
+        return found
     if language != "en":
         raise ConfigError(
             "agent.language", language, "'en': the PocketSphinx fallback knows English only; fetch Whisper"
         )
-
-    async def load() -> Transcriber:
-        from voice_pipelines.adapters.pocketsphinx import PocketSphinxTranscriber
-        from voice_pipelines.asr.vocabulary import Vocabulary
-
-        phrases = config.vocabulary.phrases
-        vocabulary = Vocabulary(phrases, config.vocabulary.slots) if phrases else None
-        return await PocketSphinxTranscriber.create(vocabulary, upgrade=whisper_upgrade(_whisper_choice(config)))
-
-    return load
+    return None
 
 
-def _choose_whisper(config: Config, size: str) -> LoadTranscriber | None:
-    """The Whisper of that size, or the one that suits the machine; None when `auto` finds none on disk."""
+async def _load_sphinx(config: Config) -> Transcriber:
+    from voice_pipelines.adapters.pocketsphinx import PocketSphinxTranscriber
+    from voice_pipelines.asr.vocabulary import Vocabulary
+
+    phrases = config.vocabulary.phrases
+    vocabulary = Vocabulary(phrases, config.vocabulary.slots) if phrases else None
+    return await PocketSphinxTranscriber.create(vocabulary, upgrade=whisper_upgrade(_whisper_choice(config)))
+
+
+async def _load_whisper(config: Config, found: FoundModel) -> Transcriber:
+    from voice_pipelines.adapters.whisper import FasterWhisperTranscriber
+    from voice_pipelines.asr.vocabulary import Vocabulary
+
+    words = Vocabulary(config.vocabulary.phrases, config.vocabulary.slots).hot_words()
+    choice, language = _whisper_choice(config), config.agent.language
+    return await asyncio.to_thread(
+        FasterWhisperTranscriber.load, found.path, choice, found.info, vocabulary=words, language=language
+    )
+
+
+def _find_whisper(config: Config, size: str) -> FoundModel | None:
+    """The fetched Whisper of that size, or the one that suits the machine; None when `auto` finds none on disk."""
     root, language, choice = root_folder(config), config.agent.language, _whisper_choice(config)
-    found: FoundModel | None
     if size:
         path = root / "whisper" / size
         info = BackendInfo("asr", f"faster-whisper {size}", "chosen in the configuration")
         found = FoundModel(size, path, info) if is_whisper(path) else None
     else:
         found = find_whisper(root, choice, language)
-    if found is None:
-        if config.models.asr == "auto":
-            return None
+    if found is None and config.models.asr != "auto":
         command = f"voiceagent models fetch whisper-{size}" if size else whisper_upgrade(choice)
         raise ConfigError("models.asr", config.models.asr, f"a fetched model; run: {command}")
-    path, info = found.path, found.info
-
-    async def load() -> Transcriber:
-        from voice_pipelines.adapters.whisper import FasterWhisperTranscriber
-        from voice_pipelines.asr.vocabulary import Vocabulary
-
-        words = Vocabulary(config.vocabulary.phrases, config.vocabulary.slots).hot_words()
-        return await asyncio.to_thread(
-            FasterWhisperTranscriber.load, path, choice, info, vocabulary=words, language=language
-        )
-
-    return load
+    return found
 
 
 def _whisper_choice(config: Config) -> WhisperChoice:

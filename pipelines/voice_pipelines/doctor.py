@@ -90,6 +90,7 @@ class Facts:
     models_folder: Path
     whisper_choice: WhisperChoice
     whisper: FoundModel | None
+    """The one that would listen; None where PocketSphinx does."""
     piper: FoundModel | None
     espeak_data: Path | None
     """eSpeak NG's data folder, or None when its package does not have one."""
@@ -106,6 +107,10 @@ class Facts:
     """The remote language model that is configured, or None."""
     remote_llm_error: str | None = None
     """Why it cannot be used, or None."""
+    asr: str = "auto"
+    """The recogniser that is configured."""
+    asr_error: str | None = None
+    """Why a start would refuse it, or None."""
     llm_error: str | None = None
     """Why a start would refuse the model of this machine that is configured, or None."""
     turn_end: str = "silence"
@@ -161,6 +166,10 @@ def check_devices(facts: Facts) -> Check:
 
 
 def check_recognition(facts: Facts) -> Check:
+    if facts.asr_error is not None:
+        return Check("recognition", Verdict.FAIL, facts.asr_error, "mend that key of the configuration")
+    if facts.asr == "pocketsphinx":
+        return Check("recognition", Verdict.OK, "PocketSphinx: chosen in the configuration")
     if facts.whisper is None:
         return Check(
             "recognition",
@@ -356,6 +365,9 @@ def run_doctor(config: Config, out: Callable[[str], object] = print) -> int:
     )
     remote_llm, remote_llm_error = _remote_llm(config)
     facts = replace(facts, remote_llm=remote_llm, remote_llm_error=remote_llm_error)
+    facts = replace(facts, asr=config.models.asr, asr_error=refusal(lambda: choices.find_asr(config)))
+    if facts.asr_error is None:
+        facts = replace(facts, whisper=choices.find_asr(config))
     facts = replace(facts, llm_error=refusal(lambda: choices.choose_llm(config)))
     facts = replace(facts, turn_end=_turn_end(config), turn_end_error=refusal(lambda: choices.find_smart_turn(config)))
     facts = replace(facts, repair=config.asr.repair, repair_error=refusal(lambda: choices.check_repair(config)))

@@ -167,9 +167,10 @@ def choose_model(device: Device, cores: int, memory_gib: float, language: str = 
         cores: CPU cores this process may use.
         memory_gib: Free memory of the device.
 
-    A decode costs one encoder pass over 30 s whatever was said, so the size alone decides. Measured with random weights in the
-    real geometries, int8, one thread of a two-core machine that was also busy with other work: 0.8 s (tiny), 1.2 s (base), 5.0 s
-    (small). That more cores take proportionally less, and the memory limits, are estimates.
+    The encoder's pass over a window decides, so the size does. Measured with random weights in the real geometries, int8, one thread
+    of a two-core machine that was also busy with other work, over 30 s: 0.8 s (tiny), 1.2 s (base), 5.0 s (small); most windows are
+    of 10 s now, a sixth of that. That more cores take proportionally less, and the memory limits, are estimates. A core is left to
+    whoever writes the reply.
     """
     suffix = ".en" if language == "en" else ""
     if device == "cuda":
@@ -185,7 +186,7 @@ def choose_model(device: Device, cores: int, memory_gib: float, language: str = 
     else:
         size = "tiny"
     reason = f"{cores} CPU cores and {memory_gib:.0f} GiB decode no larger one in time"
-    return WhisperChoice(size + suffix, "cpu", "int8", max(1, min(cores, 8)), 1, 1, reason)
+    return WhisperChoice(size + suffix, "cpu", "int8", max(1, min(cores - 1, 8)), 1, 1, reason)
 
 
 # --- what is on disk --------------------------------------------------------------------------------------------------

@@ -85,6 +85,7 @@ def test_a_machine_with_everything_is_well() -> None:
             "warn",
             "whisper-base.en",
         ),
+        ("recognition", {"asr_error": "models.asr = 'kaldi': ..."}, "fail", "mend that key"),
         ("voice", {"piper": None}, "warn", "voiceagent models fetch piper"),
         ("voice", {"piper": None, "espeak_data": None}, "fail", "espeakng-loader"),
         ("language model", {"missing_llm_files": ("model.safetensors",)}, "fail", "clone"),
@@ -122,6 +123,22 @@ def test_what_is_well_says_why(name: str, changes: dict[str, object], finding: s
     assert finding in found.finding
 
 
+@pytest.mark.parametrize(
+    ("asr", "name"), [("{}/mine", "faster-whisper mine"), ("pocketsphinx", "PocketSphinx: chosen")]
+)
+def test_the_doctor_tells_of_the_recogniser_that_is_configured(asr: str, name: str, tmp_path: Path) -> None:
+    for place in ("mine", "whisper/tiny.en"):
+        (tmp_path / place).mkdir(parents=True)
+        for file in ("model.bin", "config.json", "tokenizer.json"):
+            (tmp_path / place / file).touch()
+    printed: list[str] = []
+    run_doctor(
+        load(assignments=[f"models.folder={tmp_path}", "server.port=0", f"models.asr={asr.format(tmp_path)}"]),
+        printed.append,
+    )
+    assert any(line.startswith(f"ok    recognition: {name}") for line in printed[0].splitlines()), printed[0]
+
+
 def test_this_machine_can_be_read(tmp_path: Path) -> None:
     facts = look(port=0, models=tmp_path)
     assert facts.cores == available_cores() >= 1
@@ -144,6 +161,7 @@ def test_the_doctor_prints_a_line_each_and_returns_its_verdict(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("assignments", "finding"),
     [
+        (["models.asr=faster-whisper:small.en"], "recognition: models.asr = 'faster-whisper:small.en'"),
         (["models.endpoint=no/such.onnx"], "turn end: models.endpoint = 'no/such.onnx'"),
         (["models.graphs=true", "models.device=cpu"], "language model: models.graphs = True"),
         (["models.device=cuda:99"], "language model: models.device = 'cuda:99'"),

@@ -62,9 +62,10 @@ def configure(folder: Path, *assignments: str) -> Config:
     ("assignment", "expected"),
     [
         ("models.vad=webrtc", "expected `silero`"),
-        ("models.asr=kaldi", "expected `auto`, `pocketsphinx`, `faster-whisper` or `faster-whisper:SIZE`"),
+        ("models.asr=kaldi", "expected `auto`, `pocketsphinx`, `faster-whisper`, `faster-whisper:SIZE` or a folder"),
         ("models.asr=faster-whisperer", "expected `auto`"),
         ("models.asr=pocketsphinx:large", "expected `auto`"),
+        ("models.asr=./some/where", "a folder with model.bin, config.json and tokenizer.json"),
         ("models.asr=faster-whisper", "voiceagent models fetch whisper-"),
         ("models.asr=whisper:small.en", "voiceagent models fetch whisper-small.en"),
         ("models.llm=gpt", "a checkpoint folder or a fetched model"),
@@ -264,6 +265,8 @@ def test_auto_takes_the_whisper_that_was_fetched(tmp_path: Path) -> None:
 
     assert run_async(name_of("auto"), timeout_s=120.0).startswith("faster-whisper tiny.en")
     assert run_async(name_of("faster-whisper:tiny.en"), timeout_s=120.0) == "faster-whisper tiny.en"
+    (tmp_path / "whisper" / "tiny.en").rename(tmp_path / "mine")
+    assert run_async(name_of(str(tmp_path / "mine")), timeout_s=120.0) == "faster-whisper mine (int8 on cpu)"
 
 
 # --- coming up --------------------------------------------------------------------------------------------------------

@@ -18,7 +18,13 @@ import soundfile
 
 from tests.conftest import run_async
 from tests.voice_pipelines.tiny_whisper import WORDS, make_tiny_whisper
-from voice_pipelines.adapters.whisper import Decode, FasterWhisperTranscriber, WhisperDecoder, WhisperUtterance
+from voice_pipelines.adapters.whisper import (
+    Decode,
+    FasterWhisperTranscriber,
+    WhisperDecoder,
+    WhisperUtterance,
+    window_s,
+)
 from voice_pipelines.adapters.whisper_guards import Segment
 from voice_pipelines.adapters.whisper_window import WindowOptions
 from voice_pipelines.models import WhisperChoice, choose_model
@@ -437,3 +443,53 @@ def test_what_whisper_writes_for_hiss_is_not_believed() -> None:
         assert (await recognise(transcriber, hiss * 25, []))[0].text == "Thanks for watching!"
 
     with_transcriber(lambda samples, prompt: saying("Thanks for watching!"), use)
+
+
+# --- how much the encoder is given ------------------------------------------------------------------------------------
+
+
+def test_a_window_is_as_long_as_the_speech_and_some_silence_and_never_longer_than_whispers() -> None:
+    assert [window_s(duration_s) for duration_s in (0.1, 5.9, 6.1, 12.0, 25.9, 26.5, 40.0)] == [
+        10,
+        10,
+        11,
+        16,
+        30,
+        30,
+        30,
+    ]
+
+
+def encoded_s(decoder: WhisperDecoder, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds of sound in each window that is encoded from now on."""
+    lengths: list[float] = []
+    encode = decoder._model.encode
+
+    def noting(features: Any) -> Any:
+        lengths.append(features.shape[-1] / 100)
+        return encode(features)
+
+    monkeypatch.setattr(decoder._model, "encode", noting)
+    return lengths
+
+
+def test_a_short_order_costs_a_short_window(
+    decoder: WhisperDecoder, orders: list[Samples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("voice_pipelines.adapters.whisper.repeats_itself", lambda segment: False)
+    lengths = encoded_s(decoder, monkeypatch)
+    decoder(orders[0][: 3 * INPUT_RATE_HZ], "")
+    decoder(np.concatenate(orders)[: 28 * INPUT_RATE_HZ], "")
+    assert lengths == [10.0, 30.0]
+
+
+def test_what_repeats_itself_is_heard_once_more_in_a_whole_window(
+    decoder: WhisperDecoder, orders: list[Samples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("voice_pipelines.adapters.whisper.repeats_itself", lambda segment: True)
+    lengths = encoded_s(decoder, monkeypatch)
+    (again,) = decoder(orders[0][: 3 * INPUT_RATE_HZ], "")
+    assert lengths == [10.0, 30.0], "once, whatever the second says"
+    monkeypatch.setattr("voice_pipelines.adapters.whisper.window_s", lambda duration_s: 30.0)
+    assert decoder(orders[0][: 3 * INPUT_RATE_HZ], "") == (again,), "the second hearing counts"
+    assert lengths == [10.0, 30.0, 30.0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from voice_pipelines.adapters.whisper_guards import Segment, believable, doubt
+from voice_pipelines.adapters.whisper_guards import Segment, believable, doubt, repeats_itself
 from voiceagent.backends import Word
 
 SPEECH_DBFS = -20.0
@@ -76,3 +76,33 @@ def test_every_doubt_gives_its_reason() -> None:
     assert "no speech" in (doubt(segment("hello", no_speech=0.9, logprob=-2.0), SPEECH_DBFS) or "")
     assert "writes for noise" in (doubt(segment("Thank you."), -50.0) or "")
     assert doubt(segment(""), SPEECH_DBFS) == "no words"
+
+
+@pytest.mark.parametrize("text", [".", "...", "- .", "\u266a"])
+def test_marks_alone_are_no_words(text: str) -> None:
+    assert doubt(segment(text), SPEECH_DBFS) == "no words"
+
+
+def test_a_phrase_written_for_noise_needs_no_unlikely_text_beside_it_when_nobody_seems_to_speak() -> None:
+    assert heard("you", no_speech=0.91, logprob=-0.5) == ""
+    assert heard("you", no_speech=0.2, logprob=-0.5) == "you"
+    assert heard("five", no_speech=0.91, logprob=-0.5) == "five"
+
+
+@pytest.mark.parametrize(
+    ("text", "compression", "again"),
+    [
+        ("Can I have a small latte with soy milk? Can I have a small latte with soy milk?", 1.5, True),
+        ("may have a single shot mocha, may have a single shot mocha, may", 1.5, True),
+        ("5 5 5 5 5 5 5 5", 1.2, True),
+        ("6, 0, 7, 5, 6, 0, 7, 5, 6, 0, 7, 5, 6, 0", 1.7, True),
+        ("G'nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn", 3.0, True),
+        ("no no no I said oat milk", 1.0, False),
+        ("a latte and a mocha and a tea and a cake", 1.2, False),
+        ("five five six, five five six", 1.2, False),
+        ("Could I get a large flat white, please?", 0.9, False),
+        ("", 0.0, False),
+    ],
+)
+def test_what_may_be_a_loop_is_listened_to_again(text: str, compression: float, again: bool) -> None:
+    assert repeats_itself(segment(text, compression=compression)) is again

@@ -11,14 +11,15 @@ import asyncio
 import itertools
 import logging
 import math
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from voice_pipelines.adapters.whisper_guards import SILENCE_DBFS, Segment, believable
+from voice_pipelines.adapters.whisper_guards import SILENCE_DBFS, Segment, believable, repeats_itself
 from voice_pipelines.adapters.whisper_window import Span, UtteranceWindow, WindowOptions
 from voiceagent.backends import INPUT_RATE_HZ, BackendInfo, Partial, Samples, Transcript, Word
 from voiceagent.clock import Clock, MonotonicClock
@@ -39,14 +40,25 @@ MAX_NEW_TOKENS = 200
 """Together with the special tokens these fit Whisper's 448 positions."""
 TOKENS_PER_SECOND = 12
 """More tokens than anybody speaks; a decoder that loops stops here instead of at the last position."""
+WHOLE_WINDOW_S = 30.0
+"""What Whisper was trained on."""
+LEAST_WINDOW_S, QUIET_S = 10.0, 4.0
+"""Shortest window, and least silence behind the speech."""
+_OPENING, _CLOSING = "\"'\u201c\u00bf([{-", "\"'.\u3002,\uff0c!\uff01?\uff1f:\uff1a\u201d)]}\u3001"
+"""Marks that belong to the word behind them, and to that before them: faster-whisper's own."""
+
+
+def window_s(duration_s: float) -> float:
+    """How long a window Whisper is given for so much speech: whole seconds, at most 30."""
+    return min(max(math.ceil(duration_s + QUIET_S), LEAST_WINDOW_S), WHOLE_WINDOW_S)
 
 
 class WhisperDecoder:
     """A loaded faster-whisper model: one window of at most 30 s in, one encoder pass and one greedy or beam search out.
 
-    The batched pipeline is used for its single window: `WhisperModel.transcribe` decodes again from the last word's end, which
-    doubles the time of a window that ends in silence. There is no temperature fallback for the same reason; doubtful text is
-    left to the guards.
+    faster-whisper's own `transcribe` fills every window up to 30 s, so that a word costs as much as a paragraph. The encoder takes
+    less: `window_s` says how much. Text that repeats itself in such a window is decoded once more in a whole one, as the model was
+    trained. There is no temperature fallback; doubtful text is left to the guards.
 
     Args:
         folder: A converted checkpoint: `model.bin`, `config.json`, `tokenizer.json` and the vocabulary.
@@ -65,7 +77,8 @@ class WhisperDecoder:
             raise BackendError(
                 "asr", f"{folder} lacks model.bin or tokenizer.json; it is no converted Whisper checkpoint"
             )
-        from faster_whisper import BatchedInferencePipeline, WhisperModel
+        from faster_whisper import WhisperModel
+        from faster_whisper.tokenizer import Tokenizer
 
         try:
             self._model = WhisperModel(
@@ -78,48 +91,67 @@ class WhisperDecoder:
             )
         except (RuntimeError, ValueError, OSError) as error:
             raise BackendError("asr", f"could not load Whisper from {folder}: {error}") from error
-        self._pipeline = BatchedInferencePipeline
+        is_multilingual = self._model.model.is_multilingual
+        self._tokenizer = Tokenizer(
+            self._model.hf_tokenizer, is_multilingual, task="transcribe", language=language if is_multilingual else "en"
+        )
         self._beam_size = choice.beam_size
-        self._language = language if self._model.model.is_multilingual else "en"
         self.hot_words = self._within(vocabulary, MAX_HOT_WORD_TOKENS, separator=", ")
         self(np.zeros(INPUT_RATE_HZ, np.float32), "")
 
     def __call__(self, samples: Samples, prompt: str) -> tuple[Segment, ...]:
-        duration_s = len(samples) / INPUT_RATE_HZ
+        duration_s = min(len(samples) / INPUT_RATE_HZ, WHOLE_WINDOW_S)
+        short_s = window_s(duration_s)
+        segment = self._decode(samples, prompt, duration_s, short_s)
+        if short_s < WHOLE_WINDOW_S and repeats_itself(segment):
+            segment = self._decode(samples, prompt, duration_s, WHOLE_WINDOW_S)
+        return (segment,)
+
+    def _decode(self, samples: Samples, prompt: str, duration_s: float, length_s: float) -> Segment:
+        """One search over the samples with silence behind them up to the length."""
+        padded = np.zeros(round(length_s * INPUT_RATE_HZ), np.float32)
+        padded[: len(samples)] = samples[: len(padded)]
+        # The extractor gives a frame more than there is audio for.
+        features = self._model.feature_extractor(padded)[:, : round(length_s * self._model.frames_per_second)]
+        encoded = self._model.encode(features)
         recent = self._within(prompt.split()[::-1], MAX_PROMPT_TOKENS, separator=" ").split()[::-1]
-        # A pipeline keeps the last speech time of a call in itself: a fresh one per call keeps threads apart, and costs nothing.
-        segments, _ = self._pipeline(self._model).transcribe(
-            samples,
-            language=self._language,
-            beam_size=self._beam_size,
-            temperature=0.0,
-            batch_size=1,
-            clip_timestamps=[{"start": 0.0, "end": duration_s}],
+        tokens = self._model.get_prompt(
+            self._tokenizer,
+            self._tokenizer.encode(" " + " ".join(recent)) if recent else [],
             without_timestamps=True,
-            word_timestamps=True,
-            condition_on_previous_text=False,
-            initial_prompt=" ".join(recent) or None,
             hotwords=self.hot_words or None,
-            max_new_tokens=min(math.ceil(8 + TOKENS_PER_SECOND * duration_s), MAX_NEW_TOKENS),
         )
-        return tuple(
-            Segment(
-                text=segment.text.strip(),
-                words=tuple(
-                    Word(
-                        text=word.word.strip(),
-                        start_s=float(word.start),
-                        end_s=float(word.end),
-                        probability=min(max(float(word.probability), 0.0), 1.0),
-                    )
-                    for word in segment.words or ()
-                    if word.word.strip()
-                ),
-                avg_logprob=float(segment.avg_logprob),
-                no_speech_probability=float(segment.no_speech_prob),
-                compression_ratio=float(segment.compression_ratio),
+        most = min(math.ceil(8 + TOKENS_PER_SECOND * duration_s), MAX_NEW_TOKENS)
+        (result,) = self._model.model.generate(
+            encoded,
+            [tokens],
+            beam_size=self._beam_size,
+            max_length=len(tokens) + most,
+            return_scores=True,
+            return_no_speech_prob=True,
+        )
+        written = result.sequences_ids[0]
+        text = self._tokenizer.decode(written).strip()
+        part: dict[str, Any] = {"tokens": written, "start": 0.0, "end": duration_s, "seek": 0}
+        # Of less than a second nothing can be aligned.
+        frames = math.ceil(max(duration_s, 1.0) * self._model.frames_per_second)
+        self._model.add_word_timestamps([[part]], self._tokenizer, encoded, [frames], _OPENING, _CLOSING, 0.0)
+        words = (
+            Word(
+                text=word["word"].strip(),
+                start_s=min(float(word["start"]), duration_s),
+                end_s=min(float(word["end"]), duration_s),
+                probability=min(max(float(word["probability"]), 0.0), 1.0),
             )
-            for segment in segments
+            for word in part["words"]
+        )
+        raw = text.encode("utf-8")
+        return Segment(
+            text=text,
+            words=tuple(word for word in words if word.text),
+            avg_logprob=float(result.scores[0]) * len(written) / (len(written) + 1),
+            no_speech_probability=float(result.no_speech_prob),
+            compression_ratio=len(raw) / len(zlib.compress(raw)),
         )
 
     def _within(self, parts: Sequence[str], max_tokens: int, *, separator: str) -> str:

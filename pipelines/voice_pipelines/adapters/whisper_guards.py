@@ -27,6 +27,8 @@ MAX_WORD_REPEATS = 6
 MAX_PHRASE_REPEATS = 3
 """The same for two words and more; "five five six" three times may be a telephone number."""
 LONGEST_PHRASE_WORDS = 12
+REPEATED_WORDS = 4
+"""So many words that have just been said make a text worth a second look: four times the same word behind it, or a phrase of four once more."""
 
 KNOWN_PHRASES = frozenset(
     {
@@ -71,17 +73,35 @@ def believable(segments: Sequence[Segment], level_dbfs: float) -> tuple[Segment,
 
 def doubt(segment: Segment, level_dbfs: float) -> str | None:
     """Why a segment is not to be believed, or None."""
-    if not segment.words:
+    if not normalise(segment.text):
         return "no words"
     if level_dbfs < SILENCE_DBFS:
         return f"the audio is silent ({level_dbfs:.0f} dBFS)"
     if segment.no_speech_probability > NO_SPEECH_PROBABILITY and segment.avg_logprob < MIN_AVG_LOGPROB:
         return f"probably no speech ({segment.no_speech_probability:.2f}) and unlikely text ({segment.avg_logprob:.2f})"
-    if level_dbfs < LOW_ENERGY_DBFS and normalise(segment.text) in KNOWN_PHRASES:
-        return f"a phrase Whisper writes for noise, at {level_dbfs:.0f} dBFS"
+    if normalise(segment.text) in KNOWN_PHRASES:
+        if level_dbfs < LOW_ENERGY_DBFS:
+            return f"a phrase Whisper writes for noise, at {level_dbfs:.0f} dBFS"
+        if segment.no_speech_probability > NO_SPEECH_PROBABILITY:
+            return f"a phrase Whisper writes for noise, and probably no speech ({segment.no_speech_probability:.2f})"
     if segment.compression_ratio > MAX_COMPRESSION_RATIO and segment.avg_logprob < MIN_AVG_LOGPROB:
         return f"repeats itself (compression ratio {segment.compression_ratio:.1f}) and unlikely text"
     return None
+
+
+def repeats_itself(segment: Segment) -> bool:
+    """Whether a segment may be a loop: the same four words or more twice in a row, fewer until there are four words more, or one word of many letters
+    alike. People say such things too, so it is a reason to listen again and not to drop anything."""
+    words = [normalise(word.text) for word in segment.words]
+    if segment.compression_ratio > MAX_COMPRESSION_RATIO:
+        return True
+    for length in range(1, len(words) // 2 + 1):
+        run = 0
+        for earlier, later in zip(words, words[length:], strict=False):
+            run = run + 1 if earlier == later else 0
+            if run >= max(length, REPEATED_WORDS):
+                return True
+    return False
 
 
 def without_loops(segment: Segment) -> Segment:

@@ -14,6 +14,14 @@ def test_hot_words_are_the_plain_slot_phrases_once_each():
     assert Vocabulary.from_table(TABLE).hot_words() == ("flat white", "tea")
 
 
+def test_hot_words_take_no_room_for_what_was_said_before_or_is_the_plural_of_it():
+    slots = {
+        "drink": ["coffee", "cup of coffee", "black coffee", "cold brew"],
+        "drinks": ["coffees", "cold brews", "teas"],
+    }
+    assert Vocabulary(("{drink}", "{drinks}"), slots).hot_words() == ("coffee", "cup of", "black", "cold brew", "teas")
+
+
 def test_equal_content_has_equal_digests_and_a_changed_word_another():
     changed = {**TABLE, "slots": {"drink": ["flat white"]}}
     assert Vocabulary.from_table(TABLE).digest == Vocabulary.from_table(dict(TABLE)).digest
