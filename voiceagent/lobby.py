@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
@@ -21,13 +21,23 @@ Cut: TypeAlias = Literal["late", "crowded", "stalled"]
 
 AT_ONCE = 64
 """Connections that asyncio accepts in one go, uvicorn's `backlog`: it looks at none of them before, and each takes a file descriptor."""
-_QUEUED = 2048
+QUEUED = 2048
+"""Connections that may wait in the system's queue, as many as uvicorn usually lets."""
 
 
 def lengthen_queues(listening: Iterable[socket.socket]) -> None:
-    """Let as many wait in the system's queue as uvicorn usually does: `AT_ONCE` is asyncio's word for both."""
+    """Let `QUEUED` wait again: `AT_ONCE` is asyncio's number for both."""
     for each in listening:
-        each.listen(_QUEUED)
+        each.listen(QUEUED)
+
+
+class Transport(Protocol):
+    """What is asked of a connection; an `asyncio.Transport` is one."""
+
+    def get_write_buffer_size(self) -> int: ...
+    def is_closing(self) -> bool: ...
+    def close(self) -> None: ...
+    def abort(self) -> None: ...
 
 
 class Lobby:
@@ -44,11 +54,11 @@ class Lobby:
         self, most: int, patience_s: float, stall_s: float, tell: Callable[[Cut], None] = lambda _: None
     ) -> None:
         self._most, self._patience_s, self._stall_s, self._tell = most, patience_s, stall_s, tell
-        self._waiting: dict[asyncio.Transport, asyncio.TimerHandle] = {}
+        self._waiting: dict[Transport, asyncio.TimerHandle] = {}
         """Oldest first."""
-        self._stalled: dict[asyncio.Transport, asyncio.TimerHandle] = {}
+        self._stalled: dict[Transport, asyncio.TimerHandle] = {}
 
-    def enter(self, transport: asyncio.Transport) -> None:
+    def enter(self, transport: Transport) -> None:
         """From now on, if it does not yet, this connection owes a request."""
         if transport in self._waiting:
             return
@@ -56,21 +66,21 @@ class Lobby:
         if len(self._waiting) > self._most:
             self._dismiss(next(iter(self._waiting)), "crowded")
 
-    def leave(self, transport: asyncio.Transport) -> None:
+    def leave(self, transport: Transport) -> None:
         """Its request is there. Safe twice."""
         _cancel(self._waiting.pop(transport, None))
 
-    def stall(self, transport: asyncio.Transport) -> None:
+    def stall(self, transport: Transport) -> None:
         """More waits to be sent to the client than is good; it is cut once it takes nothing of it for too long."""
         if transport not in self._stalled:
             self._watch(transport)
 
-    def resume(self, transport: asyncio.Transport) -> None:
+    def resume(self, transport: Transport) -> None:
         """It took most of it. Of a connection that is being closed it has to take all."""
         if not transport.is_closing():
             _cancel(self._stalled.pop(transport, None))
 
-    def forget(self, transport: asyncio.Transport) -> None:
+    def forget(self, transport: Transport) -> None:
         """It is gone."""
         self.leave(transport)
         _cancel(self._stalled.pop(transport, None))
@@ -78,17 +88,17 @@ class Lobby:
     def _later(self, seconds: float, act: Callable[..., None], *what: object) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(seconds, act, *what)
 
-    def _watch(self, transport: asyncio.Transport) -> None:
+    def _watch(self, transport: Transport) -> None:
         left = transport.get_write_buffer_size()
         self._stalled[transport] = self._later(self._stall_s, self._look_again, transport, left)
 
-    def _look_again(self, transport: asyncio.Transport, left: int) -> None:
+    def _look_again(self, transport: Transport, left: int) -> None:
         if transport.get_write_buffer_size() < left:
             self._watch(transport)
         else:
             self._cut(transport, "stalled")
 
-    def _dismiss(self, transport: asyncio.Transport, why: Cut) -> None:
+    def _dismiss(self, transport: Transport, why: Cut) -> None:
         if not transport.get_write_buffer_size():
             self._cut(transport, why)
             return
@@ -96,7 +106,7 @@ class Lobby:
         transport.close()
         self.stall(transport)
 
-    def _cut(self, transport: asyncio.Transport, why: Cut) -> None:
+    def _cut(self, transport: Transport, why: Cut) -> None:
         self.forget(transport)
         self._tell(why)
         transport.abort()  # Closing would wait for a client that takes nothing.

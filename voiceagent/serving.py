@@ -19,6 +19,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.http11 import Request
 
 from voiceagent.errors import ConfigError
+from voiceagent.handshake import Handshakes
 from voiceagent.line import CLOSE_NOW
 from voiceagent.lobby import AT_ONCE, Lobby, lengthen_queues, protocol_of
 from voiceagent.server import RealtimeServer
@@ -59,9 +60,10 @@ async def serve(app: Starlette, settings: ServerSettings, *, on_started: Callabl
         scheme = "http" if context is None else "https"
         cuts = app.state.realtime.telemetry.cuts
         lobby = Lobby(settings.max_waiting, settings.request_timeout_s, settings.send_timeout_s, cuts.add)
+        http = protocol_of(lobby)
         config = uvicorn.Config(
             app,
-            http=protocol_of(lobby),
+            http=http,
             backlog=AT_ONCE,
             ws=_RealtimeProtocol,
             ws_max_size=settings.max_message_bytes,
@@ -75,9 +77,9 @@ async def serve(app: Starlette, settings: ServerSettings, *, on_started: Callabl
             log_level="warning",  # below that, the protocol library logs every header, keys included
             server_header=False,
         )
-        config.load()
-        config.ssl = context
         server = _Server(config, app.state.realtime)
+        if context is not None:
+            server.secure = Handshakes(lobby, context, lambda: http(config, server.server_state, server.lifespan.state))
         started = asyncio.create_task(_announce(server, _address(sockets[0], settings, scheme), on_started))
         watching = asyncio.create_task(app.state.realtime.watch_loop())
         try:
@@ -141,12 +143,19 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, realtime: RealtimeServer) -> None:
         super().__init__(config)
         self._realtime = realtime
+        self.secure: Handshakes | None = None
+        """What accepts connections where they are TLS."""
         self._hurry = asyncio.Event()
         self.listening = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        lengthen_queues(sockets or ())
+        if self.secure is None:
+            await super().startup(sockets)
+            lengthen_queues(sockets or ())
+        else:
+            self.servers, self.started = [], True
+            for listening in sockets or ():
+                self.secure.listen(listening)
         self.listening.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -158,6 +167,8 @@ class _Server(uvicorn.Server):
             drain.cancel()
             hurry.cancel()
         await asyncio.gather(drain, hurry, return_exceptions=True)
+        if self.secure is not None:
+            await self.secure.close()
         await super().shutdown(sockets)
 
     @contextlib.contextmanager

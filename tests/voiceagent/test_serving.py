@@ -460,6 +460,60 @@ def test_https_and_wss_are_served_with_a_certificate(tmp_path: Path) -> None:
     scene(scenario, ServerSettings(port=0, tls_cert=str(cert), tls_key=str(key)))
 
 
+def test_who_begins_no_tls_handshake_is_cut_like_anybody_and_who_fails_one_is_gone(tmp_path: Path) -> None:
+    cert, key = make_certificate(tmp_path)
+
+    async def scenario(place: Place) -> None:
+        host, port = place.address.removeprefix("https://").split(":")
+        silent = [await asyncio.open_connection(host, int(port)) for _ in range(6)]
+        strangers = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
+        for reader, writer in strangers:
+            writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+        trusted = ssl.create_default_context(cafile=str(cert))
+        async with httpx.AsyncClient(verify=trusted) as client:
+            told = (await client.get(f"{place.address}/metrics")).text
+        assert 'voiceagent_cut_connections_total{reason="crowded"} 4' in told, "8 were there, where 4 may be"
+        for _, writer in silent + strangers:
+            writer.close()
+        await asyncio.gather(*(writer.wait_closed() for _, writer in silent + strangers), return_exceptions=True)
+
+    settings = ServerSettings(port=0, tls_cert=str(cert), tls_key=str(key), request_timeout_s=3600.0, max_waiting=4)
+    scene(scenario, settings)
+
+
+def test_a_request_that_comes_with_the_end_of_the_tls_handshake_is_answered(tmp_path: Path) -> None:
+    cert, key = make_certificate(tmp_path)
+
+    def ask(host: str, port: int) -> bytes:
+        """In one piece with the client's last message of the handshake."""
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        trusted = ssl.create_default_context(cafile=str(cert))
+        tls = trusted.wrap_bio(incoming, outgoing, server_hostname="localhost")
+        with socket.create_connection((host, port), 20) as raw:
+            while True:
+                try:
+                    tls.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    raw.sendall(outgoing.read())
+                    incoming.write(raw.recv(65_536))
+            tls.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            raw.sendall(outgoing.read())
+            while True:
+                try:
+                    return tls.read(65_536)
+                except ssl.SSLWantReadError:
+                    incoming.write(raw.recv(65_536))
+
+    async def scenario(place: Place) -> None:
+        host, port = place.address.removeprefix("https://").split(":")
+        assert (await asyncio.to_thread(ask, host, int(port))).startswith(b"HTTP/1.1 200")
+
+    scene(scenario, ServerSettings(port=0, tls_cert=str(cert), tls_key=str(key)))
+
+
 def test_a_certificate_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     async def main() -> None:
         missing = str(tmp_path / "missing.pem")
