@@ -86,7 +86,8 @@ class Playout:
             return
         self._reported_s = played_s
         if self._dry_at is not None:
-            self._dry_at = max(now + self.sent_s - played_s, now)
+            # All of it was played by now, but perhaps earlier: the report may have come late.
+            self._dry_at = min(self._dry_at, now) if self.is_confirmed else now + self.sent_s - played_s
 
     def cut(self, end_s: float, now: float) -> float:
         """The client plays nothing behind `end_s`, or behind an earlier cut; where the audio ends now."""

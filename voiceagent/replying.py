@@ -144,15 +144,22 @@ class Replying:
         dry_at = playout.dry_at()
         if was_dry_at is None or dry_at is None or was_dry_at <= dry_at:
             return
-        behind = list(itertools.dropwhile(lambda each: each is not playout, self._audible()))[1:]
-        if not behind:
+        if self._follow(playout):
+            self.echo.skip(dry_at, was_dry_at)
+        else:
             self.echo.cut(dry_at)
-            return
-        self.echo.skip(dry_at, was_dry_at)
+
+    def _follow(self, playout: Playout) -> bool:
+        """What the caller's queue holds behind this one moves with its end; whether there is anything."""
+        behind = list(itertools.dropwhile(lambda each: each is not playout, self._audible()))[1:]
+        dry_at = playout.dry_at()
+        if not behind or dry_at is None:
+            return False
         for each in behind:
             each.follow(dry_at)
             dry_at = each.dry_at() or dry_at
         self._plan_again()
+        return True
 
     def _plan_again(self) -> None:
         """What is being made has until another moment than was thought."""
@@ -170,8 +177,12 @@ class Replying:
     def report_playout(self, item_id: str, played_s: float) -> None:
         """The client's own word on how much of a reply it has played."""
         playout = self._playouts.get(item_id)
-        if playout is not None:
-            playout.report(played_s, self.clock.now())
+        if playout is None:
+            return
+        was_dry_at = playout.dry_at()
+        playout.report(played_s, self.clock.now())
+        if playout.dry_at() != was_dry_at and self._follow(playout):
+            self._moved.set()
 
     def duck(self) -> None:
         """Somebody may be speaking: what plays is turned down."""

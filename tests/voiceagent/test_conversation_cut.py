@@ -216,6 +216,38 @@ def test_what_is_behind_a_reply_that_its_client_cuts_is_heard_and_over_so_much_s
     talk(scenario, step_s=0.0)
 
 
+@pytest.mark.parametrize("lag_s", [0.4, -0.4])
+def test_where_the_client_says_it_is_in_an_earlier_reply_moves_what_was_heard_of_the_one_behind_it(
+    lag_s: float,
+) -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(0.5)
+        line.conversation.create_response(ResponseOptions())
+        await line.clock.advance(0.1)
+        first, _ = line.of(ResponseItemStarted)
+        replying = line.conversation._replying
+        earlier, behind = replying._audible()
+        before, was_dry_at = behind.dry_at(), earlier.dry_at()
+        assert before is not None and was_dry_at is not None
+        line.conversation.report_playout(first.item.id, earlier.played_s(line.clock.now()) - lag_s)
+        assert behind.dry_at() == pytest.approx(before + lag_s) and earlier.dry_at() == pytest.approx(
+            was_dry_at + lag_s
+        )
+        await line.clock.advance(was_dry_at + lag_s - line.clock.now())
+        assert behind.played_s(line.clock.now()) == pytest.approx(0.0, abs=0.01)
+        line.conversation.report_playout(first.item.id, earlier.sent_s)
+        await line.clock.advance(0.7)
+        line.conversation.report_playout(first.item.id, earlier.sent_s)
+        assert behind.played_s(line.clock.now()) == pytest.approx(0.7, abs=0.01), "its end told late moves nothing"
+        await line.clock.advance(before + lag_s - line.clock.now() - 0.05)
+        assert line.conversation.phase is Phase.SPEAKING
+        await line.clock.advance(0.1)
+        assert line.conversation.phase is Phase.IDLE
+
+    talk(scenario, step_s=0.0)
+
+
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["in order", "the later one first"])
 def test_where_a_client_cuts_all_that_it_has_queued_nothing_plays_any_more(order: tuple[int, int]) -> None:
     async def scenario(line: Line) -> None:

@@ -96,6 +96,18 @@ def test_a_position_that_goes_back_is_old_news() -> None:
     assert playout.played_s(11.7) == pytest.approx(1.7)
 
 
+def test_a_late_report_of_the_end_does_not_move_it() -> None:
+    playout = spoken()
+    playout.report(2.0, now=11.8)
+    assert playout.dry_at() == 11.8, "sooner than was thought"
+    playout.report(2.0, now=12.5)
+    assert playout.dry_at() == 11.8
+    late = spoken()
+    late.report(2.0, now=12.5)
+    assert late.dry_at() == 12.0
+    assert late.sent(1.0, now=12.6) == 13.6, "more of it is a gap later"
+
+
 def test_what_was_stopped_is_over_and_only_the_client_knows_better() -> None:
     playout = spoken()
     playout.duck(10.7)
