@@ -8,8 +8,9 @@ the page does, each way takes `--network-ms`, and its loudspeaker obeys: it star
 plays once that is silence, restores within 60 ms, and is flushed by `speech_started`. With `--no-mutes` it is a client that cannot hold.
 
 Read from the waveform: time from the caller's first audible sample to an output 20 dB below what it would have been, and to silence that lasts. A
-false stop is an agent that does not come back. Recorded are orders, commands and single digits; backchannels and short commands are eSpeak's, coughs
-and keyboards are shaped noise: made cases, claimed as nothing else. Echo is the output through a made room.
+false stop is an agent that does not come back. The agent tells something; in rows "after a question" it has asked first. Recorded are orders, commands and
+single digits; backchannels and short commands are eSpeak's, coughs and keyboards are shaped noise: made cases, claimed as nothing else. Echo is the
+output through a made room.
 """
 
 from __future__ import annotations
@@ -80,6 +81,10 @@ AGENT = (
     "Sure, one large mocha with oat milk, that's five dollars and sixty cents. It will be ready in ten minutes, and you can pick it up at the counter. "
     "We are open until five in the afternoon today, and from eight to four on weekends. Would you like anything else with that?"
 )
+"""Tells for more than ten seconds, and is talked over in the first four: it has asked nothing by then."""
+ASKING_AGENT = f"Would you like anything else with that? {AGENT}"
+"""The same, but it asks first."""
+AFTER_A_QUESTION = ", after a question"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,20 +204,35 @@ class SilentDraft:
         pass
 
 
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """What the agent says, synthesised as a whole."""
+
+    text: str
+    samples: Samples
+    rate_hz: int
+
+
+async def said(text: str, synthesizer: EspeakSynthesizer) -> Speech:
+    return Speech(text, np.concatenate([samples async for samples in synthesizer.speak(text)]), synthesizer.rate_hz)
+
+
 class Recorded:
-    """Says what was synthesised before, at once."""
+    """Says what was synthesised before, at once: of each clause the part that its letters are of the text."""
 
     info = BackendInfo("tts", "espeak", "benchmark")
 
-    def __init__(self, samples: Samples, rate_hz: int) -> None:
-        self._samples, self.rate_hz = samples, rate_hz
-        self._said = False
+    def __init__(self, speech: Speech) -> None:
+        self._speech, self.rate_hz = speech, speech.rate_hz
+        self._letters = 0
+        """Of the text, said so far."""
 
     async def speak(self, clause: str) -> AsyncGenerator[Samples, None]:
-        if not self._said:
-            self._said = True
-            for start in range(0, self._samples.size, self.rate_hz // 20):
-                yield self._samples[start : start + self.rate_hz // 20]
+        text, samples = self._speech.text, self._speech.samples
+        start, self._letters = self._letters, text.index(clause, self._letters) + len(clause)
+        end = round(samples.size * self._letters / len(text))
+        for at in range(round(samples.size * start / len(text)), end, self.rate_hz // 20):
+            yield samples[at : min(at + self.rate_hz // 20, end)]
 
     async def aclose(self) -> None:
         pass
@@ -225,8 +245,7 @@ class Recorded:
 class Setting:
     detector: SileroDetector
     decoder: SphinxDecoder
-    agent: Samples
-    agent_rate_hz: int
+    agent: Speech
     detection: TurnDetection
     network_s: float
     can_be_held: bool = True
@@ -249,10 +268,8 @@ async def run_case(case: Case, setting: Setting, at_s: float, seed: int) -> Outc
     microphone[begin : begin + case.sound.size] += case.sound[: length - begin]
     echo = np.zeros(length + INPUT_RATE_HZ, np.float32)
     conversation = Conversation(
-        backends=Backends(
-            detector, Sphinx(setting.decoder, clock), SilentDrafter(), Recorded(setting.agent, setting.agent_rate_hz)
-        ),  # type: ignore[arg-type]
-        agent=AgentProfile("café", "", "Hello."),
+        backends=Backends(detector, Sphinx(setting.decoder, clock), SilentDrafter(), Recorded(setting.agent)),  # type: ignore[arg-type]
+        agent=AgentProfile("café", "", setting.agent.text),
         settings=SessionSettings(turn_detection=setting.detection, can_be_held=setting.can_be_held),
         clock=clock,
         emit=lambda event: arriving.append((clock.now() + setting.network_s, event)),
@@ -380,7 +397,7 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
         vocabulary = Vocabulary.from_table(tomllib.load(file)["vocabulary"])
     decoder, _ = decoder_for(vocabulary, options.cache)
     synthesizer = EspeakSynthesizer()
-    agent = np.concatenate([samples async for samples in synthesizer.speak(AGENT)])
+    tells = await said(AGENT, synthesizer)
     detector = SileroDetector()
     every = options.every
     groups: list[tuple[list[Case], Callable[[int], Samples | None]]] = [
@@ -397,7 +414,17 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
             list(recorded(options.data, ("order",), every, "order over echo")),
             lambda number: made_room(2000 + number, (8.0, 14.0, 20.0)[number % 3]),
         ),
+        (
+            list(recorded(options.data, ("digit",), every, f"one digit, recorded{AFTER_A_QUESTION}")),
+            lambda number: None,
+        ),
+        (
+            (await spoken(SHORT, f"one or two words{AFTER_A_QUESTION}", interrupts=True))[::every],
+            lambda number: None,
+        ),
+        (await spoken(BACKCHANNELS, f"backchannel{AFTER_A_QUESTION}", interrupts=False), lambda number: None),
     ]
+    asks = await said(ASKING_AGENT, synthesizer)  # Behind the callers: eSpeak's noise goes on from text to text.
     rows, log = [], []
     generator = np.random.default_rng(options.seed)
     detection = TurnDetection(barge_in=options.mode, echo_gate=not options.no_echo_gate, hums=not options.no_hums)
@@ -410,8 +437,7 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
             setting = Setting(
                 detector,
                 decoder,
-                agent,
-                synthesizer.rate_hz,
+                asks if case.kind.endswith(AFTER_A_QUESTION) else tells,
                 detection,
                 options.network_ms / 1000,
                 not options.no_mutes,

@@ -16,6 +16,9 @@ stopped, and its words decide when they are whole. Only a backchannel as it was 
 What sounds like a hum (`voiceagent.hum`) is waited for as a backchannel is, and a word or three that a recogniser makes of it do not stop the agent. Words that are
 there to stop somebody do, however they sound; and so does whoever says it again.
 
+While the agent has asked nothing that the caller has heard (`voiceagent.questions`), there is nothing to answer, and what is left of a backchannel without the words
+that say nothing alone, "see", is one.
+
 Once the agent is no longer audible nothing is a backchannel: what was in doubt then, or was said just before, is the caller's turn.
 """
 
@@ -101,7 +104,7 @@ class BargeInSettings:
     """Voice that lasts longer than this was said to the agent, unless its words so far are a backchannel. The goal is silence 0.6 s after the first
     syllable."""
     unclear_s: float = 0.46
-    """The same where the recogniser makes nothing of it so far, or a word that says nothing alone."""
+    """The same where the recogniser makes nothing of it so far, a word that says nothing alone, or what is left of a backchannel."""
     drawn_s: float = 0.8
     """The same for a backchannel: "okaaay". Voice that lasts longer was said to the agent, also to one that is mute already."""
     gap_s: float = 0.096
@@ -275,6 +278,7 @@ class BargeIn:
         self._is_doubted = False
         self._is_muted = False
         self._can_be_held = False
+        self._has_asked = True
         self._held_from: int | None = None
         """Since when the client has played nothing because of this doubt."""
         self._last: _Voice | None = None
@@ -323,6 +327,7 @@ class BargeIn:
         is_unsure: bool = False,
         comes_back: bool = False,
         can_be_held: bool = False,
+        has_asked: bool = True,
     ) -> tuple[Action, ...]:
         """Take the next window, samples `start` to `end`; say what has to be done.
 
@@ -334,10 +339,11 @@ class BargeIn:
             is_unsure: The agent's voice has hardly been heard so far: it may explain this without our knowing.
             comes_back: It is known by now that the agent's voice comes back to the microphone.
             can_be_held: The client can play nothing for a while and then go on where it was.
+            has_asked: The agent has asked something that the caller may be answering, as far as is known.
         """
         if not agent_is_audible:
             return self._agent_ended(end)
-        self._can_be_held = can_be_held
+        self._can_be_held, self._has_asked = can_be_held, has_asked
         if self._voice is not None and hum is not None:
             self._voice.hum = hum
         muted: tuple[Action, ...] = ()
@@ -489,11 +495,13 @@ class BargeIn:
     def _take_answer(self, number: int, text: str, end: int) -> tuple[Action, ...]:
         settings = self.settings
         is_nothing = not text.strip() or is_backchannel(text, settings.fragments)
-        says_something = not is_nothing and not is_backchannel(text, (*settings.backchannels, *settings.fragments))
+        is_left = self._is_left_of_a_backchannel(text)
+        is_acknowledged = is_left or is_backchannel(text, (*settings.backchannels, *settings.fragments))
+        says_something = not is_nothing and not is_acknowledged
         if self._is_doubted and self._voice is not None and self._voice.early == number:
-            self._voice.early_words = tuple(normalise(text).split()) if says_something else ()
+            self._voice.early_words = tuple(normalise(text).split()) if says_something or is_left else ()
             self._voice.is_stopping = says_something and self._is_stopping(text)
-            if is_nothing:
+            if is_nothing or is_left:
                 self._voice.limit_s = self.settings.unclear_s
             elif not says_something:
                 self._voice.limit_s = self.settings.drawn_s
@@ -534,9 +542,18 @@ class BargeIn:
 
     def _brings_back(self, voice: _Voice, text: str) -> bool:
         """Whether a voice that was long enough to silence the agent was nothing all the same: it takes more than no words, or one that says nothing alone."""
-        if is_backchannel(text, self.settings.backchannels):
+        if is_backchannel(text, self.settings.backchannels) or self._is_left_of_a_backchannel(text):
             return True
         return voice.hum >= self.settings.sure_hum and self._is_hum(voice) and not self._is_stopping(text)
+
+    def _is_left_of_a_backchannel(self, text: str) -> bool:
+        """Whether it is all that recognisers often hear of one, "see" of "I see", and the agent has asked nothing."""
+        words = normalise(text).split()
+        if self._has_asked or not words or is_backchannel(text, self.settings.backchannels):
+            return False
+        fragments = {normalise(each) for each in self.settings.fragments}
+        phrases = (normalise(each).split() for each in self.settings.backchannels)
+        return any(words == [word for word in phrase if word not in fragments] for phrase in phrases)
 
     def _is_stopping(self, text: str) -> bool:
         words = {word for each in self.settings.stopping_words for word in normalise(each).split()}

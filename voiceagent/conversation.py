@@ -91,6 +91,7 @@ class Conversation:
             happened=self._happened,
             take_note=self._take_note,
             is_answered=lambda: self._replying.will_answer(),
+            has_asked=lambda: self._replying.has_asked(),
             echo=echo,
             early=self._early,
         )

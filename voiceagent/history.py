@@ -58,6 +58,16 @@ class History:
     def output(self, call_id: str) -> OutputItem | None:
         return next((item for item in self._items if isinstance(item, OutputItem) and item.call_id == call_id), None)
 
+    def unanswered(self) -> tuple[Item, ...]:
+        """What the agent has said since the caller's last words, newest first."""
+        said: list[Item] = []
+        for item in reversed(self._items):
+            if isinstance(item, Item) and item.role == "user" and item.text:
+                break
+            if isinstance(item, Item) and item.role == "agent":
+                said.append(item)
+        return tuple(said)
+
     def awaited_calls(self) -> frozenset[str]:
         """`call_id` of the agent's calls since anybody last said something, as far as what came of them is not known."""
         awaited: set[str] = set()

@@ -105,12 +105,14 @@ class Listener:
         echo: EchoGate | None = None,
         ask_again_s: float | None = None,
         sound: Callable[[Samples], float | None] | None = None,
+        has_asked: Callable[[], bool] | None = None,
     ) -> None:
         self._detector = detector
         self._echo = echo or EchoGate()
         self._judge = judge
         self._words = PauseWords(ask_again_s)
         self._sound = sound
+        self._has_asked = has_asked
         self._sounded_until: int | None = None
         """The end of the voice that `_sound` has been asked about last."""
         self._windower = Windower(window_samples)
@@ -220,6 +222,7 @@ class Listener:
             is_unsure=has_gate and not self._echo.is_learned,
             comes_back=has_gate and self._echo.comes_back,
             can_be_held=can_be_held,
+            has_asked=self._has_asked is None or not self._barge_in.is_doubted or self._has_asked(),
         ):
             match action:
                 case barge_in.Duck(start_sample=began):

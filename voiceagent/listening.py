@@ -119,6 +119,7 @@ class Listening:
         happened: Told when speech begins and ends and when its words are known.
         take_note: Given each utterance's item and words.
         is_answered: Whether a reply that waits for these words is open already.
+        has_asked: Whether the agent has asked something that the caller has heard and not answered.
         echo: Tells the agent's own voice from the caller's.
         early: Told of pauses, in which a reply may be drafted.
     """
@@ -139,6 +140,7 @@ class Listening:
         happened: Callable[[turns.TurnInput], None],
         take_note: Callable[[str, str], None],
         is_answered: Callable[[], bool],
+        has_asked: Callable[[], bool],
         echo: EchoGate,
         early: EarlyDrafts,
     ) -> None:
@@ -163,6 +165,7 @@ class Listening:
             echo,
             None if backends.scorer is None else backends.scorer.ask_again_s,
             endpoint_sound.completeness if backends.scorer is not None and backends.scorer.weighs_sound else None,
+            has_asked,
         )
         self._inbox: asyncio.Queue[_Inbound] = asyncio.Queue()
         self._backlog_samples = 0

@@ -195,6 +195,11 @@ class Playout:
         played_s = self.played_s(now)
         return played_s if self._ducked_s is None else min(self._ducked_s, played_s)
 
+    @property
+    def text(self) -> str:
+        """All the words that have or will have audio, as far as is known: what was heard is their beginning."""
+        return " ".join(clause.text.strip() for clause in self.clauses)
+
     def heard_text(self, played_s: float) -> str:
         """The words that were spoken to their end within the first `played_s` seconds.
 

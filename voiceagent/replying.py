@@ -35,6 +35,7 @@ from voiceagent.events import (
 from voiceagent.history import History
 from voiceagent.listening import CallerTurn
 from voiceagent.playout import Playout
+from voiceagent.questions import has_asked
 from voiceagent.reply import Reply, ReplyRequest
 from voiceagent.session import ResponseOptions, SessionSettings
 from voiceagent.tasks import TaskGroup, new_id
@@ -116,6 +117,23 @@ class Replying:
             and running.reply.request.text is None
             and running.options.turns is None
         )
+
+    def has_asked(self) -> bool:
+        """Whether the agent, since the caller's last words, has asked something that they have heard; also where that cannot be told."""
+        now = self.clock.now()
+        items = self.history.unanswered()
+        ids = {item.id for item in items}
+        audible = [reply for reply in self._replies() if reply.playout.is_playing(now)]
+        if any(reply.request.item_id not in ids for reply in audible):
+            return True  # A reply outside the conversation, or one from before those words.
+        told: list[tuple[str, str]] = []
+        for item in items:
+            playout, text = self._playouts.get(item.id), item.text or ""
+            if playout is None or not item.spoken:
+                told.append((text, text))  # Read, or said so long ago that it has been heard.
+            else:
+                told.append((playout.heard_text(playout.played_s(now)), playout.text))
+        return has_asked(told)
 
     # --- what was heard -----------------------------------------------------------------------------------------------
 
@@ -217,9 +235,13 @@ class Replying:
         if held:
             self._plan_again()
 
-    def _audible(self) -> list[Playout]:
+    def _replies(self) -> list[Reply]:
+        """Those that the caller may hear, in that order."""
         current = [] if self._running is None else [self._running.reply]
-        return [reply.playout for reply in (*self._still_playing, *current)]
+        return [*self._still_playing, *current]
+
+    def _audible(self) -> list[Playout]:
+        return [reply.playout for reply in self._replies()]
 
     def is_heard(self) -> bool | None:
         """Whether the client has reported the newest reply as played to its end; None where it has reported nothing."""

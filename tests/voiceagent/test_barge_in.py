@@ -557,6 +557,7 @@ def hear(
     hum: float = 0.0,
     level_db: float = -20.0,
     can_be_held: bool = False,
+    has_asked: bool = True,
 ) -> list[Action]:
     """Windows from number `at` on; the sound is told only where it is asked for."""
     said: list[Action] = []
@@ -564,7 +565,14 @@ def hear(
         start, end = number * WINDOW, (number + 1) * WINDOW
         told = None if barge_in.listens_from(start, end) is None else hum
         said += barge_in.update(
-            probability, start, end, agent_is_audible=True, level_db=level_db, hum=told, can_be_held=can_be_held
+            probability,
+            start,
+            end,
+            agent_is_audible=True,
+            level_db=level_db,
+            hum=told,
+            can_be_held=can_be_held,
+            has_asked=has_asked,
         )
     return said
 
@@ -656,3 +664,98 @@ def test_whoever_says_it_again_is_heard() -> None:
     barge_in = BargeIn()
     assert judged("still", 0.9, barge_in=barge_in) == Restore(Dismissed.BACKCHANNEL)
     assert isinstance(judged("still", 0.9, barge_in=barge_in), Stop)
+
+
+# --- what was asked ---------------------------------------------------------------------------------------------------
+
+
+def over_a_teller(
+    early: str,
+    whole: str,
+    *,
+    voice: int,
+    hum: float = 0.0,
+    has_asked: bool = False,
+    barge_in: BargeIn | None = None,
+    at: int = 0,
+) -> list[Action]:
+    """All that comes of so many windows of voice with these words, over an agent that can be held and has asked nothing."""
+    barge_in, said = barge_in or BargeIn(), []
+    for number in range(voice + 20):
+        probability = 0.95 if number < voice else 0.02
+        new = hear(barge_in, at + number, 1, probability, hum=hum, can_be_held=True, has_asked=has_asked)
+        for ask in (each for each in new if isinstance(each, Ask)):
+            barge_in.answer(ask.number, early if number < voice else whole)
+        said += new
+    return said
+
+
+@pytest.mark.parametrize("voice", [9, 14, 20])
+@pytest.mark.parametrize(
+    ("text", "is_left"),
+    [("see", True), ("Got.", True), ("see you", False), ("see the menu", False), ("see see", False), ("all", False)],
+)
+def test_what_is_left_of_a_backchannel_is_one_where_nothing_was_asked(text: str, is_left: bool, voice: int) -> None:
+    assert over_a_teller("see", text, voice=voice)[-1] == (
+        Restore(Dismissed.BACKCHANNEL) if is_left else Stop(0, voice * WINDOW)
+    )
+    assert isinstance(over_a_teller("see", text, voice=voice, has_asked=True)[-1], Stop)
+
+
+def test_what_is_left_of_a_backchannel_follows_from_the_lists_and_holds_nobody_back_for_long() -> None:
+    german = BargeIn(BargeInSettings(backchannels=("ach so", "genau"), fragments=("ach",)))
+    assert over_a_teller("so", "so", voice=9, barge_in=german)[-1] == Restore(Dismissed.BACKCHANNEL)
+    german = BargeIn(BargeInSettings(backchannels=("ach so", "genau"), fragments=("ach",)))
+    assert isinstance(over_a_teller("see", "see", voice=9, barge_in=german)[-1], Stop)
+    for has_asked, longest in ((True, 13), (False, 15)):
+        barge_in, at = BargeIn(), 0
+        while not any(isinstance(each, Stop) for each in hear(barge_in, at, 1, 0.95, has_asked=has_asked)):
+            at += 1
+            if at == 8:
+                barge_in.answer(2, "see")
+        assert at + 1 == longest, "windows of voice that stop an agent that cannot be held"
+
+
+def test_a_whole_backchannel_is_waited_for_as_long_where_nothing_was_asked() -> None:
+    kinds = [type(each) for each in over_a_teller("okay", "okay", voice=20)]
+    assert kinds == [Duck, Ask, Ask, Restore], "without a mute"
+
+
+@pytest.mark.parametrize(("early", "text", "voice"), [("so", "so", 9), ("see", "see the", 9), ("", "you", 18)])
+def test_nothing_else_is_a_backchannel_where_nothing_was_asked(early: str, text: str, voice: int) -> None:
+    hum = 0.95 if early else 0.3
+    done = over_a_teller(early, text, voice=voice, hum=hum)[-1]
+    assert isinstance(done, Stop), "it may have been a stop, or a number"
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.4, 0.6, 1.0, 1.0]), max_size=80),
+    st.lists(st.sampled_from(["", "okay", "see", "you", "do", "a tea", "stop"]), min_size=1, max_size=4),
+    st.integers(1, 6),
+    st.sampled_from([0.0, 0.2, 0.5, 0.9]),
+    st.booleans(),
+)
+def test_what_silences_an_agent_that_has_asked_nothing_would_have_silenced_one_that_has(
+    windows: list[float], words: list[str], late: int, likeness: float, can_be_held: bool
+) -> None:
+    asked, teller = BargeIn(), BargeIn()
+    answers: list[tuple[int, int, str]] = []
+    for number, probability in enumerate(windows):
+        for at, ask, text in answers:
+            if at == number:
+                asked.answer(ask, text)
+                teller.answer(ask, text)
+        said, also = (
+            hear(each, number, 1, probability, hum=likeness, can_be_held=can_be_held, has_asked=has_asked)
+            for each, has_asked in ((asked, True), (teller, False))
+        )
+        if any(isinstance(each, Stop | Mute) for each in said):
+            return  # As soon or sooner.
+        assert not any(isinstance(each, Stop | Mute) for each in also)
+        if any(isinstance(each, Restore) for each in also) and not any(isinstance(each, Restore) for each in said):
+            return
+        answers += [
+            (number + late, each.number, words[each.number % len(words)])
+            for each in {*said, *also}
+            if isinstance(each, Ask)
+        ]

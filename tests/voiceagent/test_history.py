@@ -83,3 +83,15 @@ def test_a_call_of_the_agents_is_awaited_until_its_output_or_until_somebody_spea
     assert history.awaited_calls() == {"call_1"}, "nobody waits for what a client made up"
     history.add(Item("v", "user", "hello?"))
     assert not history.awaited_calls()
+
+
+def test_what_the_agent_said_since_the_callers_last_words_is_unanswered_newest_first() -> None:
+    history = History()
+    assert history.unanswered() == ()
+    for item in (Item("a", "agent", "What size?"), Item("b", "user", "large"), Item("c", "agent", "Sure.")):
+        history.add(item)
+    history.add(Item("d", "system", "be brief"))
+    history.add(Item("e", "user", None))
+    history.add(Item("f", "user", ""))
+    history.add(Item("g", "agent", "Anything else?"))
+    assert [item.id for item in history.unanswered()] == ["g", "c"], "a noise is no answer"

@@ -150,6 +150,13 @@ def test_what_plays_ducked_counts_when_it_is_restored_and_not_when_it_is_stopped
     assert playout.heard_s(10.9) == pytest.approx(0.9)
 
 
+def test_all_the_words_of_a_reply_begin_with_those_that_were_heard() -> None:
+    playout = spoken()
+    assert playout.text.startswith(playout.heard_text(1.0)) and playout.text == playout.heard_text(2.0)
+    playout.begin_clause(" And  more. ")
+    assert playout.text.endswith(" And  more.")
+
+
 def test_a_reply_behind_one_that_is_cut_is_heard_at_once() -> None:
     playout, behind, late = spoken(), Playout(not_before=12.0), Playout(not_before=12.0)
     behind.sent(1.0, now=10.2)

@@ -688,3 +688,66 @@ def test_text_that_is_typed_over_the_agent_is_answered_and_the_answer_is_not_tur
     first, second = agents_words(line)
     assert second == "Yes, of course?"
     assert (first == LONG.strip()) == (door == "Realtime"), "a response that a client asks for waits for its turn"
+
+
+# --- what was asked ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (LONG, "PlaybackRestored"),
+        (f"What size would you like? {LONG}", "SpeechStarted"),
+        (f"{LONG} What size would you like?", "PlaybackRestored"),
+        (f"Would you like {LONG.lower().replace('.', ',')} or more?", "SpeechStarted"),
+    ],
+    ids=["only tells", "has asked", "will ask later", "is asking"],
+)
+def test_see_is_a_backchannel_as_long_as_nothing_was_heard_that_asks(written: str, expected: str) -> None:
+    async def scenario(line: Line) -> None:
+        await answered(line)
+        await line.play(np.concatenate([tone(0.3), silence(0.8)]))
+        assert over(line) == ["PlaybackDucked", expected]
+
+    talk(scenario, heard=("a mocha please", "see"), written=(written, "Yes?"), step_s=0.0)
+
+
+@pytest.mark.parametrize(("answers", "expected"), [(False, "SpeechStarted"), (True, "PlaybackRestored")])
+def test_a_question_of_an_earlier_reply_is_open_until_the_caller_says_something(answers: bool, expected: str) -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.play(silence(4.0))
+        assert line.conversation.phase is Phase.IDLE
+        if answers:
+            line.conversation.add_item(Item("typed", "user", "a large one"))
+        line.conversation.create_response()
+        await line.play(silence(1.3))
+        await line.play(np.concatenate([tone(0.3), silence(0.8)]))
+        assert over(line) == ["PlaybackDucked", expected]
+
+    talk(scenario, heard=("a mocha please", "see"), written=("What size would you like?", LONG, "Yes?"), step_s=0.0)
+
+
+def test_over_a_reply_that_is_in_no_history_it_is_not_known_what_was_asked() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.play(silence(4.0))
+        line.conversation.create_response(ResponseOptions(in_conversation=False))
+        await line.play(silence(1.3))
+        await line.play(np.concatenate([tone(0.3), silence(0.8)]))
+        assert over(line) == ["PlaybackDucked", "SpeechStarted"]
+
+    talk(scenario, heard=("a mocha please", "see"), written=("Sure.", LONG, "Yes?"), step_s=0.0)
+
+
+def test_an_agent_of_whom_no_word_was_heard_yet_may_have_been_asked_anything() -> None:
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        while not line.conversation._state.is_audible:
+            await line.play(silence(0.02))
+        await line.play(tone(0.2))
+        assert line.conversation._replying.has_asked()
+        await line.play(silence(3.0))
+        assert not line.conversation._replying.has_asked()
+
+    talk(scenario, heard=("a mocha please", "uh-huh"), written=("Acknowledgements. " + LONG,), step_s=0.0)
