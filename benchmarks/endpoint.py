@@ -35,6 +35,7 @@ from asr import decoder_for
 from measuring import about, percentile
 from numpy.typing import NDArray
 from pauses import TAIL_S, draw_pause, entries
+from resample import Spread, spread
 from tapes import Tape, TapeMaker, WhisperTapeMaker
 from turn_sound import Ear, Ears, Stop, examples
 
@@ -414,6 +415,7 @@ def compare(name: str, cases: Sequence[Case], defaults: EndpointSettings, also: 
         "speakers": len(set(speakers)),
         "silence held out": held_out(alone, speakers),
         "words held out": held_out(words, speakers),
+        "with other speakers": spread(words.delays, alone.delays, speakers, goal=GOAL, early_s=EARLY_S, folds=FOLDS),
         "best silence within the goal": alone.point(alone.best()),
         "best words within the goal": words.point(words.best()),
         "default silence": point_at(alone, defaults.silence_s),
@@ -471,6 +473,12 @@ def report(result: dict[str, Any]) -> str:
         - result["best words within the goal"].mean_s / result["best silence within the goal"].mean_s,
     }
     lines += [f"\n{how}: the words are {100 * share:.0f} % sooner." for how, share in sooner.items()]
+    other: Spread = result["with other speakers"]
+    low, high = (100 * share for share in other.cut_off)
+    least, most = (100 * share for share in other.sooner)
+    lines.append(
+        f"With other speakers (95 of 100 draws): {low:.1f} to {high:.1f} % cut off, {least:.0f} to {most:.0f} % sooner."
+    )
     return "\n".join(lines)
 
 
@@ -575,6 +583,8 @@ async def run(
 
 
 def as_json(value: object) -> object:
+    if isinstance(value, Spread):
+        return {name: [round(each, 4) for each in ends] for name, ends in asdict(value).items()}
     if not isinstance(value, Point):
         return str(value)
     # Where everybody was cut off there is no delay.

@@ -21,6 +21,11 @@ def beside(probability: float, sound: float | None) -> float:
     return 1 / (1 + math.exp(-_log_odds(probability) - _log_odds(sound)))
 
 
+def tempered(probability: float, weight: float) -> float:
+    """With its log-odds times `weight`, from 0 (a half, whatever was said) to 1 (as it was said)."""
+    return 1 / (1 + math.exp(-weight * _log_odds(probability)))
+
+
 def _log_odds(probability: float) -> float:
     p = min(max(probability, CERTAIN), 1 - CERTAIN)
     return math.log(p / (1 - p))
