@@ -7,6 +7,7 @@ and went on is an ordinary one again.
 from __future__ import annotations
 
 import re
+from itertools import takewhile
 
 from voiceagent.transcript import normalise
 
@@ -16,9 +17,14 @@ _HOUSE_NUMBER = _DIGIT | frozenset(
     " twenty thirty forty fifty sixty seventy eighty ninety".split()
 )
 _LETTER = frozenset("bcdefghjklmnopqrstuvwxyz")
+_LETTER_WORDS = frozenset("ai")
 """Single letters as recognisers write them; "a" and "i" are words."""
 _STREETS = frozenset("street avenue road lane drive boulevard court square highway apartment suite".split())
 _SPOKEN_MARKS = frozenset("dot underscore hyphen dash slash".split())
+_WRITTEN_MARKS = re.compile(r"\w@|\w\w\.[a-z]{2}")
+"""The same where the recogniser writes the marks themselves: "tom@", "example.com"."""
+_ONE_NUMBER = re.compile(r"\$\d[\d,]*(?:\.\d+)?|\b\d{1,2}:\d\d\b|\b\d{1,3}\.\d\d\b(?!\.)")
+"""Figures that are said as one: a price or a time of day."""
 _RUN_DIGITS = 3
 """So many digits in a row are dictated; "one two" is a correction and "sixteen ounce" an order."""
 _RUN_LETTERS = 2
@@ -61,15 +67,23 @@ def last_sentence(text: str) -> str:
 
 def ends_in_dictation(words: str) -> bool:
     """Whether the words end in digits, letters, an address, or the marks of an e-mail address."""
-    said = normalise(words).split()
+    said = normalise(_ONE_NUMBER.sub(" number ", words)).split()
     if tuple(said[-2:]) in _HALVES_OF_THE_DAY:
         return False
-    if _run(said, _DIGIT) >= _RUN_DIGITS or _run(said, _LETTER) >= _RUN_LETTERS:
+    if _run(said, _DIGIT) >= _RUN_DIGITS or _is_spelling(said):
         return True
-    if any(word in _SPOKEN_MARKS for word in said[-3:]) and "at" in said[-8:]:
+    newest = " ".join(words.rsplit(None, 2)[-2:]).lower()
+    has_marks = any(word in _SPOKEN_MARKS for word in said[-3:]) or _WRITTEN_MARKS.search(newest)
+    if has_marks and ("at" in said[-8:] or "@" in newest):
         return True
     # "twelve mill street": a house number, a name and what kind of street it is; the town may follow.
     return bool(said) and said[-1] in _STREETS and any(word in _HOUSE_NUMBER or word.isdigit() for word in said[-6:-1])
+
+
+def _is_spelling(said: list[str]) -> bool:
+    """Whether single letters are at the end; "a" and "i" count as what they stand among."""
+    letters = list(takewhile(lambda word: word in _LETTER or word in _LETTER_WORDS, reversed(said)))
+    return sum(letter in _LETTER for letter in letters) >= _RUN_LETTERS
 
 
 def _run(said: list[str], kind: frozenset[str]) -> int:

@@ -96,8 +96,8 @@ class PauseWords:
         self._look()
 
     def hear(self, text: str, at_sample: int) -> None:
-        """The recogniser's text so far."""
-        if text != self._text:
+        """The recogniser's text so far. A comma or a capital that comes or goes is no other word."""
+        if text != self._text and (self._changed_at is None or normalise(text) != normalise(self._text)):
             self._text, self._changed_at = text, at_sample
             self._look()
 

@@ -43,8 +43,10 @@ def test_thanks_for_watching_is_believed_from_a_loud_speaker_and_not_from_hiss()
     assert heard("Thanks for watching!", -45.0) == ""
 
 
-def test_an_order_spoken_softly_is_kept() -> None:
+def test_an_order_spoken_softly_is_kept_unless_it_is_unlikely_too() -> None:
     assert heard("a small latte", -45.0) == "a small latte"
+    assert heard("and it", -50.0, logprob=-1.59) == ""
+    assert heard("and it", logprob=-1.59) == "and it"
 
 
 def test_silence_says_nothing_whatever_the_text() -> None:
@@ -73,7 +75,8 @@ def test_a_loop_that_is_cut_off_keeps_what_follows() -> None:
 
 def test_every_doubt_gives_its_reason() -> None:
     assert "silent" in (doubt(segment("hello"), -80.0) or "")
-    assert "no speech" in (doubt(segment("hello", no_speech=0.9, logprob=-2.0), SPEECH_DBFS) or "")
+    assert "no speech" in (doubt(segment("hello", no_speech=0.9, logprob=-1.5), SPEECH_DBFS) or "")
+    assert "nobody says" in (doubt(segment("hello", logprob=-2.5), SPEECH_DBFS) or "")
     assert "writes for noise" in (doubt(segment("Thank you."), -50.0) or "")
     assert doubt(segment(""), SPEECH_DBFS) == "no words"
 
@@ -87,6 +90,11 @@ def test_a_phrase_written_for_noise_needs_no_unlikely_text_beside_it_when_nobody
     assert heard("you", no_speech=0.91, logprob=-0.5) == ""
     assert heard("you", no_speech=0.2, logprob=-0.5) == "you"
     assert heard("five", no_speech=0.91, logprob=-0.5) == "five"
+
+
+def test_a_hot_word_written_for_a_room_is_too_unlikely_and_one_said_in_a_word_is_not() -> None:
+    assert heard("coffee,", no_speech=0.5, logprob=-2.01) == ""
+    assert heard("two,", no_speech=0.1, logprob=-1.3) == "two,"
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,44 @@ def test_a_text_that_a_client_wrote_without_end_costs_no_more_than_another() -> 
     assert cost("word " * 13_000) < 50 * short, "a search for its end took ten thousand times as long"
 
 
+@pytest.mark.parametrize(
+    ("said", "is_one"),
+    [
+        ("it's tom@", True),
+        ("it's tom@example.com", True),
+        ("tom at example.com", True),
+        ("tom at example dot com", True),
+        ("my number is 617-555-0123", True),
+        ("6, 0, 7, 5,", True),
+        ("S-M-I", True),
+        ("s m i t", True),
+        ("I, I", False),
+        ("can i get a", False),
+        ("Around 7 p.m.", False),
+        ("That's $5.50.", False),
+        ("Make it 12:30.", False),
+        ("617.555.0123", True),
+        ("I looked at it.", False),
+        ("I saw it on example.com", False),
+    ],
+)
+def test_what_is_dictated_is_seen_in_a_recognisers_marks_and_figures_too(said: str, is_one: bool) -> None:
+    assert is_dictation(said) is is_one
+
+
+def test_a_comma_or_a_capital_that_comes_or_goes_is_no_other_word() -> None:
+    words = PauseWords()
+    words.hear("a mocha", 0)
+    words.answer(asked(words, 0), 0.9)
+    words.hear("A mocha,", SECOND)
+    words.hear("A mocha.", 2 * SECOND)
+    evidence = words.evidence(3 * SECOND)
+    assert (evidence.completeness, evidence.stable_s) == (0.9, 3.0)
+    assert words.question(3 * SECOND, is_paused=True) is None
+    words.hear("A mocha. No,", 3 * SECOND)
+    assert words.evidence(3 * SECOND).stable_s == 0.0
+
+
 def test_an_answer_is_worth_something_until_the_words_change() -> None:
     words = PauseWords()
     words.hear("a mocha", 0)

@@ -321,7 +321,9 @@ def _lexicon(menu: Menu) -> dict[tuple[str, ...], tuple[str, str]]:
         if said.endswith(" ounce"):
             put("size", said + "s", said)
             put("size", said.removesuffix("ounce") + "oz", said)
-            put("size", f"{_figure(said.split()[0])} ounce", said)
+            figure = _figure(said.split()[0])
+            for written in (f"{figure} ounce", f"{figure} ounces", f"{figure} oz", f"{figure}oz"):
+                put("size", written, said)
     for roast in menu.roasts:
         put("roast", f"{roast} roast", roast)
         put("roast", f"{roast} roasted", roast)

@@ -30,6 +30,9 @@ def ear(menu: Menu) -> Ear:
         ("sixteen ounce americano with two shots", ["sixteen ounce double shot americano"]),
         ("a 16 ounce americano", ["sixteen ounce americano"]),
         ("a twelve oz mocha", ["twelve ounce mocha"]),
+        ("A 12-ounce, mocha.", ["twelve ounce mocha"]),
+        ("a 12 oz. mocha", ["twelve ounce mocha"]),
+        ("a 12oz Mocha", ["twelve ounce mocha"]),
         # Milk and sugar, with amounts.
         ("a small tea with a little bit of honey", ["small tea with a little bit of honey"]),
         ("a small tea with little bit of honey", ["small tea with a little bit of honey"]),
