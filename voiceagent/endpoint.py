@@ -53,7 +53,7 @@ class EndpointSettings:
     """1 to 3600. Voice or noise that goes on for longer is a turn by force: nothing may listen for ever."""
     cut_off_cost_s: float = 2.0
     """0.01 to 1000. Seconds of waiting that avoiding one cut-off is worth. Where half of the turns have a pause in them, the default cuts off
-    4.2 % of spoken orders and commands (129 with a pause, 44 without, which count thrice) and 4.8 % of 960 turns of dialogues; where each has one, it
+    4.6 % of spoken orders and commands (129 with a pause, 44 without, which count thrice) and 5.1 % of 960 turns of dialogues; where each has one, it
     takes 6 and 4 to cut off one in twenty."""
     min_silence_s: float = 0.2
     """0.05 to 10. No turn ends sooner, however complete it sounds: the recogniser needs as long for the last word."""
