@@ -36,6 +36,7 @@ from measuring import about, percentile
 from numpy.typing import NDArray
 from pauses import TAIL_S, draw_pause, entries
 from resample import Spread, spread
+from smart_ear import SmartEar
 from tapes import Tape, TapeMaker, WhisperTapeMaker
 from turn_sound import Ear, Ears, Stop, examples
 
@@ -48,6 +49,7 @@ from voice_pipelines.adapters.turn_words import TurnWordsScorer, alone
 from voice_pipelines.asr.vocabulary import Vocabulary
 from voice_pipelines.settings import load
 from voice_pipelines.turn_end.model import TurnEndModel
+from voice_pipelines.turn_end.odds import Heard
 from voiceagent.backends import BackendInfo, PromptTurn, Samples, TurnSoFar
 from voiceagent.config import Config
 from voiceagent.endpoint import EndpointSettings, Evidence, decide
@@ -70,6 +72,9 @@ ASKED = {"number": "Sure. What's your phone number?"}
 """What the agent said before, where it was not the greeting: nobody dictates a number unasked."""
 TEXT_LAG_S = 0.1
 """How long after a dialogue turn's words their text is there."""
+
+ALONE_AFTER_S, ALONE_GIVES_UP_S = 0.2, 3.0
+"""Pipecat 1.14 asks its Smart Turn once in a pause, after so much silence, ends the turn above one half, and after so much without it."""
 
 SILENCES = tuple(round(0.1 + 0.05 * step, 2) for step in range(48))
 COSTS = tuple(round(0.25 * 2 ** (step / 3), 2) for step in range(25))
@@ -94,6 +99,8 @@ class Case:
     moments: Moments
     last_s: float
     """Where it ends, should nothing be decided."""
+    heard_alone_s: float | None = None
+    """Where a Smart Turn that judges alone ends it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,21 +152,21 @@ class Scores:
         self._file.write_text(json.dumps(self._known), "utf-8")
         await self._drafter.aclose()
 
-    async def ask(self, before: tuple[PromptTurn, ...], words: str, sound: float | None = None) -> float:
+    async def ask(self, before: tuple[PromptTurn, ...], words: str, heard: Heard | None = None) -> float:
         """Probability that nothing follows, as the judge has it.
 
         Args:
-            sound: By the sound of the voice alone; None where nobody listened.
+            heard: By the sound of the voice alone; None where nobody listened.
         """
         asked = next((turn.text for turn in reversed(before) if turn.role == "agent"), "")
         of_words = self._words.completeness(words, asked)
         if self._judge == "words":
-            return alone(of_words, words, asked, sound)
+            return alone(of_words, words, asked, None if heard is None else heard.beside_sense)
         if self._judge == "both" and is_answer(words, asked):
             return of_words
         end = await self._ask_model(before, words)
         # The mean of one and the same is the model's alone.
-        return joined(end, of_words if self._judge == "both" else end.probability, sound)
+        return joined(end, of_words if self._judge == "both" else end.probability, heard)
 
     async def _ask_model(self, before: tuple[PromptTurn, ...], words: str) -> TurnEnd:
         key = json.dumps([[turn.role, turn.text] for turn in before] + [words])
@@ -191,17 +198,26 @@ class Recorded:
     speaker: str
     samples: Samples
 
+    @property
+    def name(self) -> str:
+        """Of these samples: the recording, and where a pause was put."""
+        return f"{self.tape.path} {self.tape.pause_at_s} {self.tape.pause_s}"
 
-async def case_of(recorded: Recorded, before: tuple[PromptTurn, ...], scores: Scores, ear: Ear | None) -> Case:
+
+async def case_of(
+    recorded: Recorded, before: tuple[PromptTurn, ...], scores: Scores, ear: Ear | SmartEar | None
+) -> Case:
     """Replay a tape through voice activity and the words' evidence; neither depends on the settings that are compared.
 
     Args:
-        ear: Judges the sound of the voice before each pause; None where nobody listens.
+        ear: Judges the sound of the voice before each pause, or, if it is a Smart Turn, of each question; None where nobody listens.
     """
     tape, sounded_until = recorded.tape, -1
     activity, words, heard = VoiceActivity(), PauseWords(), list(tape.partials)
     words.begin(before[-1].text if before and before[-1].role == "agent" else "")
     asked: Question | None = None
+    listened: Heard | None = None
+    heard_alone_s, alone_until = None, -1
     moments = []
     for number, probability in enumerate(tape.voice):
         activity.update(probability)
@@ -209,14 +225,27 @@ async def case_of(recorded: Recorded, before: tuple[PromptTurn, ...], scores: Sc
         while heard and heard[0].at_s <= at / 16_000:
             words.hear(heard.pop(0).text, at)
         if asked is not None:
-            words.answer(asked, await scores.ask(before, asked.text, asked.sound))
+            words.answer(asked, await scores.ask(before, asked.text, listened))
             asked = None
         if (utterance := activity.utterance) is None:
             continue
         if ear is not None and utterance.is_paused and utterance.voice_end_sample != sounded_until:
             sounded_until = utterance.voice_end_sample
-            words.pause_began(ear(Stop(utterance.start_sample, sounded_until, None).heard(recorded.samples)))
+            if isinstance(ear, SmartEar):
+                words.pause_began(None, sounded_until)
+            else:
+                words.pause_began(ear(Stop(utterance.start_sample, sounded_until, None).heard(recorded.samples)))
         asked = words.question(at, is_paused=utterance.is_paused)
+        if asked is not None:
+            listened = None if asked.sound is None else Heard(asked.sound)
+            if isinstance(ear, SmartEar) and not words.is_dictation:
+                listened = ear.heard(recorded.name, recorded.samples, utterance.start_sample, at)
+        if isinstance(ear, SmartEar) and heard_alone_s is None and utterance.silence_s >= ALONE_AFTER_S:
+            is_new, alone_until = utterance.voice_end_sample != alone_until, utterance.voice_end_sample
+            if utterance.silence_s >= ALONE_GIVES_UP_S or (
+                is_new and ear.probability(recorded.name, recorded.samples, utterance.start_sample, at) > 0.5
+            ):
+                heard_alone_s = at / 16_000
         if utterance.is_paused or number % 32 == 0:
             moments.append((utterance, words.evidence(at)))
     return Case(
@@ -226,6 +255,7 @@ async def case_of(recorded: Recorded, before: tuple[PromptTurn, ...], scores: Sc
         tape.speech_end_s,
         tuple(moments),
         len(tape.voice) * SILENCE_WINDOW_S,
+        heard_alone_s,
     )
 
 
@@ -422,6 +452,7 @@ def compare(name: str, cases: Sequence[Case], defaults: EndpointSettings, also: 
         "defaults": point_at(words, defaults.cut_off_cost_s),
         "silence curve": alone.points(),
         "words curve": words.points(),
+        **alone_by_ear(cases, also),
         "by kind": {
             kind: {
                 "default silence": point_at(alone, defaults.silence_s, part),
@@ -431,6 +462,17 @@ def compare(name: str, cases: Sequence[Case], defaults: EndpointSettings, also: 
         },
     }
     return result
+
+
+def alone_by_ear(cases: Sequence[Case], also: Sequence[Case]) -> dict[str, Point]:
+    """What a Smart Turn that judges alone comes to, where one listened."""
+    times = max(round(len(cases) / len(also)), 1) if also else 0
+    every = [*cases, *list(also) * times]
+    if all(case.heard_alone_s is None for case in every):
+        return {}
+    ends = [case.last_s if case.heard_alone_s is None else case.heard_alone_s for case in every]
+    delays = np.array([end - case.end_s for end, case in zip(ends, every, strict=True)])
+    return {"Smart Turn alone": point_of({}, delays, sum(case.heard_alone_s is None for case in every))}
 
 
 def point_at(curve: Curve, value: float, cases: NDArray[np.bool_] | None = None) -> Point:
@@ -463,8 +505,14 @@ def report(result: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
         *[told_held_out(name, result[name]) for name in ("silence held out", "words held out")],
     ]
-    names = ("best silence within the goal", "best words within the goal", "default silence", "defaults")
-    lines += [told(name, result[name]) for name in names]
+    names = (
+        "best silence within the goal",
+        "best words within the goal",
+        "default silence",
+        "defaults",
+        "Smart Turn alone",
+    )
+    lines += [told(name, result[name]) for name in names if name in result]
     for kind, points in result["by kind"].items():
         lines += [told(f"{kind}: {name}", point) for name, point in points.items()]
     sooner = {
@@ -534,7 +582,7 @@ async def run(
     config: Config,
     tapes: Mapping[str, Sequence[Recorded]],
     dialogues: Sequence[Path],
-    ears: Ears | None,
+    ears: Ears | SmartEar | None,
 ) -> list[dict[str, Any]]:
     defaults = config.turn.detection().endpoint()
     results = []
@@ -545,7 +593,7 @@ async def run(
             for each in recorded:
                 said = ASKED.get(each.tape.kind, config.agent.greeting)
                 before = (PromptTurn("system", config.agent.instructions), PromptTurn("agent", said))
-                ear = None if ears is None else ears.of(each.speaker)
+                ear = ears.of(each.speaker) if isinstance(ears, Ears) else ears
                 found[how].append(await case_of(each, before, scores, ear))
         if dialogues:
             found["dialogues"], found["whole dialogues"] = await dialogue_cases(
@@ -616,6 +664,7 @@ def main() -> None:
         default=True,
         help="whether the sound of the voice is judged too",
     )
+    parser.add_argument("--smart-turn", type=Path, help="ONNX file of a Smart Turn v3 that listens instead")
     parser.add_argument("--every", type=int, default=1, help="take every n-th recording only, for a quick look")
     parser.add_argument(
         "--every-as-recorded", type=int, default=1, help="the same for recordings without a pause; 0 takes none"
@@ -636,8 +685,19 @@ def main() -> None:
     tapes = {PAUSED: tapes_of(options, vocabulary, with_pause=True)}
     if options.every_as_recorded:
         tapes[AS_THEY_ARE] = tapes_of(options, vocabulary, with_pause=False)
-    ears = Ears(asyncio.run(examples(options.data, options.cache))) if options.sound else None
+    ears: Ears | SmartEar | None = None
+    if options.smart_turn is not None:
+        ears = SmartEar(options.smart_turn, options.cache)
+    elif options.sound:
+        ears = Ears(asyncio.run(examples(options.data, options.cache)))
     results = asyncio.run(run(options, config, tapes, dialogues, ears))
+    sound: bool | dict[str, str] = options.sound
+    if isinstance(ears, SmartEar):
+        ears.keep()
+        sound = {"name": ears.name, "sha256": ears.sha256}
+        if ears.seconds:
+            shown = " / ".join(f"{1000 * percentile(ears.seconds, share):.1f}" for share in (0.5, 0.95))
+            print(f"{ears.name} took processor time p50 / p95 {shown} ms ({len(ears.seconds)} asked)")
     if options.save is not None:
         recogniser = "PocketSphinx"
         if options.asr is not None:
@@ -648,7 +708,7 @@ def main() -> None:
             "seed": options.seed,
             "judge": options.judge,
             "recogniser": recogniser,
-            "sound": options.sound,
+            "sound": sound,
             "results": results,
         }
         options.save.write_text(json.dumps(table, indent=1, default=as_json) + "\n", "utf-8")

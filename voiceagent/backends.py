@@ -380,7 +380,8 @@ class TurnSoFar:
     tools: tuple[ToolSpec, ...]
     """What the agent may call: they are part of the prompt that a reply will have."""
     audio: Samples
-    """The last seconds heard, at most `LOOK_BACK_S` of them, up to now."""
+    """The voice so far with what led up to it and the silence behind it, at most `LOOK_BACK_S`; empty where its sound is not to be weighed: it was
+    switched off, or the words are dictated."""
     sound: float | None = None
     """Probability that it is over by the sound of the voice before the pause (`voiceagent.endpoint_sound`); None where nobody listened."""
 
@@ -389,16 +390,16 @@ LOOK_BACK_S = 8.0
 
 
 class TurnScorer(Protocol):
-    """Asked while the caller pauses, each time their words have changed."""
+    """Asked while the caller pauses, each time their words, or how they sounded, have changed."""
 
     info: BackendInfo
-    ask_again_s: float | None
-    """Seconds by which the silence must have grown until it is asked again about the same words; None where they are all it looks at."""
     weighs_sound: bool
     """Whether it wants to be told `TurnSoFar.sound`."""
+    hears_voice: bool
+    """Whether it hears `TurnSoFar.audio`, which is empty for others; then it is asked in each pause, about the same words too."""
 
-    async def completeness(self, turn: TurnSoFar) -> float:
-        """Probability in [0, 1] that nothing follows.
+    async def completeness(self, turn: TurnSoFar) -> float | None:
+        """Probability in [0, 1] that nothing follows; None where there is nothing to go by, and silence alone is to decide.
 
         Raises:
             BackendError: If it cannot be said; silence alone decides then.

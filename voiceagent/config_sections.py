@@ -111,7 +111,7 @@ class TurnConfig:
     )
     sound: bool = documented(
         _TURN.weighs_sound,
-        "Whether how the voice sounded before a pause is weighed with the words; where `models.endpoint` names a Smart Turn, that one listens.",
+        "Whether how the voice sounded before a pause is weighed with the words; where there is a Smart Turn (`models.endpoint`), that one listens, whatever this says.",
         "true or false",
     )
     silence_s: float = documented(
@@ -388,9 +388,9 @@ class ModelsConfig:
     )
     tts: str = documented("auto", "Voice, such as `espeak` or `piper:en_US-amy-medium`.", "`auto` or a voice", bool)
     endpoint: str = documented(
-        "",
-        "Smart Turn v3 (ONNX) that judges by the sound whether a turn is complete, beside the words.",
-        "a path, or empty",
+        "auto",
+        "Smart Turn v3 (ONNX), which listens in the place of the built-in judge of sound; `auto` takes one that was fetched.",
+        "`auto`, `none` or a path",
     )
     device: str = documented(
         "auto",

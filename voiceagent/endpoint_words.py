@@ -53,18 +53,14 @@ class Question:
     text: str
     sound: float | None = None
     """How they sounded before the pause, as `PauseWords.pause_began` was told."""
+    heard_until: int | None = None
+    """The sample at which the voice paused, where whoever is asked hears it."""
 
 
 class PauseWords:
-    """Follows one utterance after the other.
+    """Follows one utterance after the other."""
 
-    Args:
-        ask_again_s: How much longer a silence must have become until the same words are asked about again, for models that hear it;
-            None for those that read the words alone.
-    """
-
-    def __init__(self, ask_again_s: float | None = None) -> None:
-        self._ask_again_s = ask_again_s
+    def __init__(self) -> None:
         self._numbers = 0
         self.begin()
 
@@ -79,6 +75,7 @@ class PauseWords:
         """Number of the utterance's first question."""
         self._text = ""
         self._sound: float | None = None
+        self._heard_until: int | None = None
         self._is_dictation = self._is_answer = False
         self._changed_at: int | None = None
         self._question: Question | None = None
@@ -88,7 +85,6 @@ class PauseWords:
         self._weighed: float | None = None
         """How the words had sounded to whoever gave the answer."""
         self._is_answered = False
-        self._is_under_way = False
 
     def expect(self, asked: str) -> None:
         """What the agent said before the utterance that has just begun."""
@@ -101,13 +97,14 @@ class PauseWords:
             self._text, self._changed_at = text, at_sample
             self._look()
 
-    def pause_began(self, sound: float | None) -> None:
+    def pause_began(self, sound: float | None, heard_until: int | None = None) -> None:
         """The voice stopped; what it sounded like until then.
 
         Args:
             sound: Probability that the turn is over, by that alone; None where nobody listened.
+            heard_until: The sample at which it stopped, where whoever is asked about the words hears the voice too.
         """
-        self._sound = sound
+        self._sound, self._heard_until = sound, heard_until
 
     @property
     def sound(self) -> float | None:
@@ -115,27 +112,34 @@ class PauseWords:
         return None if self._is_dictation else self._sound
 
     @property
+    def _until(self) -> int | None:
+        return None if self._is_dictation else self._heard_until
+
+    @property
+    def is_dictation(self) -> bool:
+        """Whether the words so far are dictated."""
+        return self._is_dictation
+
+    @property
     def wants_sound(self) -> bool:
         """Whether it matters what a pause sounds like now: without words it counts for nothing, nor beside those that are dictated or a short answer."""
         return bool(self._text) and not self._is_dictation and not self._is_answer
 
     def question(self, at_sample: int, *, is_paused: bool) -> Question | None:
-        """What to ask now: only while nobody speaks, and about each text once, or again as the silence after it grows, or where the voice
+        """What to ask now: only while nobody speaks, and about each text once, or again where the voice
         stopped a second time and it was the same. The answer about a text stands until there is a newer one or it is another text's turn."""
-        if not is_paused or not self._text or (self._is_asked() and not self._may_ask_again(at_sample)):
+        if not is_paused or not self._text or self._is_asked():
             return None
         if not self._is_of_these_words():
             self._answer, self._weighed, self._is_answered = None, None, False
         self._numbers += 1
-        self._question, self._question_at = Question(self._numbers, self._text, self.sound), at_sample
-        self._is_under_way = True
+        self._question, self._question_at = Question(self._numbers, self._text, self.sound, self._until), at_sample
         return self._question
 
     def answer(self, question: Question, completeness: float | None) -> None:
         """The model's answer, or None where it has failed, which takes back none of before. One that was overtaken by other words is dropped; one to an
         earlier question about the same words is worth something until there is another."""
         if question == self._question:
-            self._is_under_way = False
             is_news = completeness is not None or not self._is_answered
         else:
             is_news = completeness is not None and not self._is_answered and self._is_of_this_text(question)
@@ -183,8 +187,9 @@ class PauseWords:
 
     def _is_asked(self) -> bool:
         """Whether these words were asked about as they sounded."""
-        return self._question is not None and (self._question.text, self._question.sound) == (self._text, self.sound)
-
-    def _may_ask_again(self, at_sample: int) -> bool:
-        waited_s = (at_sample - self._question_at) / INPUT_RATE_HZ
-        return self._ask_again_s is not None and not self._is_under_way and waited_s >= self._ask_again_s
+        asked = self._question
+        return asked is not None and (asked.text, asked.sound, asked.heard_until) == (
+            self._text,
+            self.sound,
+            self._until,
+        )

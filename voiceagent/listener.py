@@ -27,6 +27,8 @@ from voiceagent.session import TurnDetection
 from voiceagent.speculation import Pause
 from voiceagent.vad import PreRoll, Started, VadSettings, VoiceActivity, VoicedUtterance, Windower
 
+LEAD_S = 0.3
+"""Of sound before a voice, for whoever judges the voice: it does not begin with a click, and its first consonant is there."""
 KEEP_S = 3.0
 """Audio kept for pre-roll; more than the largest prefix padding and the time to notice speech together."""
 
@@ -95,7 +97,13 @@ Judge: TypeAlias = Callable[[str, Callable[[float | None], None]], None]
 
 
 class Listener:
-    """One caller's ear."""
+    """One caller's ear.
+
+    Args:
+        judge: Asked about the words of a pause.
+        sound: Judges the voice before a pause, on the event loop.
+        judge_hears: Whether `judge` listens to `voice`, and so is asked in each pause.
+    """
 
     def __init__(
         self,
@@ -103,16 +111,18 @@ class Listener:
         window_samples: int,
         judge: Judge | None = None,
         echo: EchoGate | None = None,
-        ask_again_s: float | None = None,
         sound: Callable[[Samples], float | None] | None = None,
         has_asked: Callable[[], bool] | None = None,
+        *,
+        judge_hears: bool = False,
     ) -> None:
         self._detector = detector
         self._echo = echo or EchoGate()
         self._judge = judge
-        self._words = PauseWords(ask_again_s)
+        self._words = PauseWords()
         self._sound = sound
         self._has_asked = has_asked
+        self._judge_hears = judge_hears
         self._sounded_until: int | None = None
         """The end of the voice that `_sound` has been asked about last."""
         self._windower = Windower(window_samples)
@@ -309,10 +319,23 @@ class Listener:
         """Probability that the turn is over by how the voice sounded before the pause that the caller is in or was in last, as far as that counts."""
         return self._words.sound
 
+    @property
+    def voice(self) -> Samples:
+        """The utterance so far with `LEAD_S` of what led up to it, at most `LOOK_BACK_S`; empty where its sound is not to be weighed."""
+        utterance, detection = self._activity.utterance, self._detection
+        is_weighed = detection is not None and detection.weighs_sound and not self._words.is_dictation
+        if utterance is None or not is_weighed or not self._judge_hears:
+            return np.zeros(0, np.float32)
+        return self._kept.since(utterance.start_sample - round(LEAD_S * INPUT_RATE_HZ))
+
     def _listen_back(self, utterance: VoicedUtterance) -> None:
         """To the voice before a pause, once, on the event loop: what follows it is never heard."""
         end = utterance.voice_end_sample
-        if self._sound is None or end == self._sounded_until:
+        if end == self._sounded_until or (self._sound is None and not self._judge_hears):
+            return
+        if self._sound is None:
+            self._sounded_until = end
+            self._words.pause_began(None, end)
             return
         start = max(utterance.start_sample, end - round(endpoint_sound.LOOK_BACK_S * INPUT_RATE_HZ))
         kept = self._kept.since(start)

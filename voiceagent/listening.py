@@ -19,7 +19,6 @@ from voiceagent import turn as turns
 from voiceagent.asking import Asking
 from voiceagent.backends import (
     INPUT_RATE_HZ,
-    LOOK_BACK_S,
     Backends,
     Partial,
     Samples,
@@ -163,9 +162,9 @@ class Listening:
             backends.vad.window_samples,
             self._judge if backends.scorer is not None else None,
             echo,
-            None if backends.scorer is None else backends.scorer.ask_again_s,
             endpoint_sound.completeness if backends.scorer is not None and backends.scorer.weighs_sound else None,
             has_asked,
+            judge_hears=backends.scorer is not None and backends.scorer.hears_voice,
         )
         self._inbox: asyncio.Queue[_Inbound] = asyncio.Queue()
         self._backlog_samples = 0
@@ -373,15 +372,18 @@ class Listening:
         self._hearing = Hearing(self._backends.asr, item_id, on_partial, self._budget)
 
     def _judge(self, words: str, answer: Callable[[float | None], None]) -> None:
-        self._tasks.spawn(self._ask_scorer(words, self._listener.sound, answer))
+        # What was heard is taken now: when the task begins there may be more of it, which depends on how the audio was cut.
+        self._tasks.spawn(self._ask_scorer(words, self._listener.sound, self._listener.voice, answer))
 
-    async def _ask_scorer(self, words: str, sound: float | None, answer: Callable[[float | None], None]) -> None:
+    async def _ask_scorer(
+        self, words: str, sound: float | None, voice: Samples, answer: Callable[[float | None], None]
+    ) -> None:
         assert self._backends.scorer is not None
         turn = TurnSoFar(
             self._id,
             self._asking.so_far(self._settings(), words),
             self._asking.tools(self._settings(), ResponseOptions()),
-            self._listener.recent(LOOK_BACK_S),
+            voice,
             sound,
         )
         try:

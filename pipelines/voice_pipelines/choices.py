@@ -21,6 +21,7 @@ from voice_pipelines.models import (
     FoundModel,
     WhisperChoice,
     entry_for,
+    find_fetched_smart_turn,
     find_llm,
     find_piper,
     find_whisper,
@@ -315,16 +316,18 @@ def _dtype(wanted: str, device: str, *, is_small: bool) -> torch.dtype | None:
 
 
 def find_smart_turn(config: Config) -> Path | None:
-    """The file that `models.endpoint` names; None when it names none.
+    """The file of the Smart Turn that listens: a fetched one, unless `models.endpoint` names another or none.
 
     Raises:
         ConfigError: If there is no such file.
     """
-    if not config.models.endpoint:
+    if config.models.endpoint == "auto":
+        return find_fetched_smart_turn()
+    if config.models.endpoint in ("none", ""):
         return None
     path = Path(config.models.endpoint).expanduser()
     if not path.is_file():
-        raise ConfigError("models.endpoint", config.models.endpoint, "the path of an ONNX file")
+        raise ConfigError("models.endpoint", config.models.endpoint, "`auto`, `none` or the path of an ONNX file")
     return path
 
 

@@ -219,7 +219,9 @@ def check_language_model(facts: Facts) -> Check:
 
 def check_turn_end(facts: Facts) -> Check:
     if facts.turn_end_error is not None:
-        return Check("turn end", Verdict.FAIL, facts.turn_end_error, "fetch the file, or leave models.endpoint empty")
+        return Check(
+            "turn end", Verdict.FAIL, facts.turn_end_error, "name a file that is there, or leave models.endpoint out"
+        )
     return Check("turn end", Verdict.OK, facts.turn_end)
 
 
@@ -369,7 +371,9 @@ def run_doctor(config: Config, out: Callable[[str], object] = print) -> int:
     if facts.asr_error is None:
         facts = replace(facts, whisper=choices.find_asr(config))
     facts = replace(facts, llm_error=refusal(lambda: choices.choose_llm(config)))
-    facts = replace(facts, turn_end=_turn_end(config), turn_end_error=refusal(lambda: choices.find_smart_turn(config)))
+    turn_end_error = refusal(lambda: choices.find_smart_turn(config))
+    turn_end = "" if turn_end_error is not None else _turn_end(config, choices.find_smart_turn(config))
+    facts = replace(facts, turn_end=turn_end, turn_end_error=turn_end_error)
     facts = replace(facts, repair=config.asr.repair, repair_error=refusal(lambda: choices.check_repair(config)))
     tools_error = refusal(lambda: Toolbox.open(config, os.environ))  # Looked up as a start would; none is called.
     facts = replace(facts, tools=tuple(config.tools), tools_error=tools_error)
@@ -434,11 +438,10 @@ def _remote_llm(config: Config) -> tuple[str | None, str | None]:
     return f"remote: {model} at {endpoint.host}, which answered in {listing.seconds * 1000:.0f} ms{listed}", None
 
 
-def _turn_end(config: Config) -> str:
-    ear = f", beside {config.models.endpoint}" if config.models.endpoint else ""
-    if config.turn.endpoint == "silence":
+def _turn_end(config: Config, smart_turn: Path | None) -> str:
+    if config.turn.endpoint == "silence" or not config.turn.sound:
         return config.turn.endpoint
-    return f"{config.turn.endpoint}{ear or (', with the sound of the voice' if config.turn.sound else '')}"
+    return f"{config.turn.endpoint}, with the sound of the voice{f', by {smart_turn}' if smart_turn else ''}"
 
 
 def refusal(look_up: Callable[[], object]) -> str | None:

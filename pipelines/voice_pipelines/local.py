@@ -254,29 +254,27 @@ async def choose_scorer(
         ConfigError: If `turn.endpoint` asks for the words and nobody can judge them.
         BackendError: If the file is no Smart Turn.
     """
-    from voice_pipelines.adapters.smart_turn import JointScorer, SmartTurnScorer
+    from voice_pipelines.adapters.smart_turn import SmartTurn, SmartTurnScorer
     from voice_pipelines.adapters.turn_words import TurnWordsScorer
 
     if config.turn.endpoint == "silence":
         if smart_turn is None:
             return None, SILENCE_ALONE
-        reason = f"{SILENCE_ALONE.reason}, so that models.endpoint = {config.models.endpoint} is not used"
+        reason = f"{SILENCE_ALONE.reason}, so that {smart_turn} is not used"
         return None, replace(SILENCE_ALONE, reason=reason)
-    scorers: list[TurnScorer] = []
-    reason = ""
+    ear = None if smart_turn is None else await asyncio.to_thread(SmartTurn, smart_turn)
+    scorer: TurnScorer | None = None
+    listens = ""
     if config.agent.language == "en":
-        words = await asyncio.to_thread(TurnWordsScorer)
-        known, reason = await _know_topics(words, llm)
-        scorers.append(known)
+        scorer, reason = await _know_topics(await asyncio.to_thread(TurnWordsScorer, ear=ear), llm)
+        listens = "the sound of the voice counts too" if ear is None else f"{ear.info.name} hears the voice"
     else:
         reason = f"the turn-end model knows English, and agent.language is {config.agent.language}"
-    if smart_turn is not None:
-        scorers.append(await asyncio.to_thread(SmartTurnScorer, smart_turn))
-    if scorers:
-        scorer = scorers[0] if len(scorers) == 1 else JointScorer(scorers)
+        scorer = None if ear is None else SmartTurnScorer(ear)
+    if scorer is not None:
         if scorer.weighs_sound:  # Whatever `turn.sound` says: a client may switch it on.
             await asyncio.to_thread(endpoint_sound.warm_up)
-        sound = "the sound of the voice counts too" if scorer.weighs_sound and config.turn.sound else ""
+        sound = listens if config.turn.sound else ""
         return scorer, replace(scorer.info, reason="; ".join(filter(None, (scorer.info.reason, sound, reason))))
     if config.turn.endpoint == "words":
         raise ConfigError("turn.endpoint", "words", f"`auto` or `silence`: {reason}")

@@ -4,6 +4,7 @@ Layout of the model folder (`$VOICEAGENT_MODELS`, else the user's data folder):
 
     whisper/NAME/      model.bin, config.json, tokenizer.json, vocabulary.*      (CTranslate2)
     piper/VOICE/       VOICE.onnx, VOICE.onnx.json
+    endpoint/NAME/     NAME*.onnx                                                (Smart Turn)
     llm/ORG--NAME/     a checkpoint as the hub lays it out
 
 Looking never touches the network; only `fetch` does, and only when asked.
@@ -32,7 +33,7 @@ class CatalogueEntry:
     """A model by the name a user types after `voiceagent models fetch`."""
 
     name: str
-    part: Literal["asr", "tts", "llm"]
+    part: Literal["asr", "tts", "endpoint", "llm"]
     repo: str
     patterns: tuple[str, ...]
     folder: str = ""
@@ -47,6 +48,8 @@ class CatalogueEntry:
                 return Path("whisper") / self.name.removeprefix("whisper-")
             case "tts":
                 return Path("piper") / Path(self.patterns[0]).stem
+            case "endpoint":
+                return Path("endpoint") / self.name
             case "llm":
                 return Path("llm") / self.repo.replace("/", "--")
 
@@ -70,6 +73,15 @@ WHISPER_REPOS = {
 
 DEFAULT_VOICE = "en_US-ljspeech-medium"
 """Trained on public domain recordings; other voices carry the terms of their MODEL_CARD."""
+
+SMART_TURN = CatalogueEntry(
+    "smart-turn-v3",
+    "endpoint",
+    "pipecat-ai/smart-turn-v3",
+    ("smart-turn-v3.2-cpu.onnx",),
+    note="hears whether a turn is over, BSD-2-Clause",
+)
+"""The eight-bit one for processors, 9 MB; Pipecat's own wheel brings the same file."""
 
 LLM_REPOS = {
     "llada-8b": "GSAI-ML/LLaDA-8B-Instruct",
@@ -107,6 +119,7 @@ CATALOGUE: Mapping[str, CatalogueEntry] = {
     for entry in (
         *(_whisper_entry(size) for size in WHISPER_REPOS),
         _voice_entry("piper", DEFAULT_VOICE),
+        SMART_TURN,
         *(CatalogueEntry(name, "llm", repo, _LLM_FILES, note="diffusion model") for name, repo in LLM_REPOS.items()),
     )
 }
@@ -242,6 +255,12 @@ def find_llm(root: Path, name: str) -> Path | None:
     return path if (path / "config.json").is_file() and any(path.glob("*.safetensors")) else None
 
 
+def find_fetched_smart_turn(root: Path | None = None) -> Path | None:
+    """The file of a fetched Smart Turn; None when there is none."""
+    path = (root or models_folder()) / SMART_TURN.place / SMART_TURN.patterns[0]
+    return path if path.is_file() else None
+
+
 def is_whisper(folder: Path) -> bool:
     """Whether a folder holds a converted Whisper that loads without the network."""
     return all((folder / name).is_file() for name in ("model.bin", "config.json", "tokenizer.json"))
@@ -285,6 +304,7 @@ def fetch(
     needed = {
         "asr": ("model.bin", "config.json", "tokenizer.json"),
         "tts": entry.patterns[:2],
+        "endpoint": entry.patterns,
         "llm": ("config.json",),
     }[entry.part]
     missing = set(needed) - {Path(file.path).name for file in files}

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.voice_pipelines.test_smart_turn import make_smart_turn
+from voice_pipelines.turn_end.odds import Heard
 from voiceagent.endpoint import EndpointSettings
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -169,12 +171,12 @@ def test_a_tape_is_replayed_with_the_text_that_was_there_and_an_answer_one_windo
         def __init__(self) -> None:
             self.asked = []
 
-        async def ask(self, before: object, words: str, sound: float | None = None) -> float:
+        async def ask(self, before: object, words: str, heard: Heard | None = None) -> float:
             self.asked.append(words)
-            sounds.append(sound)
+            sounds.append(heard)
             return 0.9
 
-    sounds: list[float | None] = []
+    sounds: list[Heard | None] = []
     given: list[int] = []
     scores = Scores()
     tapes = importlib.import_module("tapes")
@@ -196,6 +198,39 @@ def test_a_tape_is_replayed_with_the_text_that_was_there_and_an_answer_one_windo
 
     assert sounds == [None, None]
     heard_too = asyncio.run(bench.case_of(recorded, (), scores, ear))
-    assert given == [20 * 512] and sounds[2:] == [0.7, 0.7], "once per pause, and nothing behind it"
+    assert given == [20 * 512] and sounds[2:] == [Heard(0.7), Heard(0.7)], "once per pause, and nothing behind it"
     told = [evidence for utterance, evidence in heard_too.moments if utterance.is_paused]
     assert {(each.completeness, each.sound) for each in told} == {(None, None), (0.9, 0.7)}, "told where it was weighed"
+
+
+def test_a_smart_turn_is_asked_with_each_question_about_the_voice_so_far_and_alone_as_pipecat_asks_it(
+    bench: ModuleType, tmp_path: Path
+) -> None:
+    class Scores:
+        async def ask(self, before: object, words: str, heard: Heard | None = None) -> float:
+            told.append(heard)
+            return 0.5
+
+    told: list[Heard | None] = []
+    ears = importlib.import_module("smart_ear")
+    tapes = importlib.import_module("tapes")
+    file = make_smart_turn(tmp_path / "st.onnx")
+    ear = ears.SmartEar(file, tmp_path)
+    windows = 20 * [0.9] + 20 * [0.0] + 20 * [0.9] + 110 * [0.0]
+    samples = np.repeat(np.array(windows, np.float32), 512) * np.random.default_rng(0).normal(0, 0.1, 512 * 170)
+    tape = bench.Tape(
+        "a.flac", "order", "a tea", 60 * WINDOW_S, None, 0.0, "", tuple(windows), (tapes.Heard(0.4, "a tea"),)
+    )
+    recorded = bench.Recorded(tape, "someone", samples.astype(np.float32))
+    found = asyncio.run(bench.case_of(recorded, (), Scores(), ear))
+    assert len(told) == 2 and None not in told, "the same words are asked about again in the second pause"
+    assert told[0] != told[1]
+    # Made so that silence at the end is an unfinished turn: alone it waits as long as Pipecat does.
+    assert found.heard_alone_s == pytest.approx(60 * WINDOW_S + bench.ALONE_GIVES_UP_S, abs=0.2)
+    point = bench.alone_by_ear([found], ())["Smart Turn alone"]
+    assert point.cut_off == 0 and point.mean_s == pytest.approx(bench.ALONE_GIVES_UP_S, abs=0.2)
+    ear.keep()
+    again = ears.SmartEar(file, tmp_path)
+    asyncio.run(bench.case_of(recorded, (), Scores(), again))
+    assert told[2:] == told[:2] and not again.seconds, "answers are kept"
+    assert bench.alone_by_ear([asyncio.run(bench.case_of(recorded, (), Scores(), None))], ()) == {}

@@ -16,6 +16,7 @@ from voice_pipelines.adapters import diffusion_turns
 from voice_pipelines.adapters.diffusion import DiffusionDrafter
 from voice_pipelines.adapters.diffusion_turns import DiffusionTurnScorer
 from voice_pipelines.adapters.turn_words import TurnWordsScorer
+from voice_pipelines.turn_end.odds import Heard
 from voiceagent.backends import PromptTurn, TurnSoFar
 from voiceagent.endpoint import EndpointSettings, Evidence, wanted_s
 from voiceagent.errors import BackendError
@@ -119,11 +120,14 @@ def test_words_that_make_no_sense_to_the_model_are_not_taken_for_complete() -> N
     assert diffusion_turns.joined(TurnEnd(0.95, known), 0.95) == pytest.approx(0.95)
     assert 0.5 < diffusion_turns.joined(TurnEnd(0.95, known), 0.2) < 0.95, "they meet in the middle"
     assert diffusion_turns.joined(TurnEnd(0.95, strange), 0.95) == diffusion_turns.NO_IDEA
-    low, high = (diffusion_turns.joined(TurnEnd(0.7, known), 0.7, sound) for sound in (0.2, 0.8))
+    low, high = (diffusion_turns.joined(TurnEnd(0.7, known), 0.7, Heard(sound)) for sound in (0.2, 0.8))
     assert low < diffusion_turns.joined(TurnEnd(0.7, known), 0.7) < high
-    assert diffusion_turns.joined(TurnEnd(0.95, strange), 0.95, 0.99) == diffusion_turns.NO_IDEA, (
+    assert diffusion_turns.joined(TurnEnd(0.95, strange), 0.95, Heard(0.99)) == diffusion_turns.NO_IDEA, (
         "misheard all the same"
     )
+    one_that_knows = Heard(0.99, 0.8)
+    assert diffusion_turns.joined(TurnEnd(0.95, strange), 0.95, one_that_knows) == pytest.approx(0.8)
+    assert diffusion_turns.joined(TurnEnd(0.95, known), 0.5, one_that_knows) > 0.95
 
 
 def test_words_that_make_no_sense_and_look_unfinished_are_not_waited_for_as_long_as_there_may_be() -> None:

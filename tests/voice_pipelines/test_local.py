@@ -12,6 +12,7 @@ import pytest
 
 from dllm_kernels.native import Prepared
 from tests.conftest import run_async
+from tests.voice_pipelines.test_smart_turn import make_smart_turn
 from tests.voice_pipelines.tiny_piper import make_tiny_piper
 from tests.voice_pipelines.tiny_whisper import make_tiny_whisper
 from tests.voiceagent.standins import (
@@ -22,8 +23,9 @@ from tests.voiceagent.standins import (
     ToneSynthesizer,
 )
 from voice_pipelines import local, processors, settings
+from voice_pipelines.adapters.smart_turn import SmartTurnScorer
 from voice_pipelines.adapters.turn_words import TurnWordsScorer
-from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, device_of
+from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, device_of, find_smart_turn
 from voice_pipelines.doctor import device_choice
 from voice_pipelines.local import LocalRuntime, build, calibrate, choose_scorer
 from voice_pipelines.models import whisper_upgrade
@@ -41,6 +43,7 @@ from voiceagent.backends import (
     EngineWork,
     PromptTurn,
     StepPlan,
+    TurnScorer,
 )
 from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock, ManualClock, MonotonicClock
@@ -320,7 +323,37 @@ def test_a_judge_of_turn_ends_that_silence_alone_does_without_is_told_of(tmp_pat
     config = Config(models=ModelsConfig(endpoint=str(file)), turn=TurnConfig(endpoint="silence"))
     scorer, info = run_async(choose_scorer(config, ScriptedDrafter(ManualClock()), file))
     assert scorer is None
-    assert info.reason == f"turn.endpoint is silence, so that models.endpoint = {file} is not used"
+    assert info.reason == f"turn.endpoint is silence, so that {file} is not used"
+
+
+def test_a_fetched_smart_turn_hears_the_voice_beside_the_words_unless_told_not_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VOICEAGENT_MODELS", str(tmp_path))
+    assert find_smart_turn(Config()) is None
+    folder = tmp_path / "endpoint" / "smart-turn-v3"
+    folder.mkdir(parents=True)
+    file = make_smart_turn(folder / "smart-turn-v3.2-cpu.onnx")
+    assert find_smart_turn(Config()) == file
+    for unwanted in ("none", ""):
+        assert find_smart_turn(Config(models=ModelsConfig(endpoint=unwanted))) is None
+
+    async def chosen(language: str, *, sound: bool = True) -> tuple[TurnScorer, BackendInfo]:
+        config = Config(agent=AgentConfig(language=language), turn=TurnConfig(sound=sound))
+        scorer, info = await choose_scorer(config, ScriptedDrafter(ManualClock()), file)
+        assert scorer is not None
+        await scorer.aclose()
+        return scorer, info
+
+    words, info = run_async(chosen("en"))
+    assert isinstance(words, TurnWordsScorer) and words.hears_voice and not words.weighs_sound
+    assert info.reason == f"{words.info.reason}; Smart Turn smart-turn-v3.2-cpu hears the voice"
+    words, info = run_async(chosen("en", sound=False))
+    assert words.hears_voice, "a client may switch it on"
+    assert info == words.info
+    alone, info = run_async(chosen("de"))
+    assert isinstance(alone, SmartTurnScorer)
+    assert info.name == "Smart Turn smart-turn-v3.2-cpu" and "knows English, and agent.language is de" in info.reason
 
 
 def test_words_are_not_weighed_where_nobody_can_judge_them() -> None:

@@ -23,6 +23,7 @@ from voice_pipelines.models import (
     choose_model,
     entry_for,
     fetch,
+    find_fetched_smart_turn,
     find_llm,
     find_piper,
     find_whisper,
@@ -182,6 +183,15 @@ def test_a_voice_is_fetched_from_its_folder_of_the_repository(local: LocalHub, t
     assert DEFAULT_VOICE in found.info.name
 
 
+def test_a_smart_turn_is_fetched_alone_among_its_versions_and_then_found(local: LocalHub, tmp_path: Path) -> None:
+    assert find_fetched_smart_turn(tmp_path) is None
+    versions = ("smart-turn-v3.0.onnx", "smart-turn-v3.2-cpu.onnx", "smart-turn-v3.2-gpu.onnx")
+    local.repos["pipecat-ai/smart-turn-v3"] = {name: name.encode() for name in versions}
+    folder = fetch("smart-turn-v3", root=tmp_path, hub=hub_for(local))
+    assert [path.name for path in folder.iterdir()] == ["smart-turn-v3.2-cpu.onnx"]
+    assert find_fetched_smart_turn(tmp_path) == folder / "smart-turn-v3.2-cpu.onnx"
+
+
 def test_any_hub_id_is_a_language_model(local: LocalHub, tmp_path: Path) -> None:
     local.repos["some-org/some.model"] = {
         "config.json": b"{}",
@@ -262,7 +272,7 @@ def test_a_file_larger_than_the_disk_is_refused_before_it_starts(tmp_path: Path,
 def test_every_catalogue_name_has_a_place_of_its_own() -> None:
     places = [entry.place for entry in CATALOGUE.values()]
     assert len(set(places)) == len(places)
-    assert {entry.part for entry in CATALOGUE.values()} == {"asr", "tts", "llm"}
+    assert {entry.part for entry in CATALOGUE.values()} == {"asr", "tts", "endpoint", "llm"}
 
 
 def test_any_piper_voice_is_known_by_its_name() -> None:

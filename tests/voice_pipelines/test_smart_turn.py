@@ -10,9 +10,20 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.conftest import run_async
-from tests.voiceagent.standins import ScriptedScorer, silence, tone
-from voice_pipelines.adapters.smart_turn import FRAMES, MELS, JointScorer, SmartTurnScorer, _feature_extractor, log_mel
-from voiceagent.backends import Samples, TurnSoFar
+from tests.voiceagent.standins import silence, tone
+from voice_pipelines.adapters.smart_turn import (
+    BESIDE_SENSE,
+    BESIDE_STRANGE,
+    FRAMES,
+    MELS,
+    SmartTurn,
+    SmartTurnScorer,
+    _feature_extractor,
+    log_mel,
+)
+from voice_pipelines.adapters.turn_words import TurnWordsScorer, alone
+from voice_pipelines.turn_end.odds import Heard, beside, log_odds
+from voiceagent.backends import PromptTurn, Samples, TurnSoFar
 from voiceagent.errors import BackendError
 
 
@@ -47,24 +58,110 @@ def noise(duration_s: float) -> Samples:
     return (0.1 * np.random.default_rng(0).standard_normal(round(duration_s * 16_000))).astype(np.float32)
 
 
-def ask(scorer: SmartTurnScorer, audio: Samples) -> float:
-    async def main() -> float:
+def hear(ear: SmartTurn, voice: Samples) -> Heard | None:
+    async def main() -> Heard | None:
         try:
-            return await scorer.completeness(TurnSoFar("call", (), (), audio))
+            return await ear.hear(voice)
         finally:
-            await scorer.aclose()
+            await ear.aclose()
 
     return run_async(main())
 
 
+def told(path: Path, voice: Samples) -> float:
+    heard = hear(SmartTurn(path), voice)
+    assert heard is not None
+    return heard.beside_sense
+
+
 def test_the_end_of_the_last_eight_seconds_is_what_is_heard(tmp_path: Path) -> None:
     path = make_smart_turn(tmp_path / "smart-turn-v3.onnx")
-    loud = ask(SmartTurnScorer(path), np.concatenate([silence(3.0), noise(1.0)]))
-    quiet = ask(SmartTurnScorer(path), np.concatenate([noise(1.0), silence(3.0)]))
+    loud = told(path, np.concatenate([silence(3.0), noise(1.0)]))
+    quiet = told(path, np.concatenate([noise(1.0), silence(3.0)]))
     assert 0.0 <= quiet < loud <= 1.0
     long = np.concatenate([tone(5.0), silence(7.0), noise(1.0)])
-    assert ask(SmartTurnScorer(path), long) == pytest.approx(ask(SmartTurnScorer(path), long[-8 * 16_000 :]))
-    assert SmartTurnScorer(path).info.name == "Smart Turn smart-turn-v3"
+    assert told(path, long) == pytest.approx(told(path, long[-8 * 16_000 :]))
+    assert SmartTurn(path).info.name == "Smart Turn smart-turn-v3"
+
+
+def test_what_it_says_is_worth_less_than_it_says_and_least_beside_words_that_make_no_sense(tmp_path: Path) -> None:
+    path = make_smart_turn(tmp_path / "st.onnx")
+    for voice in (noise(2.0), np.concatenate([noise(1.0), silence(2.0)])):
+        ear = SmartTurn(path)
+        own = log_odds(ear.probability(voice))
+        heard = hear(ear, voice)
+        assert heard is not None and heard.beside_strange is not None
+        for worth, (times, plus) in ((heard.beside_sense, BESIDE_SENSE), (heard.beside_strange, BESIDE_STRANGE)):
+            assert log_odds(worth) == pytest.approx(times * own + plus)
+            assert abs(times) < 1, "it is too sure of itself"
+    assert BESIDE_STRANGE[0] < BESIDE_SENSE[0]
+
+
+def test_where_there_is_no_voice_to_hear_or_it_fails_the_words_judge_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ear = SmartTurn(make_smart_turn(tmp_path / "st.onnx"))
+    scorer, deaf = TurnWordsScorer(ear=ear), TurnWordsScorer()
+    assert (scorer.hears_voice, scorer.weighs_sound) == (True, False) and (deaf.hears_voice, deaf.weighs_sound) == (
+        False,
+        True,
+    )
+    turns = (PromptTurn("agent", "What can I get you?"), PromptTurn("user", "i would like a large mocha"))
+
+    def call(voice: Samples, sound: float | None = None) -> TurnSoFar:
+        return TurnSoFar("call", turns, (), voice, sound)
+
+    async def main() -> None:
+        words = await deaf.completeness(call(silence(0.0)))
+        assert await scorer.completeness(call(silence(0.0))) == words
+        heard = await ear.hear(noise(2.0))
+        assert heard is not None
+        with_voice = await scorer.completeness(call(noise(2.0)))
+        assert with_voice == pytest.approx(beside(words, heard.beside_sense)) != words
+        assert with_voice == pytest.approx(
+            alone(deaf.taught(call(noise(2.0))), turns[1].text, turns[0].text, heard.beside_sense)
+        )
+        assert await deaf.completeness(call(noise(2.0), heard.beside_sense)) == with_voice
+        assert not caplog.records
+
+        def broken(*_: object) -> float:
+            raise RuntimeError("no memory")
+
+        monkeypatch.setattr("voice_pipelines.adapters.smart_turn.log_mel", broken)
+        assert await scorer.completeness(call(noise(2.0))) == words
+        assert "a voice was not heard: endpoint: onnxruntime failed: no memory" in caplog.text
+        await scorer.aclose()
+
+    run_async(main())
+
+
+def test_short_answers_are_left_to_their_words(tmp_path: Path) -> None:
+    ear = SmartTurn(make_smart_turn(tmp_path / "st.onnx"))
+    scorer = TurnWordsScorer(ear=ear)
+
+    async def main() -> None:
+        turns = (PromptTurn("agent", "What size?"), PromptTurn("user", "large"))
+        voices = [await scorer.completeness(TurnSoFar("call", turns, (), voice)) for voice in (noise(1.0), noise(0.0))]
+        assert voices[0] == voices[1]
+        await scorer.aclose()
+
+    run_async(main())
+
+
+def test_where_nobody_knows_the_language_it_judges_alone_and_without_a_voice_not_at_all(tmp_path: Path) -> None:
+    async def main() -> None:
+        scorer = SmartTurnScorer(SmartTurn(make_smart_turn(tmp_path / "st.onnx")))
+        assert scorer.hears_voice and not scorer.weighs_sound
+        turns = (PromptTurn("user", "einen kaffee bitte"),)
+        loud, quiet, nothing = [
+            await scorer.completeness(TurnSoFar("call", turns, (), voice))
+            for voice in (noise(1.0), np.concatenate([noise(1.0), silence(2.0)]), silence(0.0))
+        ]
+        assert loud is not None and quiet is not None and quiet < loud
+        assert nothing is None
+        await scorer.aclose()
+
+    run_async(main())
 
 
 @pytest.mark.parametrize("duration_s", [0.3, 8.0, 9.5])
@@ -85,31 +182,10 @@ def test_the_features_are_whisper_s(duration_s: float) -> None:
 def test_what_is_no_smart_turn_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("no network")
     with pytest.raises(BackendError, match="cannot load .*text.onnx"):
-        SmartTurnScorer(tmp_path / "text.onnx")
+        SmartTurn(tmp_path / "text.onnx")
     for path in (
         make_smart_turn(tmp_path / "mels.onnx", mels=64),
         make_smart_turn(tmp_path / "name.onnx", name="audio"),
     ):
         with pytest.raises(BackendError, match=r"expected Smart Turn v3: input_features \[1, 80, 800\]"):
-            SmartTurnScorer(path)
-
-
-def test_two_scorers_meet_in_the_middle_and_one_may_fail() -> None:
-    turn = TurnSoFar("call", (), (), silence(1.0))
-    broken = ScriptedScorer(BackendError("endpoint", "broken"))
-    assert run_async(JointScorer([ScriptedScorer(0.9), ScriptedScorer(0.1)]).completeness(turn)) == pytest.approx(0.5)
-    assert run_async(JointScorer([ScriptedScorer(0.9), ScriptedScorer(0.9)]).completeness(turn)) == pytest.approx(0.9)
-    assert 0.0 < run_async(JointScorer([ScriptedScorer(1.0), ScriptedScorer(0.0)]).completeness(turn)) < 1.0
-    assert run_async(JointScorer([broken, ScriptedScorer(0.2)]).completeness(turn)) == pytest.approx(0.2)
-    with pytest.raises(BackendError, match="broken"):
-        run_async(JointScorer([broken, broken]).completeness(turn))
-    with pytest.raises(RuntimeError, match="a bug"):
-        run_async(JointScorer([ScriptedScorer(RuntimeError("a bug")), ScriptedScorer(0.2)]).completeness(turn))
-
-
-def test_who_hears_the_silence_wants_to_be_asked_again_and_makes_company_wait_no_longer(tmp_path: Path) -> None:
-    scorer = SmartTurnScorer(make_smart_turn(tmp_path / "st.onnx"))
-    assert scorer.ask_again_s == JointScorer([ScriptedScorer(0.9), scorer]).ask_again_s == 0.1
-    assert JointScorer([ScriptedScorer(0.9)]).ask_again_s is None
-    assert not scorer.weighs_sound and not JointScorer([ScriptedScorer(0.9), scorer]).weighs_sound, "it listens itself"
-    run_async(scorer.aclose())
+            SmartTurn(path)

@@ -123,14 +123,14 @@ class ScriptedScorer:
     """Finds every turn as complete as it is told; with None it never answers."""
 
     info = BackendInfo("endpoint", "scripted", "stand-in")
-    ask_again_s: float | None = None
     weighs_sound = True
+    hears_voice = False
 
     def __init__(self, completeness: float | Exception | None) -> None:
         self._completeness = completeness
         self.asked: list[TurnSoFar] = []
 
-    async def completeness(self, turn: TurnSoFar) -> float:
+    async def completeness(self, turn: TurnSoFar) -> float | None:
         self.asked.append(turn)
         if self._completeness is None:
             await asyncio.Event().wait()

@@ -188,19 +188,21 @@ def test_digits_are_dictation_whether_or_not_a_model_has_answered(is_failed: boo
     assert evidence.is_dictation and evidence.completeness is None and not evidence.is_awaited
 
 
-def test_a_model_that_hears_the_silence_is_asked_again_as_it_grows() -> None:
-    words = PauseWords(ask_again_s=0.1)
+def test_whoever_hears_the_voice_is_asked_again_in_another_pause_with_the_same_words() -> None:
+    words = PauseWords()
     words.hear("a mocha", 0)
-    first = asked(words, 0)
-    assert words.question(SECOND, is_paused=True) is None, "the first answer is still on its way"
+    words.pause_began(None, 4000)
+    first = asked(words, 4800)
     words.answer(first, 0.3)
-    assert words.question(1599, is_paused=True) is None
-    assert words.question(1600, is_paused=False) is None
-    second = asked(words, 1600)
-    assert second.text == first.text and second.number > first.number
-    assert words.evidence(1700).completeness == 0.3, "the last answer stands until the next comes"
+    words.pause_began(None, 4000)
+    assert words.question(8000, is_paused=True) is None, "the same pause, however long"
+    words.pause_began(None, 9000)
+    assert words.question(9800, is_paused=False) is None
+    second = asked(words, 9900)
+    assert (second.text, second.heard_until) == ("a mocha", 9000) and second.number > first.number
+    assert words.evidence(9950).completeness == 0.3, "the last answer stands until the next comes"
     words.answer(second, 0.9)
-    assert words.evidence(1800).completeness == 0.9
+    assert words.evidence(9999).completeness == 0.9
 
 
 def test_an_utterance_without_words_may_still_get_some() -> None:

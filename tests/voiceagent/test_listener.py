@@ -10,7 +10,7 @@ import pytest
 from tests.voiceagent.standins import LevelDetector, silence, tone
 from voiceagent.backends import Samples
 from voiceagent.endpoint import EndedBy
-from voiceagent.listener import Endpoint, Heard, Judge, Listener, Onset, Utter
+from voiceagent.listener import LEAD_S, Endpoint, Heard, Judge, Listener, Onset, Utter
 from voiceagent.session import TurnDetection
 
 DETECTION = TurnDetection(silence_s=0.4, prefix_padding_s=0.3)
@@ -220,6 +220,58 @@ def test_nobody_listens_to_a_pause_without_words_or_after_dictated_ones(text: st
     given, asked, end = sounds_heard([0.95], text=text)
     assert not given and end.ended_by.sound is None
     assert asked == ([(text, None)] if text else [])
+
+
+@pytest.mark.parametrize("sizes", [(320,), (1, 511, 2, 4000), (16_000,), (TWICE.size,)])
+def test_a_judge_that_hears_is_given_the_voice_from_before_it_began_in_each_pause(sizes: tuple[int, ...]) -> None:
+    voices: list[Samples] = []
+
+    async def scenario() -> Endpoint:
+        def judge(text: str, answer: Callable[[float | None], None]) -> None:
+            voices.append(listener.voice)
+            answer(0.01)
+
+        listener, position, turn = Listener(LevelDetector(), 512, judge, judge_hears=True), 0, 0
+        while position < TWICE.size:
+            piece = TWICE[position : position + sizes[turn % len(sizes)]]
+            position, turn = position + piece.size, turn + 1
+            async for event in listener.hear(piece, position / 16_000, WORDS, agent_audible=False):
+                if isinstance(event, Onset):
+                    listener.hear_words("a tea")
+                if isinstance(event, Endpoint):
+                    return event
+        raise AssertionError("no endpoint")
+
+    end = asyncio.run(scenario())
+    assert end.ended_by.sound is None and len(voices) == 2, "once in each pause"
+    first, second = voices
+    for voice, stops_s in ((first, 4.5), (second, 5.6)):
+        assert np.abs(voice[: round(0.2 * 16_000)]).max() < 0.01, "it begins with what led up to it"
+        ended = np.flatnonzero(np.abs(voice) > 0.1)[-1]
+        assert 0.03 < (voice.size - ended) / 16_000 < 0.25, "and ends with the silence so far"
+        assert (ended / 16_000 + 0.5 - LEAD_S) == pytest.approx(stops_s, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("text", "detection"), [("my number is five five five", WORDS), ("a tea", replace(WORDS, weighs_sound=False))]
+)
+def test_a_judge_that_hears_is_given_nothing_of_dictated_words_or_where_the_sound_is_switched_off(
+    text: str, detection: TurnDetection
+) -> None:
+    voices: list[Samples] = []
+
+    async def scenario() -> None:
+        def judge(_: str, answer: Callable[[float | None], None]) -> None:
+            voices.append(listener.voice)
+            answer(0.01)
+
+        listener = Listener(LevelDetector(), 512, judge, judge_hears=True)
+        async for event in listener.hear(TWICE, TWICE.size / 16_000, detection, agent_audible=False):
+            if isinstance(event, Onset):
+                listener.hear_words(text)
+
+    asyncio.run(scenario())
+    assert [voice.size for voice in voices] == [0]
 
 
 def test_a_pause_with_the_same_words_is_not_cut_off_where_the_second_answer_never_comes() -> None:

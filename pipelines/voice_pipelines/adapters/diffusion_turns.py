@@ -12,6 +12,8 @@ was misheard.
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 
 from dllm.engine import Engine
@@ -19,7 +21,7 @@ from dllm.errors import DllmError
 from dllm.transcript import TurnEnd, turn_end
 from voice_pipelines.adapters.diffusion import DiffusionDrafter
 from voice_pipelines.adapters.turn_words import TurnWordsScorer, said_before
-from voice_pipelines.turn_end.odds import beside, tempered, together
+from voice_pipelines.turn_end.odds import Heard, beside, tempered, together
 from voiceagent.backends import BackendInfo, PromptTurn, TurnSoFar
 from voiceagent.endpoint_words import is_answer
 from voiceagent.errors import BackendError
@@ -47,28 +49,29 @@ LEAST_GAP = 0.3
 """How much more probable the end of a complete turn must be than that of the other kind, on average."""
 
 
-def joined(end: TurnEnd, words: float, sound: float | None = None) -> float:
+def joined(end: TurnEnd, words: float, heard: Heard | None = None) -> float:
     """Both models' probability, as far as it can be trusted: the mean of their log-odds, and beside it the sound's. Of what makes no sense the words say
-    half as much, and the sound too little to decide: it is no better than a coin there at which pauses are a speaker's own (docs/endpointing.md).
+    half as much, and the built-in judge of sound too little to decide: it is no better than a coin there at which pauses are a speaker's own (docs/endpointing.md).
 
     Args:
         words: The turn-end model's.
-        sound: By the sound of the voice alone; None where nobody listened.
+        heard: By the sound of the voice alone; None where nobody listened.
     """
     both = together((end.probability, words))
-    return beside(both, sound) if end.surprise <= MOST_SURPRISE else min(tempered(both, STRANGE_WEIGHT), NO_IDEA)
+    if end.surprise <= MOST_SURPRISE:
+        return beside(both, None if heard is None else heard.beside_sense)
+    strange = min(tempered(both, STRANGE_WEIGHT), NO_IDEA)
+    return beside(strange, None if heard is None else heard.beside_strange)
 
 
 class DiffusionTurnScorer:
     """A `TurnScorer` on a `DiffusionDrafter`'s engine, which its owner closes. Made by `create`."""
 
-    ask_again_s: float | None = None
-    weighs_sound = True
-
     def __init__(self, drafter: DiffusionDrafter, words: TurnWordsScorer) -> None:
         self.info = BackendInfo("endpoint", f"{words.info.name} and built-in diffusion model", "both judge the words")
         self._drafter = drafter
         self._words = words
+        self.weighs_sound, self.hears_voice = words.weighs_sound, words.hears_voice
 
     @staticmethod
     async def create(drafter: DiffusionDrafter, words: TurnWordsScorer) -> DiffusionTurnScorer:
@@ -93,11 +96,14 @@ class DiffusionTurnScorer:
 
     async def completeness(self, turn: TurnSoFar) -> float:
         words = self._words.taught(turn)
-        return (
-            words
-            if is_answer(turn.turns[-1].text, said_before(turn))
-            else joined(await self.ask(turn), words, turn.sound)
-        )
+        if is_answer(turn.turns[-1].text, said_before(turn)):
+            return words
+        hearing = asyncio.ensure_future(self._words.heard(turn))
+        try:
+            end = await self.ask(turn)
+            return joined(end, words, await hearing)
+        finally:
+            hearing.cancel()
 
     async def ask(self, turn: TurnSoFar) -> TurnEnd:
         """The built-in model's own answer.
@@ -117,4 +123,5 @@ class DiffusionTurnScorer:
             raise BackendError("endpoint", str(error)) from error
 
     async def aclose(self) -> None:
-        """Nothing: the engine is the drafter's."""
+        """The engine stays: it is the drafter's."""
+        await self._words.aclose()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from voice_pipelines.adapters.smart_turn import SmartTurn
 from voice_pipelines.turn_end.model import WEIGHTS, TurnEndModel
-from voice_pipelines.turn_end.odds import beside
+from voice_pipelines.turn_end.odds import Heard, beside
 from voiceagent.backends import BackendInfo, TurnSoFar
 from voiceagent.endpoint_words import is_answer
 
@@ -35,23 +36,34 @@ def said_before(turn: TurnSoFar) -> str:
 class TurnWordsScorer:
     """Answers at once, on the caller's thread: less than a millisecond of it.
 
+    Args:
+        ear: Hears the voice in the place of `voiceagent.endpoint_sound`, on its thread; closed with this.
+
     Raises:
         BackendError: If the weights cannot be loaded.
     """
 
-    ask_again_s: float | None = None
-    weighs_sound = True
-
-    def __init__(self, path: Path = WEIGHTS) -> None:
+    def __init__(self, path: Path = WEIGHTS, ear: SmartTurn | None = None) -> None:
         self.info = BackendInfo("endpoint", "turn-end model", "judges the words, whatever model replies")
+        self.weighs_sound, self.hears_voice = ear is None, ear is not None
         self._model = TurnEndModel.load(path)
+        self._ear = ear
 
     async def completeness(self, turn: TurnSoFar) -> float:
-        return alone(self.taught(turn), turn.turns[-1].text, said_before(turn), turn.sound)
+        words, asked = turn.turns[-1].text, said_before(turn)
+        heard = None if is_answer(words, asked) else await self.heard(turn)
+        return alone(self.taught(turn), words, asked, None if heard is None else heard.beside_sense)
+
+    async def heard(self, turn: TurnSoFar) -> Heard | None:
+        """What the sound of the voice says, by whoever listens; None where nobody does."""
+        if self._ear is not None:
+            return await self._ear.hear(turn.audio)
+        return None if turn.sound is None else Heard(turn.sound)
 
     def taught(self, turn: TurnSoFar) -> float:
         """The model's own probability, for whoever joins it with another's."""
         return self._model.completeness(turn.turns[-1].text, said_before(turn))
 
     async def aclose(self) -> None:
-        """Nothing is held."""
+        if self._ear is not None:
+            await self._ear.aclose()
