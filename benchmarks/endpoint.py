@@ -657,6 +657,7 @@ def main() -> None:
     )
     parser.add_argument("--asr-name", help="what that Whisper is called in the results")
     parser.add_argument("--decode-s", type=float, default=0.15, help="seconds that each of its decodes takes")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings that are not the defaults")
     parser.add_argument("--judge", choices=("both", "words", "model"), default="both", help="who judges the words")
     parser.add_argument(
         "--sound",
@@ -678,7 +679,7 @@ def main() -> None:
     torch.set_num_threads(1)
     machine = about(torch.device("cpu"))
     print("\n".join(f"{name}: {value}" for name, value in machine.items()))
-    config = load(assignments=[f"preset={options.preset}"])
+    config = load(assignments=[f"preset={options.preset}", *options.set])
     with options.preset.open("rb") as file:
         vocabulary = Vocabulary.from_table(tomllib.load(file)["vocabulary"])
     # Before the event loop: the voice detector brings its own.
@@ -709,6 +710,7 @@ def main() -> None:
             "judge": options.judge,
             "recogniser": recogniser,
             "sound": sound,
+            "set": options.set,
             "results": results,
         }
         options.save.write_text(json.dumps(table, indent=1, default=as_json) + "\n", "utf-8")
