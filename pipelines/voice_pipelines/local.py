@@ -217,6 +217,8 @@ async def build(
         loaded.push_async_callback(llm.aclose)
         asr = await asr_loading
         report(asr.info)
+        shortest_s = config.turn.min_silence_s
+        config = with_words_after(config, getattr(asr, "words_after_s", 0.0))
         report(llm.info)
         tts = await asyncio.to_thread(load_tts)
         loaded.push_async_callback(tts.aclose)
@@ -224,6 +226,9 @@ async def build(
         scorer, endpoint_info = await choose_scorer(config, llm, smart_turn)
         if scorer is not None:
             loaded.push_async_callback(scorer.aclose)
+            if config.turn.min_silence_s > shortest_s:
+                when = f"from {config.turn.min_silence_s:g} s of silence on, when the recogniser's are there"
+                endpoint_info = replace(endpoint_info, reason=f"{endpoint_info.reason}; {when}")
         report(endpoint_info)
         repairer = await choose_repairer(config, llm)
         if repairer is not None:
@@ -243,6 +248,17 @@ async def build(
         runtime.watch_processors()
         loaded.pop_all()
     return runtime
+
+
+def with_words_after(config: Config, after_s: float) -> Config:
+    """With no turn ended by its words before those of its last pause are there.
+
+    Args:
+        after_s: How long into a pause the recogniser's words are.
+    """
+    turn = config.turn
+    shortest_s = min(max(turn.min_silence_s, after_s), turn.max_silence_s)
+    return config if shortest_s <= turn.min_silence_s else replace(config, turn=replace(turn, min_silence_s=shortest_s))
 
 
 async def choose_scorer(

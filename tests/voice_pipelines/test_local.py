@@ -25,9 +25,10 @@ from tests.voiceagent.standins import (
 from voice_pipelines import local, processors, settings
 from voice_pipelines.adapters.smart_turn import SmartTurnScorer
 from voice_pipelines.adapters.turn_words import TurnWordsScorer
+from voice_pipelines.adapters.whisper import WORDS_AFTER_S
 from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, device_of, find_smart_turn
 from voice_pipelines.doctor import device_choice
-from voice_pipelines.local import LocalRuntime, build, calibrate, choose_scorer
+from voice_pipelines.local import LocalRuntime, build, calibrate, choose_scorer, with_words_after
 from voice_pipelines.models import whisper_upgrade
 from voice_pipelines.processors import Quota
 from voiceagent import endpoint_sound
@@ -270,6 +271,15 @@ def test_auto_takes_the_whisper_that_was_fetched(tmp_path: Path) -> None:
     assert run_async(name_of("faster-whisper:tiny.en"), timeout_s=120.0) == "faster-whisper tiny.en"
     (tmp_path / "whisper" / "tiny.en").rename(tmp_path / "mine")
     assert run_async(name_of(str(tmp_path / "mine")), timeout_s=120.0) == "faster-whisper mine (int8 on cpu)"
+
+
+def test_no_turn_is_ended_by_words_before_the_recogniser_has_those_of_its_last_pause(tmp_path: Path) -> None:
+    config = configure(tmp_path)
+    assert with_words_after(config, 0.0) is config
+    assert with_words_after(config, WORDS_AFTER_S).turn == replace(config.turn, min_silence_s=WORDS_AFTER_S)
+    assert with_words_after(config, 9.0).turn.min_silence_s == config.turn.max_silence_s
+    patient = configure(tmp_path, "turn.min_silence_s=0.8")
+    assert with_words_after(patient, WORDS_AFTER_S) is patient
 
 
 # --- coming up --------------------------------------------------------------------------------------------------------
