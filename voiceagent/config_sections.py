@@ -111,7 +111,7 @@ class TurnConfig:
     )
     sound: bool = documented(
         _TURN.weighs_sound,
-        "Whether how the voice sounded before a pause is weighed with the words; where there is a Smart Turn (`models.endpoint`), that one listens, whatever this says.",
+        "Whether how the voice sounded before a pause is weighed with the words; where there is a Smart Turn (`models.endpoint`), that one listens.",
         "true or false",
     )
     silence_s: float = documented(

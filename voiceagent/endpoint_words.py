@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from voiceagent.backends import INPUT_RATE_HZ
 from voiceagent.endpoint import Evidence
 from voiceagent.endpoint_dictation import is_dictation, last_sentence
-from voiceagent.speculation import Pause
+from voiceagent.speculation import Pause, heard_alike
 from voiceagent.transcript import normalise
 
 LATE_S = 0.15
@@ -92,10 +92,12 @@ class PauseWords:
         self._look()
 
     def hear(self, text: str, at_sample: int) -> None:
-        """The recogniser's text so far. A comma or a capital that comes or goes is no other word."""
-        if text != self._text and (self._changed_at is None or normalise(text) != normalise(self._text)):
-            self._text, self._changed_at = text, at_sample
-            self._look()
+        """The recogniser's text so far. A comma or a capital that comes or goes is no other word, unless it makes an address or a time of the words."""
+        is_same = self._changed_at is not None and heard_alike(text, self._text)
+        if text == self._text or (is_same and is_dictation(text, self._asked) == self._is_dictation):
+            return
+        self._text, self._changed_at = text, at_sample
+        self._look()
 
     def pause_began(self, sound: float | None, heard_until: int | None = None) -> None:
         """The voice stopped; what it sounded like until then.

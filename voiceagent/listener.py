@@ -123,6 +123,8 @@ class Listener:
         self._sound = sound
         self._has_asked = has_asked
         self._judge_hears = judge_hears
+        self._is_sound_weighed = False
+        """By the settings of the newest window, which may be others than the utterance began with."""
         self._sounded_until: int | None = None
         """The end of the voice that `_sound` has been asked about last."""
         self._windower = Windower(window_samples)
@@ -303,6 +305,7 @@ class Listener:
         if self._judge is None or utterance is None:
             return None
         at = utterance.position_sample
+        self._is_sound_weighed = detection.weighs_sound
         if not detection.weighs_sound:
             # As `weighs_words` it may be switched at any time; what was heard before counts for no further question.
             self._sounded_until = None
@@ -322,8 +325,8 @@ class Listener:
     @property
     def voice(self) -> Samples:
         """The utterance so far with `LEAD_S` of what led up to it, at most `LOOK_BACK_S`; empty where its sound is not to be weighed."""
-        utterance, detection = self._activity.utterance, self._detection
-        is_weighed = detection is not None and detection.weighs_sound and not self._words.is_dictation
+        utterance = self._activity.utterance
+        is_weighed = self._is_sound_weighed and not self._words.is_dictation
         if utterance is None or not is_weighed or not self._judge_hears:
             return np.zeros(0, np.float32)
         return self._kept.since(utterance.start_sample - round(LEAD_S * INPUT_RATE_HZ))

@@ -322,7 +322,7 @@ def find_smart_turn(config: Config) -> Path | None:
         ConfigError: If there is no such file.
     """
     if config.models.endpoint == "auto":
-        return find_fetched_smart_turn()
+        return find_fetched_smart_turn(root_folder(config))
     if config.models.endpoint in ("none", ""):
         return None
     path = Path(config.models.endpoint).expanduser()

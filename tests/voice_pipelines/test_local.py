@@ -345,6 +345,8 @@ def test_a_fetched_smart_turn_hears_the_voice_beside_the_words_unless_told_not_t
     folder.mkdir(parents=True)
     file = make_smart_turn(folder / "smart-turn-v3.2-cpu.onnx")
     assert find_smart_turn(Config()) == file
+    monkeypatch.delenv("VOICEAGENT_MODELS")
+    assert find_smart_turn(Config(models=ModelsConfig(folder=str(tmp_path)))) == file
     for unwanted in ("none", ""):
         assert find_smart_turn(Config(models=ModelsConfig(endpoint=unwanted))) is None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -189,3 +191,29 @@ def test_what_is_no_smart_turn_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(BackendError, match=r"expected Smart Turn v3: input_features \[1, 80, 800\]"):
             SmartTurn(path)
+
+
+def test_words_do_not_wait_for_an_ear_that_is_busy_and_what_nobody_waits_for_is_not_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ear = SmartTurn(make_smart_turn(tmp_path / "st.onnx"))
+    scorer, deaf = TurnWordsScorer(ear=ear, hears_within_s=0.01), TurnWordsScorer()
+    let_go, began = threading.Event(), list[int]()
+
+    def slow(voice: Samples) -> float:
+        began.append(voice.size)
+        let_go.wait(30.0)
+        return 0.9
+
+    monkeypatch.setattr(ear, "probability", slow)
+    turns = (PromptTurn("agent", "What can I get you?"), PromptTurn("user", "i would like a large mocha"))
+
+    async def main() -> None:
+        calls = [TurnSoFar(f"call {number}", turns, (), noise(1.0)) for number in range(5)]
+        answers = await asyncio.gather(*map(scorer.completeness, calls))
+        assert set(answers) == {await deaf.completeness(TurnSoFar("call", turns, (), silence(0.0)))}
+        let_go.set()
+        await scorer.aclose()
+
+    run_async(main())
+    assert len(began) == 1, "the others were taken back"

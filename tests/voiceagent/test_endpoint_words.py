@@ -205,6 +205,26 @@ def test_whoever_hears_the_voice_is_asked_again_in_another_pause_with_the_same_w
     assert words.evidence(9999).completeness == 0.9
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("my email is tom", "my email is tom@"),
+        ("my email is tom at example com", "my email is tom at example.com"),
+        ("code is 3 30", "code is 3:30"),
+        ("give me 3 50", "give me 3.50"),
+        ("i want 20 off", "i want 20% off"),
+        ("it costs 5", "it costs $5"),
+    ],
+)
+def test_marks_that_are_said_or_make_an_address_or_a_price_are_other_words(before: str, after: str) -> None:
+    words = PauseWords()
+    words.hear(before, 0)
+    words.answer(asked(words, 0), 0.3)
+    words.hear(after, SECOND)
+    assert asked(words, SECOND).text == after
+    assert words.is_dictation == is_dictation(after)
+
+
 def test_an_utterance_without_words_may_still_get_some() -> None:
     words = PauseWords()
     evidence = words.evidence(100)

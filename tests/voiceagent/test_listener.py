@@ -274,6 +274,29 @@ def test_a_judge_that_hears_is_given_nothing_of_dictated_words_or_where_the_soun
     assert [voice.size for voice in voices] == [0]
 
 
+@pytest.mark.parametrize("is_on_first", [True, False])
+def test_a_sound_that_is_switched_amid_an_utterance_is_heard_from_then_on_or_no_more(*, is_on_first: bool) -> None:
+    voices: list[int] = []
+
+    async def scenario() -> None:
+        def judge(_: str, answer: Callable[[float | None], None]) -> None:
+            voices.append(listener.voice.size)
+            answer(0.01)
+
+        listener = Listener(LevelDetector(), 512, judge, judge_hears=True)
+        for at in range(0, TWICE.size, 320):
+            is_first = at < 4.8 * 16_000
+            detection = replace(WORDS, weighs_sound=is_on_first == is_first)
+            async for event in listener.hear(TWICE[at : at + 320], at / 16_000, detection, agent_audible=False):
+                if isinstance(event, Onset):
+                    listener.hear_words("a tea")
+            if 5.2 * 16_000 <= at < 5.2 * 16_000 + 320:
+                listener.hear_words("a tea and")
+
+    asyncio.run(scenario())
+    assert [size > 0 for size in voices] in ([is_on_first, not is_on_first], [is_on_first, *[not is_on_first] * 2])
+
+
 def test_a_pause_with_the_same_words_is_not_cut_off_where_the_second_answer_never_comes() -> None:
     async def scenario() -> EndedBy:
         asked: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from voice_pipelines.adapters.smart_turn import SmartTurn
@@ -14,6 +15,8 @@ FEWER_ODDS = 0.5
 """Of a turn that is no short answer, where nobody else judges. The model was taught that three turns in five have a pause, so it finds all ends likelier
 than the cost of a cut-off reckons with: of callers half of whom
 pause 4.6 % are cut off at the default cost with half the odds; with all of them, those of an earlier version, it was 8.4 %."""
+HEARS_WITHIN_S = 0.1
+"""Of an ear. It hears one caller after the other: where several pause at once the words must not wait for it, since an answer later than 0.15 s leaves silence alone."""
 
 
 def alone(probability: float, words: str, asked: str, sound: float | None = None) -> float:
@@ -38,16 +41,20 @@ class TurnWordsScorer:
 
     Args:
         ear: Hears the voice in the place of `voiceagent.endpoint_sound`, on its thread; closed with this.
+        hears_within_s: Longer than that it is not waited for, and the words judge alone.
 
     Raises:
         BackendError: If the weights cannot be loaded.
     """
 
-    def __init__(self, path: Path = WEIGHTS, ear: SmartTurn | None = None) -> None:
+    def __init__(
+        self, path: Path = WEIGHTS, ear: SmartTurn | None = None, *, hears_within_s: float = HEARS_WITHIN_S
+    ) -> None:
         self.info = BackendInfo("endpoint", "turn-end model", "judges the words, whatever model replies")
         self.weighs_sound, self.hears_voice = ear is None, ear is not None
         self._model = TurnEndModel.load(path)
         self._ear = ear
+        self._hears_within_s = hears_within_s
 
     async def completeness(self, turn: TurnSoFar) -> float:
         words, asked = turn.turns[-1].text, said_before(turn)
@@ -57,7 +64,10 @@ class TurnWordsScorer:
     async def heard(self, turn: TurnSoFar) -> Heard | None:
         """What the sound of the voice says, by whoever listens; None where nobody does."""
         if self._ear is not None:
-            return await self._ear.hear(turn.audio)
+            try:
+                return await asyncio.wait_for(self._ear.hear(turn.audio), self._hears_within_s)
+            except TimeoutError:
+                return None
         return None if turn.sound is None else Heard(turn.sound)
 
     def taught(self, turn: TurnSoFar) -> float:
