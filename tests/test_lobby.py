@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from uvicorn.server import ServerState
 
 import dllm.server.lobby
 import voiceagent.lobby
@@ -240,8 +241,17 @@ class Pipe(asyncio.Transport):
     def abort(self) -> None:
         self.ends.append("abort")
 
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        pass
 
-@pytest.mark.parametrize("module", [voiceagent.lobby, dllm.server.lobby], ids=["voiceagent", "dllm"])
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+
+both_doors = pytest.mark.parametrize("module", [voiceagent.lobby, dllm.server.lobby], ids=["voiceagent", "dllm"])
+
+
+@both_doors
 def test_the_end_of_an_answer_is_not_cut_off_as_long_as_the_client_takes_of_it(module: ModuleType) -> None:
     async def main() -> None:
         cuts = Cuts()
@@ -249,14 +259,56 @@ def test_the_end_of_an_answer_is_not_cut_off_as_long_as_the_client_takes_of_it(m
         slow = Pipe(left=3)
         lobby.enter(slow)
         lobby.enter(Pipe(left=0))
-        assert (slow.ends, cuts) == (["close"], [])
+        assert (slow.ends, cuts) == (["close"], ["crowded"])
         for slow.left in (2, 1):
             lobby.resume(slow)
             lobby._stalled[slow]._run()  # its time has come
-            assert (slow.ends, cuts) == (["close"], [])
+            assert (slow.ends, cuts) == (["close"], ["crowded"])
         lobby._stalled[slow]._run()
-        assert (slow.ends, cuts) == (["close", "abort"], ["stalled"])
-        assert slow not in lobby._stalled
+        assert (slow.ends, cuts) == (["close", "abort"], ["crowded"]), "told once, by why it had to go"
+        assert slow not in lobby._stalled and not lobby._told
+
+    run_async(main())
+
+
+@both_doors
+def test_a_connection_that_gets_another_transport_keeps_its_place_and_its_time(module: ModuleType) -> None:
+    async def main() -> None:
+        cuts = Cuts()
+        lobby = module.Lobby(2, NEVER_S, NEVER_S, cuts.tell)
+        before, after, younger, third = (Pipe(left=0) for _ in range(4))
+        lobby.enter(before)
+        until = lobby._waiting[before].when()
+        lobby.enter(younger)
+        lobby.hand_over(before, after)
+        lobby.enter(after)
+        assert list(lobby._waiting) == [after, younger] and lobby._waiting[after].when() == until
+        lobby.enter(third)
+        assert (before.ends, after.ends, younger.ends, cuts) == ([], ["abort"], [], ["crowded"])
+
+    run_async(main())
+
+
+class Taking(asyncio.Protocol):
+    """A protocol for websockets, to which all is well."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__()
+
+
+@both_doors
+def test_a_websocket_is_not_cut_for_an_answer_before_it_that_was_slow_to_go(module: ModuleType) -> None:
+    async def main() -> None:
+        cuts = Cuts()
+        lobby = module.Lobby(8, NEVER_S, NEVER_S, cuts.tell)
+        config = uvicorn.Config(answer, ws=Taking, lifespan="off", log_config=None)
+        config.load()
+        protocol, pipe = module.protocol_of(lobby)(config, ServerState(), {}), Pipe(left=100_000)
+        protocol.connection_made(pipe)
+        protocol.pause_writing()
+        timer = lobby._stalled[pipe]
+        protocol.data_received(ASK[:-2] + b"Connection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+        assert timer.cancelled() and not lobby._stalled and not lobby._waiting
 
     run_async(main())
 

@@ -59,28 +59,40 @@ class Handshakes:
     async def _shake(self, accepted: socket.socket) -> None:
         task = asyncio.current_task()
         assert task is not None
-        shaking = _Shaking(task)
+        shaking = _Shaking(task, self._lobby, self._make)
         self._lobby.enter(shaking)
         try:
             # Who speaks no TLS, or is gone, has nobody to be told of it.
             with contextlib.suppress(OSError):
                 loop = asyncio.get_running_loop()
-                await loop.connect_accepted_socket(self._make, accepted, ssl=self._context)
+                await loop.connect_accepted_socket(lambda: shaking, accepted, ssl=self._context)
         finally:
             self._lobby.forget(shaking)
 
 
-class _Shaking:
-    """A connection whose handshake is not over, as the lobby sees it: nothing waits to be sent to it."""
+class _Shaking(asyncio.Protocol):
+    """A connection whose handshake is not over, as the lobby sees it: nothing waits to be sent to it.
 
-    def __init__(self, task: asyncio.Task[None]) -> None:
-        self._task = task
+    Its protocol too until then: it hands the place in the lobby over before the protocol to come enters, so that a connection has one.
+    """
+
+    def __init__(self, task: asyncio.Task[None], lobby: Lobby, make: Callable[[], asyncio.Protocol]) -> None:
+        self._task, self._lobby, self._make = task, lobby, make
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        if self.is_closing():
+            transport.abort()
+            return
+        self._lobby.hand_over(self, transport)
+        protocol = self._make()
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
 
     def get_write_buffer_size(self) -> int:
         return 0
 
     def is_closing(self) -> bool:
-        return False
+        return self._task.cancelling() > 0
 
     def close(self) -> None:
         self._task.cancel()

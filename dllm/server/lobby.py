@@ -47,7 +47,7 @@ class Lobby:
         most: How many may owe a request; one more cuts the oldest.
         patience_s: How long one may.
         stall_s: How long a client may take nothing of what is to be sent.
-        tell: Hears of every connection that is cut.
+        tell: Hears of every connection that is cut, and of one that may only take the end of its answer first. Once of each.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Lobby:
         self._waiting: dict[Transport, asyncio.TimerHandle] = {}
         """Oldest first."""
         self._stalled: dict[Transport, asyncio.TimerHandle] = {}
+        self._told: set[Transport] = set()
 
     def enter(self, transport: Transport) -> None:
         """From now on, if it does not yet, this connection owes a request."""
@@ -65,6 +66,16 @@ class Lobby:
         self._waiting[transport] = self._later(self._patience_s, self._dismiss, transport, "late")
         if len(self._waiting) > self._most:
             self._dismiss(next(iter(self._waiting)), "crowded")
+
+    def hand_over(self, old: Transport, new: Transport) -> None:
+        """A connection has another transport from now on: it keeps its place and what is left of its time."""
+        if old not in self._waiting:
+            return
+        timer = self._waiting[old]
+        timer.cancel()
+        again = asyncio.get_running_loop().call_at(timer.when(), self._dismiss, new, "late")
+        places = self._waiting.items()
+        self._waiting = {new if each is old else each: again if each is old else its for each, its in places}
 
     def leave(self, transport: Transport) -> None:
         """Its request is there. Safe twice."""
@@ -81,9 +92,10 @@ class Lobby:
             _cancel(self._stalled.pop(transport, None))
 
     def forget(self, transport: Transport) -> None:
-        """It is gone."""
+        """It is gone, or somebody else's."""
         self.leave(transport)
         _cancel(self._stalled.pop(transport, None))
+        self._told.discard(transport)
 
     def _later(self, seconds: float, act: Callable[..., None], *what: object) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(seconds, act, *what)
@@ -103,13 +115,19 @@ class Lobby:
             self._cut(transport, why)
             return
         self.leave(transport)  # The end of an answer is on its way.
+        self._tell_once(transport, why)
         transport.close()
         self.stall(transport)
 
     def _cut(self, transport: Transport, why: Cut) -> None:
+        self._tell_once(transport, why)
         self.forget(transport)
-        self._tell(why)
         transport.abort()  # Closing would wait for a client that takes nothing.
+
+    def _tell_once(self, transport: Transport, why: Cut) -> None:
+        if transport not in self._told:
+            self._told.add(transport)
+            self._tell(why)
 
 
 def protocol_of(lobby: Lobby) -> type[H11Protocol]:
@@ -140,7 +158,7 @@ class _LobbyProtocol(H11Protocol):
 
     def handle_websocket_upgrade(self, event: Any) -> None:
         self._is_ours = False  # From here on another protocol has the connection, and hears of its end.
-        self._lobby.leave(self.transport)
+        self._lobby.forget(self.transport)
         super().handle_websocket_upgrade(event)
 
     def pause_writing(self) -> None:

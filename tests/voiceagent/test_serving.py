@@ -483,6 +483,24 @@ def test_who_begins_no_tls_handshake_is_cut_like_anybody_and_who_fails_one_is_go
     scene(scenario, settings)
 
 
+@pytest.mark.parametrize("most", [1, 4])
+def test_as_many_as_may_wait_get_in_over_tls(tmp_path: Path, most: int) -> None:
+    cert, key = make_certificate(tmp_path)
+
+    async def scenario(place: Place) -> None:
+        host, port = place.address.removeprefix("https://").split(":")
+        trusted = ssl.create_default_context(cafile=str(cert))
+        callers = [await asyncio.open_connection(host, int(port), ssl=trusted) for _ in range(most)]
+        for reader, writer in callers:
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert (await reader.read()).startswith(b"HTTP/1.1 200")
+            writer.close()
+        assert place.realtime.telemetry.cuts.value("crowded") == 0
+
+    settings = ServerSettings(port=0, tls_cert=str(cert), tls_key=str(key), request_timeout_s=3600.0, max_waiting=most)
+    scene(scenario, settings)
+
+
 def test_a_request_that_comes_with_the_end_of_the_tls_handshake_is_answered(tmp_path: Path) -> None:
     cert, key = make_certificate(tmp_path)
 
