@@ -145,7 +145,7 @@ class EngineRunner(Generic[E]):
 
     def submit(self, spec: SpecSource, *, expires: float | None = None, backlog: int = BACKLOG) -> DraftStream:
         """Ask for a draft and read its events on the running event loop. Raises as `start` does."""
-        stream = DraftStream(asyncio.get_running_loop(), backlog)
+        stream = DraftStream(asyncio.get_running_loop(), backlog, self._clock)
         stream.handle = self.start(spec, stream._put, stream._fail, expires=expires)
         return stream
 
@@ -363,9 +363,12 @@ class DraftStream:
 
     loop: asyncio.AbstractEventLoop
     backlog: int
+    clock: Callable[[], float]
     handle: DraftHandle | None = None
+    came: float = 0.0
+    """When the event that was read last came from the engine, by the clock: a slow reader reads it later. Nothing before the first."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _buffer: deque[Event] = field(default_factory=deque)
+    _buffer: deque[tuple[float, Event]] = field(default_factory=deque)
     _snapshots: int = 0
     _is_over: bool = False
     """Nothing more will be put into the buffer."""
@@ -380,7 +383,7 @@ class DraftStream:
         while True:
             with self._lock:
                 if self._buffer:
-                    event = self._buffer.popleft()
+                    self.came, event = self._buffer.popleft()
                     self._snapshots -= isinstance(event, Stepped)
                     return event
                 if self._is_over:
@@ -423,16 +426,17 @@ class DraftStream:
     # --- the engine's thread ------------------------------------------------------------------------------------------
 
     def _put(self, event: Event) -> None:
+        now = self.clock()
         with self._lock:
             if self._is_over:
                 return
             if isinstance(event, Stepped):
                 if self._snapshots >= self.backlog:
-                    oldest = next(at for at, waiting in enumerate(self._buffer) if isinstance(waiting, Stepped))
+                    oldest = next(at for at, (_, waiting) in enumerate(self._buffer) if isinstance(waiting, Stepped))
                     del self._buffer[oldest]
                     self._snapshots -= 1
                 self._snapshots += 1
-            self._buffer.append(event)
+            self._buffer.append((now, event))
             self._is_over = isinstance(event, Finished)
         self._wake()
 

@@ -304,7 +304,7 @@ class Service:
             raise too_many(f"{self._settings.max_drafts} replies are being written at once at most", "drafts_full")
         self._active += len(asks)
         streams: list[DraftStream] = []
-        drafts = [self.meters.draft(ask.spec.plan) for ask in asks]
+        drafts = {index: self.meters.draft(ask.spec.plan) for index, ask in enumerate(asks)}
         try:
             now = self._clock()
             book = self._named if conversation.is_named else self._nameless
@@ -321,13 +321,14 @@ class Service:
                         meter.told()
                     if reply.reason is not None:
                         streams[index].cancel()
+                        drafts.pop(index).finish(reply, streams[index].came)
                     yield index, told
         finally:
             self._active -= len(asks)
             for stream in streams:
                 stream.cancel()
-            for draft, ask in zip(drafts, asks, strict=True):
-                draft.close(ask.reply)
+            for index, draft in drafts.items():
+                draft.close(asks[index].reply)
 
 
 async def _primed(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:

@@ -154,7 +154,7 @@ class Meters:
         return RequestMeter(self, endpoint)
 
     def draft(self, plan: Plan) -> DraftMeter:
-        """A draft is submitted; it must be closed."""
+        """A draft is submitted; it must be finished or closed."""
         meter = DraftMeter(self, plan)
         self._drafts.add(meter)
         return meter
@@ -226,27 +226,33 @@ class DraftMeter:
         self._meters.prompt_length.observe(event.cached_tokens + event.new_tokens)
 
     def close(self, reply: Reply) -> None:
-        """It is over, written to its end or not. Once."""
+        """It was broken off. Once, and not after `finish`."""
         meters, usage = self._meters, reply.usage
         meters.discard(self)
         meters.generated_tokens.add(amount=usage.visible_tokens)
         meters.forced_tokens.add(amount=usage.forced)
         meters.guards.add(amount=float(usage.guards > 0))
-        if reply.reason is None:
-            return
+
+    def finish(self, reply: Reply, at: float) -> None:
+        """Its reply is written to its end. Once.
+
+        Args:
+            at: When that was, by the engine's clock: whoever reads the events may be late.
+        """
+        self.close(reply)
+        meters, usage = self._meters, reply.usage
         meters.steps.observe(reply.steps)
         meters.granted.observe(granted(self._plan))
-        now = meters.clock()
         worked_s = usage.seconds_prefill + usage.seconds_denoise
         times: dict[Stage, float] = {
-            "wait": max(now - self._began - worked_s, 0.0),
+            "wait": max(at - self._began - worked_s, 0.0),
             "prefill": usage.seconds_prefill,
             "denoise": usage.seconds_denoise,
         }
         meters.wait.observe(times["wait"])
         if self._plan.rest_deadline is not None:
             meters.deadlines.add()
-            if now > self._plan.rest_deadline:
+            if at > self._plan.rest_deadline:
                 meters.misses.add(max(times, key=times.__getitem__))
 
 

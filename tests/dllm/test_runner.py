@@ -337,6 +337,19 @@ def test_a_slow_reader_loses_old_snapshots_and_nothing_else() -> None:
     assert isinstance(events[0], Prefilled) and isinstance(events[-1], Finished)
 
 
+def test_a_slow_reader_learns_when_an_event_came() -> None:
+    async def main() -> list[tuple[type[Event], float]]:
+        engine = StandInEngine(write_nine)
+        async with EngineRunner(engine, clock=lambda: float(engine.rounds)) as runner:
+            stream = runner.submit(spec())
+            while runner.active or not engine.rounds:
+                await runner.call(lambda _: None)
+            return [(type(event), stream.came) async for event in stream]
+
+    written = [(kind, came) for came in (1.0, 2.0, 3.0) for kind in (Stepped, Committed)]
+    assert run_async(main()) == [(Prefilled, 1.0), *written, (Finished, 3.0)]
+
+
 def test_a_listener_that_fails_loses_its_draft_only(caplog: pytest.LogCaptureFixture) -> None:
     engine = StandInEngine(write_nine)
     failures: list[Exception] = []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,15 @@ from tests.conftest import run_async
 from tests.dllm import tiny
 from tests.dllm.server.serving import ROOMY, Served, served
 from tests.dllm.standin import StandInDraft, StandInEngine
+
+
+@dataclass
+class Clock:
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -261,6 +271,83 @@ def test_the_prefix_cache_tells_how_full_it_is_where_the_engine_has_one() -> Non
     run_async(main())
 
 
+# --- when a reply is over ----------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def ticking(
+    gate: threading.Semaphore | None = None, takes: asyncio.Event | None = None
+) -> AsyncIterator[tuple[Served, Clock]]:
+    """A server whose rounds take a second each; "a" is answered in one of them, "b" in many.
+
+    Args:
+        takes: Nothing of an answer's body is taken by the client before this is set.
+    """
+    clock = Clock()
+
+    def tick() -> None:
+        clock.now += 1.0
+
+    short, long = (tiny.codec().encode(" " + text) for text in ("a", "one two three four five six seven eight nine"))
+    is_short = tuple(tiny.codec().encode("a"))
+    standin = StandInEngine(
+        lambda spec: short if spec.prompt == is_short else long, gate=gate, before_round=tick, clock=clock
+    )
+    async with EngineRunner(standin, clock=clock) as runner:
+        app = create_app(runner, tiny.codec(), tiny.spec(), clock=clock)
+
+        async def slowly(scope: Any, receive: Any, send: Any) -> None:
+            async def when_taken(message: Any) -> None:
+                if takes is not None and message["type"] == "http.response.body":
+                    await takes.wait()
+                await send(message)
+
+            await app(scope, receive, when_taken)
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(slowly), base_url="http://localhost") as client:
+            yield Served(client, standin, runner), clock
+
+
+def missed(samples: Samples) -> float:
+    return sum(value for (name, _), value in samples.items() if name == "dllm_deadline_misses_total")
+
+
+def test_a_reply_that_is_written_is_over_whatever_its_siblings_take() -> None:
+    async def main() -> None:
+        gate = threading.Semaphore(2)  # The first round may come before the second draft.
+        async with ticking(gate) as (server, _):
+            asked = asyncio.create_task(server.complete(["a", "b"], dllm={"deadline_ms": 2500}))
+            while not of(samples := await metrics(server), "dllm_denoise_steps_count"):
+                await asyncio.to_thread(lambda: None)
+            gate.release(100)
+            assert (await asked).status_code == 200
+            assert of(samples, "dllm_drafts", state="running") + of(samples, "dllm_drafts", state="waiting") == 1
+            assert of(samples, "dllm_wait_seconds_sum") == 0.25
+            samples = await metrics(server)
+            assert of(samples, "dllm_denoise_steps_count") == of(samples, "dllm_deadlines_total") == 2
+            assert missed(samples) == 1
+            assert of(samples, "dllm_drafts", state="running") == of(samples, "dllm_drafts", state="waiting") == 0
+
+    run_async(main())
+
+
+def test_a_client_that_reads_slowly_makes_no_reply_late() -> None:
+    async def main() -> None:
+        takes = asyncio.Event()
+        async with ticking(takes=takes) as (server, clock):
+            asked = asyncio.create_task(server.complete("a", stream=True, dllm={"deadline_ms": 2500}))
+            while server.runner.active or not server.engine.rounds:
+                await server.runner.call(lambda _: None)
+            clock.now += 100.0
+            takes.set()
+            assert (await asked).status_code == 200
+            samples = await metrics(server)
+            assert of(samples, "dllm_deadlines_total") == 1 and missed(samples) == 0
+            assert of(samples, "dllm_wait_seconds_sum") == 0.25
+
+    run_async(main())
+
+
 # --- drafts -----------------------------------------------------------------------------------------------------------
 
 
@@ -283,19 +370,10 @@ def test_a_step_that_drafts_share_is_counted_once() -> None:
 
 
 @dataclass
-class Clock:
-    now: float = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@dataclass
 class Told:
     """What a draft's meter asks of its reply."""
 
     usage: Usage
-    reason: str | None = "stop"
     steps: int = 3
 
 
@@ -306,7 +384,7 @@ def finished(took_s: float, prefill_s: float, denoise_s: float) -> Meters:
     draft = meters.draft(Plan(4, 4, rest_deadline=clock.now + 1.0, by_clause=False))
     clock.now += took_s
     usage = Usage(visible_tokens=4, forced=2, guards=3, seconds_prefill=prefill_s, seconds_denoise=denoise_s)
-    draft.close(Told(usage))  # type: ignore[arg-type]
+    draft.finish(Told(usage), clock.now)  # type: ignore[arg-type]
     return meters
 
 
