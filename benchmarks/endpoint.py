@@ -152,16 +152,23 @@ class Scores:
         self._file.write_text(json.dumps(self._known), "utf-8")
         await self._drafter.aclose()
 
-    async def ask(self, before: tuple[PromptTurn, ...], words: str, heard: Heard | None = None) -> float:
+    async def ask(
+        self,
+        before: tuple[PromptTurn, ...],
+        words: str,
+        heard: Heard | None = None,
+        confidence: float | None = None,
+    ) -> float:
         """Probability that nothing follows, as the judge has it.
 
         Args:
             heard: By the sound of the voice alone; None where nobody listened.
+            confidence: That the words are right, by the recogniser, for a judge of words alone; None where it does not tell.
         """
         asked = next((turn.text for turn in reversed(before) if turn.role == "agent"), "")
         of_words = self._words.completeness(words, asked)
         if self._judge == "words":
-            return alone(of_words, words, asked, None if heard is None else heard.beside_sense)
+            return alone(of_words, words, asked, heard, confidence)
         if self._judge == "both" and is_answer(words, asked):
             return of_words
         end = await self._ask_model(before, words)
@@ -223,9 +230,10 @@ async def case_of(
         activity.update(probability)
         at = activity.position_sample
         while heard and heard[0].at_s <= at / 16_000:
-            words.hear(heard.pop(0).text, at)
+            told = heard.pop(0)
+            words.hear(told.text, at, told.confidence)
         if asked is not None:
-            words.answer(asked, await scores.ask(before, asked.text, listened))
+            words.answer(asked, await scores.ask(before, asked.text, listened, asked.confidence))
             asked = None
         if (utterance := activity.utterance) is None:
             continue

@@ -28,7 +28,7 @@ from voiceagent.backends import INPUT_RATE_HZ, Samples
 from voiceagent.transcript import LocalAgreement
 from voiceagent.vad import WINDOW_SAMPLES, PreRoll, Started, VoiceActivity, Windower
 
-FORMAT = 3
+FORMAT = 4
 """Counts up when tapes of before cannot be used any more."""
 PRE_ROLL_S = 0.3
 
@@ -39,6 +39,8 @@ class Heard:
 
     at_s: float
     text: str
+    confidence: float | None = None
+    """How sure it was of it; None where it does not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +131,14 @@ class TapeMaker:
                 del pending[: 2 * BLOCK_SAMPLES]
                 began = time.process_time()
                 self._decoder.feed(block)
-                words = tuple(word.text for word in self._decoder.hypothesis().words)
+                hypothesis = self._decoder.hypothesis()
+                words = tuple(word.text for word in hypothesis.words)
                 took = time.process_time() - began
                 done = max(done, at_s) + took
                 agreement = agreement.hear(words)
                 if (text := agreement.partial.text) != shown:
                     shown = text
-                    yield Heard(round(done, 4), text)
+                    yield Heard(round(done, 4), text, hypothesis.confidence)
         self._decoder.drop()
 
 

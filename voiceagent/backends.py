@@ -85,6 +85,8 @@ class Partial:
 
     stable: str
     unstable: str
+    confidence: float | None = None
+    """Probability in [0, 1] that the words are right, by the recogniser itself; None where it does not tell."""
 
     @property
     def text(self) -> str:
@@ -97,7 +99,8 @@ class Transcript:
 
     text: str
     words: tuple[Word, ...] = ()
-    confidence: float = 1.0
+    confidence: float | None = None
+    """As a partial's."""
     compute_s: float = 0.0
     """Time the recogniser worked after the end of audio was announced."""
 
@@ -384,6 +387,8 @@ class TurnSoFar:
     switched off, or the words are dictated."""
     sound: float | None = None
     """Probability that it is over by the sound of the voice before the pause (`voiceagent.endpoint_sound`); None where nobody listened."""
+    confidence: float | None = None
+    """Probability that what was heard since they last began to speak is what they said, by the recogniser; None where it does not tell."""
 
 
 LOOK_BACK_S = 8.0

@@ -3,7 +3,7 @@
 Time is media time in samples, as everywhere in listening: the same recording with the same partial transcripts at the same samples gives
 the same evidence, however the audio is cut.
 
-    words.hear(text, at)                          # whenever the recogniser has changed its mind
+    words.hear(text, at, confidence)              # whenever the recogniser has changed its mind
     question = words.question(at, is_paused=...)  # once per window; None when there is nothing new to ask
     words.answer(question, probability, at)       # whenever it comes
     decide(utterance, settings, words.evidence(at))
@@ -55,6 +55,8 @@ class Question:
     """How they sounded before the pause, as `PauseWords.pause_began` was told."""
     heard_until: int | None = None
     """The sample at which the voice paused, where whoever is asked hears it."""
+    confidence: float | None = None
+    """How sure the recogniser is of the words; None where it does not tell."""
 
 
 class PauseWords:
@@ -74,6 +76,7 @@ class PauseWords:
         self._first = self._numbers + 1
         """Number of the utterance's first question."""
         self._text = ""
+        self._confidence: float | None = None
         self._sound: float | None = None
         self._heard_until: int | None = None
         self._is_dictation = self._is_answer = False
@@ -91,8 +94,10 @@ class PauseWords:
         self._asked = asked
         self._look()
 
-    def hear(self, text: str, at_sample: int) -> None:
-        """The recogniser's text so far. A comma or a capital that comes or goes is no other word, unless it makes an address or a time of the words."""
+    def hear(self, text: str, at_sample: int, confidence: float | None = None) -> None:
+        """The recogniser's text so far, and how sure it is of it. A comma or a capital that comes or goes is no other word, unless it makes an address or a time of
+        the words; to become surer of the same ones asks nothing anew."""
+        self._confidence = confidence
         is_same = self._changed_at is not None and heard_alike(text, self._text)
         if text == self._text or (is_same and is_dictation(text, self._asked) == self._is_dictation):
             return
@@ -123,6 +128,11 @@ class PauseWords:
         return self._is_dictation
 
     @property
+    def confidence(self) -> float | None:
+        """How sure the recogniser is of the words so far."""
+        return self._confidence
+
+    @property
     def wants_sound(self) -> bool:
         """Whether it matters what a pause sounds like now: without words it counts for nothing, nor beside those that are dictated or a short answer."""
         return bool(self._text) and not self._is_dictation and not self._is_answer
@@ -135,7 +145,10 @@ class PauseWords:
         if not self._is_of_these_words():
             self._answer, self._weighed, self._is_answered = None, None, False
         self._numbers += 1
-        self._question, self._question_at = Question(self._numbers, self._text, self.sound, self._until), at_sample
+        self._question, self._question_at = (
+            Question(self._numbers, self._text, self.sound, self._until, self._confidence),
+            at_sample,
+        )
         return self._question
 
     def answer(self, question: Question, completeness: float | None) -> None:

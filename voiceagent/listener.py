@@ -285,9 +285,9 @@ class Listener:
         is_judged = self._judge is not None and self._detection is not None and self._detection.weighs_words
         return self._words.pause(utterance.silence_s, utterance.position_sample, is_judged=is_judged)
 
-    def hear_words(self, text: str) -> None:
-        """What the recogniser makes of the utterance so far."""
-        self._words.hear(text, self._activity.position_sample)
+    def hear_words(self, text: str, confidence: float | None = None) -> None:
+        """What the recogniser makes of the utterance so far, and how sure it is of it."""
+        self._words.hear(text, self._activity.position_sample, confidence)
 
     def expect(self, asked: str) -> None:
         """What the agent said before the utterance that has just begun."""
@@ -321,6 +321,11 @@ class Listener:
     def sound(self) -> float | None:
         """Probability that the turn is over by how the voice sounded before the pause that the caller is in or was in last, as far as that counts."""
         return self._words.sound
+
+    @property
+    def confidence(self) -> float | None:
+        """How sure the recogniser is of the words so far; None where it does not tell."""
+        return self._words.confidence
 
     @property
     def voice(self) -> Samples:

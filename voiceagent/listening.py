@@ -366,17 +366,24 @@ class Listening:
         def on_partial(partial: Partial) -> None:
             if not self._is_closed:
                 if self._hearing is not None and self._hearing.item_id == item_id:
-                    self._listener.hear_words(partial.text)
+                    self._listener.hear_words(partial.text, partial.confidence)
                 self._emit(TranscriptPartial(item_id, partial.stable, partial.unstable))
 
         self._hearing = Hearing(self._backends.asr, item_id, on_partial, self._budget)
 
     def _judge(self, words: str, answer: Callable[[float | None], None]) -> None:
         # What was heard is taken now: when the task begins there may be more of it, which depends on how the audio was cut.
-        self._tasks.spawn(self._ask_scorer(words, self._listener.sound, self._listener.voice, answer))
+        self._tasks.spawn(
+            self._ask_scorer(words, self._listener.sound, self._listener.voice, self._listener.confidence, answer)
+        )
 
     async def _ask_scorer(
-        self, words: str, sound: float | None, voice: Samples, answer: Callable[[float | None], None]
+        self,
+        words: str,
+        sound: float | None,
+        voice: Samples,
+        confidence: float | None,
+        answer: Callable[[float | None], None],
     ) -> None:
         assert self._backends.scorer is not None
         turn = TurnSoFar(
@@ -385,6 +392,7 @@ class Listening:
             self._asking.tools(self._settings(), ResponseOptions()),
             voice,
             sound,
+            confidence,
         )
         try:
             answer(await self._backends.scorer.completeness(turn))

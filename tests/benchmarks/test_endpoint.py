@@ -171,22 +171,27 @@ def test_a_tape_is_replayed_with_the_text_that_was_there_and_an_answer_one_windo
         def __init__(self) -> None:
             self.asked = []
 
-        async def ask(self, before: object, words: str, heard: Heard | None = None) -> float:
+        async def ask(
+            self, before: object, words: str, heard: Heard | None = None, confidence: float | None = None
+        ) -> float:
             self.asked.append(words)
+            sure.append(confidence)
             sounds.append(heard)
             return 0.9
 
     sounds: list[Heard | None] = []
+    sure: list[float | None] = []
     given: list[int] = []
     scores = Scores()
     tapes = importlib.import_module("tapes")
-    heard = (tapes.Heard(0.4, "a"), tapes.Heard(0.75, "a tea"))
+    heard = (tapes.Heard(0.4, "a"), tapes.Heard(0.75, "a tea", 0.6))
     voice = (*[0.9] * 20, *[0.0] * 30)
     tape = bench.Tape("a.flac", "order", "a tea", 20 * WINDOW_S, None, 0.0, "", voice, heard)
     recorded = bench.Recorded(tape, "someone", np.zeros(50 * 512, np.float32))
     found = asyncio.run(bench.case_of(recorded, (), scores, None))
     assert found.speaker == "someone" and found.end_s == 20 * WINDOW_S
     assert scores.asked == ["a", "a tea"], "each text is asked about once, and only in the pause"
+    assert sure == [None, 0.6], "with what the recogniser said of it"
     answers = [evidence.completeness for utterance, evidence in found.moments if utterance.is_paused and evidence]
     assert answers[-1] == 0.9 and None in answers
     point = measured(bench, [found], EndpointSettings(cut_off_cost_s=6.0), with_words=True)
@@ -207,7 +212,9 @@ def test_a_smart_turn_is_asked_with_each_question_about_the_voice_so_far_and_alo
     bench: ModuleType, tmp_path: Path
 ) -> None:
     class Scores:
-        async def ask(self, before: object, words: str, heard: Heard | None = None) -> float:
+        async def ask(
+            self, before: object, words: str, heard: Heard | None = None, confidence: float | None = None
+        ) -> float:
             told.append(heard)
             return 0.5
 

@@ -16,7 +16,7 @@ from voice_pipelines.adapters import diffusion_turns
 from voice_pipelines.adapters.diffusion import DiffusionDrafter
 from voice_pipelines.adapters.diffusion_turns import DiffusionTurnScorer
 from voice_pipelines.adapters.turn_words import TurnWordsScorer
-from voice_pipelines.turn_end.odds import Heard
+from voice_pipelines.turn_end.odds import NO_IDEA, Heard
 from voiceagent.backends import PromptTurn, TurnSoFar
 from voiceagent.endpoint import EndpointSettings, Evidence, wanted_s
 from voiceagent.errors import BackendError
@@ -119,12 +119,10 @@ def test_words_that_make_no_sense_to_the_model_are_not_taken_for_complete() -> N
     known, strange = diffusion_turns.MOST_SURPRISE - 1, diffusion_turns.MOST_SURPRISE + 1
     assert diffusion_turns.joined(TurnEnd(0.95, known), 0.95) == pytest.approx(0.95)
     assert 0.5 < diffusion_turns.joined(TurnEnd(0.95, known), 0.2) < 0.95, "they meet in the middle"
-    assert diffusion_turns.joined(TurnEnd(0.95, strange), 0.95) == diffusion_turns.NO_IDEA
+    assert diffusion_turns.joined(TurnEnd(0.95, strange), 0.95) == NO_IDEA
     low, high = (diffusion_turns.joined(TurnEnd(0.7, known), 0.7, Heard(sound)) for sound in (0.2, 0.8))
     assert low < diffusion_turns.joined(TurnEnd(0.7, known), 0.7) < high
-    assert diffusion_turns.joined(TurnEnd(0.95, strange), 0.95, Heard(0.99)) == diffusion_turns.NO_IDEA, (
-        "misheard all the same"
-    )
+    assert diffusion_turns.joined(TurnEnd(0.95, strange), 0.95, Heard(0.99)) == NO_IDEA, "misheard all the same"
     one_that_knows = Heard(0.99, 0.8)
     assert diffusion_turns.joined(TurnEnd(0.95, strange), 0.95, one_that_knows) == pytest.approx(0.8)
     assert diffusion_turns.joined(TurnEnd(0.95, known), 0.5, one_that_knows) > 0.95
@@ -133,7 +131,7 @@ def test_words_that_make_no_sense_to_the_model_are_not_taken_for_complete() -> N
 def test_words_that_make_no_sense_and_look_unfinished_are_not_waited_for_as_long_as_there_may_be() -> None:
     strange = TurnEnd(0.05, diffusion_turns.MOST_SURPRISE + 1)
     heard = diffusion_turns.joined(strange, 0.1)
-    assert 0.05 < heard < diffusion_turns.NO_IDEA, "unfinished still, but less surely so"
+    assert 0.05 < heard < NO_IDEA, "unfinished still, but less surely so"
     settings = EndpointSettings()
     waits = [wanted_s(Evidence(completeness, stable_s=1.0), settings) for completeness in (0.07, heard)]
     assert waits[0] > 0.9 * settings.max_silence_s > waits[1]

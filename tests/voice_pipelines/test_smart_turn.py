@@ -120,9 +120,7 @@ def test_where_there_is_no_voice_to_hear_or_it_fails_the_words_judge_alone(
         assert heard is not None
         with_voice = await scorer.completeness(call(noise(2.0)))
         assert with_voice == pytest.approx(beside(words, heard.beside_sense)) != words
-        assert with_voice == pytest.approx(
-            alone(deaf.taught(call(noise(2.0))), turns[1].text, turns[0].text, heard.beside_sense)
-        )
+        assert with_voice == pytest.approx(alone(deaf.taught(call(noise(2.0))), turns[1].text, turns[0].text, heard))
         assert await deaf.completeness(call(noise(2.0), heard.beside_sense)) == with_voice
         assert not caplog.records
 

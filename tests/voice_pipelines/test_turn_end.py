@@ -16,7 +16,7 @@ import torch
 
 from dllm.spoken import spoken_form
 from tests.conftest import run_async
-from voice_pipelines.adapters.turn_words import TurnWordsScorer, alone
+from voice_pipelines.adapters.turn_words import SURELY_MISHEARD, TurnWordsScorer, alone
 from voice_pipelines.turn_end import training
 from voice_pipelines.turn_end.answers import Answer, made_answers
 from voice_pipelines.turn_end.model import (
@@ -34,7 +34,7 @@ from voice_pipelines.turn_end.model import (
     places,
     rows,
 )
-from voice_pipelines.turn_end.odds import beside
+from voice_pipelines.turn_end.odds import NO_IDEA, Heard, beside, tempered, weighed
 from voice_pipelines.turn_end.training import (
     LEAST_MET,
     PAUSED_TURNS,
@@ -255,6 +255,34 @@ def test_a_judge_that_is_alone_is_more_careful_but_for_short_answers() -> None:
     assert alone(0.8, "large", "What size?") == 0.8
     for certain in (1e-9, 1 - 1e-9):
         assert alone(certain, "a large tea please", "") == pytest.approx(certain, abs=1e-8)
+
+
+def test_misheard_words_say_half_as_much_and_that_they_are_complete_not_at_all() -> None:
+    complete, unfinished = 0.95, 0.05
+    assert weighed(complete, None, is_misheard=False) == complete
+    assert weighed(complete, None, is_misheard=True) == NO_IDEA
+    assert weighed(unfinished, None, is_misheard=True) == tempered(unfinished, 0.5)
+    assert unfinished < weighed(unfinished, None, is_misheard=True) < NO_IDEA
+
+
+def test_the_built_in_judge_of_sound_counts_beside_words_that_were_heard_and_another_beside_all() -> None:
+    assert weighed(0.7, Heard(0.9), is_misheard=False) == pytest.approx(beside(0.7, 0.9))
+    assert weighed(0.7, Heard(0.9), is_misheard=True) == NO_IDEA
+    assert weighed(0.7, Heard(0.9, 0.8), is_misheard=True) == pytest.approx(0.8)
+
+
+def test_the_turn_end_model_alone_believes_a_recogniser_that_is_sure_to_have_misheard_but_for_short_answers(
+    model: TurnEndModel,
+) -> None:
+    def ask(words: str, confidence: float | None) -> float:
+        turns = (PromptTurn("agent", "What size?"), PromptTurn("user", words))
+        turn = TurnSoFar("call", turns, (), SILENCE, confidence=confidence)
+        return run_async(TurnWordsScorer().completeness(turn))
+
+    said = "a large tea and that's all thank you"
+    assert ask(said, None) == ask(said, 1.0) == ask(said, SURELY_MISHEARD) > NO_IDEA
+    assert ask(said, 0.0) == NO_IDEA
+    assert ask("large", 0.0) == ask("large", 1.0) == model.completeness("large", "What size?")
 
 
 def test_no_package_but_numpy_is_needed_to_judge() -> None:

@@ -118,7 +118,7 @@ def test_a_converted_checkpoint_gives_words_with_times_and_probabilities(
         for word in transcript.words:
             assert 0.0 <= word.start_s <= word.end_s <= duration_s
             assert 0.0 <= word.probability <= 1.0
-        assert 0.0 <= transcript.confidence <= 1.0
+        assert transcript.confidence is not None and 0.0 <= transcript.confidence <= 1.0
         assert transcript.compute_s > 0.0
 
     with_transcriber(decoder, use)

@@ -71,6 +71,8 @@ class LevelDetector:
 
 
 class ScriptedUtterance:
+    confidence: float | None = None
+
     def __init__(
         self, text: str | Exception, on_partial: Callable[[Partial], None], gate: asyncio.Event | None
     ) -> None:
@@ -85,7 +87,7 @@ class ScriptedUtterance:
         assert not self.is_finished, "audio after the end of the utterance"
         self.fed += samples.size
         if isinstance(self._text, str) and self.fed >= RATE_HZ // 4:
-            self._on_partial(Partial(self._text.split()[0] if self._text else "", ""))
+            self._on_partial(Partial(self._text.split()[0] if self._text else "", "", self.confidence))
 
     async def finish(self) -> Transcript:
         self.is_finished = True

@@ -125,6 +125,24 @@ def test_a_comma_or_a_capital_that_comes_or_goes_is_no_other_word() -> None:
     assert words.evidence(3 * SECOND).stable_s == 0.0
 
 
+def test_a_recogniser_that_becomes_surer_of_the_same_words_raises_no_question_and_the_next_one_knows() -> None:
+    words = PauseWords()
+    words.hear("a mocha", 0, 0.4)
+    first = asked(words, 0)
+    assert first.confidence == 0.4
+    words.answer(first, 0.9)
+    words.hear("a mocha", SECOND, 0.8)
+    assert words.question(SECOND, is_paused=True) is None
+    evidence = words.evidence(SECOND)
+    assert (evidence.completeness, evidence.stable_s) == (0.9, 1.0), "and its answer stands"
+    words.hear("a mocha please", SECOND, 0.7)
+    assert asked(words, SECOND).confidence == words.confidence == 0.7
+    words.begin()
+    assert words.confidence is None
+    words.hear("a tea", 2 * SECOND)
+    assert asked(words, 2 * SECOND).confidence is None, "this one does not tell"
+
+
 def test_an_answer_is_worth_something_until_the_words_change() -> None:
     words = PauseWords()
     words.hear("a mocha", 0)

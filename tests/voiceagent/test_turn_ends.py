@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.voiceagent.conversing import Line, talk
-from tests.voiceagent.standins import ScriptedScorer, silence, tone
+from tests.voiceagent.standins import ScriptedScorer, ScriptedUtterance, silence, tone
 from voiceagent import endpoint_sound
 from voiceagent.backends import Samples
 from voiceagent.errors import BackendError
@@ -75,6 +75,16 @@ def test_who_weighs_the_sound_is_told_what_the_voice_before_the_pause_sounded_li
         end_of_turn_s(scorer)
         assert [turn.sound for turn in scorer.asked] == [expected]
     assert heard == [pytest.approx(0.8 * 16_000, abs=1024)], "once, and by one of them"
+
+
+@pytest.mark.parametrize("confidence", [0.7, None])
+def test_the_scorer_is_told_how_sure_the_recogniser_is_of_the_words(
+    monkeypatch: pytest.MonkeyPatch, confidence: float | None
+) -> None:
+    monkeypatch.setattr(ScriptedUtterance, "confidence", confidence)
+    scorer = ScriptedScorer(0.99)
+    end_of_turn_s(scorer)
+    assert [turn.confidence for turn in scorer.asked] == [confidence]
 
 
 def test_words_after_an_unanswered_turn_are_judged_together_with_it() -> None:

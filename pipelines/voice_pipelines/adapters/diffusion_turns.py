@@ -21,7 +21,7 @@ from dllm.errors import DllmError
 from dllm.transcript import TurnEnd, turn_end
 from voice_pipelines.adapters.diffusion import DiffusionDrafter
 from voice_pipelines.adapters.turn_words import TurnWordsScorer, said_before
-from voice_pipelines.turn_end.odds import Heard, beside, tempered, together
+from voice_pipelines.turn_end.odds import Heard, together, weighed
 from voiceagent.backends import BackendInfo, PromptTurn, TurnSoFar
 from voiceagent.endpoint_words import is_answer
 from voiceagent.errors import BackendError
@@ -39,29 +39,21 @@ MOST_SURPRISE = 6.0
 """Nats per token above which words make no sense. Of the transcripts of spoken orders 95 in 100 surprise the built-in model by less than 4.3, of those
 of read sentences, three words in four misheard, nine in ten by more than 6.0; of what people typed in calls nine in ten by less than 5.9, in
 open talk three in four by less than 6.0."""
-NO_IDEA = 0.5
-"""Words that make no sense are at most so complete; where they read as unfinished, they may well be."""
-STRANGE_WEIGHT = 0.5
-"""Of the log-odds of words that make no sense. "Half and our" for "half an hour" is 7 % complete to both models, and was answered after 2 s, as long as any turn may be waited for; so it is after
-1.5. With no weight left dialogues lose 3 points of what words gain: what is strange to the built-in model need not be misheard (docs/endpointing.md)."""
 NO_SOUND = np.zeros(0, np.float32)
 LEAST_GAP = 0.3
 """How much more probable the end of a complete turn must be than that of the other kind, on average."""
 
 
 def joined(end: TurnEnd, words: float, heard: Heard | None = None) -> float:
-    """Both models' probability, as far as it can be trusted: the mean of their log-odds, and beside it the sound's. Of what makes no sense the words say
-    half as much, and the built-in judge of sound too little to decide: it is no better than a coin there at which pauses are a speaker's own (docs/endpointing.md).
+    """Both models' probability, the mean of their log-odds; what makes no sense to the built-in one counts as misheard.
+
+    How sure the recogniser is adds nothing to that: the surprise tells as well what was misheard (docs/endpointing.md).
 
     Args:
         words: The turn-end model's.
         heard: By the sound of the voice alone; None where nobody listened.
     """
-    both = together((end.probability, words))
-    if end.surprise <= MOST_SURPRISE:
-        return beside(both, None if heard is None else heard.beside_sense)
-    strange = min(tempered(both, STRANGE_WEIGHT), NO_IDEA)
-    return beside(strange, None if heard is None else heard.beside_strange)
+    return weighed(together((end.probability, words)), heard, is_misheard=end.surprise > MOST_SURPRISE)
 
 
 class DiffusionTurnScorer:

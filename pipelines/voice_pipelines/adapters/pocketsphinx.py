@@ -60,9 +60,13 @@ class PocketSphinxOptions:
 class PocketSphinxTranscriber:
     """A `Transcriber` on worker processes. Made by `create`, which loads everything; `open` finds a decoder ready."""
 
-    def __init__(self, request: WorkerRequest, max_waiting: int, info: BackendInfo, clock: Clock) -> None:
+    def __init__(
+        self, request: WorkerRequest, max_waiting: int, info: BackendInfo, clock: Clock, *, has_vocabulary: bool
+    ) -> None:
         self.info = info
         self.clock = clock
+        self.tells_confidence = has_vocabulary
+        """With everyday language alone the number tells nothing (docs/asr.md)."""
         self._request = request
         self._max_waiting = max_waiting
         self._workers: list[RecogniserProcess] = []
@@ -100,7 +104,9 @@ class PocketSphinxTranscriber:
             else "with everyday language only"
         )
         info = BackendInfo("asr", "pocketsphinx", f"fallback, {words}; no Whisper model on disk", upgrade)
-        transcriber = PocketSphinxTranscriber(request, options.max_waiting, info, clock or MonotonicClock())
+        transcriber = PocketSphinxTranscriber(
+            request, options.max_waiting, info, clock or MonotonicClock(), has_vocabulary=vocabulary is not None
+        )
         try:
             async with asyncio.TaskGroup() as starting:
                 for _ in range(options.workers or min(available_cores(), MOST_WORKERS)):
@@ -234,15 +240,16 @@ class PocketSphinxUtterance:
         if self._result.done():
             return
         body = json.loads(message.payload)
+        confidence: float | None = body.get("confidence") if self._owner.tells_confidence else None
         match message.kind:
             case Kind.PARTIAL:
-                self._on_partial(Partial(body["stable"], body["unstable"]))
+                self._on_partial(Partial(body["stable"], body["unstable"], confidence))
             case Kind.FINAL:
                 words = tuple(Word(**word) for word in body["words"])
                 now = self._owner.clock.now()
                 compute_s = 0.0 if self._finished_at is None else now - self._finished_at
-                confidence = sum(word.probability for word in words) / len(words) if words else 0.0
-                self._result.set_result(Transcript(" ".join(word.text for word in words), words, confidence, compute_s))
+                text = " ".join(word.text for word in words)
+                self._result.set_result(Transcript(text, words, confidence, compute_s))
                 self._owner.forget(self)
             case Kind.FAILED:
                 self.fail(BackendError("asr", body["reason"]))

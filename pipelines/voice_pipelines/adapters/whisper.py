@@ -413,7 +413,7 @@ class WhisperUtterance:
     def _resolve(self) -> None:
         assert self._result is not None
         words = () if self._is_over else self.window.words
-        confidence = sum(word.probability for word in words) / len(words) if words else 1.0
+        confidence = sum(word.probability for word in words) / len(words) if words else None
         self._result.set_result(
             Transcript(
                 text=" ".join(word.text for word in words),

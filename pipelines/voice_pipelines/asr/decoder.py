@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from voice_pipelines.asr.cepstrum import Cepstrum, MeanOptions, RunningMean, heard_enough
+from voice_pipelines.asr.confidence import Spoken, confidence
 from voice_pipelines.asr.junk import JunkOptions, believable
 from voice_pipelines.asr.model import ModelFiles
 from voiceagent.backends import INPUT_RATE_HZ, Word
@@ -21,6 +22,7 @@ _FRAME_S = 0.01
 _FRAME_SAMPLES = 160
 _SPHINX_PRIOR_FRAMES = 500
 """How many frames PocketSphinx takes a mean that it is given to stand for (CMN_WIN in its cmn.h)."""
+_SCORE_SCALE = 1_024
 _MEAN_SEARCH = "mean"
 _MEAN_GRAMMAR = f"#JSGF V1.0; grammar {_MEAN_SEARCH}; public <word> = a;"
 """One word, which every dictionary here has: what is heard by it is thrown away."""
@@ -49,6 +51,13 @@ class DecoderOptions:
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
     words: tuple[Word, ...] = ()
+    spoken: tuple[Spoken, ...] = ()
+    """What each of them tells of itself."""
+
+    @property
+    def confidence(self) -> float | None:
+        """Probability in [0, 1] that the words are right; None without any."""
+        return confidence(self.spoken)
 
     @property
     def text(self) -> str:
@@ -137,7 +146,7 @@ class SphinxDecoder:
 
     def hypothesis(self) -> Hypothesis:
         """The best path so far."""
-        return Hypothesis(_words(self._decoder.seg() or ())) if self._is_searching else Hypothesis()
+        return self._heard() if self._is_searching else Hypothesis()
 
     def finish(self) -> Hypothesis:
         """No more audio: decode what waits and return what is believable of the best path of the whole utterance."""
@@ -146,9 +155,11 @@ class SphinxDecoder:
         self._search(len(self._pending))
         self._decoder.end_utt()
         self._is_searching = False
-        words = _words(self._decoder.seg() or ())
+        heard = self._heard()
         audio_s = self._searched_bytes / 2 / INPUT_RATE_HZ
-        return Hypothesis(believable(words, self._levels_dbfs, audio_s, self._options.junk))
+        kept = believable(heard.words, self._levels_dbfs, audio_s, self._options.junk)
+        spoken = dict(zip(heard.words, heard.spoken, strict=True))
+        return Hypothesis(kept, tuple(spoken[word] for word in kept))
 
     def drop(self) -> None:
         """Forget the utterance."""
@@ -156,6 +167,19 @@ class SphinxDecoder:
         if self._is_searching:
             self._decoder.end_utt()
         self._is_searching = False
+
+    def _heard(self) -> Hypothesis:
+        """The best path's real words: fillers such as <sil> and [NOISE] are left out, and "a(2)" is the word "a"."""
+        parts = [part for part in self._decoder.seg() or () if part.word[0] not in "<[+"]
+        return Hypothesis(
+            tuple(
+                Word(part.word.partition("(")[0], part.start_frame * _FRAME_S, (part.end_frame + 1) * _FRAME_S, 1.0)
+                for part in parts
+            ),
+            tuple(
+                Spoken(part.end_frame - part.start_frame + 1, _nats(part.lscore) / self._options.lw) for part in parts
+            ),
+        )
 
     @property
     def _may_search(self) -> bool:
@@ -214,10 +238,6 @@ def level_dbfs(block: bytes | bytearray) -> float:
     return float(10 * np.log10(np.square(samples).mean() + 1e-12))
 
 
-def _words(segments: Sequence[Any]) -> tuple[Word, ...]:
-    """Real words of a segmentation: fillers such as <sil> and [NOISE] are left out, and "a(2)" is the word "a"."""
-    return tuple(
-        Word(segment.word.partition("(")[0], segment.start_frame * _FRAME_S, (segment.end_frame + 1) * _FRAME_S, 1.0)
-        for segment in segments
-        if segment.word[0] not in "<[+"
-    )
+def _nats(score: float) -> float:
+    """The logarithm of a segment's score. PocketSphinx keeps its scores 2^10 times too small and makes a probability of them all the same (SENSCR_SHIFT in its hmm.h)."""
+    return math.log(max(score, 1e-300)) * _SCORE_SCALE

@@ -1,6 +1,6 @@
 """What PocketSphinx must not be believed: words it finds in a quiet room, in steady noise, or stretched over a noise.
 
-The first pass has no measure of how sure it is, and its scores do not tell babble from speech. Loudness and time do, up to a point.
+The first pass's scores do not tell babble from speech. Loudness and time do, up to a point.
 """
 
 from __future__ import annotations

@@ -156,7 +156,11 @@ class Worker:
                     self._show(utterance, utterance.decoder.hypothesis())
             elif utterance.is_finished:
                 heard = utterance.decoder.finish()
-                self._send(Kind.FINAL, utterance.id, {"words": [asdict(word) for word in heard.words]})
+                self._send(
+                    Kind.FINAL,
+                    utterance.id,
+                    {"words": [asdict(word) for word in heard.words], "confidence": heard.confidence},
+                )
                 self._close(utterance)
         except RuntimeError as error:
             self._send(Kind.FAILED, utterance.id, {"reason": str(error)})
@@ -201,7 +205,12 @@ class Worker:
         if (words, before.stable) != (utterance.shown, utterance.agreement.stable):
             utterance.shown = words
             partial = utterance.agreement.partial
-            self._send(Kind.PARTIAL, utterance.id, {"stable": partial.stable, "unstable": partial.unstable})
+            body: dict[str, object] = {
+                "stable": partial.stable,
+                "unstable": partial.unstable,
+                "confidence": hypothesis.confidence,
+            }
+            self._send(Kind.PARTIAL, utterance.id, body)
 
     def _tell_work(self) -> None:
         worked_s = time.process_time() - self._began_s

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import run_async
@@ -49,6 +50,19 @@ def test_an_order_is_partly_heard_before_the_caller_has_finished(cache):
     partial, final = run_async(main(), timeout_s=120)
     assert partial.text.startswith("can i get")
     assert said(final.text) == ORDER_TEXT
+    for heard in (partial, final):
+        assert heard.confidence is not None and 0.5 < heard.confidence < 1.0, "it was heard right"
+
+
+def test_silence_is_empty_and_nothing_is_sure_of_it(cache):
+    async def main():
+        async with transcriber(cache) as asr:
+            utterance = await asr.open(ignore)
+            utterance.feed(np.zeros(16_000, np.float32))
+            return await utterance.finish()
+
+    final = run_async(main(), timeout_s=120)
+    assert (final.text, final.confidence) == ("", None)
 
 
 def test_more_callers_than_decoders_are_all_heard(cache):

@@ -74,6 +74,7 @@ def test_partials_follow_the_audio_and_their_stable_part_only_grows(driven):
     for before, after in pairwise(partials):
         assert after["stable"].startswith(before["stable"])
     assert said(partials[-1]["stable"]).startswith("can i get a triple shot light roast")
+    assert all(0.0 < partial["confidence"] < 1.0 for partial in partials if partial["stable"] or partial["unstable"])
     driven.tell(Kind.FINISH, 7)
     (final,) = driven.work_until_idle()
     assert final.kind is Kind.FINAL
