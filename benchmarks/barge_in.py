@@ -160,6 +160,7 @@ class Sphinx:
     """PocketSphinx, in this process: its processor time passes on the manual clock."""
 
     info = BackendInfo("asr", "pocketsphinx", "benchmark")
+    words_after_s = 0.0
 
     def __init__(self, decoder: SphinxDecoder, clock: ManualClock) -> None:
         self._decoder, self._clock = decoder, clock

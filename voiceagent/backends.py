@@ -107,6 +107,9 @@ class Transcript:
 
 class Transcriber(Protocol):
     info: BackendInfo
+    words_after_s: float
+    """How long into a pause the words before it are there, at the latest as a rule; sooner, no turn is ended by its words. 0 where they keep up with
+    the voice."""
 
     async def open(self, on_partial: Callable[[Partial], None]) -> Utterance:
         """Start one utterance. Returns quickly; audio fed before the decoder is ready is queued, never lost."""

@@ -264,6 +264,8 @@ class _Voice:
     """What `end` was when its words were asked for: voice behind that is not in their answer."""
     hum: float = 0.0
     """How much it sounded like a hum when that was last asked."""
+    has_asked: bool = True
+    """Whether the agent had asked something when the voice was in doubt last; words may come later than that."""
     held: int = 0
     """Samples for which the agent was silent because of it: by so much later it ends."""
 
@@ -278,7 +280,6 @@ class BargeIn:
         self._is_doubted = False
         self._is_muted = False
         self._can_be_held = False
-        self._has_asked = True
         self._held_from: int | None = None
         """Since when the client has played nothing because of this doubt."""
         self._last: _Voice | None = None
@@ -339,11 +340,14 @@ class BargeIn:
             is_unsure: The agent's voice has hardly been heard so far: it may explain this without our knowing.
             comes_back: It is known by now that the agent's voice comes back to the microphone.
             can_be_held: The client can play nothing for a while and then go on where it was.
-            has_asked: The agent has asked something that the caller may be answering, as far as is known.
+            has_asked: The agent has asked something that the caller may be answering, as far as is known. It counts while a voice is doubted, and
+                for that voice's words whenever they come.
         """
         if not agent_is_audible:
             return self._agent_ended(end)
-        self._can_be_held, self._has_asked = can_be_held, has_asked
+        self._can_be_held = can_be_held
+        if self._voice is not None and self._is_doubted:
+            self._voice.has_asked = has_asked
         if self._voice is not None and hum is not None:
             self._voice.hum = hum
         muted: tuple[Action, ...] = ()
@@ -495,7 +499,8 @@ class BargeIn:
     def _take_answer(self, number: int, text: str, end: int) -> tuple[Action, ...]:
         settings = self.settings
         is_nothing = not text.strip() or is_backchannel(text, settings.fragments)
-        is_left = self._is_left_of_a_backchannel(text)
+        late = None if self._last is None or self._last.number != number else self._last
+        is_left = self._is_left_of_a_backchannel(late or self._voice, text)
         is_acknowledged = is_left or is_backchannel(text, (*settings.backchannels, *settings.fragments))
         says_something = not is_nothing and not is_acknowledged
         if self._is_doubted and self._voice is not None and self._voice.early == number:
@@ -523,8 +528,7 @@ class BargeIn:
             if says_something:
                 self._unheeded = self._voice.end
             return self._restore(self._voice, Dismissed.NO_WORDS if is_nothing else Dismissed.BACKCHANNEL, end)
-        late = self._last
-        if late is None or late.number != number or not says_something or self._is_hummed(late, text):
+        if late is None or not says_something or self._is_hummed(late, text):
             return ()
         return self._stop(late) if end - late.end <= _samples(self.settings.late_s) else ()
 
@@ -542,14 +546,14 @@ class BargeIn:
 
     def _brings_back(self, voice: _Voice, text: str) -> bool:
         """Whether a voice that was long enough to silence the agent was nothing all the same: it takes more than no words, or one that says nothing alone."""
-        if is_backchannel(text, self.settings.backchannels) or self._is_left_of_a_backchannel(text):
+        if is_backchannel(text, self.settings.backchannels) or self._is_left_of_a_backchannel(voice, text):
             return True
         return voice.hum >= self.settings.sure_hum and self._is_hum(voice) and not self._is_stopping(text)
 
-    def _is_left_of_a_backchannel(self, text: str) -> bool:
+    def _is_left_of_a_backchannel(self, voice: _Voice | None, text: str) -> bool:
         """Whether it is all that recognisers often hear of one, "see" of "I see", and the agent has asked nothing."""
         words = normalise(text).split()
-        if self._has_asked or not words or is_backchannel(text, self.settings.backchannels):
+        if voice is None or voice.has_asked or not words or is_backchannel(text, self.settings.backchannels):
             return False
         fragments = {normalise(each) for each in self.settings.fragments}
         phrases = (normalise(each).split() for each in self.settings.backchannels)

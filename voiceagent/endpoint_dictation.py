@@ -23,8 +23,8 @@ _STREETS = frozenset("street avenue road lane drive boulevard court square highw
 _SPOKEN_MARKS = frozenset("dot underscore hyphen dash slash".split())
 _WRITTEN_MARKS = re.compile(r"\w@|\w\w\.[a-z]{2}")
 """The same where the recogniser writes the marks themselves: "tom@", "example.com"."""
-_ONE_NUMBER = re.compile(r"\$\d[\d,]*(?:\.\d+)?|\b\d{1,2}:\d\d\b|\b\d{1,3}\.\d\d\b(?!\.)")
-"""Figures that are said as one: a price or a time of day."""
+_ONE_NUMBER = re.compile(r"\$\d[\d,]*(?:\.\d+)?|\b\d{1,2}:\d\d\b|(?<!\d[.-])\b\d{1,3}\.\d\d\b(?![.-]\d)")
+"""Figures that are said as one: a price or a time of day. What other figures are joined to by a point or a hyphen, "415.555.12", is no price."""
 _RUN_DIGITS = 3
 """So many digits in a row are dictated; "one two" is a correction and "sixteen ounce" an order."""
 _RUN_LETTERS = 2

@@ -25,6 +25,7 @@ from voice_pipelines.models import (
     find_llm,
     find_piper,
     find_whisper,
+    is_english_only,
     is_whisper,
     models_folder,
     whisper_upgrade,
@@ -118,9 +119,18 @@ def find_asr(config: Config) -> FoundModel | None:
     """The Whisper that the configuration means; None where PocketSphinx listens.
 
     Raises:
-        ConfigError: If `models.asr` is unknown or names a Whisper that is not there, or if only the fallback is there and the
-            agent does not speak English.
+        ConfigError: If `models.asr` is unknown or names a Whisper that is not there, or if the agent does not speak English and only the
+            fallback is there, or a Whisper that hears nothing else is chosen.
     """
+    found = _find_asr(config)
+    language = config.agent.language
+    if found is not None and language != "en" and is_english_only(found.path):
+        expected = f"a Whisper that hears agent.language = {language!r}: the vocabulary of this one is English only"
+        raise ConfigError("models.asr", config.models.asr, expected)
+    return found
+
+
+def _find_asr(config: Config) -> FoundModel | None:
     wanted, language = config.models.asr, config.agent.language
     folder = Path(wanted).expanduser()
     if is_whisper(folder):

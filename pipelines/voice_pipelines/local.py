@@ -218,7 +218,7 @@ async def build(
         asr = await asr_loading
         report(asr.info)
         shortest_s = config.turn.min_silence_s
-        config = with_words_after(config, getattr(asr, "words_after_s", 0.0))
+        config = with_words_after(config, asr.words_after_s)
         report(llm.info)
         tts = await asyncio.to_thread(load_tts)
         loaded.push_async_callback(tts.aclose)

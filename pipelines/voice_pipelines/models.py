@@ -12,6 +12,7 @@ Looking never touches the network; only `fetch` does, and only when asked.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -264,6 +265,21 @@ def find_fetched_smart_turn(root: Path | None = None) -> Path | None:
 def is_whisper(folder: Path) -> bool:
     """Whether a folder holds a converted Whisper that loads without the network."""
     return all((folder / name).is_file() for name in ("model.bin", "config.json", "tokenizer.json"))
+
+
+def is_english_only(folder: Path) -> bool:
+    """Whether a converted Whisper hears English whatever language it is told; False where that cannot be read.
+
+    As CTranslate2 4.8 tells: the vocabulary of every other has one token without text. Of two files it reads the JSON.
+    """
+    try:
+        if (folder / "vocabulary.json").is_file():
+            tokens = json.loads((folder / "vocabulary.json").read_bytes())
+        else:
+            tokens = (folder / "vocabulary.txt").read_bytes().removesuffix(b"\n").split(b"\n")
+    except (OSError, ValueError):
+        return False
+    return isinstance(tokens, list) and bool(tokens) and "" not in tokens and b"" not in tokens
 
 
 def whisper_upgrade(choice: WhisperChoice) -> str:

@@ -106,6 +106,7 @@ class StandInTranscriber:
     """Hears `text`, a word for every 0.3 s of audio and the rest at the end."""
 
     info = BackendInfo("asr", "stand-in", "hears the same words in every utterance")
+    words_after_s = 0.0
 
     def __init__(self, clock: Clock, delays: Delays, text: str = HEARD) -> None:
         self._clock = clock

@@ -139,6 +139,19 @@ def test_the_doctor_tells_of_the_recogniser_that_is_configured(asr: str, name: s
     assert any(line.startswith(f"ok    recognition: {name}") for line in printed[0].splitlines()), printed[0]
 
 
+def test_the_doctor_tells_of_a_whisper_that_does_not_hear_the_agents_language(tmp_path: Path) -> None:
+    for file in ("model.bin", "config.json", "tokenizer.json"):
+        (tmp_path / file).touch()
+    (tmp_path / "vocabulary.txt").write_text("a\nb\n")
+    printed: list[str] = []
+    assignments = [f"models.folder={tmp_path}", "server.port=0", f"models.asr={tmp_path}", "agent.language=de"]
+    assert run_doctor(load(assignments=assignments), printed.append) == 1
+    assert (
+        f"fail  recognition: models.asr = '{tmp_path}': expected a Whisper that hears agent.language = 'de'"
+        in printed[0]
+    )
+
+
 def test_this_machine_can_be_read(tmp_path: Path) -> None:
     facts = look(port=0, models=tmp_path)
     assert facts.cores == available_cores() >= 1

@@ -26,7 +26,7 @@ from voice_pipelines import local, processors, settings
 from voice_pipelines.adapters.smart_turn import SmartTurnScorer
 from voice_pipelines.adapters.turn_words import TurnWordsScorer
 from voice_pipelines.adapters.whisper import WORDS_AFTER_S
-from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, device_of, find_smart_turn
+from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, device_of, find_asr, find_smart_turn
 from voice_pipelines.doctor import device_choice
 from voice_pipelines.local import LocalRuntime, build, calibrate, choose_scorer, with_words_after
 from voice_pipelines.models import whisper_upgrade
@@ -271,6 +271,25 @@ def test_auto_takes_the_whisper_that_was_fetched(tmp_path: Path) -> None:
     assert run_async(name_of("faster-whisper:tiny.en"), timeout_s=120.0) == "faster-whisper tiny.en"
     (tmp_path / "whisper" / "tiny.en").rename(tmp_path / "mine")
     assert run_async(name_of(str(tmp_path / "mine")), timeout_s=120.0) == "faster-whisper mine (int8 on cpu)"
+
+
+@pytest.mark.parametrize("name", ["folder", "faster-whisper:tiny.en", "faster-whisper:tiny"])
+def test_a_whisper_of_english_alone_is_refused_to_an_agent_of_another_language_before_it_is_loaded(
+    tmp_path: Path, name: str
+) -> None:
+    place = tmp_path / "folder" if name == "folder" else tmp_path / "whisper" / name.partition(":")[2]
+    place.mkdir(parents=True)
+    for file in ("model.bin", "config.json", "tokenizer.json"):
+        (place / file).touch()
+    (place / "vocabulary.txt").write_text("a\nb\n")
+    wanted = str(place) if name == "folder" else name
+    assert find_asr(configure(tmp_path, f"models.asr={wanted}"))
+    german = configure(tmp_path, f"models.asr={wanted}", "agent.language=de")
+    with pytest.raises(ConfigError, match=r"models\.asr = .* a Whisper that hears agent\.language = 'de'") as caught:
+        choose_asr(german)
+    assert (caught.value.key, caught.value.value) == ("models.asr", wanted)
+    (place / "vocabulary.txt").write_text("a\n\nb\n")
+    assert find_asr(german)
 
 
 def test_no_turn_is_ended_by_words_before_the_recogniser_has_those_of_its_last_pause(tmp_path: Path) -> None:
@@ -600,3 +619,26 @@ def test_stage_times_of_an_earlier_run_are_taken_over_at_the_start(
     assert first < 1.0
     assert run_async(start(), timeout_s=60.0) == 7.5
     assert run_async(start(remembers=False), timeout_s=60.0) == first
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.7])
+def test_a_recogniser_whose_words_come_late_says_how_long_a_turn_is_not_ended_by_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, after_s: float
+) -> None:
+    class Late(ScriptedTranscriber):
+        words_after_s = after_s
+
+    async def asr() -> ScriptedTranscriber:
+        return Late()
+
+    parts = {"vad": LevelDetector, "asr": asr, "llm": lambda: ScriptedDrafter(MonotonicClock()), "tts": ToneSynthesizer}
+    for part, load in parts.items():
+        monkeypatch.setattr(local, f"choose_{part}", lambda config, load=load: load)
+    config = configure(tmp_path, "turn.endpoint=silence")
+
+    async def shortest_s() -> float:
+        runtime = await build(config)
+        await runtime.aclose()
+        return runtime.config.turn.min_silence_s
+
+    assert run_async(shortest_s(), timeout_s=60.0) == max(after_s, config.turn.min_silence_s)

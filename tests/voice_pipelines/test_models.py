@@ -27,6 +27,7 @@ from voice_pipelines.models import (
     find_llm,
     find_piper,
     find_whisper,
+    is_english_only,
     models_folder,
 )
 
@@ -353,6 +354,28 @@ def test_the_fetched_size_nearest_to_the_machine_is_used(
 def test_english_models_are_not_used_for_another_language(tmp_path: Path) -> None:
     put_whisper(tmp_path, "base.en")
     assert find_whisper(tmp_path, choose_model("cpu", 4, 8.0, "de"), "de") is None
+
+
+@pytest.mark.parametrize(
+    ("files", "is_one"),
+    [
+        ({"vocabulary.txt": "a\nb\n"}, True),
+        ({"vocabulary.txt": "a\nb"}, True),
+        ({"vocabulary.txt": "a\n\nb\n"}, False),
+        ({"vocabulary.json": '["a", "b"]', "vocabulary.txt": "a\n\nb\n"}, True),
+        ({"vocabulary.json": '["a", ""]', "vocabulary.txt": "a\nb\n"}, False),
+        ({"vocabulary.json": '["a"'}, False),
+        ({"vocabulary.json": "3"}, False),
+        ({"vocabulary.json": "\udcff"}, False),
+        ({}, False),
+    ],
+)
+def test_a_whisper_is_of_english_alone_only_if_its_vocabulary_says_so(
+    files: dict[str, str], is_one: bool, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert is_english_only(tmp_path) is is_one
 
 
 def test_a_half_copied_whisper_is_not_found(tmp_path: Path) -> None:

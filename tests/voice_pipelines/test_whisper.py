@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 import soundfile
 
 from tests.conftest import run_async
-from tests.voice_pipelines.tiny_whisper import WORDS, make_tiny_whisper
+from tests.voice_pipelines.tiny_whisper import WORDS, add_languages, make_tiny_whisper
 from voice_pipelines.adapters.whisper import (
     Decode,
     FasterWhisperTranscriber,
@@ -27,7 +28,7 @@ from voice_pipelines.adapters.whisper import (
 )
 from voice_pipelines.adapters.whisper_guards import Segment
 from voice_pipelines.adapters.whisper_window import WindowOptions
-from voice_pipelines.models import WhisperChoice, choose_model
+from voice_pipelines.models import WhisperChoice, choose_model, is_english_only
 from voiceagent.backends import INPUT_RATE_HZ, BackendInfo, Partial, Samples, Transcript, Word
 from voiceagent.clock import ManualClock
 from voiceagent.errors import BackendError, OverloadedError
@@ -133,6 +134,20 @@ def test_loading_by_folder_needs_no_network(checkpoint: Path, orders: list[Sampl
         await transcriber.aclose()
 
     run_async(main(), timeout_s=120.0)
+
+
+def test_a_whisper_of_english_alone_is_known_by_its_files_as_ctranslate2_knows_it_and_hears_no_other_language(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    multilingual = shutil.copytree(checkpoint, tmp_path / "multilingual")
+    add_languages(multilingual)
+    for folder, is_one in ((checkpoint, True), (multilingual, False)):
+        assert is_english_only(folder) is is_one
+        assert WhisperDecoder(folder, CHOICE)._model.model.is_multilingual is not is_one
+    with pytest.raises(BackendError, match="is English only, and the language is 'de'"):
+        WhisperDecoder(checkpoint, CHOICE, language="de")
+    with pytest.raises(BackendError, match="Whisper knows no language 'xx'"):
+        WhisperDecoder(multilingual, CHOICE, language="xx")
 
 
 def test_partials_arrive_while_the_caller_speaks_and_stable_words_stay(

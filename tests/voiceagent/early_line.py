@@ -57,6 +57,7 @@ class Utterance:
 
 class Transcriber:
     info = BackendInfo("asr", "timed", "stand-in")
+    words_after_s = 0.0
 
     def __init__(self, *heard: Heard) -> None:
         self._heard, self._opened = heard, 0

@@ -105,6 +105,7 @@ class ScriptedTranscriber:
     """Hears `texts` one after the other, then the last one again. With a gate, finals wait until it is set."""
 
     info = BackendInfo("asr", "scripted", "stand-in")
+    words_after_s = 0.0
 
     def __init__(self, *texts: str | Exception, gate: asyncio.Event | None = None) -> None:
         self._texts = list(texts) or ["hello"]

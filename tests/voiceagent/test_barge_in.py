@@ -702,6 +702,27 @@ def test_what_is_left_of_a_backchannel_is_one_where_nothing_was_asked(text: str,
     assert isinstance(over_a_teller("see", text, voice=voice, has_asked=True)[-1], Stop)
 
 
+@pytest.mark.parametrize("voice", [8, 12])
+@pytest.mark.parametrize("late", [15, 30])
+@pytest.mark.parametrize("has_asked", [False, True])
+def test_words_that_come_late_are_judged_by_what_the_agent_had_asked_when_they_were_said(
+    has_asked: bool, late: int, voice: int
+) -> None:
+    barge_in, said = BargeIn(), []
+    due = asked = -1
+    for number in range(voice + 60):
+        # Nobody knows what is asked while nothing is doubted.
+        told = has_asked if barge_in.is_doubted else not has_asked
+        new = hear(barge_in, number, 1, 0.95 if number < voice else 0.02, has_asked=told)
+        for ask in (each for each in new if isinstance(each, Ask) and number >= voice):
+            due, asked = number + late, ask.number
+        if number == due:
+            barge_in.answer(asked, "see")
+        said += new
+    assert Restore(Dismissed.UNANSWERED) in said
+    assert (said[-1] == Stop(0, voice * WINDOW)) is has_asked
+
+
 def test_what_is_left_of_a_backchannel_follows_from_the_lists_and_holds_nobody_back_for_long() -> None:
     german = BargeIn(BargeInSettings(backchannels=("ach so", "genau"), fragments=("ach",)))
     assert over_a_teller("so", "so", voice=9, barge_in=german)[-1] == Restore(Dismissed.BACKCHANNEL)

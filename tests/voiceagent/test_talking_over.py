@@ -712,6 +712,25 @@ def test_see_is_a_backchannel_as_long_as_nothing_was_heard_that_asks(written: st
     talk(scenario, heard=("a mocha please", "see"), written=(written, "Yes?"), step_s=0.0)
 
 
+@pytest.mark.parametrize(("written", "stops"), [(LONG, False), (f"What size would you like? {LONG}", True)])
+def test_see_that_is_recognised_after_the_agent_is_back_stops_it_only_if_it_had_asked(
+    written: str, stops: bool
+) -> None:
+    gate = asyncio.Event()
+
+    async def scenario(line: Line) -> None:
+        gate.set()
+        await answered(line)
+        gate.clear()
+        await line.play(np.concatenate([tone(0.3), silence(0.8)]))
+        assert over(line) == ["PlaybackDucked", "PlaybackRestored"]
+        gate.set()
+        await line.play(silence(0.3))
+        assert over(line) == ["PlaybackDucked", "PlaybackRestored", *["SpeechStarted"] * stops]
+
+    talk(scenario, heard=("a mocha please", "see"), written=(written, "Yes?"), step_s=0.0, gate=gate)
+
+
 @pytest.mark.parametrize(("answers", "expected"), [(False, "SpeechStarted"), (True, "PlaybackRestored")])
 def test_a_question_of_an_earlier_reply_is_open_until_the_caller_says_something(answers: bool, expected: str) -> None:
     async def scenario(line: Line) -> None:

@@ -60,6 +60,8 @@ class PocketSphinxOptions:
 class PocketSphinxTranscriber:
     """A `Transcriber` on worker processes. Made by `create`, which loads everything; `open` finds a decoder ready."""
 
+    words_after_s = 0.0
+
     def __init__(
         self, request: WorkerRequest, max_waiting: int, info: BackendInfo, clock: Clock, *, has_vocabulary: bool
     ) -> None:

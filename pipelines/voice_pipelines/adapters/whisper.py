@@ -63,10 +63,10 @@ class WhisperDecoder:
     Args:
         folder: A converted checkpoint: `model.bin`, `config.json`, `tokenizer.json` and the vocabulary.
         vocabulary: Words and phrases to expect; those that fit the first 120 tokens are given to the model as hot words.
-        language: Two-letter code; English-only checkpoints ignore it.
+        language: Two-letter code.
 
     Raises:
-        BackendError: If the folder holds no checkpoint that CTranslate2 can load.
+        BackendError: If the folder holds no checkpoint that CTranslate2 can load, or one that does not hear the language.
     """
 
     def __init__(
@@ -92,9 +92,12 @@ class WhisperDecoder:
         except (RuntimeError, ValueError, OSError) as error:
             raise BackendError("asr", f"could not load Whisper from {folder}: {error}") from error
         is_multilingual = self._model.model.is_multilingual
-        self._tokenizer = Tokenizer(
-            self._model.hf_tokenizer, is_multilingual, task="transcribe", language=language if is_multilingual else "en"
-        )
+        if not is_multilingual and language != "en":  # It would hear English, and say nothing of it.
+            raise BackendError("asr", f"the Whisper in {folder} is English only, and the language is {language!r}")
+        try:
+            self._tokenizer = Tokenizer(self._model.hf_tokenizer, is_multilingual, task="transcribe", language=language)
+        except ValueError as error:
+            raise BackendError("asr", f"Whisper knows no language {language!r}") from error
         self._beam_size = choice.beam_size
         self.hot_words = self._within(vocabulary, MAX_HOT_WORD_TOKENS, separator=", ")
         self(np.zeros(INPUT_RATE_HZ, np.float32), "")
@@ -217,7 +220,7 @@ class FasterWhisperTranscriber:
         """Load and warm up a checkpoint; blocks for seconds, so call it on a thread.
 
         Raises:
-            BackendError: If the checkpoint cannot be loaded.
+            BackendError: If the checkpoint cannot be loaded, or does not hear the language.
         """
         decoder = WhisperDecoder(folder, choice, vocabulary=vocabulary, language=language)
         return cls(decoder, info, workers=choice.workers)
