@@ -14,10 +14,10 @@ from voiceagent.endpoint_words import is_answer
 FEWER_ODDS = 0.5
 """Of a turn that is no short answer, where nobody else judges. The model was taught that three turns in five have a pause, so it finds all ends likelier
 than the cost of a cut-off reckons with: of callers half of whom
-pause 4.6 % are cut off at the default cost with half the odds; with all of them, those of an earlier version, it was 8.4 %."""
+pause 4.6 % are cut off at the default cost with half the odds (3.8 where the recogniser tells what was misheard); with all of them, those of an earlier version, it was 8.4 %."""
 SURELY_MISHEARD = 0.05
 """Confidence of the recogniser below which words were misheard. Most of what is said to the agent lies far above, most of what is read to it below. As a weight between both ways to take
-them it takes 7 to 19 points from callers who pause: of the few words before a pause it tells little (docs/endpointing.md)."""
+them it takes 7 to 19 points from callers who pause: right words that are doubted a little are waited for (docs/endpointing.md)."""
 HEARS_WITHIN_S = 0.1
 """Of an ear. It hears one caller after the other: where several pause at once the words must not wait for it, since an answer later than 0.15 s leaves silence alone."""
 

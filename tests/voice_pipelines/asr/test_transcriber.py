@@ -16,6 +16,7 @@ import pytest
 
 from tests.conftest import run_async
 from tests.voice_pipelines.asr.orders import ORDER, ORDER_TEXT, VOCABULARY, said
+from voice_pipelines.adapters import pocketsphinx
 from voice_pipelines.adapters.pocketsphinx import PocketSphinxOptions, PocketSphinxTranscriber
 from voice_pipelines.asr.vocabulary import Vocabulary
 from voiceagent.backends import Partial
@@ -52,6 +53,29 @@ def test_an_order_is_partly_heard_before_the_caller_has_finished(cache):
     assert said(final.text) == ORDER_TEXT
     for heard in (partial, final):
         assert heard.confidence is not None and 0.5 < heard.confidence < 1.0, "it was heard right"
+
+
+def test_without_a_vocabulary_nobody_is_told_how_sure_it_is(cache, model, monkeypatch):
+    async def files(*of: object):
+        return model
+
+    monkeypatch.setattr(pocketsphinx, "_model_files", files)
+
+    async def main():
+        heard: asyncio.Queue[Partial] = asyncio.Queue()
+        made = await PocketSphinxTranscriber.create(None, PocketSphinxOptions(workers=1, decoders=1), cache=cache)
+        try:
+            utterance = await made.open(heard.put_nowait)
+            utterance.feed(ORDER[: int(2.2 * 16_000)])
+            partial = await heard.get()
+            utterance.feed(ORDER[int(2.2 * 16_000) :])
+            return partial, await utterance.finish()
+        finally:
+            await made.aclose()
+
+    partial, final = run_async(main(), timeout_s=120)
+    assert partial.text and said(final.text) == ORDER_TEXT
+    assert partial.confidence is None and final.confidence is None
 
 
 def test_silence_is_empty_and_nothing_is_sure_of_it(cache):
