@@ -183,7 +183,8 @@ def _stage(stage: Mapping[str, object]) -> str:
         line += " (it was done already)"
     elif isinstance(usual, int | float) and isinstance(worst, int | float):
         beyond = ", more than 19 times in 20" if took > worst else ""
-        line += f" (expected {usual:.0f}, seldom over {worst:.0f}{beyond})"
+        digits = 0 if worst >= 1 else 1
+        line += f" (expected {usual:.{digits}f}, seldom over {worst:.{digits}f}{beyond})"
     return line
 
 

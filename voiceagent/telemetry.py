@@ -249,7 +249,7 @@ class Telemetry:
         took = max(end - start, 0.0)
         self.stages.observe(took, name)
         predicted = stage.seconds("predicted_p95_ms")
-        if predicted is not None and took > predicted:
+        if predicted and took > predicted:  # A stage that was done already is predicted to take nothing.
             self.stages_over.add(name)
 
     def _count_steps(self, timeline: Timeline) -> None:

@@ -18,6 +18,7 @@ from voice_pipelines.doctor import device_choice
 from voice_pipelines.download import FetchError
 from voice_pipelines.models import (
     PIPER_UPGRADE,
+    SMART_TURN,
     FoundModel,
     WhisperChoice,
     entry_for,
@@ -336,6 +337,12 @@ def find_smart_turn(config: Config) -> Path | None:
     if config.models.endpoint in ("none", ""):
         return None
     path = Path(config.models.endpoint).expanduser()
+    if config.models.endpoint == SMART_TURN.name and not path.exists():
+        found = find_fetched_smart_turn(root_folder(config))
+        if found is None:
+            missing = f"a fetched one: voiceagent models fetch {SMART_TURN.name}"
+            raise ConfigError("models.endpoint", config.models.endpoint, missing)
+        return found
     if not path.is_file():
         raise ConfigError("models.endpoint", config.models.endpoint, "`auto`, `none` or the path of an ONNX file")
     return path

@@ -439,6 +439,8 @@ def _remote_llm(config: Config) -> tuple[str | None, str | None]:
 
 
 def _turn_end(config: Config, smart_turn: Path | None) -> str:
+    if config.turn.endpoint != "silence" and config.agent.language != "en":
+        return f"the sound of the voice alone, by {smart_turn}" if smart_turn and config.turn.sound else "silence alone"
     if config.turn.endpoint == "silence" or not config.turn.sound:
         return config.turn.endpoint
     return f"{config.turn.endpoint}, with the sound of the voice{f', by {smart_turn}' if smart_turn else ''}"

@@ -227,7 +227,7 @@ async def build(
         if scorer is not None:
             loaded.push_async_callback(scorer.aclose)
             if config.turn.min_silence_s > shortest_s:
-                when = f"from {config.turn.min_silence_s:g} s of silence on, when the recogniser's are there"
+                when = f"from {config.turn.min_silence_s:g} s of silence on, when the recogniser's words are there"
                 endpoint_info = replace(endpoint_info, reason=f"{endpoint_info.reason}; {when}")
         report(endpoint_info)
         repairer = await choose_repairer(config, llm)
@@ -279,22 +279,24 @@ async def choose_scorer(
         reason = f"{SILENCE_ALONE.reason}, so that {smart_turn} is not used"
         return None, replace(SILENCE_ALONE, reason=reason)
     ear = None if smart_turn is None else await asyncio.to_thread(SmartTurn, smart_turn)
-    scorer: TurnScorer | None = None
-    listens = ""
     if config.agent.language == "en":
         scorer, reason = await _know_topics(await asyncio.to_thread(TurnWordsScorer, ear=ear), llm)
-        listens = "the sound of the voice counts too" if ear is None else f"{ear.info.name} hears the voice"
-    else:
-        reason = f"the turn-end model knows English, and agent.language is {config.agent.language}"
-        scorer = None if ear is None else SmartTurnScorer(ear)
-    if scorer is not None:
         if scorer.weighs_sound:  # Whatever `turn.sound` says: a client may switch it on.
             await asyncio.to_thread(endpoint_sound.warm_up)
+        listens = "the sound of the voice counts too" if ear is None else f"{ear.info.name} hears the voice"
         sound = listens if config.turn.sound else ""
         return scorer, replace(scorer.info, reason="; ".join(filter(None, (scorer.info.reason, sound, reason))))
+    reason = f"the turn-end model knows English, and agent.language is {config.agent.language}"
+    alone = None if ear is None else SmartTurnScorer(ear)
+    if alone is not None and config.turn.sound:
+        return alone, replace(alone.info, reason=f"{alone.info.reason}; {reason}")
     if config.turn.endpoint == "words":
+        if alone is not None:
+            await alone.aclose()
         raise ConfigError("turn.endpoint", "words", f"`auto` or `silence`: {reason}")
-    return None, BackendInfo("endpoint", "silence", reason)
+    if alone is not None:
+        reason = f"turn.sound is false, so that {alone.info.name} hears only where a client switches it on; {reason}"
+    return alone, BackendInfo("endpoint", "silence", reason)
 
 
 async def _know_topics(words: TurnWordsScorer, llm: Drafter) -> tuple[TurnScorer, str]:

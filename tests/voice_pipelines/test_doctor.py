@@ -139,6 +139,21 @@ def test_the_doctor_tells_of_the_recogniser_that_is_configured(asr: str, name: s
     assert any(line.startswith(f"ok    recognition: {name}") for line in printed[0].splitlines()), printed[0]
 
 
+@pytest.mark.parametrize(
+    ("language", "sound", "told"),
+    [
+        ("en", "true", "auto, with the sound of the voice"),
+        ("en", "false", "auto"),
+        ("de", "true", "silence alone"),
+    ],
+)
+def test_the_doctor_tells_who_ends_a_turn(language: str, sound: str, told: str, tmp_path: Path) -> None:
+    printed: list[str] = []
+    settings = [f"models.folder={tmp_path}", f"agent.language={language}", f"turn.sound={sound}", "server.port=0"]
+    run_doctor(load(assignments=settings), printed.append)
+    assert f"ok    turn end: {told}" in printed[0].splitlines()
+
+
 def test_the_doctor_tells_of_a_whisper_that_does_not_hear_the_agents_language(tmp_path: Path) -> None:
     for file in ("model.bin", "config.json", "tokenizer.json"):
         (tmp_path / file).touch()

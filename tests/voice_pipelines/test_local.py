@@ -366,6 +366,10 @@ def test_a_fetched_smart_turn_hears_the_voice_beside_the_words_unless_told_not_t
     assert find_smart_turn(Config()) == file
     monkeypatch.delenv("VOICEAGENT_MODELS")
     assert find_smart_turn(Config(models=ModelsConfig(folder=str(tmp_path)))) == file
+    named = ModelsConfig(folder=str(tmp_path), endpoint="smart-turn-v3")
+    assert find_smart_turn(Config(models=named)) == file
+    with pytest.raises(ConfigError, match="voiceagent models fetch smart-turn-v3"):
+        find_smart_turn(Config(models=replace(named, folder=str(tmp_path / "empty"))))
     for unwanted in ("none", ""):
         assert find_smart_turn(Config(models=ModelsConfig(endpoint=unwanted))) is None
 
@@ -382,6 +386,9 @@ def test_a_fetched_smart_turn_hears_the_voice_beside_the_words_unless_told_not_t
     words, info = run_async(chosen("en", sound=False))
     assert words.hears_voice, "a client may switch it on"
     assert info == words.info
+    deaf, info = run_async(chosen("de", sound=False))
+    assert isinstance(deaf, SmartTurnScorer), "a client may switch it on"
+    assert info.name == "silence" and info.reason.startswith("turn.sound is false")
     alone, info = run_async(chosen("de"))
     assert isinstance(alone, SmartTurnScorer)
     assert info.name == "Smart Turn smart-turn-v3.2-cpu" and "knows English, and agent.language is de" in info.reason

@@ -65,6 +65,14 @@ def telemetry() -> Telemetry:
     return Telemetry(lambda: {("realtime",): 1.0}, 4, lambda: {("processors",): 0.5})
 
 
+def test_a_stage_that_was_done_already_is_not_over_its_prediction() -> None:
+    meters = telemetry()
+    times = {"start_ms": 0.0, "end_ms": 1.1, "predicted_p50_ms": 0.0}
+    stages = [{"name": "prefill", **times, "predicted_p95_ms": 0.0}, {"name": "tts", **times, "predicted_p95_ms": 0.9}]
+    meters.count_turn(Timeline({**TIMELINE, "stages": stages}))
+    assert (meters.stages_over.value("prefill"), meters.stages_over.value("tts")) == (0, 1)
+
+
 def test_a_turn_that_met_its_target_has_slack_and_its_stages_are_counted() -> None:
     meters = telemetry()
     meters.count_turn(Timeline(TIMELINE))
