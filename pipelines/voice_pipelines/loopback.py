@@ -42,6 +42,8 @@ class Call:
     timelines: list[dict[str, object]] = field(default_factory=list)
     finished: list[ResponseFinished] = field(default_factory=list)
     heard_at_s: list[float] = field(default_factory=list)
+    answers_at_s: list[float] = field(default_factory=list)
+    """When the first audio of each reply came."""
     duration_s: float = 0.0
 
 
@@ -69,6 +71,8 @@ async def call(
                 if result.track is None:
                     result.track = Track(rate_hz)
                 result.track.play(audio, at_s, continues=response_id in heard)
+                if response_id not in heard:
+                    result.answers_at_s.append(at_s)
                 heard.add(response_id)
             case SpeechStarted():
                 recognising += 1
@@ -128,7 +132,7 @@ async def find_speech_end_s(detector: VoiceDetector, samples: Samples, threshold
 
 
 def latency_s(result: Call, end_s: float | None) -> float | None:
-    """Voice-to-voice latency of the last turn of a call whose caller stopped speaking at `end_s`."""
-    if result.track is None or end_s is None:
+    """Voice-to-voice latency of the last turn of a call whose caller stopped speaking at `end_s`; None where no reply began after that."""
+    if result.track is None or end_s is None or result.answers_at_s[-1] <= end_s:
         return None
     return voice_to_voice_s(result.track.samples(), result.track.rate_hz, end_s)

@@ -62,14 +62,17 @@ async def say(
     if as_json:
         print(json.dumps(report_json, ensure_ascii=False))
     else:
-        _print_summary(report_json, screen)
+        print_summary(report_json, screen)
         if out is not None and result.track is not None:
             print(f"reply written to {out}", file=screen)
     return 0 if report_json["reply"] else 1
 
 
 def summary(result: Call, end_s: float | None, config: Config) -> dict[str, object]:
-    """What `--json` prints. `voice_to_voice_ms` is measured from the two waveforms, for the last turn of the recording."""
+    """What `--json` prints. `voice_to_voice_ms` is measured from the two waveforms, for the last turn of the recording.
+
+    It is None where the last reply began before the recording's last speech ended, as with both sides of a call in one file.
+    """
     measured = latency_s(result, end_s)
     last = result.timelines[-1] if result.timelines else {}
     finished = result.finished[-1] if result.finished else None
@@ -78,6 +81,9 @@ def summary(result: Call, end_s: float | None, config: Config) -> dict[str, obje
         "reply": str(last.get("reply", "")),
         "status": finished.status if finished else "silent",
         "voice_to_voice_ms": None if measured is None else round(measured * 1000, 1),
+        "answered_before_speech_end": end_s is not None
+        and bool(result.answers_at_s)
+        and result.answers_at_s[-1] <= end_s,
         "speech_end_s": None if end_s is None else round(end_s, 3),
         "target_ms": round(config.budget.target_s * 1000, 1),
         "plan": last.get("plan"),
@@ -142,7 +148,8 @@ def show_canvas(canvas: Sequence[CanvasToken]) -> str:
     return "".join(parts).replace("\n", " ").strip()
 
 
-def _print_summary(report: dict[str, object], screen: TextIO) -> None:
+def print_summary(report: dict[str, object], screen: TextIO) -> None:
+    """Print what `summary` returned for reading."""
     timeline = report["timeline"]
     assert isinstance(timeline, dict)
     print("\ntimeline of the last turn (ms after the end of speech)", file=screen)
@@ -166,8 +173,13 @@ def _print_summary(report: dict[str, object], screen: TextIO) -> None:
         print(f"  {line}", file=screen)
     print(f"heard             {report['transcript'] or '(nothing)'}", file=screen)
     print(f"reply             {report['reply'] or '(none)'}", file=screen)
+    print(f"voice to voice    {_waited(report)}", file=screen)
+
+
+def _waited(report: dict[str, object]) -> str:
     measured = report["voice_to_voice_ms"]
-    print(
-        f"voice to voice    {'no audible reply' if measured is None else f'{measured} ms, from the audio itself'}",
-        file=screen,
-    )
+    if measured is not None:
+        return f"{measured} ms, from the audio itself"
+    if report["answered_before_speech_end"]:
+        return "not measured: the last reply began before the recording's last speech ended"
+    return "no audible reply"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Callable
 
 import numpy as np
@@ -17,10 +18,12 @@ from tests.voiceagent.standins import (
     tone,
 )
 from voice_pipelines.loopback import Call, call, find_speech_end_s, latency_s
+from voice_pipelines.say import print_summary, summary
 from voiceagent.agent import AgentProfile
 from voiceagent.backends import Backends, Samples
 from voiceagent.budget import BudgetController
 from voiceagent.clock import ManualClock
+from voiceagent.config import Config
 from voiceagent.conversation import Conversation
 from voiceagent.events import ConversationEvent
 from voiceagent.session import SessionSettings
@@ -62,6 +65,19 @@ def test_a_call_measures_from_the_end_of_speech_to_the_first_audible_sample() ->
     assert measured is not None and 0.35 <= measured <= 0.45
     assert result.track is not None and result.track.underruns_s == []
     assert result.duration_s > 2.5, "the line stays open until the reply has been played"
+
+
+def test_a_reply_that_began_before_the_end_of_speech_has_no_latency() -> None:
+    result = place_call(AUDIO, "a mocha")
+    (began_s,) = result.answers_at_s
+    assert latency_s(result, began_s - 0.02) is not None
+    assert latency_s(result, began_s) is None and latency_s(result, began_s + 0.1) is None
+    report = summary(result, began_s + 0.1, Config())
+    assert report["voice_to_voice_ms"] is None and report["answered_before_speech_end"] is True
+    screen = io.StringIO()
+    print_summary(report, screen)
+    assert screen.getvalue().splitlines()[-1].startswith("voice to voice    not measured: the last reply began before")
+    assert summary(result, 1.5, Config())["answered_before_speech_end"] is False
 
 
 def test_a_recording_without_speech_ends_by_itself() -> None:

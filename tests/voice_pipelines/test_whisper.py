@@ -117,12 +117,31 @@ def test_a_converted_checkpoint_gives_words_with_times_and_probabilities(
         assert set(transcript.text.split()) <= set(WORDS)
         duration_s = len(orders[0]) / INPUT_RATE_HZ
         for word in transcript.words:
+            assert " " not in word.text
             assert 0.0 <= word.start_s <= word.end_s <= duration_s
             assert 0.0 <= word.probability <= 1.0
         assert transcript.confidence is not None and 0.0 <= transcript.confidence <= 1.0
         assert transcript.compute_s > 0.0
 
     with_transcriber(decoder, use)
+
+
+def test_pieces_are_joined_to_words_but_not_where_a_language_puts_no_blanks(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    multilingual = shutil.copytree(checkpoint, tmp_path / "multilingual")
+    add_languages(multilingual)
+
+    def told(segments: list[list[dict[str, Any]]], *_: object) -> None:
+        segments[0][0]["words"] = [
+            {"word": piece, "start": 0.1 * i, "end": 0.1 * i + 0.1, "probability": 0.9}
+            for i, piece in enumerate((" 20", "-ounce", " tea"))
+        ]
+
+    for language, words in (("en", ["20-ounce", "tea"]), ("ja", ["20", "-ounce", "tea"])):
+        decoder = WhisperDecoder(multilingual, CHOICE, language=language)
+        monkeypatch.setattr(decoder._model, "add_word_timestamps", told)
+        assert [word.text for word in decoder(tone(1.0), "")[0].words] == words
 
 
 def test_loading_by_folder_needs_no_network(checkpoint: Path, orders: list[Samples]) -> None:
@@ -357,6 +376,16 @@ def test_a_failed_partial_is_forgiven() -> None:
         assert (await utterance.finish()).text == "tea"
 
     paced = Paced(breaks_once)
+    with_transcriber(paced, use)
+
+
+def test_neither_partials_nor_the_final_end_with_the_comma_of_a_list_of_hot_words() -> None:
+    async def use(transcriber: FasterWhisperTranscriber) -> None:
+        final, partials = await recognise(transcriber, tone(3.0), range(320, 48_000, 320), paced)
+        assert final.text == " ".join(word.text for word in final.words) == "4, 8, 6"
+        assert partials and all(f"{partial.stable} {partial.unstable}".strip() == "4, 8, 6" for partial in partials)
+
+    paced = Paced(lambda samples, prompt: saying("4, 8, 6,"))
     with_transcriber(paced, use)
 
 

@@ -14,6 +14,7 @@ import math
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from voice_pipelines.adapters.whisper_guards import SILENCE_DBFS, Segment, believable, repeats_itself
 from voice_pipelines.adapters.whisper_window import Span, UtteranceWindow, WindowOptions
+from voice_pipelines.adapters.whisper_words import whole_words, without_last_comma
 from voiceagent.backends import INPUT_RATE_HZ, BackendInfo, Partial, Samples, Transcript, Word
 from voiceagent.clock import Clock, MonotonicClock
 from voiceagent.errors import BackendError, OverloadedError
@@ -46,6 +48,8 @@ LEAST_WINDOW_S, QUIET_S = 10.0, 4.0
 """Shortest window, and least silence behind the speech."""
 _OPENING, _CLOSING = "\"'\u201c\u00bf([{-", "\"'.\u3002,\uff0c!\uff01?\uff1f:\uff1a\u201d)]}\u3001"
 """Marks that belong to the word behind them, and to that before them: faster-whisper's own."""
+_WITHOUT_BLANKS = frozenset(("zh", "ja", "th", "lo", "my", "yue"))
+"""Languages that put no blanks between words: there faster-whisper's pieces are characters, and stay apart."""
 
 
 def window_s(duration_s: float) -> float:
@@ -139,19 +143,21 @@ class WhisperDecoder:
         # Of less than a second nothing can be aligned.
         frames = math.ceil(max(duration_s, 1.0) * self._model.frames_per_second)
         self._model.add_word_timestamps([[part]], self._tokenizer, encoded, [frames], _OPENING, _CLOSING, 0.0)
-        words = (
+        pieces = (
             Word(
-                text=word["word"].strip(),
+                text=word["word"],
                 start_s=min(float(word["start"]), duration_s),
                 end_s=min(float(word["end"]), duration_s),
                 probability=min(max(float(word["probability"]), 0.0), 1.0),
             )
             for word in part["words"]
         )
+        apart = self._tokenizer.language_code in _WITHOUT_BLANKS
+        words = whole_words(replace(piece, text=" " + piece.text) if apart else piece for piece in pieces)
         raw = text.encode("utf-8")
         return Segment(
             text=text,
-            words=tuple(word for word in words if word.text),
+            words=words,
             avg_logprob=float(result.scores[0]) * len(written) / (len(written) + 1),
             no_speech_probability=float(result.no_speech_prob),
             compression_ratio=len(raw) / len(zlib.compress(raw)),
@@ -415,7 +421,7 @@ class WhisperUtterance:
 
     def _resolve(self) -> None:
         assert self._result is not None
-        words = () if self._is_over else self.window.words
+        words = () if self._is_over else without_last_comma(self.window.words)
         confidence = sum(word.probability for word in words) / len(words) if words else None
         self._result.set_result(
             Transcript(
@@ -427,7 +433,7 @@ class WhisperUtterance:
         )
 
     def _report(self) -> None:
-        self._agreement = self._agreement.hear([word.text for word in self.window.words])
+        self._agreement = self._agreement.hear([word.text for word in without_last_comma(self.window.words)])
         partial = self._agreement.partial
         if partial != self._last_partial and partial.text:
             self._last_partial = partial

@@ -100,6 +100,28 @@ def test_the_built_in_model_answers_over_http_until_it_is_told_to_stop_and_gives
     assert code == 0
 
 
+INTERRUPTED = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                LOST
+sys.meta_path.insert(0, Finder())
+from dllm.cli import main
+sys.exit(main(["serve", "--port", "nothing"]))
+"""
+
+
+@pytest.mark.parametrize("lost", ["raise", "pass"])
+def test_an_interrupt_amid_the_imports_ends_it_quietly_even_where_an_import_drops_exceptions(lost: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED.replace("LOST", lost)]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
 def test_connections_that_ask_nothing_are_cut_and_counted() -> None:
     settings = ServerSettings(max_waiting=2, request_timeout_s=3600.0)
 
