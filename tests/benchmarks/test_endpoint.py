@@ -27,6 +27,11 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("endpoint")
 
 
+def curves() -> ModuleType:
+    """What the benchmark makes of its cases; there once `bench` is."""
+    return importlib.import_module("endpoint_curves")
+
+
 def case(
     bench: ModuleType,
     pause_s: float,
@@ -39,13 +44,13 @@ def case(
     """Words, a pause, the rest of the words, silence; how complete the model finds them at either place."""
     end_s = 2.0 + pause_s
     moments = (*bench._pause(1.0, pause_s, middle, False), *bench._pause(end_s, tail_s, whole, False))
-    return bench.Case(name, "order", name, end_s, moments, end_s + tail_s)
+    return curves().Case(name, "order", name, end_s, moments, end_s + tail_s)
 
 
 def measured(bench: ModuleType, cases: list[Any], settings: EndpointSettings, *, with_words: bool) -> Any:
     """What these settings came to."""
-    curve = bench.curve_of(cases, settings, with_words=with_words)
-    return bench.point_at(curve, settings.cut_off_cost_s if with_words else settings.silence_s)
+    curve = curves().curve_of(cases, settings, with_words=with_words)
+    return curves().point_at(curve, settings.cut_off_cost_s if with_words else settings.silence_s)
 
 
 def test_an_endpoint_in_the_pause_is_a_cut_off_and_has_no_delay(bench: ModuleType) -> None:
@@ -76,7 +81,7 @@ def test_the_words_are_known_a_little_after_the_silence_began(bench: ModuleType)
 
 def test_a_decision_just_before_the_end_is_no_cut_off(bench: ModuleType) -> None:
     found = case(bench, 0.5)
-    late = bench.Case(found.name, found.kind, found.speaker, found.end_s - 0.9, found.moments, found.last_s)
+    late = curves().Case(found.name, found.kind, found.speaker, found.end_s - 0.9, found.moments, found.last_s)
     settings = EndpointSettings(silence_s=0.45)
     assert measured(bench, [found], settings, with_words=False).cut_off == 1
     assert measured(bench, [late], settings, with_words=False).cut_off == 0
@@ -90,14 +95,14 @@ def test_a_turn_that_nothing_ended_counts_as_ended_with_its_recording(bench: Mod
 def test_where_everybody_is_cut_off_there_is_no_delay(bench: ModuleType) -> None:
     point = measured(bench, [case(bench, 1.5)], EndpointSettings(silence_s=0.3), with_words=False)
     assert point.share == 1.0 and point.mean_s == math.inf
-    shown = bench.as_json(point)
+    shown = curves().as_json(point)
     assert shown["mean_s"] is None and json.dumps(shown, allow_nan=False)
 
 
 def test_a_curve_of_silences_trades_cut_offs_for_delay(bench: ModuleType) -> None:
     cases = [case(bench, 0.2 + 0.1 * number, name=str(number)) for number in range(12)]
-    curve = bench.curve_of(cases, EndpointSettings(), with_words=False).points()
-    assert [point.setting["silence_s"] for point in curve] == sorted(bench.SILENCES), "the default is among them"
+    curve = curves().curve_of(cases, EndpointSettings(), with_words=False).points()
+    assert [point.setting["silence_s"] for point in curve] == sorted(curves().SILENCES), "the default is among them"
     shares = [point.share for point in curve]
     assert shares == sorted(shares, reverse=True) and shares[0] == 1.0 and shares[-1] == 0.0
 
@@ -105,20 +110,20 @@ def test_a_curve_of_silences_trades_cut_offs_for_delay(bench: ModuleType) -> Non
 def test_the_best_is_the_fastest_within_the_goal_or_cuts_off_fewest(bench: ModuleType) -> None:
     delays = np.array([[1.0] * 20, [0.6] * 19 + [-1.0], [0.2] * 18 + [-1.0] * 2])
     slow, fast, hasty = (
-        bench.Curve("silence_s", (0.1 * at,), delays[at : at + 1], np.zeros((1, 20), bool)) for at in range(3)
+        curves().Curve("silence_s", (0.1 * at,), delays[at : at + 1], np.zeros((1, 20), bool)) for at in range(3)
     )
-    every = bench.Curve("silence_s", (0.3, 0.2, 0.1), delays, np.zeros((3, 20), bool))
+    every = curves().Curve("silence_s", (0.3, 0.2, 0.1), delays, np.zeros((3, 20), bool))
     assert every.best() == 1 and every.best(goal=0.0) == 0
-    hastier = bench.Curve("silence_s", (0.2, 0.1), delays[[1, 2]], np.zeros((2, 20), bool))
+    hastier = curves().Curve("silence_s", (0.2, 0.1), delays[[1, 2]], np.zeros((2, 20), bool))
     assert hastier.best(goal=0.01) == 0, "the one with fewest cut-offs"
-    both = slow.beside(bench.Curve("silence_s", slow.values, delays[2:], np.zeros((1, 20), bool)))
+    both = slow.beside(curves().Curve("silence_s", slow.values, delays[2:], np.zeros((1, 20), bool)))
     assert both.point(0).cases == 40 and both.point(0).cut_off == 2
     assert fast.point(0, np.arange(20) < 19).share == 0.0 and hasty.point(0).share == 0.1
 
 
 def test_words_that_are_right_beat_silence_on_speakers_who_had_no_part_in_choosing(bench: ModuleType) -> None:
     cases = [case(bench, 0.25 + 0.05 * (number % 20), name=str(number)) for number in range(60)]
-    result = bench.compare("made cases", cases, EndpointSettings())
+    result = curves().compare("made cases", cases, EndpointSettings())
     words, alone = result["words held out"], result["silence held out"]
     assert words["cut off"]["mean"] <= 0.1 and words["mean_s"]["mean"] < alone["mean_s"]["mean"] / 2
     assert words["mean_s"]["least"] <= words["mean_s"]["mean"] <= words["mean_s"]["most"]
@@ -126,32 +131,32 @@ def test_words_that_are_right_beat_silence_on_speakers_who_had_no_part_in_choosi
 
 def test_no_speaker_is_on_both_sides_and_everybody_is_reported_once(bench: ModuleType) -> None:
     speakers = [f"speaker {number % 30}" for number in range(90)]
-    parts = list(bench.folds(speakers, 5, 0))
+    parts = list(curves().folds(speakers, 5, 0))
     assert sum(parts).tolist() == [1] * 90
     for part in parts:
         reported = {speaker for speaker, is_reported in zip(speakers, part, strict=True) if is_reported}
         assert reported and not reported & {
             speaker for speaker, is_reported in zip(speakers, part, strict=True) if not is_reported
         }
-    assert not np.array_equal(parts[0], next(bench.folds(speakers, 5, 1))), "another shuffle"
+    assert not np.array_equal(parts[0], next(curves().folds(speakers, 5, 1))), "another shuffle"
 
 
 def test_turns_without_a_pause_are_half_of_all(bench: ModuleType) -> None:
     paused = [case(bench, 0.7, name=f"speaker {number}") for number in range(30)]
     also = [case(bench, 0.0, name=f"speaker {number}") for number in range(10)]
-    result = bench.compare("made cases", paused, EndpointSettings(silence_s=0.35), also)
+    result = curves().compare("made cases", paused, EndpointSettings(silence_s=0.35), also)
     assert result["cases"] == 60
     assert result["default silence"].share == 0.5, "of those who pause all, of the others nobody"
 
 
 def test_what_is_compared_is_told_with_its_numbers(bench: ModuleType) -> None:
     cases = [case(bench, 0.25 + 0.05 * (number % 20), name=f"speaker {number}") for number in range(40)]
-    result = bench.compare("made cases", cases, EndpointSettings())
-    text = bench.report(result)
+    result = curves().compare("made cases", cases, EndpointSettings())
+    text = curves().report(result)
     assert "## made cases" in text and "held out: the words are" in text
     assert "40 cases of 40 speakers" in text
-    assert json.dumps(result, default=bench.as_json)
-    assert bench.told("nothing", None).startswith("| nothing | –")
+    assert json.dumps(result, default=curves().as_json)
+    assert curves().told("nothing", None).startswith("| nothing | –")
 
 
 def test_a_turn_of_a_dialogue_has_at_most_four_turns_before_it_and_words_as_they_are_spoken(bench: ModuleType) -> None:
@@ -234,10 +239,10 @@ def test_a_smart_turn_is_asked_with_each_question_about_the_voice_so_far_and_alo
     assert told[0] != told[1]
     # Made so that silence at the end is an unfinished turn: alone it waits as long as Pipecat does.
     assert found.heard_alone_s == pytest.approx(60 * WINDOW_S + bench.ALONE_GIVES_UP_S, abs=0.2)
-    point = bench.alone_by_ear([found], ())["Smart Turn alone"]
+    point = curves().alone_by_ear([found], ())["Smart Turn alone"]
     assert point.cut_off == 0 and point.mean_s == pytest.approx(bench.ALONE_GIVES_UP_S, abs=0.2)
     ear.keep()
     again = ears.SmartEar(file, tmp_path)
     asyncio.run(bench.case_of(recorded, (), Scores(), again))
     assert told[2:] == told[:2] and not again.seconds, "answers are kept"
-    assert bench.alone_by_ear([asyncio.run(bench.case_of(recorded, (), Scores(), None))], ()) == {}
+    assert curves().alone_by_ear([asyncio.run(bench.case_of(recorded, (), Scores(), None))], ()) == {}
