@@ -161,6 +161,7 @@ class Sphinx:
 
     info = BackendInfo("asr", "pocketsphinx", "benchmark")
     words_after_s = 0.0
+    tells_confidence = False
 
     def __init__(self, decoder: SphinxDecoder, clock: ManualClock) -> None:
         self._decoder, self._clock = decoder, clock

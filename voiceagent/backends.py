@@ -110,6 +110,8 @@ class Transcriber(Protocol):
     words_after_s: float
     """How long into a pause the words before it are there, at the latest as a rule; sooner, no turn is ended by its words. 0 where they keep up with
     the voice."""
+    tells_confidence: bool
+    """Whether its partials carry a confidence that is worth something."""
 
     async def open(self, on_partial: Callable[[Partial], None]) -> Utterance:
         """Start one utterance. Returns quickly; audio fed before the decoder is ready is queued, never lost."""

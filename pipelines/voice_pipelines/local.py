@@ -63,6 +63,7 @@ CALIBRATION_CLAUSES = (
 
 
 SILENCE_ALONE = BackendInfo("endpoint", "silence", "turn.endpoint is silence")
+DOUBTED = "the recogniser tells which it misheard"
 
 
 @dataclass(slots=True)
@@ -223,7 +224,7 @@ async def build(
         tts = await asyncio.to_thread(load_tts)
         loaded.push_async_callback(tts.aclose)
         report(tts.info)
-        scorer, endpoint_info = await choose_scorer(config, llm, smart_turn)
+        scorer, endpoint_info = await choose_scorer(config, llm, smart_turn, tells_confidence=asr.tells_confidence)
         if scorer is not None:
             loaded.push_async_callback(scorer.aclose)
             if config.turn.min_silence_s > shortest_s:
@@ -262,9 +263,13 @@ def with_words_after(config: Config, after_s: float) -> Config:
 
 
 async def choose_scorer(
-    config: Config, llm: Drafter, smart_turn: Path | None = None
+    config: Config, llm: Drafter, smart_turn: Path | None = None, *, tells_confidence: bool = False
 ) -> tuple[TurnScorer | None, BackendInfo]:
     """Who says whether a caller's words are a whole turn, and the line of the start-up report.
+
+    Args:
+        tells_confidence: Whether the recogniser says how sure it is of its words. Then nobody else need say which were misheard, and the turn-end model
+            judges alone, whatever model replies: sooner, more rightly and off the engine (docs/endpointing.md).
 
     Raises:
         ConfigError: If `turn.endpoint` asks for the words and nobody can judge them.
@@ -280,7 +285,8 @@ async def choose_scorer(
         return None, replace(SILENCE_ALONE, reason=reason)
     ear = None if smart_turn is None else await asyncio.to_thread(SmartTurn, smart_turn)
     if config.agent.language == "en":
-        scorer, reason = await _know_topics(await asyncio.to_thread(TurnWordsScorer, ear=ear), llm)
+        words = await asyncio.to_thread(TurnWordsScorer, ear=ear)
+        scorer, reason = (words, DOUBTED) if tells_confidence else await _know_topics(words, llm)
         if scorer.weighs_sound:  # Whatever `turn.sound` says: a client may switch it on.
             await asyncio.to_thread(endpoint_sound.warm_up)
         listens = "the sound of the voice counts too" if ear is None else f"{ear.info.name} hears the voice"

@@ -107,6 +107,7 @@ class StandInTranscriber:
 
     info = BackendInfo("asr", "stand-in", "hears the same words in every utterance")
     words_after_s = 0.0
+    tells_confidence = False
 
     def __init__(self, clock: Clock, delays: Delays, text: str = HEARD) -> None:
         self._clock = clock

@@ -23,6 +23,7 @@ from tests.voiceagent.standins import (
     ToneSynthesizer,
 )
 from voice_pipelines import local, processors, settings
+from voice_pipelines.adapters.diffusion_turns import DiffusionTurnScorer
 from voice_pipelines.adapters.smart_turn import SmartTurnScorer
 from voice_pipelines.adapters.turn_words import TurnWordsScorer
 from voice_pipelines.adapters.whisper import WORDS_AFTER_S
@@ -345,6 +346,31 @@ def test_who_judges_the_words_is_said_and_asking_for_it_in_vain_is_an_error() ->
         ConfigError, match=r"turn\.endpoint = 'words': expected `auto` or `silence`: the turn-end model"
     ):
         run_async(main("words", "de"))
+
+
+def test_the_built_in_model_is_asked_too_only_where_the_recogniser_does_not_tell_what_it_misheard(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def scorer_of(tells: bool) -> tuple[TurnScorer | None, BackendInfo]:
+        class Recogniser(ScriptedTranscriber):
+            tells_confidence = tells
+
+        async def asr() -> ScriptedTranscriber:
+            return Recogniser()
+
+        monkeypatch.setattr(local, "choose_asr", lambda config: asr)
+        runtime = await build(configure(tmp_path, "models.device=cpu"))
+        await runtime.aclose()
+        return runtime.backends.scorer, runtime.endpoint_info
+
+    parts = {"vad": LevelDetector, "tts": ToneSynthesizer}
+    for part, load in parts.items():
+        monkeypatch.setattr(local, f"choose_{part}", lambda config, load=load: load)
+    both, info = run_async(scorer_of(False), timeout_s=120.0)
+    assert isinstance(both, DiffusionTurnScorer) and info.name == both.info.name
+    words, info = run_async(scorer_of(True), timeout_s=120.0)
+    assert isinstance(words, TurnWordsScorer) and info.name == "turn-end model"
+    assert info.reason.endswith("; the recogniser tells which it misheard")
 
 
 def test_a_judge_of_turn_ends_that_silence_alone_does_without_is_told_of(tmp_path: Path) -> None:

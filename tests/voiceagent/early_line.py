@@ -58,6 +58,7 @@ class Utterance:
 class Transcriber:
     info = BackendInfo("asr", "timed", "stand-in")
     words_after_s = 0.0
+    tells_confidence = False
 
     def __init__(self, *heard: Heard) -> None:
         self._heard, self._opened = heard, 0

@@ -106,6 +106,7 @@ class ScriptedTranscriber:
 
     info = BackendInfo("asr", "scripted", "stand-in")
     words_after_s = 0.0
+    tells_confidence = False
 
     def __init__(self, *texts: str | Exception, gate: asyncio.Event | None = None) -> None:
         self._texts = list(texts) or ["hello"]

@@ -190,6 +190,7 @@ class FasterWhisperTranscriber:
     """
 
     words_after_s = WORDS_AFTER_S
+    tells_confidence = False
 
     def __init__(
         self,
