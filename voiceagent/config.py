@@ -16,21 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from voiceagent.budget_terms import WhenLate
+from voiceagent.config_conversation import AgentConfig, BudgetConfig, ReplyConfig, SilenceConfig, TurnConfig
+from voiceagent.config_functions import NotesConfig, ToolConfig
 from voiceagent.config_keys import documented, without_secrets
-from voiceagent.config_sections import (
-    AgentConfig,
-    AsrConfig,
-    BudgetConfig,
-    ModelsConfig,
-    NotesConfig,
-    RemoteConfig,
-    ReplyConfig,
-    ServerConfig,
-    SilenceConfig,
-    ToolConfig,
-    TurnConfig,
-    VocabularyConfig,
-)
+from voiceagent.config_models import AsrConfig, ModelsConfig, RemoteConfig, VocabularyConfig
+from voiceagent.config_server import ServerConfig
 from voiceagent.config_values import Layer, Unparsed, convert, merge, nested, parse_free
 from voiceagent.errors import ConfigError
 from voiceagent.session import SessionSettings

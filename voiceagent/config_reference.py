@@ -7,7 +7,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from voiceagent.config import ENVIRONMENT_PREFIX, SECTIONS, Config
-from voiceagent.config_sections import ToolConfig
+from voiceagent.config_functions import ToolConfig
 
 _INTRODUCTION = """\
 # Configuration

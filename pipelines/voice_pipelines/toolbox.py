@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from voiceagent.config import Config
+from voiceagent.config_conversation import ReplyConfig
+from voiceagent.config_functions import ToolConfig
 from voiceagent.config_keys import without_secrets
-from voiceagent.config_sections import ReplyConfig, ToolConfig
 from voiceagent.errors import ConfigError, ToolError
 from voiceagent.tools import Schema, ServerTool, ToolSpec, parameters_schema
 

@@ -29,7 +29,8 @@ from voice_pipelines.processors import available_cores
 from voice_pipelines.settings import load
 from voiceagent.backends import BackendInfo
 from voiceagent.config import Config
-from voiceagent.config_sections import ModelsConfig, ServerConfig
+from voiceagent.config_models import ModelsConfig
+from voiceagent.config_server import ServerConfig
 from voiceagent.errors import ConfigError
 
 WHISPER = FoundModel("base.en", Path("/m"), BackendInfo("asr", "faster-whisper base.en", "fetched"))

@@ -50,7 +50,8 @@ from voiceagent.backends import (
 from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock, ManualClock, MonotonicClock
 from voiceagent.config import Config
-from voiceagent.config_sections import AgentConfig, ModelsConfig, TurnConfig
+from voiceagent.config_conversation import AgentConfig, TurnConfig
+from voiceagent.config_models import ModelsConfig
 from voiceagent.costs import CostModel, Stage
 from voiceagent.errors import BackendError, ConfigError, EngineFullError
 from voiceagent.foresight import SPEECH_ON_PROCESSORS, Need

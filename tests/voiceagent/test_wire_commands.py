@@ -13,7 +13,7 @@ from tests.voiceagent.realtime import Event
 from tests.voiceagent.test_wire import make_codec, send
 from tests.voiceagent.wiring import receive, refusal, update
 from voiceagent.barge_in import BACKCHANNELS, FRAGMENTS, STOPPING_WORDS
-from voiceagent.config_sections import TurnConfig
+from voiceagent.config_conversation import TurnConfig
 from voiceagent.errors import ConfigError
 from voiceagent.events import CallItem, Item, OutputItem, ResponseAudio, ResponseStarted
 from voiceagent.session import ResponseOptions, SessionSettings, TurnDetection
