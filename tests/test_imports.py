@@ -1,4 +1,7 @@
-"""The arrows between packages, read from the source: examples -> voice_pipelines -> {voiceagent, dllm -> dllm_kernels}."""
+"""The arrows between packages, read from the source.
+
+examples -> voice_pipelines -> {voiceagent -> webserving, dllm -> {webserving, dllm_kernels}}
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,15 @@ REPOSITORY = Path(__file__).parents[1]
 FOLDERS = {
     "voiceagent": REPOSITORY / "voiceagent",
     "dllm": REPOSITORY / "dllm",
+    "webserving": REPOSITORY / "webserving",
     "dllm_kernels": REPOSITORY / "kernels" / "dllm_kernels",
     "voice_pipelines": REPOSITORY / "pipelines" / "voice_pipelines",
     "examples": REPOSITORY / "examples",
 }
 OURS = {
-    "voiceagent": {"voiceagent"},
-    "dllm": {"dllm", "dllm_kernels"},
+    "voiceagent": {"voiceagent", "webserving"},
+    "dllm": {"dllm", "dllm_kernels", "webserving"},
+    "webserving": {"webserving"},
     "dllm_kernels": {"dllm_kernels"},
     "voice_pipelines": {"voice_pipelines", "voiceagent", "dllm", "dllm_kernels"},
     "examples": {"examples", "voice_pipelines", "voiceagent", "dllm", "dllm_kernels"},
@@ -44,6 +49,7 @@ OUTSIDE = {
         "transformers",
         "uvicorn",
     },
+    "webserving": {"uvicorn"},
     "dllm_kernels": {"torch", "triton"},
 }
 """Libraries a package may import; the others may import any but `triton`."""

@@ -46,12 +46,13 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
-def test_the_wheel_holds_the_four_packages_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_holds_the_five_packages_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {
         "voiceagent",
         "dllm",
+        "webserving",
         "dllm_kernels",
         "voice_pipelines",
     }
@@ -61,7 +62,13 @@ def test_the_wheel_holds_the_four_packages_and_nothing_else(wheel: Path) -> None
 def test_the_wheel_holds_every_file_that_is_not_code(wheel: Path) -> None:
     """The page, the presets, the recogniser's and the model's weights: whatever lies in the package folders of the repository."""
     names = set(zipfile.ZipFile(wheel).namelist())
-    folders = {"voiceagent": ".", "dllm": ".", "dllm_kernels": "kernels", "voice_pipelines": "pipelines"}
+    folders = {
+        "voiceagent": ".",
+        "dllm": ".",
+        "webserving": ".",
+        "dllm_kernels": "kernels",
+        "voice_pipelines": "pipelines",
+    }
     expected = set()
     for package, parent in folders.items():
         tracked = run("git", "ls-files", "-z", "--", f"{parent}/{package}", cwd=REPOSITORY).split("\0")
@@ -75,15 +82,15 @@ def test_the_wheel_holds_every_file_that_is_not_code(wheel: Path) -> None:
     assert any(name.startswith("voice_pipelines/asr/") and name.endswith((".xz", ".gz", ".zst")) for name in names)
 
 
-def test_all_four_import_beside_transformers_and_the_distribution_named_kernels(
+def test_all_five_import_beside_transformers_and_the_distribution_named_kernels(
     installed: Path, tmp_path: Path
 ) -> None:
     script = """
 import importlib.metadata, pathlib, sys, transformers, kernels
-import dllm, dllm_kernels, voice_pipelines, voiceagent
+import dllm, dllm_kernels, voice_pipelines, voiceagent, webserving
 assert importlib.metadata.distribution("kernels").locate_file("kernels/__init__.py") == pathlib.Path(kernels.__file__)
 from transformers import LlamaConfig
-for package in (voiceagent, dllm, dllm_kernels, voice_pipelines):
+for package in (voiceagent, dllm, webserving, dllm_kernels, voice_pipelines):
     assert pathlib.Path(package.__file__).is_relative_to(sys.prefix), package.__file__
 print(importlib.metadata.version("voiceagent"))
 """

@@ -11,7 +11,7 @@ import socket
 import ssl
 from collections.abc import Callable, Coroutine
 
-from voiceagent.lobby import QUEUED, Lobby
+from webserving.lobby import QUEUED, Lobby
 
 _RETRY_S = 0.1
 """After a connection that could not be accepted, mostly for want of a file descriptor."""

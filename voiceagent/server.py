@@ -22,7 +22,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from voiceagent import metrics, page
+from voiceagent import page
 from voiceagent.agent import AgentProfile
 from voiceagent.backends import BackendInfo
 from voiceagent.clock import Clock, MonotonicClock
@@ -38,6 +38,7 @@ from voiceagent.telephony.call import PhoneCall
 from voiceagent.telephony.signature import is_signed
 from voiceagent.wire.codec import RealtimeCodec
 from voiceagent.wire.fields import Json, clean_text
+from webserving.metrics import CONTENT_TYPE
 
 _log = logging.getLogger("voiceagent.server")
 
@@ -104,7 +105,7 @@ class RealtimeServer:
         self._access = settings.access
         self._connections: dict[Connection | PhoneCall, _Caller | None] = {}
         """Who is connected, and their conversation once they have one."""
-        self.telemetry = Telemetry(self._callers_by_door, settings.max_sessions, self._fullness)
+        self.telemetry = Telemetry(self._callers_by_door, settings.max_sessions, lambda: runtime.fullness)
         self._loop_load = LoopLoad()
         self._nobody = asyncio.Event()
         self._nobody.set()
@@ -252,12 +253,9 @@ class RealtimeServer:
         """Who holds a conversation or is about to; a bridge whose call has not started does not."""
         return sum(connection.is_admitted for connection in self._connections)
 
-    def _callers_by_door(self) -> Mapping[tuple[str, ...], float]:
+    def _callers_by_door(self) -> Mapping[str, float]:
         doors = [caller.session.door for caller in self._connections.values() if caller is not None]
-        return {(door,): float(doors.count(door)) for door in get_args(Door)}
-
-    def _fullness(self) -> Mapping[tuple[str, ...], float]:
-        return {(part,): full for part, full in self._runtime.fullness.items()}
+        return {door: float(doors.count(door)) for door in get_args(Door)}
 
     def _why_full(self) -> str | None:
         """Why nobody can be let in now, or None."""
@@ -295,7 +293,7 @@ class RealtimeServer:
     async def metrics(self, request: Request) -> Response:
         """Everything that is counted, as Prometheus reads it. With a key for those who present it."""
         refusal = self._operator_refusal(request)
-        return refusal or Response(self.telemetry.exposition(), media_type=metrics.CONTENT_TYPE)
+        return refusal or Response(self.telemetry.exposition(), media_type=CONTENT_TYPE)
 
     async def sessions(self, request: Request) -> Response:
         """Who is there, what they are doing and how long they wait for answers. With a key for those who present it."""

@@ -21,9 +21,9 @@ from websockets.http11 import Request
 from voiceagent.errors import ConfigError
 from voiceagent.handshake import Handshakes
 from voiceagent.line import CLOSE_NOW
-from voiceagent.lobby import AT_ONCE, Lobby, lengthen_queues, protocol_of
 from voiceagent.server import RealtimeServer
 from voiceagent.server_settings import ServerSettings
+from webserving.lobby import AT_ONCE, Lobby, lengthen_queues, protocol_of
 
 T = TypeVar("T")
 

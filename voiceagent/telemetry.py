@@ -7,12 +7,8 @@ said gets in here.
 from __future__ import annotations
 
 import math
-import mmap
-import sys
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from voiceagent import label_values
@@ -32,16 +28,19 @@ from voiceagent.events import (
     SpeechStarted,
     TurnTraced,
 )
-from voiceagent.lobby import Cut
-from voiceagent.metrics import Counter, Gauge, Histogram, Metric, exposition
 from voiceagent.turn import Phase
 from voiceagent.wire.fields import Json
+from webserving.lobby import Cut
+from webserving.metrics import Counter, Gauge, Histogram, Metric, exposition
+from webserving.process import process_metrics
 
 Door: TypeAlias = Literal["realtime", "twilio"]
 
 REMEMBERED_LATENCIES = 100
 """Spoken turns of a caller that the quantiles of `/sessions` are taken over."""
 
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""From a millisecond to what nobody waits for."""
 LATENCIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 ANSWERS = (0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0, 5.0)
 """Fine where there are stand-ins for the models and the rest is the runtime's own."""
@@ -54,9 +53,9 @@ class Telemetry:
 
     def __init__(
         self,
-        callers: Callable[[], Mapping[tuple[str, ...], float]],
+        callers: Callable[[], Mapping[str, float]],
         limit: int,
-        fullness: Callable[[], Mapping[tuple[str, ...], float]],
+        fullness: Callable[[], Mapping[str, float]],
     ) -> None:
         self.conversations = Counter(
             "voiceagent_conversations_total", "Conversations that began.", ["door"], get_args(Door)
@@ -127,7 +126,7 @@ class Telemetry:
         self.quality = Histogram(
             "voiceagent_expected_quality_ratio", "What the curve expects of a first clause by its plan.", QUALITIES
         )
-        self.stages = Histogram("voiceagent_stage_seconds", "Stages on the way to the first audio.", labels=["stage"])
+        self.stages = Histogram("voiceagent_stage_seconds", "Stages on the way to the first audio.", SECONDS, ["stage"])
         self.stages_over = Counter(
             "voiceagent_stage_over_p95_total",
             "Stages that took longer than their predicted p95.",
@@ -136,8 +135,10 @@ class Telemetry:
         )
         self.steps = Histogram("voiceagent_denoise_steps", "Denoising steps taken by a reply.", STEPS, ["phase"])
         self.granted = Histogram("voiceagent_denoise_steps_granted", "Steps that the plan allowed.", STEPS, ["phase"])
-        self.step_time = Histogram("voiceagent_denoise_step_seconds", "Computing one denoising step.")
-        self.step_wait = Histogram("voiceagent_denoise_wait_seconds", "Waiting for other drafts before a step.")
+        self.step_time = Histogram("voiceagent_denoise_step_seconds", "Computing one denoising step.", SECONDS)
+        self.step_wait = Histogram(
+            "voiceagent_denoise_wait_seconds", "Waiting for other drafts before a step.", SECONDS
+        )
         self.forced = Counter("voiceagent_forced_tokens_total", "Tokens committed because time was up.")
         self.guarded = Counter(
             "voiceagent_guarded_drafts_total", "Drafts that did not converge and were finished greedily or held open."
@@ -156,12 +157,11 @@ class Telemetry:
             ("used", "wasted"),
         )
         self.saved_steps = Counter("voiceagent_saved_steps_total", "Steps of first clauses that nobody waited for.")
-        self.lag = Histogram("voiceagent_event_loop_lag_seconds", "How late the event loop runs what is due.")
-        limits: Mapping[tuple[str, ...], float] = {(): float(limit)}
+        self.lag = Histogram("voiceagent_event_loop_lag_seconds", "How late the event loop runs what is due.", SECONDS)
         self._metrics: Sequence[Metric] = (
-            Gauge("voiceagent_callers", "Conversations now.", callers, ["door"]),
-            Gauge("voiceagent_fullness_ratio", "Share that is taken of what can be done in time.", fullness, ["part"]),
-            Gauge("voiceagent_callers_limit", "Conversations that are let in at one time.", lambda: limits),
+            Gauge("voiceagent_callers", "Conversations now.", callers, "door"),
+            Gauge("voiceagent_fullness_ratio", "Share that is taken of what can be done in time.", fullness, "part"),
+            Gauge("voiceagent_callers_limit", "Conversations that are let in at one time.", lambda: limit),
             self.conversations,
             self.refusals,
             self.cuts,
@@ -194,8 +194,7 @@ class Telemetry:
             self.early_steps,
             self.saved_steps,
             self.lag,
-            Gauge("process_cpu_seconds_total", "Processor time of the server process.", _cpu, is_counter=True),
-            Gauge("process_resident_memory_bytes", "Resident memory of the server process.", _memory),
+            *process_metrics(),
         )
 
     def exposition(self) -> str:
@@ -409,15 +408,3 @@ class Timeline:
 def _quantile(ordered: Sequence[float], q: float) -> float | None:
     """Nearest rank."""
     return None if not ordered else ordered[min(math.ceil(q * len(ordered)), len(ordered)) - 1]
-
-
-def _cpu() -> Mapping[tuple[str, ...], float]:
-    return {(): time.process_time()}
-
-
-def _memory() -> Mapping[tuple[str, ...], float]:
-    """Where the system tells it in `/proc`; nothing elsewhere."""
-    if not sys.platform.startswith("linux"):
-        return {}
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return {(): float(pages * mmap.PAGESIZE)}

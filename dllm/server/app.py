@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from dllm.codec import Codec
 from dllm.runner import EngineRunner
-from dllm.server import build, metrics
+from dllm.server import build
 from dllm.server.conversations import Conversation
 from dllm.server.endpoints import Result, Service
 from dllm.server.fields import Fields, load_json
@@ -31,6 +31,7 @@ from dllm.server.parse import parse_chat, parse_completion, parse_edit, parse_fi
 from dllm.server.problems import ApiError, from_exception
 from dllm.server.settings import ServerSettings
 from dllm.spec import ModelSpec
+from webserving.metrics import CONTENT_TYPE
 
 log = logging.getLogger(__name__)
 
@@ -246,7 +247,7 @@ class _Door:
         return self._service.health()
 
     async def metrics(self, request: Request, request_id: str) -> Response:
-        return Response(self._service.meters.exposition(), media_type=metrics.CONTENT_TYPE)
+        return Response(self._service.meters.exposition(), media_type=CONTENT_TYPE)
 
     async def models(self, request: Request, request_id: str) -> Response:
         names = self._settings.names

@@ -18,9 +18,9 @@ from starlette.applications import Starlette
 
 from dllm.commands import model
 from dllm.errors import ConfigError
-from dllm.server.guard import is_loopback
-from dllm.server.lobby import AT_ONCE, Lobby, lengthen_queues, protocol_of
 from dllm.server.settings import ServerSettings
+from webserving.hosts import is_loopback
+from webserving.lobby import AT_ONCE, Lobby, lengthen_queues, protocol_of
 
 if TYPE_CHECKING:
     from dllm.engine import Engine

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import mmap
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from starlette.requests import ClientDisconnect
 
 from dllm.drafts import Event, Plan, Prefilled, Stepped
 from dllm.reply import Reply
-from dllm.server.lobby import Cut
-from dllm.server.metrics import Counter, Gauge, Histogram, Metric, exposition
 from dllm.server.problems import ApiError, from_exception
+from webserving.lobby import Cut
+from webserving.metrics import Counter, Gauge, Histogram, Metric, exposition
+from webserving.process import process_metrics
 
 Endpoint: TypeAlias = Literal["chat", "text", "fim", "edit", "apply"]
 Outcome: TypeAlias = Literal["completed", "cancelled", "invalid", "refused", "expired", "failed"]
@@ -141,8 +138,7 @@ class Meters:
             self.deadlines,
             self.misses,
             self.grammars,
-            Gauge("process_cpu_seconds_total", "Processor time of the process.", time.process_time, is_counter=True),
-            Gauge("process_resident_memory_bytes", "Resident memory of the process.", _memory),
+            *process_metrics(),
         )
 
     def exposition(self) -> str:
@@ -296,11 +292,3 @@ def _used(cache: Cache | None) -> float | None:
 
 def _limit(cache: Cache | None) -> float | None:
     return None if cache is None else float(cache.limit)
-
-
-def _memory() -> float | None:
-    """Where the system tells it in `/proc`; nothing elsewhere."""
-    if not sys.platform.startswith("linux"):
-        return None
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return float(pages * mmap.PAGESIZE)

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.conftest import run_async
 from tests.voiceagent.test_serving import make_certificate
 from voiceagent.handshake import Handshakes
-from voiceagent.lobby import Lobby, Transport
+from webserving.lobby import Lobby, Transport
 
 NEVER_S = 3600.0
 

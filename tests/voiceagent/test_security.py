@@ -5,18 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voiceagent.errors import ConfigError
-from voiceagent.security import AccessPolicy, check_bind, extract_key, is_loopback, select_subprotocol
+from voiceagent.security import AccessPolicy, check_bind, extract_key, select_subprotocol
 from voiceagent.server_settings import ServerSettings
 
 OPEN = AccessPolicy("127.0.0.1")
 KEYED = AccessPolicy("0.0.0.0", "secret")
 
 
-@pytest.mark.parametrize(
-    "host", ["127.0.0.1", "127.9.9.9", "localhost", "LOCALHOST.", "a.localhost", "::1", "[::1]", "::ffff:127.0.0.1"]
-)
-def test_loopback_names_and_addresses_are_known(host: str) -> None:
-    assert is_loopback(host)
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_serving_this_machine_alone_needs_no_key(host: str) -> None:
     check_bind(host, None)
 
 
@@ -192,4 +189,3 @@ def test_nothing_a_stranger_sends_breaks_a_check(origin: str, host: str, offered
         policy.allows_host(host)
         policy.allows_key(extract_key(origin, offered))
     select_subprotocol(offered)
-    is_loopback(host)

@@ -12,7 +12,7 @@ from tests.voiceagent.house import KEYED, House, get, pump, refusal, serve, spea
 from tests.voiceagent.realtime import connect
 from tests.voiceagent.standins import tone
 from tests.voiceagent.telephony.phone import phone
-from tests.voiceagent.test_metrics import read
+from tests.webserving.exposition import read
 from voiceagent.barge_in import Dismissed
 from voiceagent.clock import ManualClock
 from voiceagent.errors import EngineFullError
@@ -62,7 +62,7 @@ MISSED = {
 
 
 def telemetry() -> Telemetry:
-    return Telemetry(lambda: {("realtime",): 1.0}, 4, lambda: {("processors",): 0.5})
+    return Telemetry(lambda: {"realtime": 1.0}, 4, lambda: {"processors": 0.5})
 
 
 def test_a_stage_that_was_done_already_is_not_over_its_prediction() -> None:

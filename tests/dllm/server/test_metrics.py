@@ -19,11 +19,11 @@ from dllm.errors import CacheFullError
 from dllm.runner import EngineRunner
 from dllm.server import ServerSettings, create_app
 from dllm.server.meters import Cache, Meters, granted, steps_of
-from dllm.server.metrics import Counter, Gauge, Histogram, exposition
 from tests.conftest import run_async
 from tests.dllm import tiny
 from tests.dllm.server.serving import ROOMY, Served, served
 from tests.dllm.standin import StandInDraft, StandInEngine
+from tests.webserving import exposition
 
 
 @dataclass
@@ -36,25 +36,14 @@ class Clock:
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
-_SAMPLE = re.compile(r'([a-z_]+)(?:\{((?:[a-z_]+="(?:[^"\\\n]|\\.)*",?)+)\})? (\S+)')
-
 
 def read(text: str) -> Samples:
-    """The samples of an exposition, by the grammar of the format; fails where a line does not follow it or a series comes twice."""
-    assert text.endswith("\n")
+    """The samples of an exposition; fails where a series comes twice."""
     samples: Samples = {}
-    described: set[str] = set()
-    for line in text[:-1].split("\n"):
-        if line.startswith("# "):
-            described.add(line.split(" ")[2])
-            continue
-        matched = _SAMPLE.fullmatch(line)
-        assert matched is not None, line
-        name, inside, value = matched.groups()
-        assert name in described or re.sub(r"_(bucket|sum|count)$", "", name) in described
-        key = name, frozenset(re.findall(r'([a-z_]+)="((?:[^"\\\n]|\\.)*)"', inside or ""))
+    for name, labels, value in exposition.read(text):
+        key = name, frozenset(labels.items())
         assert key not in samples, key
-        samples[key] = float(value)
+        samples[key] = value
     return samples
 
 
@@ -78,44 +67,6 @@ def after(scenario: Callable[[Served], Any], settings: ServerSettings | None = N
             return await metrics(server)
 
     return run_async(main())
-
-
-# --- the format -------------------------------------------------------------------------------------------------------
-
-
-def test_every_value_of_a_label_is_there_before_anything_happened() -> None:
-    counter = Counter("drops_total", "Drops.", {"colour": ("red", "blue"), "size": ("big",)})
-    told = Histogram("size", "Sizes.", (1.0, 2.5), {"colour": ("red",)})
-    assert exposition([counter, told]) == (
-        "# HELP drops_total Drops.\n# TYPE drops_total counter\n"
-        'drops_total{colour="red",size="big"} 0\ndrops_total{colour="blue",size="big"} 0\n'
-        "# HELP size Sizes.\n# TYPE size histogram\n"
-        'size_bucket{colour="red",le="1"} 0\nsize_bucket{colour="red",le="2.5"} 0\nsize_bucket{colour="red",le="+Inf"} 0\n'
-        'size_sum{colour="red"} 0\nsize_count{colour="red"} 0\n'
-    )
-
-
-def test_buckets_add_up_and_a_value_on_a_bound_is_below_it() -> None:
-    told = Histogram("size", "Sizes.", (1.0, 2.0))
-    for value in (0.5, 1.0, 1.5, 7.0):
-        told.observe(value)
-    samples = read(exposition([told]))
-    assert [of(samples, "size_bucket", le=le) for le in ("1", "2", "+Inf")] == [2, 3, 4]
-    assert (of(samples, "size_sum"), of(samples, "size_count")) == (10.0, 4)
-
-
-def test_a_gauge_is_read_when_somebody_asks_and_may_have_nothing_to_say() -> None:
-    values = iter([1.0, None])
-    gauge = Gauge("level", 'A \\ "level"\nof water.', lambda: next(values))
-    assert exposition([gauge]).endswith('# HELP level A \\\\ "level"\\nof water.\n# TYPE level gauge\nlevel 1\n')
-    assert exposition([gauge]).endswith("# TYPE level gauge\n")
-
-
-def test_a_value_that_a_label_does_not_take_is_a_bug() -> None:
-    with pytest.raises(AssertionError):
-        Counter("drops_total", "Drops.", {"colour": ("red",)}).add("green")
-    with pytest.raises(AssertionError):
-        Histogram("size", "Sizes.", (1.0,)).observe(float("nan"))
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------

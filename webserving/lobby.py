@@ -3,8 +3,6 @@
 uvicorn waits without end for a request's last byte and for a client that takes no answer. Each such connection holds a file descriptor, of
 which a process mostly has 1024, and without one left nobody is accepted. The oldest goes first when there are too many: who has just come and
 speaks at once gets in however many stand there silent.
-
-`voiceagent.lobby` and `dllm.server.lobby` are the same file: the packages do not know each other.
 """
 
 from __future__ import annotations

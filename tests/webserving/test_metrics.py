@@ -2,44 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voiceagent.metrics import Counter, Gauge, Histogram, Metric, exposition
-
-_SAMPLE = re.compile(r'([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{((?:[a-z_]+="(?:[^"\\\n]|\\.)*",?)*)\})? (\S+)')
-_LABEL = re.compile(r'([a-z_]+)="((?:[^"\\\n]|\\.)*)"')
-
-Sample = tuple[str, Mapping[str, str], float]
-
-
-def read(text: str) -> list[Sample]:
-    """The samples of an exposition, by the grammar of the format; fails where a line does not follow it."""
-    assert text.endswith("\n")
-    samples: list[Sample] = []
-    described: set[str] = set()
-    for line in text[:-1].split("\n"):
-        if line.startswith("# "):
-            _, what, name, *_ = line.split(" ")
-            assert what in ("HELP", "TYPE")
-            described.add(name)
-            continue
-        matched = _SAMPLE.fullmatch(line)
-        assert matched is not None, line
-        name, inside, value = matched.groups()
-        assert name in described or re.sub(r"_(bucket|sum|count)$", "", name) in described
-        labels = {key: unescape(text) for key, text in _LABEL.findall(inside or "")}
-        samples.append((name, labels, math.inf if value == "+Inf" else float(value)))
-    return samples
-
-
-def unescape(text: str) -> str:
-    return re.sub(r"\\(.)", lambda found: {"n": "\n"}.get(found.group(1), found.group(1)), text)
+from tests.webserving.exposition import Sample, read
+from webserving.metrics import Counter, Gauge, Histogram, Metric, exposition
 
 
 def samples_of(*metrics: Metric) -> list[Sample]:
@@ -76,12 +44,59 @@ def test_each_combination_of_labels_has_a_value_of_its_own() -> None:
     ]
 
 
-def test_a_gauge_is_read_when_it_is_asked_for() -> None:
-    held = {("a",): 1.0}
-    gauge = Gauge("held", "Held.", lambda: held, ["door"])
+def test_where_the_values_of_labels_are_given_every_combination_is_there_before_anything_happened() -> None:
+    counter = Counter("drops_total", "Drops.", {"colour": ("red", "blue"), "size": ("big",)})
+    told = Histogram("size", "Sizes.", (1.0, 2.5), {"colour": ("red",)})
+    assert exposition([counter, told]) == (
+        "# HELP drops_total Drops.\n# TYPE drops_total counter\n"
+        'drops_total{colour="red",size="big"} 0\ndrops_total{colour="blue",size="big"} 0\n'
+        "# HELP size Sizes.\n# TYPE size histogram\n"
+        'size_bucket{colour="red",le="1"} 0\nsize_bucket{colour="red",le="2.5"} 0\nsize_bucket{colour="red",le="+Inf"} 0\n'
+        'size_sum{colour="red"} 0\nsize_count{colour="red"} 0\n'
+    )
+
+
+def test_a_value_that_a_label_does_not_take_is_a_bug() -> None:
+    closed = {"colour": ("red",)}
+    with pytest.raises(AssertionError):
+        Counter("drops_total", "Drops.", closed).add("green")
+    with pytest.raises(AssertionError):
+        Counter("drops_total", "Drops.", closed, known=["green"])
+    with pytest.raises(AssertionError):
+        Histogram("size", "Sizes.", (1.0,), closed).observe(1.0, "green")
+    with pytest.raises(AssertionError):
+        Histogram("size", "Sizes.", (1.0,)).observe(float("nan"))
+
+
+@pytest.mark.parametrize("labels", [(), ("red", "big")])
+def test_a_value_for_each_label_is_wanted_and_no_more(labels: tuple[str, ...]) -> None:
+    with pytest.raises(AssertionError):
+        Counter("drops_total", "Drops.", ["colour"]).add(*labels)
+    with pytest.raises(AssertionError):
+        Histogram("size", "Sizes.", (1.0,), ["colour"]).observe(1.0, *labels)
+
+
+def test_a_histogram_of_labels_whose_values_are_not_known_begins_with_what_is_observed() -> None:
+    histogram = Histogram("took_seconds", "Took.", (1.0,), ["stage"])
+    assert samples_of(histogram) == [] and histogram.count("asr") == 0
+    histogram.observe(0.5, "asr")
+    assert (histogram.count("asr"), histogram.sum("asr")) == (1, 0.5)
+    assert {labels["stage"] for _, labels, _ in samples_of(histogram)} == {"asr"}
+
+
+def test_a_gauge_is_read_when_it_is_asked_for_and_may_have_nothing_to_say() -> None:
+    values: list[float | None] = [None, 1.0]
+    gauge = Gauge("level", 'A \\ "level"\nof water.', values.pop)
+    assert exposition([gauge]).endswith('# HELP level A \\\\ "level"\\nof water.\n# TYPE level gauge\nlevel 1\n')
+    assert exposition([gauge]).endswith("# TYPE level gauge\n")
+
+
+def test_a_gauge_of_a_label_has_a_value_for_each_of_its_values() -> None:
+    held = {"a": 1.0}
+    gauge = Gauge("held", "Held.", lambda: held, "door")
     assert samples_of(gauge) == [("held", {"door": "a"}, 1.0)]
-    held[("a",)] = 7.0
-    assert samples_of(gauge) == [("held", {"door": "a"}, 7.0)]
+    held["b"] = 7.0
+    assert samples_of(gauge) == [("held", {"door": "a"}, 1.0), ("held", {"door": "b"}, 7.0)]
 
 
 def test_buckets_add_up_and_a_bound_belongs_below() -> None:

@@ -1,4 +1,4 @@
-"""Connections that owe a request, at both doors: they stand in few file descriptors and not for ever."""
+"""Connections that owe a request: they stand in few file descriptors and not for ever."""
 
 from __future__ import annotations
 
@@ -7,25 +7,17 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-import dllm.server.lobby
-import voiceagent.lobby
 from tests.conftest import run_async
+from webserving.lobby import Lobby, protocol_of
 
 NEVER_S = 3600.0
 ASK = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
-
-
-def test_both_doors_have_the_same_lobby() -> None:
-    first, second = (Path(str(module.__file__)).read_text("utf-8") for module in (voiceagent.lobby, dllm.server.lobby))
-    assert first == second
 
 
 @dataclass
@@ -71,7 +63,7 @@ class Cuts(list[str]):
 @dataclass
 class Place:
     port: int
-    lobby: Any
+    lobby: Lobby
     cuts: Cuts
     wires: list[Wire] = field(default_factory=list)
 
@@ -102,12 +94,12 @@ class Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def place(module: ModuleType, *, most: int, patience_s: float, stall_s: float) -> AsyncIterator[Place]:
+async def place(*, most: int, patience_s: float, stall_s: float) -> AsyncIterator[Place]:
     cuts = Cuts()
-    lobby = module.Lobby(most, patience_s, stall_s, cuts.tell)
+    lobby = Lobby(most, patience_s, stall_s, cuts.tell)
     listening = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        answer, http=module.protocol_of(lobby), ws="none", lifespan="off", log_config=None, timeout_keep_alive=3600
+        answer, http=protocol_of(lobby), ws="none", lifespan="off", log_config=None, timeout_keep_alive=3600
     )
     server = Server(config)
     serving = asyncio.create_task(server._serve([listening]))
@@ -123,19 +115,14 @@ async def place(module: ModuleType, *, most: int, patience_s: float, stall_s: fl
 
 
 Scenario = Callable[[Place], Awaitable[None]]
-Run = Callable[..., None]
 
 
-@pytest.fixture(params=[voiceagent.lobby, dllm.server.lobby], ids=["voiceagent", "dllm"])
-def run(request: pytest.FixtureRequest) -> Run:
-    def scene(scenario: Scenario, *, most: int = 8, patience_s: float = NEVER_S, stall_s: float = NEVER_S) -> None:
-        async def main() -> None:
-            async with place(request.param, most=most, patience_s=patience_s, stall_s=stall_s) as server:
-                await scenario(server)
+def run(scenario: Scenario, *, most: int = 8, patience_s: float = NEVER_S, stall_s: float = NEVER_S) -> None:
+    async def main() -> None:
+        async with place(most=most, patience_s=patience_s, stall_s=stall_s) as server:
+            await scenario(server)
 
-        run_async(main(), timeout_s=60.0)
-
-    return scene
+    run_async(main(), timeout_s=60.0)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +135,7 @@ def run(request: pytest.FixtureRequest) -> Run:
     ],
     ids=["nothing", "a line", "headers", "a body"],
 )
-def test_a_connection_whose_request_does_not_come_is_cut(run: Run, words: bytes) -> None:
+def test_a_connection_whose_request_does_not_come_is_cut(words: bytes) -> None:
     async def scenario(server: Place) -> None:
         wire = await server.connect()
         wire.say(words)
@@ -158,7 +145,7 @@ def test_a_connection_whose_request_does_not_come_is_cut(run: Run, words: bytes)
     run(scenario, patience_s=0.05)
 
 
-def test_words_that_trickle_buy_no_time(run: Run) -> None:
+def test_words_that_trickle_buy_no_time() -> None:
     async def scenario(server: Place) -> None:
         wire = await server.connect()
         wire.say(ASK[:-4])
@@ -171,7 +158,7 @@ def test_words_that_trickle_buy_no_time(run: Run) -> None:
     run(scenario, patience_s=0.05)
 
 
-def test_an_answered_client_that_asks_nothing_more_is_cut_too(run: Run) -> None:
+def test_an_answered_client_that_asks_nothing_more_is_cut_too() -> None:
     async def scenario(server: Place) -> None:
         wire = await server.connect()
         wire.say(ASK)
@@ -183,7 +170,7 @@ def test_an_answered_client_that_asks_nothing_more_is_cut_too(run: Run) -> None:
     run(scenario, patience_s=0.5)  # enough to ask in
 
 
-def test_however_many_stand_silent_who_speaks_at_once_is_answered_and_the_oldest_go(run: Run) -> None:
+def test_however_many_stand_silent_who_speaks_at_once_is_answered_and_the_oldest_go() -> None:
     async def scenario(server: Place) -> None:
         silent = [await server.connect() for _ in range(12)]
         caller = await server.connect()
@@ -197,7 +184,7 @@ def test_however_many_stand_silent_who_speaks_at_once_is_answered_and_the_oldest
     run(scenario, most=8)
 
 
-def test_a_client_that_waits_for_its_answer_owes_nothing(run: Run) -> None:
+def test_a_client_that_waits_for_its_answer_owes_nothing() -> None:
     async def scenario(server: Place) -> None:
         asking = await server.connect(limit=32_000_000)
         asking.say(ASK.replace(b"/", b"/large", 1))
@@ -211,7 +198,7 @@ def test_a_client_that_waits_for_its_answer_owes_nothing(run: Run) -> None:
     run(scenario, most=1)
 
 
-def test_a_client_that_takes_nothing_of_its_answer_is_cut(run: Run) -> None:
+def test_a_client_that_takes_nothing_of_its_answer_is_cut() -> None:
     async def scenario(server: Place) -> None:
         wire = await server.connect()
         wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -248,14 +235,10 @@ class Pipe(asyncio.Transport):
         return default
 
 
-both_doors = pytest.mark.parametrize("module", [voiceagent.lobby, dllm.server.lobby], ids=["voiceagent", "dllm"])
-
-
-@both_doors
-def test_the_end_of_an_answer_is_not_cut_off_as_long_as_the_client_takes_of_it(module: ModuleType) -> None:
+def test_the_end_of_an_answer_is_not_cut_off_as_long_as_the_client_takes_of_it() -> None:
     async def main() -> None:
         cuts = Cuts()
-        lobby = module.Lobby(1, NEVER_S, NEVER_S, cuts.tell)
+        lobby = Lobby(1, NEVER_S, NEVER_S, cuts.tell)
         slow = Pipe(left=3)
         lobby.enter(slow)
         lobby.enter(Pipe(left=0))
@@ -271,11 +254,10 @@ def test_the_end_of_an_answer_is_not_cut_off_as_long_as_the_client_takes_of_it(m
     run_async(main())
 
 
-@both_doors
-def test_a_connection_that_gets_another_transport_keeps_its_place_and_its_time(module: ModuleType) -> None:
+def test_a_connection_that_gets_another_transport_keeps_its_place_and_its_time() -> None:
     async def main() -> None:
         cuts = Cuts()
-        lobby = module.Lobby(2, NEVER_S, NEVER_S, cuts.tell)
+        lobby = Lobby(2, NEVER_S, NEVER_S, cuts.tell)
         before, after, younger, third = (Pipe(left=0) for _ in range(4))
         lobby.enter(before)
         until = lobby._waiting[before].when()
@@ -296,14 +278,13 @@ class Taking(asyncio.Protocol):
         super().__init__()
 
 
-@both_doors
-def test_a_websocket_is_not_cut_for_an_answer_before_it_that_was_slow_to_go(module: ModuleType) -> None:
+def test_a_websocket_is_not_cut_for_an_answer_before_it_that_was_slow_to_go() -> None:
     async def main() -> None:
         cuts = Cuts()
-        lobby = module.Lobby(8, NEVER_S, NEVER_S, cuts.tell)
+        lobby = Lobby(8, NEVER_S, NEVER_S, cuts.tell)
         config = uvicorn.Config(answer, ws=Taking, lifespan="off", log_config=None)
         config.load()
-        protocol, pipe = module.protocol_of(lobby)(config, ServerState(), {}), Pipe(left=100_000)
+        protocol, pipe = protocol_of(lobby)(config, ServerState(), {}), Pipe(left=100_000)
         protocol.connection_made(pipe)
         protocol.pause_writing()
         timer = lobby._stalled[pipe]
@@ -313,7 +294,7 @@ def test_a_websocket_is_not_cut_for_an_answer_before_it_that_was_slow_to_go(modu
     run_async(main())
 
 
-def test_connections_that_are_gone_leave_nothing_behind(run: Run) -> None:
+def test_connections_that_are_gone_leave_nothing_behind() -> None:
     async def scenario(server: Place) -> None:
         for words in (b"", ASK, ASK[:9]):
             wire = await server.connect()
