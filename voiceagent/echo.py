@@ -229,8 +229,9 @@ class EchoGate:
         if not self._coming and hop - self._active_until > LAGS:
             self._forget_windows()
             return Origin.UNKNOWN
-        if hop < self._hop - 2 or (self._hops and not 0 <= hop - self._hops[0] <= 2 * BATCH):
-            self._forget_windows()  # Time has jumped: a client that stood still, or sent what it had held back.
+        if hop < self._hop - 2 or (self._hops and not self._hops[-1] <= hop <= self._hops[0] + 2 * BATCH):
+            # Time has jumped: a client that stood still, or sent what it had held back; or a message came sooner than all before.
+            self._forget_windows()
             if hop < self._hop:
                 return Origin.UNKNOWN
         self._windows.append(window)

@@ -63,7 +63,11 @@ def load(
         own.append(read_toml(file))
         import_from(file.parent)
     own += [environment_layer(environ), assignment_layer(assignments)]
-    return load_config([read_preset(preset_name(own)), *own])
+    preset = preset_name(own)
+    base = read_preset(preset)
+    if preset not in preset_names():
+        import_from(Path(preset).parent)
+    return load_config([base, *own])
 
 
 def import_from(folder: Path) -> None:

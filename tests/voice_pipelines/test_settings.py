@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,14 @@ def test_a_preset_may_be_anyones_file(tmp_path: Path) -> None:
     mine = tmp_path / "florist.toml"
     mine.write_text('[agent]\nname = "florist"\ninstructions = "You sell flowers."\n')
     assert settings.load(assignments=[f"preset={mine}"]).agent.name == "florist"
+
+
+def test_functions_may_lie_beside_a_preset_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "florists_notes.py").write_text("def notes(menu):\n    return None\n")
+    mine = tmp_path / "florist.toml"
+    mine.write_text('[notes]\nfunction = "florists_notes:notes"\n')
+    assert settings.agent_profile(settings.load(assignments=[f"preset={mine}"])).notes is not None
 
 
 def test_notes_of_a_module_that_fails_while_it_is_imported_are_named(

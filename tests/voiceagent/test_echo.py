@@ -225,6 +225,19 @@ def test_time_that_jumps_is_no_error_and_explains_nothing() -> None:
     assert gate.take_explained() == 0
 
 
+@pytest.mark.parametrize("back_s", [0.04, 0.06, 0.1, 0.25])
+def test_time_that_is_set_back_a_little_amid_a_batch_is_no_error(back_s: float) -> None:
+    """A message that comes sooner than all before sets back when everything was spoken."""
+    far = recording(READ[0]["path"])
+    for first in range(2 * BATCH):
+        gate = EchoGate()
+        gate.played(far, 16_000, 100.0)
+        for number, window in enumerate(Windower().push(made_echo(far, delay_s=0.1, loss_db=90.0))):
+            late_s = back_s if number < 100 + first else 0.0
+            gate.origin(window, 100.0 + (number + 1) * WINDOW_S + late_s, is_voiced=False)
+        assert gate.is_learned and not gate.comes_back
+
+
 def test_the_same_is_explained_however_the_agents_audio_is_cut() -> None:
     far = recording(READ[0]["path"])[: 5 * 16_000]
     microphone = made_echo(far, delay_s=0.2, loss_db=6.0)
