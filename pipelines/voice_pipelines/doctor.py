@@ -13,7 +13,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -29,10 +29,12 @@ from voice_pipelines.models import (
     whisper_upgrade,
 )
 from voice_pipelines.processors import available_cores
-from voice_pipelines.settings import agent_profile, remote_endpoint
+from voice_pipelines.settings import agent_profile, descriptors_each, remote_endpoint
 from voice_pipelines.toolbox import Toolbox
 from voiceagent.config import Config
+from voiceagent.descriptors import Limit, finding, read_limit, remedy
 from voiceagent.errors import BackendError, VoiceAgentError
+from voiceagent.server_settings import ServerSettings
 
 PACKAGES = {
     "numpy": True,
@@ -129,6 +131,12 @@ class Facts:
     """The function that notes what was said, or empty."""
     notes_error: str | None = None
     """Why it cannot be used, or None."""
+    server: ServerSettings = field(default_factory=ServerSettings)
+    """Who may be there at one time."""
+    descriptors_each: int = 1
+    """Open files that a conversation takes."""
+    open_files: Limit | None = None
+    """How many this process may have; None where the system has no such limit."""
 
 
 # --- checks: pure -----------------------------------------------------------------------------------------------------
@@ -260,6 +268,14 @@ def check_tls(facts: Facts) -> Check:
     return Check("TLS", Verdict.OK, "the certificate and key can be used" if facts.has_tls else "not asked for")
 
 
+def check_open_files(facts: Facts) -> Check:
+    if facts.open_files is None:
+        return Check("open files", Verdict.OK, "this system has no limit on them")
+    found = finding(facts.open_files, facts.server, facts.descriptors_each)
+    what_to_do = remedy(facts.open_files, facts.server, facts.descriptors_each)
+    return Check("open files", Verdict.OK if what_to_do is None else Verdict.WARN, found, what_to_do or "")
+
+
 def check_microphone(facts: Facts) -> Check:
     if facts.has_tls or facts.host in LOOPBACK:
         where = "over https" if facts.has_tls else "from this machine only"
@@ -285,6 +301,7 @@ CHECKS: tuple[Callable[[Facts], Check], ...] = (
     check_notes,
     check_port,
     check_tls,
+    check_open_files,
     check_microphone,
 )
 
@@ -378,6 +395,8 @@ def run_doctor(config: Config, out: Callable[[str], object] = print) -> int:
     tools_error = refusal(lambda: Toolbox.open(config, os.environ))  # Looked up as a start would; none is called.
     facts = replace(facts, tools=tuple(config.tools), tools_error=tools_error)
     facts = replace(facts, notes=config.notes.function, notes_error=refusal(lambda: agent_profile(config)))
+    facts = replace(facts, descriptors_each=descriptors_each(config), open_files=read_limit())
+    facts = replace(facts, server=ServerSettings(max_sessions=server.max_sessions))
     checks = examine(facts)
     out(report(checks))
     return exit_code(checks)

@@ -77,6 +77,12 @@ def import_from(folder: Path) -> None:
         sys.path.append(path)
 
 
+def descriptors_each(config: Config) -> int:
+    """Open files that one conversation takes: its socket, one connection to a remote model in use and one kept alive, one to a tool over HTTP."""
+    is_remote = config.models.llm == "remote" or "://" in config.models.llm
+    return 1 + 2 * is_remote + any(tool.url for tool in config.tools.values())
+
+
 def remote_endpoint(config: Config, environ: Mapping[str, str]) -> RemoteEndpoint | None:
     """The remote language model that the configuration asks for, with its key; None when it asks for one on this machine.
 

@@ -26,11 +26,12 @@ from voice_pipelines.doctor import (
 from voice_pipelines.local import build
 from voice_pipelines.models import FoundModel, choose_model
 from voice_pipelines.processors import available_cores
-from voice_pipelines.settings import load
+from voice_pipelines.settings import descriptors_each, load
 from voiceagent.backends import BackendInfo
 from voiceagent.config import Config
 from voiceagent.config_models import ModelsConfig
 from voiceagent.config_server import ServerConfig
+from voiceagent.descriptors import Limit
 from voiceagent.errors import ConfigError
 
 WHISPER = FoundModel("base.en", Path("/m"), BackendInfo("asr", "faster-whisper base.en", "fetched"))
@@ -65,7 +66,7 @@ def test_a_machine_with_everything_is_well() -> None:
     assert {c.verdict for c in checks} == {Verdict.OK}
     assert exit_code(checks) == 0
     assert "->" not in report(checks)
-    assert report(checks).endswith("0 to mend, 0 that could be better, 13 fine")
+    assert report(checks).endswith("0 to mend, 0 that could be better, 14 fine")
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,7 @@ def test_a_machine_with_everything_is_well() -> None:
         ("port", {"port_error": "Address already in use"}, "fail", "--port"),
         ("TLS", {"tls_error": "key.pem cannot be read"}, "fail", "--tls-key"),
         ("microphone", {"host": "0.0.0.0"}, "warn", "--tls-cert"),
+        ("open files", {"open_files": Limit(256, 256)}, "warn", "ulimit -n"),
     ],
 )
 def test_what_is_wrong_is_said_with_what_to_do(
@@ -116,6 +118,7 @@ def test_what_is_wrong_is_said_with_what_to_do(
         ("devices", {"cuda": "NVIDIA H200", "cuda_memory_gib": 139.0}, "NVIDIA H200, 139 GiB"),
         ("microphone", {"host": "0.0.0.0", "has_tls": True}, "https"),
         ("TLS", {"has_tls": True}, "can be used"),
+        ("open files", {"open_files": Limit(256, 524_288)}, "524288"),
     ],
 )
 def test_what_is_well_says_why(name: str, changes: dict[str, object], finding: str) -> None:
@@ -183,7 +186,7 @@ def test_the_doctor_prints_a_line_each_and_returns_its_verdict(tmp_path: Path) -
     config = Config(server=ServerConfig(port=0), models=ModelsConfig(folder=str(tmp_path)))
     code = run_doctor(config, printed.append)
     lines = [line for line in printed[0].splitlines() if not line.startswith("      ->")]
-    assert len(lines) == 14
+    assert len(lines) == 15
     assert code == int(any(line.startswith("fail") for line in lines))
 
 
@@ -246,3 +249,28 @@ def test_tls_files_are_tried(tmp_path: Path) -> None:
         subprocess.run([*command, "-keyout", str(target), "-out", str(cert)], check=True, capture_output=True)
     assert look(port=0, tls_cert=cert, tls_key=other).tls_error is None
     assert "do not fit" in (look(port=0, tls_cert=cert, tls_key=key).tls_error or "")
+
+
+@pytest.mark.parametrize(
+    ("assignments", "each"),
+    [
+        ([], 1),
+        (["models.llm=http://localhost:9/v1"], 3),
+        (["models.llm=remote", "remote.url=http://localhost:9/v1"], 3),
+        (["tools.book.url=https://host/book"], 2),
+    ],
+)
+def test_the_doctor_counts_the_connections_of_a_conversation_to_a_remote_model_and_to_tools(
+    assignments: list[str], each: int
+) -> None:
+    assert descriptors_each(load(assignments=assignments)) == each
+
+
+def test_the_doctor_holds_the_callers_that_may_come_against_the_limit_on_open_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("voice_pipelines.doctor.read_limit", lambda: Limit(1_024, 1_024))
+    printed: list[str] = []
+    run_doctor(load(assignments=["server.port=0", "server.max_sessions=1000"]), printed.append)
+    assert "warn  open files: 1000 conversations" in printed[0]
+    assert "server.max_sessions to 288" in printed[0]

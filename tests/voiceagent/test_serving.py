@@ -129,6 +129,20 @@ def test_a_client_holds_a_typed_conversation_over_a_real_socket_without_compress
     scene(scenario)
 
 
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="this system does not list open files")
+def test_a_caller_takes_one_open_file_of_the_server_and_gives_it_back() -> None:
+    async def scenario(place: Place) -> None:
+        before = len(os.listdir("/dev/fd"))
+        async with contextlib.AsyncExitStack() as callers:
+            for _ in range(5):
+                await next_event(await callers.enter_async_context(connect_websocket(place.url)))
+            assert len(os.listdir("/dev/fd")) == before + 5 + 5  # Theirs are in this process too.
+        await place.realtime._nobody.wait()
+        assert len(os.listdir("/dev/fd")) <= before
+
+    scene(scenario)
+
+
 def test_realtime_is_selected_when_offered_and_the_key_is_neither_echoed_nor_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
