@@ -6,10 +6,11 @@ Dimensions: B rows, T tokens, D head size, R rotated dimensions of a head (its f
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dllm.spec import RopeSpec
 from dllm_kernels.rotary import reference
@@ -64,6 +65,40 @@ def rotary_table(rope: RopeSpec, head_dim: int, positions: int) -> tuple[Tensor,
     per_position, factor = frequencies(rope, head_dim)
     angles = torch.outer(torch.arange(positions, dtype=torch.float64), per_position)
     return (angles.cos() * factor).float(), (angles.sin() * factor).float()
+
+
+class RotaryTable(nn.Module):
+    """The table of a model's positions, which no checkpoint holds.
+
+    `to(dtype)` is for weights and leaves it in float32: in bfloat16, positions beyond 256 would not be told apart.
+    """
+
+    def __init__(self, rope: RopeSpec, head_dim: int, positions: int) -> None:
+        super().__init__()
+        self._shape = rope, head_dim, positions
+        self.cos: Tensor
+        self.sin: Tensor
+        cos, sin = rotary_table(*self._shape)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def reset(self) -> None:
+        """Compute it anew where it lies: a network that was built without memory has none yet."""
+        device = self.cos.device
+        cos, sin = rotary_table(*self._shape)
+        self.cos, self.sin = cos.to(device), sin.to(device)
+
+    def at(self, positions: Tensor, dtype: torch.dtype) -> Turn:
+        """See `turn_at`."""
+        return turn_at(self.cos, self.sin, positions, dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryTable:
+        cos, sin = self.cos, self.sin
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.cos.dtype != cos.dtype:
+            device = self.cos.device
+            self.cos, self.sin = cos.to(device), sin.to(device)
+        return self
 
 
 def turn_at(cos: Tensor, sin: Tensor, positions: Tensor, dtype: torch.dtype) -> Turn:

@@ -9,7 +9,7 @@ Dimensions: B rows, T new tokens, C width of the condition, E hidden size, V voc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dllm.layers.attention import Attention, Slots, fold_mask
-from dllm.layers.rotary import Turn, rotary_table, turn_at
+from dllm.layers.rotary import RotaryTable, Turn
 from dllm.models.family import DecodeDefaults, Family, Head, LayerStore, Sight, Slot
 from dllm.models.layout import expect, token_id
 from dllm.spec import ModelSpec, RopeSpec, SpecialTokens
@@ -102,23 +102,10 @@ class Dit(nn.Module):
         self.norm = LayerNorm(spec.hidden_size)
         self.modulation = nn.Linear(spec.condition_size, 2 * spec.hidden_size)
         self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size)
-        self.rotary_cos: Tensor
-        self.rotary_sin: Tensor
-        cos, sin = rotary_table(spec.rope, spec.head_dim, spec.max_position_embeddings)
-        self.register_buffer("rotary_cos", cos, persistent=False)
-        self.register_buffer("rotary_sin", sin, persistent=False)
+        self.rotary = RotaryTable(spec.rope, spec.head_dim, spec.max_position_embeddings)
 
     def reset_buffers(self) -> None:
-        """Recompute the rotary tables, in float32 whatever the weights are."""
-        device = self.embed_tokens.weight.device
-        cos, sin = rotary_table(self.spec.rope, self.spec.head_dim, self.spec.max_position_embeddings)
-        self.rotary_cos, self.rotary_sin = cos.to(device), sin.to(device)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Dit:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.rotary_cos.dtype != torch.float32:
-            self.reset_buffers()
-        return self
+        self.rotary.reset()
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Normal(0, .02) matrices, norms at one, biases at zero. Gates start at zero: every layer begins as the identity (adaLN-Zero)."""
@@ -157,7 +144,7 @@ class Dit(nn.Module):
             raise ValueError(f"noise: expected None, {self.spec.family} checkpoints were trained without a noise level")
         x: Tensor = self.embed_tokens(ids)
         condition = self.noise(self._noise_of(ids) if noise is None else noise)
-        turn = turn_at(self.rotary_cos, self.rotary_sin, positions, x.dtype)
+        turn = self.rotary.at(positions, x.dtype)
         slots = Slots.of(start, ids.shape[1], mask)
         folded = mask if isinstance(mask, Sight) else fold_mask(mask, 1, x.dtype)
         for index, layer in enumerate(self.layers):

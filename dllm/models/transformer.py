@@ -7,7 +7,7 @@ Dimensions: B rows, T new tokens, S stored tokens, G key/value heads, D head siz
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dllm.layers.attention import Attention, Slots, fold_mask
 from dllm.layers.feed_forward import FeedForward
 from dllm.layers.norm import RMSNorm
-from dllm.layers.rotary import Turn, query_scale, rotary_table, turn_at
+from dllm.layers.rotary import RotaryTable, Turn, query_scale
 from dllm.models.family import Head, LayerStore, Sight
 from dllm.spec import ModelSpec
 from dllm_kernels import Decoder, embed
@@ -81,26 +81,10 @@ class Transformer(nn.Module):
         self.soft_proj = nn.Linear(spec.hidden_size, spec.hidden_size, bias=False) if spec.self_conditioning else None
         self.decoder: Decoder | None = None
         """All layers in one call, for this CPU (`dllm.packing`)."""
-        self.rotary_cos: Tensor
-        self.rotary_sin: Tensor
-        cos, sin = rotary_table(spec.rope, spec.head_dim, spec.max_position_embeddings)
-        self.register_buffer("rotary_cos", cos, persistent=False)
-        self.register_buffer("rotary_sin", sin, persistent=False)
+        self.rotary = RotaryTable(spec.rope, spec.head_dim, spec.max_position_embeddings)
 
     def reset_buffers(self) -> None:
-        """Recompute the rotary tables, which no checkpoint holds, in float32 whatever the weights are."""
-        device = self.embed_tokens.weight.device
-        cos, sin = rotary_table(self.spec.rope, self.spec.head_dim, self.spec.max_position_embeddings)
-        self.rotary_cos, self.rotary_sin = cos.to(device), sin.to(device)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Transformer:
-        """`to(dtype)` is for the weights: in bfloat16, positions beyond 256 would not be told apart."""
-        cos, sin = self.rotary_cos, self.rotary_sin
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.rotary_cos.dtype != cos.dtype:
-            device = self.rotary_cos.device
-            self.rotary_cos, self.rotary_sin = cos.to(device), sin.to(device)
-        return self
+        self.rotary.reset()
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Normal(0, .02) everywhere; projections that write to the residual stream are scaled down by depth (GPT-2).
@@ -146,7 +130,7 @@ class Transformer(nn.Module):
         table = self.embed_tokens.weight
         guess = None if self.soft_proj is None or soft is None else self.soft_proj(soft.to(table.dtype)).flatten(0, 1)
         x = embed(ids.flatten(), table, guess).view(*ids.shape, -1)
-        turn = turn_at(self.rotary_cos, self.rotary_sin, positions, x.dtype)
+        turn = self.rotary.at(positions, x.dtype)
         is_float = stores is not None and stores[0].key_scale is None
         if (
             self.decoder is not None

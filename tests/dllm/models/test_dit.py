@@ -144,7 +144,7 @@ def test_saved_and_reloaded_network_is_equal(family: Any, config: dict[str, Any]
 
 def test_half_precision_keeps_the_rotary_tables(mdlm: Dit) -> None:
     half = mdlm.bfloat16()
-    assert half.rotary_cos.dtype == torch.float32 and half(*canvas(), None).dtype == torch.bfloat16
+    assert half.rotary.cos.dtype == torch.float32 and half(*canvas(), None).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("config", [MDLM_CONFIG, OWT, OWT | {"time_conditioning": True}])

@@ -50,10 +50,10 @@ def test_heads_in_half_precision_are_turned_in_float32() -> None:
 def test_rotary_tables_stay_float32_whatever_the_weights_are(dtype: torch.dtype) -> None:
     spec = tiny_spec("sdar")
     network = Transformer(spec)
-    before = network.rotary_sin.clone()
+    before = network.rotary.sin.clone()
     network.to(dtype)
     assert network.embed_tokens.weight.dtype == dtype
-    assert torch.equal(network.rotary_sin, before)
+    assert torch.equal(network.rotary.sin, before)
 
 
 def test_network_built_without_memory_gets_its_tables_back() -> None:
@@ -63,7 +63,7 @@ def test_network_built_without_memory_gets_its_tables_back() -> None:
     network = network.to_empty(device="cpu").to(torch.bfloat16)
     network.reset_buffers()
     built = Transformer(spec)
-    assert torch.equal(network.rotary_cos, built.rotary_cos) and torch.equal(network.rotary_sin, built.rotary_sin)
+    assert torch.equal(network.rotary.cos, built.rotary.cos) and torch.equal(network.rotary.sin, built.rotary.sin)
 
 
 def test_half_precision_stays_near_float32() -> None:
