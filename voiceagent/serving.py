@@ -1,15 +1,11 @@
-"""The process around the application: sockets, uvicorn, signals and an orderly end."""
+"""The process around the application: sockets, uvicorn and an orderly end."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
 import socket
 import ssl
-import sys
-import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, cast
 
 import uvicorn
@@ -23,7 +19,8 @@ from voiceagent.handshake import Handshakes
 from voiceagent.line import CLOSE_NOW
 from voiceagent.server import RealtimeServer
 from voiceagent.server_settings import ServerSettings
-from webserving.lobby import AT_ONCE, Lobby, lengthen_queues, protocol_of
+from webserving.lobby import AT_ONCE, Lobby, protocol_of
+from webserving.server import Server, url_of
 
 T = TypeVar("T")
 
@@ -137,8 +134,8 @@ def bind(settings: ServerSettings) -> list[socket.socket]:
     return sockets
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, except that it drains the conversations before it closes connections, and ends with status 0 when told to."""
+class _Server(Server):
+    """Drains the conversations before it closes connections, and speaks TLS of its own."""
 
     def __init__(self, config: uvicorn.Config, realtime: RealtimeServer) -> None:
         super().__init__(config)
@@ -151,7 +148,6 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if self.secure is None:
             await super().startup(sockets)
-            lengthen_queues(sockets or ())
         else:
             self.servers, self.started = [], True
             for listening in sockets or ():
@@ -171,26 +167,10 @@ class _Server(uvicorn.Server):
             await self.secure.close()
         await super().shutdown(sockets)
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
-            yield
-            return
-        loop = asyncio.get_running_loop()
-        signals = (signal.SIGTERM, signal.SIGINT)
-        for number in signals:
-            loop.add_signal_handler(number, self._stop)
-        try:
-            yield
-        finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
-
-    def _stop(self) -> None:
-        if self.should_exit:
-            self.force_exit = True
+    def stop(self) -> None:
+        super().stop()
+        if self.force_exit:
             self._hurry.set()
-        self.should_exit = True
 
 
 class _RealtimeProtocol(WebSocketsSansIOProtocol):
@@ -258,9 +238,7 @@ async def _announce(server: _Server, address: str, on_started: Callable[[str], N
 
 
 def _address(listening: socket.socket, settings: ServerSettings, scheme: str) -> str:
-    port = listening.getsockname()[1]
-    host = settings.host or "0.0.0.0"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    return url_of(scheme, settings.host or "0.0.0.0", listening.getsockname()[1])
 
 
 def _tls_context(settings: ServerSettings) -> ssl.SSLContext | None:

@@ -1,1 +1,1 @@
-"""What both HTTP servers need and neither owns: connections that owe a request, rules about hosts, the text that Prometheus reads."""
+"""What both HTTP servers need and neither owns: connections that owe a request, an orderly end, rules about hosts, Prometheus' text."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import signal
 import socket
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +18,8 @@ from dllm.commands import model
 from dllm.errors import ConfigError
 from dllm.server.settings import ServerSettings
 from webserving.hosts import is_loopback
-from webserving.lobby import AT_ONCE, Lobby, lengthen_queues, protocol_of
+from webserving.lobby import AT_ONCE, Lobby, protocol_of
+from webserving.server import Server, url_of
 
 if TYPE_CHECKING:
     from dllm.engine import Engine
@@ -206,11 +205,11 @@ async def serve(
 
 def address_of(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return url_of("http", host, port)
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, with word of when it accepts connections and of when it stops; it ends with status 0 when told to, and at once when told twice."""
+class _Server(Server):
+    """With word of when it accepts connections and of when it stops."""
 
     def __init__(self, config: uvicorn.Config, on_started: Callable[[], None], on_stopping: Callable[[], None]) -> None:
         super().__init__(config)
@@ -218,29 +217,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        lengthen_queues(sockets or ())
         self._on_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._on_stopping()
         await super().shutdown(sockets)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """uvicorn's own raises the signal anew at the end, which would end the process before the engine is closed."""
-        if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
-            yield
-            return
-        loop = asyncio.get_running_loop()
-        signals = (signal.SIGTERM, signal.SIGINT)
-        for number in signals:
-            loop.add_signal_handler(number, self._stop)
-        try:
-            yield
-        finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
-
-    def _stop(self) -> None:
-        self.force_exit = self.should_exit
-        self.should_exit = True
