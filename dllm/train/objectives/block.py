@@ -19,7 +19,7 @@ from dllm.errors import ConfigError
 from dllm.models.family import Network
 from dllm.spec import ModelSpec
 from dllm.train.objectives.base import Packed, Terms
-from dllm.train.objectives.corruption import CountRule, Noise, View, Weighting, views
+from dllm.train.objectives.corruption import Noise, View, views
 from dllm.train.objectives.masked import losses_at, mask_token, repeated
 from dllm.train.objectives.masks import block_numbers, check_attention, groups_at, learned_places, two_stream_mask
 from dllm.train.objectives.options import read_options
@@ -28,35 +28,16 @@ NAME = "block"
 
 
 @dataclass(frozen=True, slots=True)
-class BlockOptions:
+class BlockOptions(Noise):
+    """`best_band` finds the band of times whose losses vary least."""
+
     block: int = 0
     """Positions of a block; 0 is the model's own."""
-    low: float = 0.0
-    high: float = 1.0
-    """Times lie in (low, high]. `best_band` finds the band whose losses vary least; outside [0, 1] the loss is no bound."""
-    counts: CountRule = "fixed"
-    weighting: Weighting = "bound"
-    weight_cap: float = 0.0
-    antithetic: bool = True
-    """Spread the times evenly over the blocks of a batch."""
-    complementary: bool = False
-    """Use each row twice, with a mask and with its complement (LLaDA2, Fast-dLLM v2)."""
 
     def __post_init__(self) -> None:
         if self.block < 0:
             raise ConfigError(f"{NAME}.block", self.block, "at least 1, or 0 for the model's own")
-        self.noise().check(NAME)
-
-    def noise(self) -> Noise:
-        return Noise(
-            self.low,
-            self.high,
-            self.counts,
-            self.weighting,
-            self.weight_cap,
-            self.antithetic,
-            self.complementary,
-        )
+        self.check(NAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +81,7 @@ class Block:
         places = learned_places(batch, skip_first=self.shift == 1)
         blocks = block_numbers(batch, self.block, self._from_answer)
         group, groups = groups_at(batch, places, blocks)
-        found = views(group, groups, self.options.noise(), generator)
+        found = views(group, groups, self.options, generator)
         noisy = []
         for view in found:
             shown = batch.ids.flatten().clone()

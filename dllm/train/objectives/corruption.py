@@ -23,15 +23,21 @@ Weighting: TypeAlias = Literal["bound", "equal"]
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """How times are drawn and what they do."""
+    """How times are drawn and what they do: options that objectives which mask have in common."""
 
-    low: float
-    high: float
-    counts: CountRule
-    weighting: Weighting
-    weight_cap: float
-    antithetic: bool
-    complementary: bool
+    low: float = 0.0
+    high: float = 1.0
+    """Times lie in (low, high]: LLaDA2.0's band of mask ratios (arXiv:2512.15745). Outside [0, 1] the loss is no bound."""
+    counts: CountRule = "fixed"
+    """fixed: exactly ceil(t N) of N tokens are masked. independent: each with probability t (MDLM, LLaDA), at `low` of 1e-3."""
+    weighting: Weighting = "bound"
+    """bound: one over the share that is masked. equal: every masked token counts once."""
+    weight_cap: float = 0.0
+    """Largest weight; 0 for none."""
+    antithetic: bool = True
+    """Spread the times evenly over the groups of a batch: documents, or blocks."""
+    complementary: bool = False
+    """Use each row twice, with a mask and with its complement: every token is learned once (Fast-dLLM v2, arXiv:2509.26328; LLaDA2)."""
 
     def check(self, name: str) -> None:
         """

@@ -20,7 +20,7 @@ from dllm.errors import ConfigError
 from dllm.models.family import Network
 from dllm.spec import MaskKind, ModelSpec
 from dllm.train.objectives.base import Packed, Terms
-from dllm.train.objectives.corruption import CountRule, Noise, Weighting, text_tokens, views
+from dllm.train.objectives.corruption import Noise, text_tokens, views
 from dllm.train.objectives.masks import check_attention, document_mask, groups_at, learned_places
 from dllm.train.objectives.options import check_choice, read_options
 
@@ -30,20 +30,7 @@ Normaliser: TypeAlias = Literal["tokens", "answers", "masked"]
 
 
 @dataclass(frozen=True, slots=True)
-class MaskedOptions:
-    low: float = 0.0
-    high: float = 1.0
-    """Times lie in (low, high]: LLaDA2.0's band of mask ratios (arXiv:2512.15745). Outside [0, 1] the loss is no bound."""
-    counts: CountRule = "fixed"
-    """fixed: exactly ceil(t N) of N tokens are masked. independent: each with probability t (MDLM, LLaDA), at `low` of 1e-3."""
-    weighting: Weighting = "bound"
-    """bound: one over the share that is masked. equal: every masked token counts once."""
-    weight_cap: float = 0.0
-    """Largest weight; 0 for none."""
-    antithetic: bool = True
-    """Spread the times evenly over the documents of a batch."""
-    complementary: bool = False
-    """Use each row twice, with a mask and with its complement: every token is learned once (Fast-dLLM v2, arXiv:2509.26328)."""
+class MaskedOptions(Noise):
     normaliser: Normaliser = "tokens"
     """What the loss is divided by. tokens: learned tokens (MDLM, LLaDA's pre-training). answers: every document's sum by its own learned
     tokens, then by documents (LLaDA's fine-tuning). masked: masked tokens (Dream)."""
@@ -54,23 +41,12 @@ class MaskedOptions:
     """Of a visible token's loss, where a masked token's weighs 1 on average over times."""
 
     def __post_init__(self) -> None:
-        self.noise().check(NAME)
+        self.check(NAME)
         check_choice(f"{NAME}.normaliser", self.normaliser, get_args(Normaliser))
         if not 0 <= self.replaced < 1:
             raise ConfigError(f"{NAME}.replaced", self.replaced, "a share from 0 to below 1")
         if not self.replaced_weight > 0:
             raise ConfigError(f"{NAME}.replaced_weight", self.replaced_weight, "above 0")
-
-    def noise(self) -> Noise:
-        return Noise(
-            self.low,
-            self.high,
-            self.counts,
-            self.weighting,
-            self.weight_cap,
-            self.antithetic,
-            self.complementary,
-        )
 
 
 class Masked:
@@ -94,7 +70,7 @@ class Masked:
         sizes = torch.bincount(group, minlength=groups)
         each = 1 / sizes[group].float() if options.normaliser == "answers" else torch.ones(len(places))
         ids, at, weights, is_masked = [], [], [], []
-        for number, view in enumerate(views(group, groups, options.noise(), generator)):
+        for number, view in enumerate(views(group, groups, options, generator)):
             shown = batch.ids.flatten().clone()
             shown[places[view.masked].to(device)] = self.mask
             has_loss, weight = view.masked, view.weight
