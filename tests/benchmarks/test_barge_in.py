@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
+import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +24,12 @@ def loudspeaker(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def interjections(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     return importlib.import_module("interjections")
+
+
+@pytest.fixture
+def barge_in(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    return importlib.import_module("barge_in")
 
 
 def undisturbed(seconds: float) -> np.ndarray:
@@ -111,3 +119,52 @@ def test_made_cases_are_the_same_for_a_seed_and_fit_the_scale(interjections: Mod
         for one, other in zip(first, again, strict=True):
             np.testing.assert_array_equal(one.sound, other.sound)
             assert one.is_made and not one.interrupts and np.abs(one.sound).max() <= 1.0
+
+
+class LevelDetector:
+    """Whatever is loud is speech."""
+
+    info, window_samples = None, 512
+
+    def open(self) -> LevelDetector:
+        return self
+
+    async def probability(self, window: np.ndarray) -> float:
+        return 0.9 if np.abs(window).max() > 0.02 else 0.0
+
+    def reset(self) -> None:
+        pass
+
+
+class SlowDecoder:
+    """Hears "uh-huh", and takes processor time for it."""
+
+    def __init__(self, takes_s: float) -> None:
+        self._takes_s = takes_s
+
+    def start(self) -> None:
+        pass
+
+    def feed(self, pcm: bytes) -> None:
+        began = time.process_time()
+        while time.process_time() < began + self._takes_s:
+            pass
+
+    def finish(self) -> SimpleNamespace:
+        return SimpleNamespace(text="uh-huh")
+
+
+def test_a_busy_machine_changes_nothing_in_what_a_replay_finds(barge_in: ModuleType, interjections: ModuleType) -> None:
+    case = interjections.Case("backchannel", "made", True, False, undisturbed(0.3), 0.0)
+    agent = barge_in.Speech("I tell something.", undisturbed(6.0), RATE)
+
+    def outcome(takes_s: float, pace: float) -> object:
+        setting = barge_in.Setting(
+            LevelDetector(), SlowDecoder(takes_s), agent, barge_in.TurnDetection(), 0.02, pace=pace
+        )
+        return asyncio.run(barge_in.run_case(case, setting, 2.0, 7))
+
+    idle = outcome(0.0, 0.13)
+    assert idle == outcome(0.1, 0.13)
+    assert len(idle.events) == 2 and "restored (backchannel)" in idle.events[1]  # type: ignore[attr-defined]
+    assert idle != outcome(0.0, 0.5), "what the recogniser takes on the clock does count"

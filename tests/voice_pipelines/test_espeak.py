@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -44,7 +46,7 @@ def loudness(audio: Samples) -> Samples:
 
 
 def sound_alike(first: Samples, second: Samples) -> bool:
-    """The same words in the same voice. eSpeak's breath is random noise, so samples and lengths differ a little each time."""
+    """The same words in the same voice. eSpeak's breath is noise that goes on from text to text, so samples and lengths differ a little each time."""
     one, other = loudness(first), loudness(second)
     if abs(len(first) - len(second)) > 661:  # 30 ms; ten were exceeded once in some tens of runs
         return False
@@ -83,6 +85,25 @@ def test_the_same_clause_sounds_the_same_and_more_words_take_longer() -> None:
     assert sound_alike(first, second)
     assert len(longer) > len(first)
     assert not sound_alike(first, longer[: len(first)][::-1])
+
+
+def test_a_process_says_the_same_to_the_sample_whenever_it_starts() -> None:
+    """Replays over a made voice are compared between runs. eSpeak itself would take the time of day, in seconds, for its noise."""
+    program = f"""
+import asyncio, hashlib, time
+from voice_pipelines.adapters.espeak import EspeakSynthesizer
+
+async def say():
+    return b"".join([chunk.tobytes() async for chunk in EspeakSynthesizer().speak({ORDER!r})])
+
+print(time.time() // 1, hashlib.sha256(asyncio.run(say())).hexdigest())
+"""
+    runs: dict[str, str] = {}
+    while len(runs) < 2:  # Two that began in different seconds; each takes one or so.
+        run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+        second, digest = run.stdout.split()
+        runs[second] = digest
+    assert len(set(runs.values())) == 1
 
 
 def test_a_faster_voice_takes_less_time() -> None:

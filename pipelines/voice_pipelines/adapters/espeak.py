@@ -33,6 +33,8 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 _CHUNK_MS = 40
 """Length of eSpeak's own buffer: the callback, and so a cancellation, comes once per chunk."""
+_NOISE_SEED = 1
+"""eSpeak takes the time of day for the noise in its voices: a replay over such a voice came out otherwise from run to run."""
 _MAX_PIECE_CHARS = 400
 """Longer clauses are spoken piece by piece, so that one caller's text neither fills memory nor holds up the others."""
 
@@ -281,9 +283,12 @@ def _load() -> tuple[Any, int]:
         ctypes.c_void_p,
     ]
     library.espeak_Synth.restype = ctypes.c_int
+    library.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
+    library.espeak_ng_SetRandSeed.restype = ctypes.c_int
     rate_hz = library.espeak_Initialize(
         _AUDIO_OUTPUT_SYNCHRONOUS, _CHUNK_MS, str(data.parent).encode(), _INITIALIZE_DONT_EXIT
     )
     if rate_hz <= 0:
         raise BackendError("tts", f"eSpeak NG would not start with the data in {data} (status {rate_hz})")
+    library.espeak_ng_SetRandSeed(_NOISE_SEED)
     return library, int(rate_hz)
