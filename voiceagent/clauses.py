@@ -44,6 +44,7 @@ class _Boundary(Enum):
 _WORD = re.compile(r"\s*(?:[^\s—]*—+|[^\s—]+)")
 _LINE_BREAK = re.compile(r"\s*\n\s*")
 _CLOSERS = "\"'”’)]}*_"
+_OPENERS = "\"'“‘([{*_"
 _ABBREVIATION = re.compile(
     "mr|mrs|ms|dr|prof|jr|sr|st|ave|rd|blvd|hwy|apt|dept|inc|ltd|est|etc|vs|approx|oz|fl|lb|lbs|tsp|tbsp|pt|qt|gal|min|mins|hr|hrs"
     "|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec|mon|tue|tues|wed|thu|thurs|fri",
@@ -131,12 +132,16 @@ def _boundary_after(word: str) -> _Boundary:
         return _Boundary.COMMA
     if bare.endswith(("?", "!")):
         return _Boundary.SENTENCE
-    if not bare.endswith(".") or bare.endswith(("..", "…")):
-        return _Boundary.NONE
-    core = bare[:-1].lstrip("\"'“‘([{*_")
-    if _ABBREVIATION.fullmatch(core):
-        return _Boundary.NONE
-    # "a.m.", "U.S.", "J. Smith"; but "I." can only be the end of "so do I."
-    if core != "I" and _INITIALS.fullmatch(core + "."):
+    if not bare.endswith(".") or bare.endswith(("..", "…")) or is_abbreviation(word):
         return _Boundary.NONE
     return _Boundary.SENTENCE
+
+
+def is_abbreviation(word: str) -> bool:
+    """Whether the full stop of this word belongs to it, so that it need not end a sentence: "Dr.", "p.m.", "St."."""
+    bare = word.rstrip(_CLOSERS)
+    core = bare.removesuffix(".").lstrip(_OPENERS)
+    if core == bare.lstrip(_OPENERS):
+        return False
+    # "a.m.", "U.S.", "J. Smith"; but "I." can only be the end of "so do I."
+    return bool(_ABBREVIATION.fullmatch(core)) or (core != "I" and bool(_INITIALS.fullmatch(core + ".")))

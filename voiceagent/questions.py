@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from voiceagent.clauses import is_abbreviation
 from voiceagent.transcript import normalise
 
 ASKING_WORDS = frozenset(
@@ -18,6 +19,8 @@ ASKING_WORDS = frozenset(
 _QUESTION_MARKS = "?？؟¿"
 _SENTENCE_ENDS = tuple(".!?…。！？؟")
 _CLOSERS = "\"'”’)]}*_"
+_BEFORE_NAMES = frozenset("mr mrs ms dr prof st mt".split())
+"""Abbreviations that a name follows, so that what begins with a capital behind them is no sentence."""
 
 
 def has_asked(told: Iterable[tuple[str, str]]) -> bool:
@@ -32,9 +35,9 @@ def has_asked(told: Iterable[tuple[str, str]]) -> bool:
 
 def _asks(heard: list[str], text: list[str]) -> bool:
     begun = heard
-    if heard and not _ends_sentence(heard[-1]):
+    if heard and not _ends_sentence(heard[-1], text[len(heard) : len(heard) + 1]):
         rest = text[len(heard) :]
-        end = next((at for at, word in enumerate(rest) if _ends_sentence(word)), None)
+        end = next((at for at, word in enumerate(rest) if _ends_sentence(word, rest[at + 1 : at + 2])), None)
         if end is None:
             return True
         begun = [*heard, *rest[: end + 1]]
@@ -43,5 +46,12 @@ def _asks(heard: list[str], text: list[str]) -> bool:
     return any(word.partition("'")[0] in ASKING_WORDS for word in normalise(" ".join(heard)).split())
 
 
-def _ends_sentence(word: str) -> bool:
-    return word.rstrip(_CLOSERS).endswith(_SENTENCE_ENDS)
+def _ends_sentence(word: str, following: list[str]) -> bool:
+    """Whether a sentence ends with `word`; `following` is the next one, if there is one."""
+    if not word.rstrip(_CLOSERS).endswith(_SENTENCE_ENDS):
+        return False
+    if not following or not is_abbreviation(word):
+        return True  # All that is known ends with it: replies come by whole clauses, which end behind no "Dr.".
+    known = normalise(word)
+    is_before_name = known in _BEFORE_NAMES or len(known) == 1  # "J. Smith"
+    return following[0].lstrip("\"'“‘([{*_¿¡")[:1].isupper() and not is_before_name

@@ -32,6 +32,26 @@ def test_a_piece_without_a_blank_before_it_belongs_to_the_word_before(
     assert " ".join(words) == " ".join("".join(pieces).split()), "the words say what the text says"
 
 
+@pytest.mark.parametrize(
+    ("pieces", "words"),
+    [
+        ((" medium", "-", " roast", " espresso"), "medium-roast espresso"),
+        ((" medium-", " roast"), "medium-roast"),
+        ((" twenty", "-", " five", "-", " ounce"), "twenty-five-ounce"),
+        ((" medium", "-"), "medium-"),
+        ((" I", "-", " I", " want"), "I- I want"),
+        ((" a", " str", "-", " strong", " tea"), "a str- strong tea"),
+        ((" tea", " -", " please"), "tea - please"),
+        ((" tea", "--", " please"), "tea-- please"),
+        ((" tea", "-", ' "please"'), 'tea- "please"'),
+    ],
+)
+def test_a_blank_behind_a_hyphen_joins_two_words_unless_one_was_begun_again(
+    pieces: tuple[str, ...], words: str
+) -> None:
+    assert " ".join(word.text for word in whole_words(said(*pieces))) == words
+
+
 def test_a_joined_word_lasts_as_long_as_its_pieces_and_is_as_sure_as_the_least_of_them() -> None:
     assert whole_words(said(" 20", "-ounce", " latte"))[0] == Word("20-ounce", 0.0, 1.0, 0.8)
 

@@ -49,6 +49,31 @@ def test_a_question_is_known_by_its_words_or_its_mark(text: str) -> None:
     assert has_asked([(text, text)])
 
 
+@pytest.mark.parametrize(
+    "asks",
+    [
+        "Is Dr. Smith free on Monday?",
+        "Shall I book 9 p.m. on Monday?",
+        "Is it 5 St. James Street?",
+        "Do you live on Main St. near the park?",
+        "Is J. Smith the name?",
+    ],
+)
+def test_an_abbreviation_ends_no_question(asks: str) -> None:
+    stop = next(at for at, word in enumerate(asks.split(), 1) if word.endswith("."))
+    assert has_asked([first(stop, asks)])
+
+
+@pytest.mark.parametrize(
+    "tells", ["We close at 9 p.m. Our door is open.", "We are in Main St. There is a bus.", "We close at 9 p.m."]
+)
+def test_a_sentence_may_end_with_an_abbreviation(tells: str) -> None:
+    stop = next(at for at, word in enumerate(tells.split(), 1) if word.endswith("."))
+    assert not has_asked([first(stop, tells)])
+    assert not has_asked([first(stop, f"{tells} {ASKS}")])
+    assert has_asked([first(len(tells.split()) + 1, f"{tells} {ASKS}")])
+
+
 @given(st.integers(1, 11), st.integers(0, 11))
 def test_what_was_asked_stays_asked_while_more_is_heard(heard: int, more: int) -> None:
     text = f"One. {ASKS} Two three."
