@@ -119,6 +119,8 @@ class EndedBy:
     """Probability that nothing follows, where somebody had said so."""
     sound: float | None = None
     """The same by the sound of the voice alone, where whoever judged the words was told it; it counts where they make sense."""
+    confidence: float | None = None
+    """Probability that the words known by then were heard right, by the recogniser; None where it does not tell, or the client ended the turn."""
 
     def as_json(self) -> dict[str, object]:
         """Times in milliseconds."""
@@ -132,6 +134,7 @@ class EndedBy:
             "silence_alone_ms": milliseconds(self.silence_alone_s),
             "completeness": None if self.completeness is None else round(self.completeness, 4),
             "sound": None if self.sound is None else round(self.sound, 4),
+            "confidence": None if self.confidence is None else round(self.confidence, 4),
         }
 
 

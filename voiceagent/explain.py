@@ -98,8 +98,8 @@ def _headline(timeline: Mapping[str, object]) -> str:
 
 def _ending(ended_by: Mapping[str, object]) -> str:
     rule = str(ended_by.get("rule"))
-    waited, alone, completeness, sound = (
-        ended_by.get(key) for key in ("silence_ms", "silence_alone_ms", "completeness", "sound")
+    waited, alone, completeness, sound, confidence = (
+        ended_by.get(key) for key in ("silence_ms", "silence_alone_ms", "completeness", "sound", "confidence")
     )
     after = f" after {waited:.0f} ms of silence" if isinstance(waited, int | float) else ""
     line = f"The caller's turn was over{after}: {ENDINGS.get(rule, rule)}"
@@ -112,6 +112,8 @@ def _ending(ended_by: Mapping[str, object]) -> str:
         line += f", the sound alone, which counts where the words make sense, of an end with {sound:.2f}"
     if rule != "silence" and isinstance(alone, int | float):
         line += f". Silence alone would have waited {alone:.0f} ms"
+    if isinstance(confidence, int | float):
+        line += f". The recogniser takes its words for right with a probability of {confidence:.2f}"
     return f"{line}."
 
 

@@ -294,7 +294,8 @@ class Listener:
         self._words.expect(asked)
 
     def _judged(self, ended_by: EndedBy) -> EndedBy:
-        """Why the turn is over, as it is told: no words were judged where none were known."""
+        """Why the turn is over, as it is told: with how sure the recogniser is of the words, and no words were judged where none were known."""
+        ended_by = replace(ended_by, confidence=self.confidence)
         pause = self.pause()
         is_wordless = pause is not None and not pause.words
         return replace(ended_by, completeness=None) if is_wordless else ended_by

@@ -508,6 +508,8 @@ def test_the_page_tells_why_a_turn_was_over(quiet_page: OpenPage) -> None:
     )
     sounded = told(rule="complete", silence_ms=224.0, silence_alone_ms=None, completeness=0.968, sound=0.7)
     assert sounded.endswith(", the sound alone, which counts where the words make sense, like an end with 70 %.")
+    doubted = told(rule="silence", silence_ms=352.0, silence_alone_ms=350.0, completeness=None, confidence=0.034)
+    assert doubted.endswith("352 ms of silence. The recogniser takes its words for right with 3 %.")
     assert told(rule="client", silence_ms=None, silence_alone_ms=None, completeness=None).endswith("by this page.")
     assert told() == ""
 

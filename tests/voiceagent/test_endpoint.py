@@ -151,7 +151,9 @@ def test_a_decision_tells_what_was_waited_for_and_what_silence_alone_would_have_
         "silence_alone_ms": 600.0,
         "completeness": 0.98,
         "sound": None,
+        "confidence": None,
     }
+    assert replace(decision.ended_by, confidence=0.12345).as_json()["confidence"] == 0.1235
     sounded = first_decision([0.9] * 10 + [0.0] * 400, WORDS, Evidence(0.98, stable_s=1.0, sound=0.7))
     assert sounded is not None and sounded.ended_by == replace(decision.ended_by, sound=0.7)
 

@@ -135,6 +135,10 @@ def test_there_are_words_for_every_stage_and_cause() -> None:
             "was over after 1344 ms of silence: no words were known yet, and the silence had lasted as long as that asks for. "
             "Silence alone would have waited 350 ms.",
         ),
+        (
+            EndedBy("complete", 0.224, 0.35, 0.968, confidence=0.034),
+            "Silence alone would have waited 350 ms. The recogniser takes its words for right with a probability of 0.03.",
+        ),
         (EndedBy("too_long"), "The caller's turn was over: the voice went on for longer than a turn may last."),
         (EndedBy("client"), "The caller's turn was over: the client said so."),
     ],

@@ -133,6 +133,26 @@ def test_an_utterance_without_words_tells_of_no_probability_that_anybody_gave() 
     assert asyncio.run(completeness("")) is None
 
 
+@pytest.mark.parametrize("judge", [judge_at(0.99), None])
+@pytest.mark.parametrize("confidence", [0.7, None])
+def test_what_ended_a_turn_tells_how_sure_the_recogniser_was_of_its_words_whoever_ended_it(
+    judge: Judge | None, confidence: float | None
+) -> None:
+    async def scenario() -> list[float | None]:
+        listener = Listener(LevelDetector(), 512, judge)
+        told: list[float | None] = []
+        audio = np.concatenate([LONG, LONG])
+        async for event in listener.hear(audio, audio.size / 16_000, WORDS, agent_audible=False):
+            if isinstance(event, Onset) and not told:
+                listener.hear_words("a", 0.1)
+                listener.hear_words("a tea", confidence)
+            if isinstance(event, Endpoint):
+                told.append(event.ended_by.confidence)
+        return told
+
+    assert asyncio.run(scenario()) == [confidence, None], "of the newest words, and not those of the turn before"
+
+
 def test_complete_words_end_sooner_than_unfinished_ones() -> None:
     assert silence_of(judge_at(0.99), "a tea") == pytest.approx(0.2, abs=0.07)
     assert silence_of(judge_at(0.01), "a") == pytest.approx(1.5, abs=0.07)

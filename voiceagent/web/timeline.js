@@ -37,9 +37,10 @@ export function endingText(timeline) {
   const waited = typeof ending.silence_ms === "number" ? ` after ${formatMs(ending.silence_ms)} of silence` : "";
   const sure = typeof ending.completeness === "number" ? `, the words complete with ${Math.round(ending.completeness * 100)} %` : "";
   const sounded = typeof ending.sound === "number" ? `, the sound alone, which counts where the words make sense, like an end with ${Math.round(ending.sound * 100)} %` : "";
+  const trusted = typeof ending.confidence === "number" ? ` The recogniser takes its words for right with ${Math.round(ending.confidence * 100)} %.` : "";
   const weighed = ending.rule !== "silence" && typeof ending.silence_alone_ms === "number";
   const alone = weighed ? ` (silence alone would have waited ${formatMs(ending.silence_alone_ms)})` : "";
-  return `Your turn was ended by ${ENDINGS[ending.rule] ?? ending.rule}${waited}${sure}${sounded}${alone}.`;
+  return `Your turn was ended by ${ENDINGS[ending.rule] ?? ending.rule}${waited}${sure}${sounded}${alone}.${trusted}`;
 }
 
 /** The q-quantile (q in [0, 1]) with linear interpolation, as numpy does it; null for no values. */
