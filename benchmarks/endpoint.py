@@ -47,6 +47,7 @@ from voice_pipelines.asr.vocabulary import Vocabulary
 from voice_pipelines.settings import load
 from voice_pipelines.turn_end.model import TurnEndModel
 from voice_pipelines.turn_end.odds import Heard
+from voice_pipelines.turn_end.phrases import PhraseEnds
 from voiceagent.backends import BackendInfo, PromptTurn, Samples, TurnSoFar
 from voiceagent.config import Config
 from voiceagent.endpoint import Evidence
@@ -79,8 +80,9 @@ as beside any other. `model`: the built-in one alone."""
 class Scores:
     """The model's answers, kept in a file: each is asked for once per model."""
 
-    def __init__(self, model: Path | None, cache: Path, judge: Judge) -> None:
+    def __init__(self, model: Path | None, cache: Path, judge: Judge, phrases: PhraseEnds | None = None) -> None:
         self._judge = judge
+        self._phrases = phrases
         self._words = TurnEndModel.load()
         checkpoint = loader.load(model)
         digest = hashlib.sha256((checkpoint.path / "model.safetensors").read_bytes()).hexdigest()
@@ -115,12 +117,13 @@ class Scores:
 
         Args:
             heard: By the sound of the voice alone; None where nobody listened.
-            confidence: That the words are right, by the recogniser, for a judge of words alone; None where it does not tell.
+            confidence: That the words are right, by the recogniser, for a judge of words alone, who then knows the agent's phrases too; None where it does not tell.
         """
         asked = next((turn.text for turn in reversed(before) if turn.role == "agent"), "")
         of_words = self._words.completeness(words, asked)
         if self._judge == "words":
-            return alone(of_words, words, asked, heard, confidence)
+            ends = None if self._phrases is None or confidence is None else self._phrases.share(words)
+            return alone(of_words, words, asked, heard, confidence, ends)
         if self._judge == "both" and is_answer(words, asked):
             return of_words
         end = await self._ask_model(before, words)
@@ -316,7 +319,9 @@ async def run(
 ) -> list[dict[str, Any]]:
     defaults = config.turn.detection().endpoint()
     results = []
-    async with Scores(options.model, options.cache, options.judge) as scores:
+    vocabulary = Vocabulary(config.vocabulary.phrases, config.vocabulary.slots)
+    phrases = PhraseEnds(vocabulary.grammar) if options.asr is None else None
+    async with Scores(options.model, options.cache, options.judge, phrases) as scores:
         found: dict[str, list[Case]] = {}
         for how, recorded in tapes.items():
             found[how] = []

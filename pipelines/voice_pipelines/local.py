@@ -53,6 +53,7 @@ from voiceagent.lag import watch_lag
 from voiceagent.session import SessionSettings
 
 if TYPE_CHECKING:
+    from voice_pipelines.adapters.smart_turn import SmartTurn
     from voice_pipelines.adapters.turn_words import TurnWordsScorer
 
 CALIBRATION_CLAUSES = (
@@ -276,7 +277,6 @@ async def choose_scorer(
         BackendError: If the file is no Smart Turn.
     """
     from voice_pipelines.adapters.smart_turn import SmartTurn, SmartTurnScorer
-    from voice_pipelines.adapters.turn_words import TurnWordsScorer
 
     if config.turn.endpoint == "silence":
         if smart_turn is None:
@@ -285,7 +285,7 @@ async def choose_scorer(
         return None, replace(SILENCE_ALONE, reason=reason)
     ear = None if smart_turn is None else await asyncio.to_thread(SmartTurn, smart_turn)
     if config.agent.language == "en":
-        words = await asyncio.to_thread(TurnWordsScorer, ear=ear)
+        words = await asyncio.to_thread(_turn_words, config, ear, knows_phrases=tells_confidence)
         scorer, reason = (words, DOUBTED) if tells_confidence else await _know_topics(words, llm)
         if scorer.weighs_sound:  # Whatever `turn.sound` says: a client may switch it on.
             await asyncio.to_thread(endpoint_sound.warm_up)
@@ -303,6 +303,17 @@ async def choose_scorer(
     if alone is not None:
         reason = f"turn.sound is false, so that {alone.info.name} hears only where a client switches it on; {reason}"
     return alone, BackendInfo("endpoint", "silence", reason)
+
+
+def _turn_words(config: Config, ear: SmartTurn | None, *, knows_phrases: bool) -> TurnWordsScorer:
+    """The turn-end model, with where the agent's own phrases end if it `knows_phrases` and has any."""
+    from voice_pipelines.adapters.turn_words import TurnWordsScorer
+    from voice_pipelines.asr.vocabulary import Vocabulary
+    from voice_pipelines.turn_end.phrases import PhraseEnds
+
+    phrases = config.vocabulary.phrases if knows_phrases else ()
+    ends = PhraseEnds(Vocabulary(phrases, config.vocabulary.slots).grammar) if phrases else None
+    return TurnWordsScorer(ear=ear, phrases=ends)
 
 
 async def _know_topics(words: TurnWordsScorer, llm: Drafter) -> tuple[TurnScorer, str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from voice_pipelines.adapters.smart_turn import SmartTurn
 from voice_pipelines.turn_end.model import WEIGHTS, TurnEndModel
-from voice_pipelines.turn_end.odds import Heard, weighed
+from voice_pipelines.turn_end.odds import Heard, known, weighed
+from voice_pipelines.turn_end.phrases import PhraseEnds
 from voiceagent.backends import BackendInfo, TurnSoFar
 from voiceagent.endpoint_words import is_answer
 
@@ -23,18 +24,26 @@ HEARS_WITHIN_S = 0.1
 
 
 def alone(
-    probability: float, words: str, asked: str, heard: Heard | None = None, confidence: float | None = None
+    probability: float,
+    words: str,
+    asked: str,
+    heard: Heard | None = None,
+    confidence: float | None = None,
+    ends: float | None = None,
 ) -> float:
     """What the turn-end model's word is worth without another model's beside it.
 
     Args:
         heard: By the sound of the voice alone; None where nobody listened.
         confidence: That the words are right, by the recogniser; where it does not tell they count as right.
+        ends: Share of the agent's phrases with the same last words that end behind them; of misheard words that says nothing.
     """
     if is_answer(words, asked):
         return probability
     odds = FEWER_ODDS * probability / (1 - probability)
-    return weighed(odds / (1 + odds), heard, is_misheard=confidence is not None and confidence < SURELY_MISHEARD)
+    is_misheard = confidence is not None and confidence < SURELY_MISHEARD
+    of_words = odds / (1 + odds)
+    return weighed(of_words if is_misheard else known(of_words, ends), heard, is_misheard=is_misheard)
 
 
 def said_before(turn: TurnSoFar) -> str:
@@ -48,24 +57,32 @@ class TurnWordsScorer:
     Args:
         ear: Hears the voice in the place of `voiceagent.endpoint_sound`, on its thread; closed with this.
         hears_within_s: Longer than that it is not waited for, and the words judge alone.
+        phrases: What callers of the agent say, where its vocabulary lists it.
 
     Raises:
         BackendError: If the weights cannot be loaded.
     """
 
     def __init__(
-        self, path: Path = WEIGHTS, ear: SmartTurn | None = None, *, hears_within_s: float = HEARS_WITHIN_S
+        self,
+        path: Path = WEIGHTS,
+        ear: SmartTurn | None = None,
+        *,
+        hears_within_s: float = HEARS_WITHIN_S,
+        phrases: PhraseEnds | None = None,
     ) -> None:
         self.info = BackendInfo("endpoint", "turn-end model", "judges the words, whatever model replies")
         self.weighs_sound, self.hears_voice = ear is None, ear is not None
         self._model = TurnEndModel.load(path)
         self._ear = ear
         self._hears_within_s = hears_within_s
+        self._phrases = phrases
 
     async def completeness(self, turn: TurnSoFar) -> float:
         words, asked = turn.turns[-1].text, said_before(turn)
         heard = None if is_answer(words, asked) else await self.heard(turn)
-        return alone(self.taught(turn), words, asked, heard, turn.confidence)
+        ends = None if self._phrases is None else self._phrases.share(words)
+        return alone(self.taught(turn), words, asked, heard, turn.confidence, ends)
 
     async def heard(self, turn: TurnSoFar) -> Heard | None:
         """What the sound of the voice says, by whoever listens; None where nobody does."""

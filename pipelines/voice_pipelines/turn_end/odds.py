@@ -15,6 +15,12 @@ STRANGE_WEIGHT = 0.5
 """Of the log-odds of misheard words. "Half and our" for "half an hour" is 7 % complete to both models, and was answered after 2 s, as long as any turn may be waited for; so it is after
 1.5. With no weight left dialogues lose 3 points of what words gain: what is strange to the built-in model need not be misheard (docs/endpointing.md)."""
 
+PHRASES_END = 0.8
+"""Share of an agent's phrases that end behind the same words from which that tells. Below, it tells which words are expected rather than what a caller means: a café's phrases go on with something
+or other behind nearly all that its callers end with, and counted in full, its orders were answered after 0.37 s instead of 0.24."""
+MOST_BY_PHRASES = 0.95
+"""The most that phrases make of an end: nobody lists all that callers say."""
+
 
 @dataclass(frozen=True, slots=True)
 class Heard:
@@ -40,6 +46,17 @@ def beside(probability: float, sound: float | None) -> float:
 def tempered(probability: float, weight: float) -> float:
     """With its log-odds times `weight`, from 0 (a half, whatever was said) to 1 (as it was said)."""
     return 1 / (1 + math.exp(-weight * log_odds(probability)))
+
+
+def known(probability: float, ends: float | None) -> float:
+    """What the words make probable with where the agent's own phrases end: the sum of the log-odds.
+
+    Phrases that all go on tell too little to count: a tenth fewer pauses of five made agents ended a turn, but a café's callers only waited longer.
+
+    Args:
+        ends: Share of the phrases with the same last words that end behind them; None where there are none.
+    """
+    return probability if ends is None or ends < PHRASES_END else beside(probability, min(ends, MOST_BY_PHRASES))
 
 
 def weighed(probability: float, heard: Heard | None, *, is_misheard: bool) -> float:
