@@ -399,6 +399,16 @@ class TurnSoFar:
 LOOK_BACK_S = 8.0
 
 
+@dataclass(frozen=True, slots=True)
+class TurnJudgement:
+    """What somebody makes of a pause."""
+
+    completeness: float
+    """Probability in [0, 1] that nothing follows."""
+    is_misheard: bool = False
+    """Whether the words were probably misheard, or make no sense: then they say less, and `TurnSoFar.sound` did not count beside them."""
+
+
 class TurnScorer(Protocol):
     """Asked while the caller pauses, each time their words, or how they sounded, have changed."""
 
@@ -408,8 +418,8 @@ class TurnScorer(Protocol):
     hears_voice: bool
     """Whether it hears `TurnSoFar.audio`, which is empty for others; then it is asked in each pause, about the same words too."""
 
-    async def completeness(self, turn: TurnSoFar) -> float | None:
-        """Probability in [0, 1] that nothing follows; None where there is nothing to go by, and silence alone is to decide.
+    async def judge(self, turn: TurnSoFar) -> TurnJudgement | None:
+        """Whether anything follows; None where there is nothing to go by, and silence alone is to decide.
 
         Raises:
             BackendError: If it cannot be said; silence alone decides then.

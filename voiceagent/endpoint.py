@@ -21,7 +21,7 @@ Sources: a turn's end as a race of cost against delay is Raux and Eskenazi's (Op
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from voiceagent.vad import VoicedUtterance
@@ -97,7 +97,9 @@ class Evidence:
     """The agent asked something, and these are a few words that may be all."""
     sound: float | None = None
     """Probability that nothing follows, by the sound of the voice alone, as whoever gave `completeness` was told it; None where they were not. It is part of
-    `completeness` already, unless the words made no sense to them."""
+    `completeness` already, unless the words are misheard."""
+    is_misheard: bool | None = None
+    """Whether the words were probably misheard, as whoever gave `completeness` has it."""
 
 
 Rule: TypeAlias = Literal["silence", "complete", "dictation", "ceiling", "too_long", "client"]
@@ -118,9 +120,11 @@ class EndedBy:
     completeness: float | None = None
     """Probability that nothing follows, where somebody had said so."""
     sound: float | None = None
-    """The same by the sound of the voice alone, where whoever judged the words was told it; it counts where they make sense."""
+    """The same by the sound of the voice alone, where whoever judged the words was told it; it counts unless they were misheard."""
     confidence: float | None = None
     """Probability that the words known by then were heard right, by the recogniser; None where it does not tell, or the client ended the turn."""
+    is_misheard: bool | None = None
+    """Whether whoever gave `completeness` took the words for misheard; None where nobody did give one."""
 
     def as_json(self) -> dict[str, object]:
         """Times in milliseconds."""
@@ -135,6 +139,7 @@ class EndedBy:
             "completeness": None if self.completeness is None else round(self.completeness, 4),
             "sound": None if self.sound is None else round(self.sound, 4),
             "confidence": None if self.confidence is None else round(self.confidence, 4),
+            "misheard": self.is_misheard,
         }
 
 
@@ -164,8 +169,11 @@ def decide(
     if utterance.is_paused and not utterance.is_stirring:
         rule = _over(utterance.silence_s, settings, evidence)
     if rule is not None:
-        completeness, sound = (None, None) if evidence is None else (evidence.completeness, evidence.sound)
-        ended_by = EndedBy(rule, utterance.silence_s, settings.silence_s, completeness, sound)
+        ended_by = EndedBy(rule, utterance.silence_s, settings.silence_s)
+        if evidence is not None:
+            ended_by = replace(
+                ended_by, completeness=evidence.completeness, sound=evidence.sound, is_misheard=evidence.is_misheard
+            )
         return EndpointDecision(utterance.voice_end_sample, utterance.position_sample, ended_by)
     if utterance.duration_s >= settings.max_utterance_s:
         return EndpointDecision(utterance.voice_end_sample, utterance.position_sample, EndedBy("too_long"))

@@ -87,6 +87,8 @@ class PauseWords:
         self._answer: float | None = None
         self._weighed: float | None = None
         """How the words had sounded to whoever gave the answer."""
+        self._is_misheard = False
+        """Whether they took the words for misheard."""
         self._is_answered = False
 
     def expect(self, asked: str) -> None:
@@ -151,7 +153,7 @@ class PauseWords:
         )
         return self._question
 
-    def answer(self, question: Question, completeness: float | None) -> None:
+    def answer(self, question: Question, completeness: float | None, *, is_misheard: bool = False) -> None:
         """The model's answer, or None where it has failed, which takes back none of before. One that was overtaken by other words is dropped; one to an
         earlier question about the same words is worth something until there is another."""
         if question == self._question:
@@ -161,6 +163,7 @@ class PauseWords:
         if is_news:
             self._answer, self._is_answered = completeness, True
             self._weighed = None if completeness is None else question.sound
+            self._is_misheard = is_misheard
 
     def _is_of_this_text(self, question: Question) -> bool:
         """Whether the last question is about the same text in the same utterance."""
@@ -189,6 +192,7 @@ class PauseWords:
             is_awaited=not is_answered and waiting_s <= LATE_S,
             is_answer=self._is_answer,
             sound=self._weighed if is_answered and not self._is_answer else None,
+            is_misheard=self._is_misheard if is_answered and self._answer is not None else None,
         )
 
     def _look(self) -> None:

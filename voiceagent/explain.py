@@ -34,6 +34,12 @@ ENDINGS: Mapping[str, str] = {
     "too_long": "the voice went on for longer than a turn may last",
     "client": "the client said so",
 }
+SOUND_COUNTS: Mapping[object, str] = {
+    True: "which did not count beside them",
+    False: "which is weighed in it",
+    None: "which counts where the words make sense",  # Of timelines that were kept before they told.
+}
+"""By whether the words were misheard."""
 
 TOOL_OUTCOMES: Mapping[str, str] = {
     "ok": "which answered",
@@ -98,8 +104,9 @@ def _headline(timeline: Mapping[str, object]) -> str:
 
 def _ending(ended_by: Mapping[str, object]) -> str:
     rule = str(ended_by.get("rule"))
-    waited, alone, completeness, sound, confidence = (
-        ended_by.get(key) for key in ("silence_ms", "silence_alone_ms", "completeness", "sound", "confidence")
+    waited, alone, completeness, sound, confidence, misheard = (
+        ended_by.get(key)
+        for key in ("silence_ms", "silence_alone_ms", "completeness", "sound", "confidence", "misheard")
     )
     after = f" after {waited:.0f} ms of silence" if isinstance(waited, int | float) else ""
     line = f"The caller's turn was over{after}: {ENDINGS.get(rule, rule)}"
@@ -107,9 +114,9 @@ def _ending(ended_by: Mapping[str, object]) -> str:
         line = f"The caller's turn was over{after}: no words were known yet, and the silence had lasted as long as that asks for"
     if isinstance(completeness, int | float):
         subject = ", which" if rule == "complete" else "; the words"
-        line += f"{subject} were complete with a probability of {completeness:.2f}"
+        line += f"{subject} were complete with a probability of {completeness:.2f}{', as far as words tell that were misheard or make no sense' if misheard else ''}"
     if isinstance(sound, int | float):
-        line += f", the sound alone, which counts where the words make sense, of an end with {sound:.2f}"
+        line += f", the sound alone, {SOUND_COUNTS.get(misheard, SOUND_COUNTS[None])}, of an end with {sound:.2f}"
     if rule != "silence" and isinstance(alone, int | float):
         line += f". Silence alone would have waited {alone:.0f} ms"
     if isinstance(confidence, int | float):

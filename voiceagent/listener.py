@@ -13,7 +13,7 @@ import functools
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TypeAlias, assert_never
+from typing import Protocol, TypeAlias, assert_never
 
 import numpy as np
 
@@ -92,7 +92,14 @@ class Hush:
 
 Heard: TypeAlias = Onset | Utter | Endpoint | Doubt | Hush | WordsWanted | Relief
 
-Judge: TypeAlias = Callable[[str, Callable[[float | None], None]], None]
+
+class Answer(Protocol):
+    """Takes a judge's answer: `PauseWords.answer`."""
+
+    def __call__(self, completeness: float | None, *, is_misheard: bool = False) -> None: ...
+
+
+Judge: TypeAlias = Callable[[str, Answer], None]
 """Asks whether words are a whole turn, returns at once, and calls back later: with the probability, or with None where it failed."""
 
 
@@ -298,7 +305,7 @@ class Listener:
         ended_by = replace(ended_by, confidence=self.confidence)
         pause = self.pause()
         is_wordless = pause is not None and not pause.words
-        return replace(ended_by, completeness=None) if is_wordless else ended_by
+        return replace(ended_by, completeness=None, is_misheard=None) if is_wordless else ended_by
 
     def _evidence(self, detection: TurnDetection) -> Evidence | None:
         """What the words tell; a question that they raise goes out first."""

@@ -50,7 +50,7 @@ from voiceagent.events import (
 )
 from voiceagent.hearing import Hearing
 from voiceagent.history import History
-from voiceagent.listener import KEEP_S, Doubt, Endpoint, Hush, Listener, Onset, Relief, Utter, WordsWanted
+from voiceagent.listener import KEEP_S, Answer, Doubt, Endpoint, Hush, Listener, Onset, Relief, Utter, WordsWanted
 from voiceagent.repair import Repair, repair
 from voiceagent.session import ResponseOptions, SessionSettings
 from voiceagent.tasks import TaskGroup, new_id
@@ -371,7 +371,7 @@ class Listening:
 
         self._hearing = Hearing(self._backends.asr, item_id, on_partial, self._budget)
 
-    def _judge(self, words: str, answer: Callable[[float | None], None]) -> None:
+    def _judge(self, words: str, answer: Answer) -> None:
         # What was heard is taken now: when the task begins there may be more of it, which depends on how the audio was cut.
         self._tasks.spawn(
             self._ask_scorer(words, self._listener.sound, self._listener.voice, self._listener.confidence, answer)
@@ -383,7 +383,7 @@ class Listening:
         sound: float | None,
         voice: Samples,
         confidence: float | None,
-        answer: Callable[[float | None], None],
+        answer: Answer,
     ) -> None:
         assert self._backends.scorer is not None
         turn = TurnSoFar(
@@ -395,10 +395,14 @@ class Listening:
             confidence,
         )
         try:
-            answer(await self._backends.scorer.completeness(turn))
+            judged = await self._backends.scorer.judge(turn)
         except BackendError as error:
             log.warning("conversation %s: whether the caller has finished cannot be said: %s", self._id, error)
+            judged = None
+        if judged is None:
             answer(None)
+        else:
+            answer(judged.completeness, is_misheard=judged.is_misheard)
 
     def _commit_now(self, samples: int) -> None:
         """The client ended the turn: the same as an endpoint, at the newest sample."""

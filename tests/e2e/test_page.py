@@ -506,8 +506,17 @@ def test_the_page_tells_why_a_turn_was_over(quiet_page: OpenPage) -> None:
     assert told(rule="silence", silence_ms=352.0, silence_alone_ms=350.0, completeness=None) == (
         "Your turn was ended by silence alone after 352 ms of silence."
     )
-    sounded = told(rule="complete", silence_ms=224.0, silence_alone_ms=None, completeness=0.968, sound=0.7)
-    assert sounded.endswith(", the sound alone, which counts where the words make sense, like an end with 70 %.")
+    sounded = told(
+        rule="complete", silence_ms=224.0, silence_alone_ms=None, completeness=0.968, sound=0.7, misheard=False
+    )
+    assert sounded.endswith(", the sound alone, which is weighed in it, like an end with 70 %.")
+    strange = told(
+        rule="complete", silence_ms=1056.0, silence_alone_ms=None, completeness=0.5, sound=0.7, misheard=True
+    )
+    assert strange.endswith(
+        "the words complete with 50 %, as far as words tell that were misheard or make no sense, "
+        "the sound alone, which did not count beside them, like an end with 70 %."
+    )
     doubted = told(rule="silence", silence_ms=352.0, silence_alone_ms=350.0, completeness=None, confidence=0.034)
     assert doubted.endswith("352 ms of silence. The recogniser takes its words for right with 3 %.")
     assert told(rule="client", silence_ms=None, silence_alone_ms=None, completeness=None).endswith("by this page.")

@@ -17,7 +17,7 @@ from voice_pipelines.adapters.diffusion import DiffusionDrafter
 from voice_pipelines.adapters.diffusion_turns import DiffusionTurnScorer
 from voice_pipelines.adapters.turn_words import TurnWordsScorer
 from voice_pipelines.turn_end.odds import NO_IDEA, Heard
-from voiceagent.backends import PromptTurn, TurnSoFar
+from voiceagent.backends import PromptTurn, TurnJudgement, TurnSoFar
 from voiceagent.endpoint import EndpointSettings, Evidence, wanted_s
 from voiceagent.errors import BackendError
 
@@ -46,7 +46,9 @@ def test_the_words_are_judged_as_a_recogniser_writes_them_behind_the_conversatio
         drafter.warm("call", TURNS[:2])
         assert (await scorer.ask(CALL)).probability == pytest.approx(expected, rel=1e-4)
         words = WORDS.taught(CALL)
-        assert await scorer.completeness(CALL) == pytest.approx(diffusion_turns.joined(found, words), rel=1e-4)
+        judged = await scorer.judge(CALL)
+        assert judged.completeness == pytest.approx(diffusion_turns.joined(found, words), rel=1e-4)
+        assert judged.is_misheard is (found.surprise > diffusion_turns.MOST_SURPRISE)
 
     with_drafter(scenario)
 
@@ -85,7 +87,7 @@ def test_an_engine_that_has_ended_is_a_failure_of_this_question_alone() -> None:
         drafter = DiffusionDrafter(Checkpoint(tiny.spec, tiny, codec(), Path("nowhere")), INFO)
         await drafter.aclose()
         with pytest.raises(BackendError, match="endpoint: "):
-            await DiffusionTurnScorer(drafter, WORDS).completeness(CALL)
+            await DiffusionTurnScorer(drafter, WORDS).judge(CALL)
 
     run_async(main())
 
@@ -103,16 +105,28 @@ def test_an_answer_of_a_word_or_two_is_left_to_the_turn_end_model_and_a_beginnin
 
         for words in ("large", "No, thanks.", "Tom"):
             answer = call(words, "What size?")
-            assert await scorer.completeness(answer) == await WORDS.completeness(answer)
+            assert await scorer.judge(answer) == TurnJudgement(await WORDS.completeness(answer))
         for other in (
             call("large with", "What size?"),
             call("large", "What can I get you?"),
             call("large", "A latte."),
         ):
             with pytest.raises(BackendError, match="endpoint: "):
-                await scorer.completeness(other)
+                await scorer.judge(other)
 
     run_async(main())
+
+
+@pytest.mark.parametrize("most", [0.0, 1e9])
+def test_what_the_model_takes_for_misheard_is_told_with_its_answer(
+    monkeypatch: pytest.MonkeyPatch, most: float
+) -> None:
+    monkeypatch.setattr(diffusion_turns, "MOST_SURPRISE", most)
+
+    async def scenario(drafter: DiffusionDrafter) -> None:
+        assert (await DiffusionTurnScorer(drafter, WORDS).judge(CALL)).is_misheard is (most == 0.0)
+
+    with_drafter(scenario)
 
 
 def test_words_that_make_no_sense_to_the_model_are_not_taken_for_complete() -> None:

@@ -154,10 +154,10 @@ def test_where_nobody_knows_the_language_it_judges_alone_and_without_a_voice_not
         assert scorer.hears_voice and not scorer.weighs_sound
         turns = (PromptTurn("user", "einen kaffee bitte"),)
         loud, quiet, nothing = [
-            await scorer.completeness(TurnSoFar("call", turns, (), voice))
+            await scorer.judge(TurnSoFar("call", turns, (), voice))
             for voice in (noise(1.0), np.concatenate([noise(1.0), silence(2.0)]), silence(0.0))
         ]
-        assert loud is not None and quiet is not None and quiet < loud
+        assert loud is not None and quiet is not None and quiet.completeness < loud.completeness
         assert nothing is None
         await scorer.aclose()
 

@@ -53,7 +53,7 @@ from voice_pipelines.turn_end.training import (
     said_otherwise,
     short_answers,
 )
-from voiceagent.backends import PromptTurn, Samples, TurnSoFar
+from voiceagent.backends import PromptTurn, Samples, TurnJudgement, TurnSoFar
 from voiceagent.endpoint import EndpointSettings
 from voiceagent.errors import BackendError
 
@@ -283,6 +283,25 @@ def test_the_turn_end_model_alone_believes_a_recogniser_that_is_sure_to_have_mis
     assert ask(said, None) == ask(said, 1.0) == ask(said, SURELY_MISHEARD) > NO_IDEA
     assert ask(said, 0.0) == NO_IDEA
     assert ask("large", 0.0) == ask("large", 1.0) == model.completeness("large", "What size?")
+
+
+@pytest.mark.parametrize(
+    ("words", "confidence", "is_misheard"),
+    [
+        ("a large tea and that's all", 0.0, True),
+        ("a large tea and that's all", SURELY_MISHEARD, False),
+        ("a large tea and that's all", None, False),
+        ("large", 0.0, False),
+    ],
+)
+def test_what_the_turn_end_model_takes_for_misheard_is_told_with_its_answer(
+    words: str, confidence: float | None, is_misheard: bool
+) -> None:
+    turns = (PromptTurn("agent", "What size?"), PromptTurn("user", words))
+    turn = TurnSoFar("call", turns, (), SILENCE, confidence=confidence)
+    scorer = TurnWordsScorer()
+    completeness = run_async(scorer.completeness(turn))
+    assert run_async(scorer.judge(turn)) == TurnJudgement(completeness, is_misheard)
 
 
 def test_no_package_but_numpy_is_needed_to_judge() -> None:

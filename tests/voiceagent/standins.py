@@ -25,6 +25,7 @@ from voiceagent.backends import (
     StepPlan,
     TokenState,
     Transcript,
+    TurnJudgement,
     TurnSoFar,
 )
 from voiceagent.clock import Clock
@@ -132,16 +133,17 @@ class ScriptedScorer:
 
     def __init__(self, completeness: float | Exception | None) -> None:
         self._completeness = completeness
+        self.is_misheard = False
         self.asked: list[TurnSoFar] = []
 
-    async def completeness(self, turn: TurnSoFar) -> float | None:
+    async def judge(self, turn: TurnSoFar) -> TurnJudgement | None:
         self.asked.append(turn)
         if self._completeness is None:
             await asyncio.Event().wait()
         if isinstance(self._completeness, Exception):
             raise self._completeness
         assert self._completeness is not None
-        return self._completeness
+        return TurnJudgement(self._completeness, self.is_misheard)
 
     async def aclose(self) -> None:
         pass

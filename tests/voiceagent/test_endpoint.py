@@ -152,10 +152,13 @@ def test_a_decision_tells_what_was_waited_for_and_what_silence_alone_would_have_
         "completeness": 0.98,
         "sound": None,
         "confidence": None,
+        "misheard": None,
     }
     assert replace(decision.ended_by, confidence=0.12345).as_json()["confidence"] == 0.1235
     sounded = first_decision([0.9] * 10 + [0.0] * 400, WORDS, Evidence(0.98, stable_s=1.0, sound=0.7))
     assert sounded is not None and sounded.ended_by == replace(decision.ended_by, sound=0.7)
+    misheard = first_decision([0.9] * 10 + [0.0] * 400, WORDS, Evidence(0.98, stable_s=1.0, is_misheard=True))
+    assert misheard is not None and misheard.ended_by.as_json()["misheard"] is True
 
 
 def test_dictation_that_waits_no_longer_than_its_words_is_not_the_reason() -> None:

@@ -322,6 +322,24 @@ def test_a_late_answer_to_the_first_question_about_the_same_words_counts_until_t
     assert words.evidence(3 * SECOND).completeness is None, "of another utterance"
 
 
+def test_whether_words_were_misheard_is_told_as_the_answer_that_stands_has_it() -> None:
+    words = PauseWords()
+    words.hear("a tea", 0)
+    assert words.evidence(0).is_misheard is None
+    words.pause_began(0.3)
+    words.answer(asked(words, 100), 0.2, is_misheard=True)
+    assert words.evidence(100).is_misheard is True
+    words.pause_began(0.8)
+    second = asked(words, 300)
+    assert words.evidence(300).is_misheard is True, "until there is a newer one"
+    words.answer(second, 0.2)
+    assert words.evidence(300).is_misheard is False
+    words.hear("a tea please", 400)
+    assert words.evidence(400).is_misheard is None
+    words.answer(asked(words, 400), None)
+    assert words.evidence(500).is_misheard is None, "nobody could say"
+
+
 def test_a_sound_is_told_only_where_an_answer_weighed_it() -> None:
     words = PauseWords()
     words.begin("What size?")

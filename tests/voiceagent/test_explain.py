@@ -122,8 +122,16 @@ def test_there_are_words_for_every_stage_and_cause() -> None:
             "Silence alone would have waited 350 ms.",
         ),
         (
+            EndedBy("complete", 0.224, 0.35, 0.968, 0.7, is_misheard=False),
+            "complete with a probability of 0.97, the sound alone, which is weighed in it, of an end with 0.70. Silence alone would have waited 350 ms.",
+        ),
+        (
+            EndedBy("complete", 1.056, 0.35, 0.5, 0.7, is_misheard=True),
+            "complete with a probability of 0.50, as far as words tell that were misheard or make no sense, the sound alone, which did not count beside them, of an end with 0.70.",
+        ),
+        (
             EndedBy("complete", 0.224, 0.35, 0.968, 0.7),
-            "complete with a probability of 0.97, the sound alone, which counts where the words make sense, of an end with 0.70. Silence alone would have waited 350 ms.",
+            "complete with a probability of 0.97, the sound alone, which counts where the words make sense, of an end",
         ),
         (
             EndedBy("dictation", 1.216, 0.35, 0.9),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.voiceagent.conversing import Line, talk
@@ -9,7 +11,7 @@ from tests.voiceagent.standins import ScriptedScorer, ScriptedUtterance, silence
 from voiceagent import endpoint_sound
 from voiceagent.backends import Samples
 from voiceagent.errors import BackendError
-from voiceagent.events import SpeechStarted, SpeechStopped
+from voiceagent.events import SpeechStarted, SpeechStopped, TurnTraced
 from voiceagent.session import SessionSettings, TurnDetection
 
 BY_WORDS = SessionSettings(
@@ -85,6 +87,23 @@ def test_the_scorer_is_told_how_sure_the_recogniser_is_of_the_words(
     scorer = ScriptedScorer(0.99)
     end_of_turn_s(scorer)
     assert [turn.confidence for turn in scorer.asked] == [confidence]
+
+
+@pytest.mark.parametrize("is_misheard", [True, False])
+def test_the_timeline_tells_what_the_recogniser_and_the_scorer_made_of_the_words(
+    monkeypatch: pytest.MonkeyPatch, is_misheard: bool
+) -> None:
+    monkeypatch.setattr(ScriptedUtterance, "confidence", 0.7)
+    scorer = ScriptedScorer(0.99)
+    scorer.is_misheard = is_misheard
+
+    async def scenario(line: Line) -> None:
+        await line.speak_turn()
+        await line.clock.advance(10.0)
+
+    line = talk(scenario, heard=("mocha",), settings=BY_WORDS, scorer=scorer)
+    ended_by: Any = line.of(TurnTraced)[-1].timeline["ended_by"]
+    assert (ended_by["completeness"], ended_by["misheard"], ended_by["confidence"]) == (0.99, is_misheard, 0.7)
 
 
 def test_words_after_an_unanswered_turn_are_judged_together_with_it() -> None:

@@ -35,8 +35,10 @@ export function endingText(timeline) {
   const ending = timeline.ended_by;
   if (!ending) return "";
   const waited = typeof ending.silence_ms === "number" ? ` after ${formatMs(ending.silence_ms)} of silence` : "";
-  const sure = typeof ending.completeness === "number" ? `, the words complete with ${Math.round(ending.completeness * 100)} %` : "";
-  const sounded = typeof ending.sound === "number" ? `, the sound alone, which counts where the words make sense, like an end with ${Math.round(ending.sound * 100)} %` : "";
+  const doubted = ending.misheard ? ", as far as words tell that were misheard or make no sense" : "";
+  const sure = typeof ending.completeness === "number" ? `, the words complete with ${Math.round(ending.completeness * 100)} %${doubted}` : "";
+  const counts = ending.misheard ? "which did not count beside them" : "which is weighed in it";
+  const sounded = typeof ending.sound === "number" ? `, the sound alone, ${counts}, like an end with ${Math.round(ending.sound * 100)} %` : "";
   const trusted = typeof ending.confidence === "number" ? ` The recogniser takes its words for right with ${Math.round(ending.confidence * 100)} %.` : "";
   const weighed = ending.rule !== "silence" && typeof ending.silence_alone_ms === "number";
   const alone = weighed ? ` (silence alone would have waited ${formatMs(ending.silence_alone_ms)})` : "";

@@ -22,7 +22,7 @@ from dllm.transcript import TurnEnd, turn_end
 from voice_pipelines.adapters.diffusion import DiffusionDrafter
 from voice_pipelines.adapters.turn_words import TurnWordsScorer, said_before
 from voice_pipelines.turn_end.odds import Heard, together, weighed
-from voiceagent.backends import BackendInfo, PromptTurn, TurnSoFar
+from voiceagent.backends import BackendInfo, PromptTurn, TurnJudgement, TurnSoFar
 from voiceagent.endpoint_words import is_answer
 from voiceagent.errors import BackendError
 
@@ -53,7 +53,12 @@ def joined(end: TurnEnd, words: float, heard: Heard | None = None) -> float:
         words: The turn-end model's.
         heard: By the sound of the voice alone; None where nobody listened.
     """
-    return weighed(together((end.probability, words)), heard, is_misheard=end.surprise > MOST_SURPRISE)
+    return weighed(together((end.probability, words)), heard, is_misheard=makes_no_sense(end))
+
+
+def makes_no_sense(end: TurnEnd) -> bool:
+    """Whether the words surprise the built-in model too much to have been heard right, or to say much of their end."""
+    return end.surprise > MOST_SURPRISE
 
 
 class DiffusionTurnScorer:
@@ -86,14 +91,14 @@ class DiffusionTurnScorer:
             )
         return scorer
 
-    async def completeness(self, turn: TurnSoFar) -> float:
+    async def judge(self, turn: TurnSoFar) -> TurnJudgement:
         words = self._words.taught(turn)
         if is_answer(turn.turns[-1].text, said_before(turn)):
-            return words
+            return TurnJudgement(words)
         hearing = asyncio.ensure_future(self._words.heard(turn))
         try:
             end = await self.ask(turn)
-            return joined(end, words, await hearing)
+            return TurnJudgement(joined(end, words, await hearing), makes_no_sense(end))
         finally:
             hearing.cancel()
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voice_pipelines.turn_end.odds import Heard, log_odds
-from voiceagent.backends import INPUT_RATE_HZ, BackendInfo, Samples, TurnSoFar
+from voiceagent.backends import INPUT_RATE_HZ, BackendInfo, Samples, TurnJudgement, TurnSoFar
 from voiceagent.errors import BackendError
 
 if TYPE_CHECKING:
@@ -94,9 +94,9 @@ class SmartTurnScorer:
         self.info = ear.info
         self._ear = ear
 
-    async def completeness(self, turn: TurnSoFar) -> float | None:
+    async def judge(self, turn: TurnSoFar) -> TurnJudgement | None:
         heard = await self._ear.hear(turn.audio)
-        return None if heard is None else heard.beside_sense
+        return None if heard is None else TurnJudgement(heard.beside_sense)
 
     async def aclose(self) -> None:
         await self._ear.aclose()

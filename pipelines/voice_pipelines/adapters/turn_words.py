@@ -9,7 +9,7 @@ from voice_pipelines.adapters.smart_turn import SmartTurn
 from voice_pipelines.turn_end.model import WEIGHTS, TurnEndModel
 from voice_pipelines.turn_end.odds import Heard, known, weighed
 from voice_pipelines.turn_end.phrases import PhraseEnds
-from voiceagent.backends import BackendInfo, TurnSoFar
+from voiceagent.backends import BackendInfo, TurnJudgement, TurnSoFar
 from voiceagent.endpoint_words import is_answer
 
 FEWER_ODDS = 0.5
@@ -41,9 +41,14 @@ def alone(
     if is_answer(words, asked):
         return probability
     odds = FEWER_ODDS * probability / (1 - probability)
-    is_misheard = confidence is not None and confidence < SURELY_MISHEARD
+    is_misheard = is_surely_misheard(confidence)
     of_words = odds / (1 + odds)
     return weighed(of_words if is_misheard else known(of_words, ends), heard, is_misheard=is_misheard)
+
+
+def is_surely_misheard(confidence: float | None) -> bool:
+    """Whether a recogniser that is so sure of words has misheard them; where it does not tell they count as right."""
+    return confidence is not None and confidence < SURELY_MISHEARD
 
 
 def said_before(turn: TurnSoFar) -> str:
@@ -83,6 +88,10 @@ class TurnWordsScorer:
         heard = None if is_answer(words, asked) else await self.heard(turn)
         ends = None if self._phrases is None else self._phrases.share(words)
         return alone(self.taught(turn), words, asked, heard, turn.confidence, ends)
+
+    async def judge(self, turn: TurnSoFar) -> TurnJudgement:
+        is_answer_alone = is_answer(turn.turns[-1].text, said_before(turn))
+        return TurnJudgement(await self.completeness(turn), not is_answer_alone and is_surely_misheard(turn.confidence))
 
     async def heard(self, turn: TurnSoFar) -> Heard | None:
         """What the sound of the voice says, by whoever listens; None where nobody does."""
