@@ -78,6 +78,27 @@ def test_links_lead_to_files_and_headings_that_are_there(page: Path) -> None:
     assert not lost
 
 
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    reached: set[Path] = set()
+    ahead = [PAGES[0]]
+    while ahead:
+        page = ahead.pop()
+        if page not in reached:
+            reached.add(page)
+            links = re.findall(r"\]\(([\w./-]+\.md)", page.read_text("utf-8"))
+            ahead += [(page.parent / link).resolve() for link in links]
+    assert set(PAGES) <= reached
+
+
+def test_the_readme_names_modules_that_there_are() -> None:
+    (guide,) = re.findall(r"\nFollow a sound through(.*?)\n## ", PAGES[0].read_text("utf-8"), re.DOTALL)
+    parts = dict(re.findall(r"\[`(\w+)`\]\(\w+\)(.*?)(?=\n\n|\Z)", guide, re.DOTALL))
+    assert parts.keys() == {"voiceagent", "webserving", "dllm"}
+    for package, text in parts.items():
+        named = set(re.findall(r"`([a-z_]+)/?`", text))
+        assert not [name for name in named if not {f"{package}/{name}.py", f"{package}/{name}"} & file_names()], package
+
+
 @each_page
 def test_files_that_are_named_are_there(page: Path) -> None:
     named = re.compile(r"`([\w./-]+\.(?:py|toml|json|jsonl|md|js|html))`")
