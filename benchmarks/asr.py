@@ -4,12 +4,14 @@
     python benchmarks/asr.py --data SPEECH --kinds order telephone noisy
     python benchmarks/asr.py --data SPEECH --kinds order --compare topn=2 topn=2,maxhmmpf=30000   # beside the shipped settings
     python benchmarks/asr.py --data SPEECH --asr FOLDER          # a converted Whisper; --beam 5 for a wider search
+    python benchmarks/asr.py --data SPEECH --asr FOLDER --pair   # PocketSphinx while they speak, that Whisper for the text
 
 The folder holds `manifest.jsonl` (`path`, `kind`, `text`, perhaps `speech_start_s` and `speech_end_s`, one recording a line) and 16 kHz
-recordings. Each is cut to what the voice detector would pass on, 0.3 s before the speech to 0.5 s after it, and decoded in blocks of
+recordings. Each is cut to what the voice detector would pass on, 0.3 s before the speech to 0.5 s after it (`--silence`), and decoded in blocks of
 100 ms on one thread. Speed is the process's own CPU time, so that other work on the machine does not count: real-time factor is CPU
 time over audio time, "end to final" the CPU time between the last block and the result. Whisper decodes the final in the pause, so of that time
-what has gone by until the last block does not count; figures in its text are compared as words.
+what has gone by until the last block does not count; figures in its text are compared as words. Of a pair each has a processor, and the
+final is what the server takes (`voice_pipelines.adapters.paired`).
 """
 
 from __future__ import annotations
@@ -32,14 +34,18 @@ import soundfile
 from whisper_ear import WhisperEar, load
 
 from dllm.spoken import spoken_form
+from voice_pipelines.adapters.paired import PairOptions, settle
 from voice_pipelines.adapters.whisper import Decode
+from voice_pipelines.adapters.whisper_window import IN_PAUSES, WindowOptions
 from voice_pipelines.asr.decoder import BLOCK_SAMPLES, DecoderOptions, SphinxDecoder
 from voice_pipelines.asr.model import LanguageOptions, ModelFiles, build, cached_files
 from voice_pipelines.asr.vocabulary import Vocabulary
-from voiceagent.backends import INPUT_RATE_HZ, Samples
+from voiceagent.backends import INPUT_RATE_HZ, Samples, Transcript
 from voiceagent.transcript import WordErrors, normalise, word_errors
 
-PRE_ROLL_S, HANGOVER_S = 0.3, 0.5
+PRE_ROLL_S, SILENCE_S = 0.3, 0.5
+WHISPER_BLOCK_SAMPLES = INPUT_RATE_HZ // 50
+"""As often is it looked whether a pause is one."""
 ROOT = Path(__file__).parent.parent
 _ONE_SPELLING = {"an": "a", "ok": "okay"}
 
@@ -83,8 +89,8 @@ def plain_words(text: str) -> list[str]:
     return [_ONE_SPELLING.get(word, word) for word in normalise(text).split()]
 
 
-def clips(folder: Path, kinds: list[str] | None, every: int = 1) -> Iterator[Clip]:
-    """Recordings of a manifest, cut to their speech. What only the agent plays is left out; whole calls are a kind of their own."""
+def clips(folder: Path, kinds: list[str] | None, every: int = 1, silence_s: float = SILENCE_S) -> Iterator[Clip]:
+    """Recordings of a manifest, cut to their speech and so much behind it. What only the agent plays is left out; whole calls are a kind of their own."""
     seen: Counter[str] = Counter()
     for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
@@ -103,7 +109,7 @@ def clips(folder: Path, kinds: list[str] | None, every: int = 1) -> Iterator[Cli
             raise ValueError(f"{entry['path']}: {rate} Hz, expected {INPUT_RATE_HZ}")
         if "speech_end_s" in entry:
             start = max(entry["speech_start_s"] - PRE_ROLL_S, 0.0)
-            samples = samples[int(start * rate) : int((entry["speech_end_s"] + HANGOVER_S) * rate)]
+            samples = samples[int(start * rate) : int((entry["speech_end_s"] + silence_s) * rate)]
         yield Clip(entry["path"], kind, plain_words(entry["text"] or ""), samples)
 
 
@@ -114,6 +120,9 @@ class Listened:
     text: str
     cpu_s: float
     final_s: float
+    confidence: float | None = None
+    both: tuple[str, str] | None = None
+    """Of a pair, what the quick one and the careful one heard."""
 
 
 Listen: TypeAlias = Callable[[Samples], Listened]
@@ -129,23 +138,39 @@ def sphinx(decoder: SphinxDecoder) -> Listen:
         for start in range(0, pcm.size, BLOCK_SAMPLES):
             decoder.feed(pcm[start : start + BLOCK_SAMPLES].tobytes())
         ended = time.process_time()
-        text = decoder.finish().text
+        heard = decoder.finish()
         done = time.process_time()
-        return Listened(text, done - began, done - ended)
+        return Listened(heard.text, done - began, done - ended, heard.confidence)
 
     return listen
 
 
-def whisper(decode: Decode) -> Listen:
+def whisper(decode: Decode, options: WindowOptions | None = None) -> Listen:
     """A converted Whisper, as the server asks it: partials while they speak, the final in the pause behind it."""
 
     def listen(samples: Samples) -> Listened:
-        ear = WhisperEar(decode)
-        for start in range(0, samples.size, BLOCK_SAMPLES):
-            ear.feed(samples[start : start + BLOCK_SAMPLES], min(start + BLOCK_SAMPLES, samples.size) / INPUT_RATE_HZ)
+        ear = WhisperEar(decode, options=options)
+        for start in range(0, samples.size, WHISPER_BLOCK_SAMPLES):
+            end = min(start + WHISPER_BLOCK_SAMPLES, samples.size)
+            ear.feed(samples[start:end], end / INPUT_RATE_HZ)
         ended = samples.size / INPUT_RATE_HZ
         told = ear.finish(ended)
         return Listened(spoken_form(told.text), ear.cpu_s, told.at_s - ended)
+
+    return listen
+
+
+def pair(quick: Listen, careful: Listen) -> Listen:
+    """Both, and the final as the server chooses it."""
+
+    def listen(samples: Samples) -> Listened:
+        first, second = quick(samples), careful(samples)
+        answer = Transcript(first.text, confidence=first.confidence)
+        late_s = first.final_s + PairOptions().patience_for(answer)
+        is_late = second.final_s > late_s
+        final = settle(answer, None if is_late else Transcript(second.text), is_late=is_late)
+        used = (final.text, late_s) if is_late and isinstance(final, Transcript) else (second.text, second.final_s)
+        return Listened(used[0], first.cpu_s + second.cpu_s, used[1], both=(first.text, second.text))
 
     return listen
 
@@ -165,7 +190,10 @@ def measure(listen: Listen, recordings: list[Clip], log: list[dict[str, object]]
         tally.with_text += bool(heard)
         tally.all_right += errors.total == 0
         tally.finals_s.append(listened.final_s)
-        log.append({"path": clip.path, "said": " ".join(clip.words), "heard": " ".join(heard), "errors": errors.total})
+        entry = {"path": clip.path, "said": " ".join(clip.words), "heard": " ".join(heard), "errors": errors.total}
+        if listened.both is not None:
+            entry["quick"], entry["careful"] = (" ".join(plain_words(text)) for text in listened.both)
+        log.append(entry)
     return tallies
 
 
@@ -250,10 +278,14 @@ def files_for(vocabulary: Vocabulary | None, cache: Path) -> tuple[ModelFiles, f
 
 def listener(options: argparse.Namespace, vocabulary: Vocabulary | None) -> tuple[Listen, float]:
     """The recogniser that was asked for, and the CPU seconds that building its language model took."""
-    if options.asr is not None:
-        return whisper(load(options.asr, () if vocabulary is None else vocabulary.hot_words(), options.beam)), 0.0
-    files, built_s = files_for(vocabulary, options.cache)
-    return sphinx(SphinxDecoder(files, DecoderOptions())), built_s
+    if options.asr is None:
+        decoder, built_s = decoder_for(vocabulary, options.cache)
+        return sphinx(decoder), built_s
+    decode = load(options.asr, () if vocabulary is None else vocabulary.hot_words(), options.beam)
+    if not options.pair:
+        return whisper(decode), 0.0
+    decoder, built_s = decoder_for(vocabulary, options.cache)
+    return pair(sphinx(decoder), whisper(decode, IN_PAUSES)), built_s
 
 
 def about() -> dict[str, object]:
@@ -289,25 +321,38 @@ def main() -> None:
     parser.add_argument(
         "--asr", type=Path, help="folder of a converted Whisper, to listen with instead of PocketSphinx"
     )
+    parser.add_argument("--pair", action="store_true", help="PocketSphinx beside that Whisper, as the server has them")
+    parser.add_argument(
+        "--silence", type=float, default=SILENCE_S, help="seconds behind the speech until the turn is over"
+    )
     parser.add_argument("--model", help="what that Whisper is called in the results")
     parser.add_argument("--beam", type=int, default=1, help="hypotheses that it follows at a time")
     parser.add_argument("--errors", action="store_true", help="print what was misheard")
     options = parser.parse_args()
+    if options.pair and options.asr is None:
+        parser.error("--pair needs --asr FOLDER")
     with options.preset.open("rb") as file:
         vocabulary = Vocabulary.from_table(tomllib.load(file)["vocabulary"])
-    recordings = list(clips(options.data, options.kinds, options.every))
+    recordings = list(clips(options.data, options.kinds, options.every, options.silence))
     if options.compare is not None:
         settings = {"shipped": DecoderOptions(), **{text: search(text) for text in options.compare}}
         for name, kinds in compare(files_for(vocabulary, options.cache)[0], settings, recordings).items():
             print(f"\n## {name}\n\n{table([row(kind, tally) for kind, tally in sorted(kinds.items())])}", flush=True)
         return
-    result: dict[str, object] = {**about(), "recordings": options.data.name, "every": options.every, "runs": {}}
+    result: dict[str, object] = {
+        **about(),
+        "recordings": options.data.name,
+        "every": options.every,
+        "silence_s": options.silence,
+        "runs": {},
+    }
     if options.asr is not None:
         result["whisper"] = {"model": options.model or options.asr.name, "beam_size": options.beam, "threads": 1}
     text = [
         f"# Recognition of {options.data.name}\n\n{result['machine']}; commit {result['commit']}; load average {result['load_average']}"
     ]
-    for name, words in (("with the vocabulary", vocabulary), ("everyday language only", None)):
+    runs = [("with the vocabulary", vocabulary), ("everyday language only", None)]
+    for name, words in runs[:1] if options.pair else runs:  # Without a vocabulary there is no pair.
         listen, built_s = listener(options, words)
         log: list[dict[str, object]] = []
         tallies = measure(listen, recordings, log)
@@ -320,7 +365,9 @@ def main() -> None:
                 f"{each['path']}\n  said  {each['said']}\n  heard {each['heard']}" for each in log if each["errors"]
             ]
     options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / f"asr-{options.data.name}{'' if options.asr is None else '-whisper'}"
+    stem = (
+        options.out / f"asr-{options.data.name}{'' if options.asr is None else '-pair' if options.pair else '-whisper'}"
+    )
     stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     stem.with_suffix(".md").write_text("\n".join(text) + "\n", encoding="utf-8")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from voice_pipelines.adapters.whisper import Decode, WhisperDecoder
 from voice_pipelines.adapters.whisper_guards import SILENCE_DBFS, believable
-from voice_pipelines.adapters.whisper_window import Span, UtteranceWindow
+from voice_pipelines.adapters.whisper_window import Span, UtteranceWindow, WindowOptions
 from voice_pipelines.models import choose_model
 from voiceagent.backends import Samples, Word
 from voiceagent.transcript import LocalAgreement
@@ -38,11 +38,12 @@ class WhisperEar:
 
     Args:
         decode_s: What a decode takes; None is the processor time that it takes here.
+        options: What is decoded when; None is as the server does it alone.
     """
 
-    def __init__(self, decode: Decode, decode_s: float | None = None) -> None:
+    def __init__(self, decode: Decode, decode_s: float | None = None, options: WindowOptions | None = None) -> None:
         self._decode, self._decode_s = decode, decode_s
-        self._window, self._agreement, self._shown = UtteranceWindow(), LocalAgreement(), ""
+        self._window, self._agreement, self._shown = UtteranceWindow(options), LocalAgreement(), ""
         self._running: tuple[float, Span, tuple[Word, ...]] | None = None
         self.cpu_s = 0.0
         """Of all decodes so far."""

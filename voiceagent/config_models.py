@@ -85,8 +85,15 @@ class ModelsConfig:
 
 @dataclass(frozen=True, slots=True)
 class AsrConfig:
-    """Words that were probably misheard. The built-in model judges them; see docs/asr.md for what it is worth."""
+    """Who tells what a caller says while they speak, and words that were probably misheard, which the built-in model judges (docs/asr.md)."""
 
+    partials: str = documented(
+        "auto",
+        "Whose words are gone by while a caller speaks, where a Whisper writes the transcripts: `pocketsphinx`, which hears beside it, or `whisper`; "
+        "`auto` is PocketSphinx where the agent speaks English and has a vocabulary.",
+        "'auto', 'pocketsphinx' or 'whisper'",
+        lambda v: v in ("auto", "pocketsphinx", "whisper"),
+    )
     repair: str = documented(
         _REPAIR.mode,
         "`show` tells clients and timelines which words were probably misheard and what was meant, `use` goes by that.",

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from voice_pipelines.adapters.diffusion import DiffusionDrafter
     from voice_pipelines.adapters.remote_wire import RemoteEndpoint
+    from voice_pipelines.adapters.whisper_window import WindowOptions
 
 LoadTranscriber: TypeAlias = Callable[[], Coroutine[Any, Any, Transcriber]]
 
@@ -107,28 +109,59 @@ def choose_vad(config: Config) -> Callable[[], VoiceDetector]:
 
 
 def choose_asr(config: Config) -> LoadTranscriber:
-    """A fetched Whisper, else PocketSphinx on the agent's vocabulary, unless `models.asr` names one of them.
+    """A fetched Whisper, with PocketSphinx beside it where `is_paired`, else PocketSphinx on the agent's vocabulary, unless `models.asr` names one of them.
 
     Raises:
         ConfigError: As `find_asr`.
     """
     found = find_asr(config)
-    return functools.partial(_load_sphinx, config) if found is None else functools.partial(_load_whisper, config, found)
+    if found is None:
+        return functools.partial(_load_sphinx, config)
+    return functools.partial(_load_pair if is_paired(config) else _load_whisper, config, found)
 
 
 def find_asr(config: Config) -> FoundModel | None:
-    """The Whisper that the configuration means; None where PocketSphinx listens.
+    """The Whisper that the configuration means, and what the start-up report says of it; None where PocketSphinx alone listens.
 
     Raises:
         ConfigError: If `models.asr` is unknown or names a Whisper that is not there, or if the agent does not speak English and only the
-            fallback is there, or a Whisper that hears nothing else is chosen.
+            fallback is there, or a Whisper that hears nothing else is chosen. As `is_paired`.
     """
     found = _find_asr(config)
     language = config.agent.language
     if found is not None and language != "en" and is_english_only(found.path):
         expected = f"a Whisper that hears agent.language = {language!r}: the vocabulary of this one is English only"
         raise ConfigError("models.asr", config.models.asr, expected)
-    return found
+    if found is None and config.asr.partials == "whisper":
+        raise ConfigError("asr.partials", config.asr.partials, "'auto': no Whisper listens (models.asr)")
+    if found is None or not is_paired(config):
+        return found
+    phrases = len(config.vocabulary.phrases)
+    reason = f"{found.info.reason}; pocketsphinx, built from {phrases} phrases of the agent, hears when turns end (asr.partials)"
+    return replace(found, info=replace(found.info, name=f"{found.info.name} and pocketsphinx", reason=reason))
+
+
+def is_paired(config: Config) -> bool:
+    """Whether PocketSphinx tells what it hears while the caller speaks, where a Whisper writes what they said.
+
+    Raises:
+        ConfigError: If `asr.partials` asks for PocketSphinx, which cannot.
+    """
+    missing = _unfit_for_partials(config)
+    if missing and config.asr.partials == "pocketsphinx":
+        raise ConfigError("asr.partials", config.asr.partials, f"'auto' or 'whisper': {missing}")
+    return config.asr.partials != "whisper" and not missing
+
+
+def _unfit_for_partials(config: Config) -> str:
+    """Why PocketSphinx cannot tell what callers say, or empty."""
+    if config.agent.language != "en":
+        return f"PocketSphinx knows English only, and agent.language is {config.agent.language!r}"
+    if not config.vocabulary.phrases:
+        return "without a vocabulary of the agent PocketSphinx mishears most of what is said"
+    if importlib.util.find_spec("pocketsphinx") is None:
+        return "the package pocketsphinx is not installed"
+    return ""
 
 
 def _find_asr(config: Config) -> FoundModel | None:
@@ -161,15 +194,34 @@ async def _load_sphinx(config: Config) -> Transcriber:
     return await PocketSphinxTranscriber.create(vocabulary, upgrade=whisper_upgrade(_whisper_choice(config)))
 
 
-async def _load_whisper(config: Config, found: FoundModel) -> Transcriber:
+async def _load_whisper(config: Config, found: FoundModel, options: WindowOptions | None = None) -> Transcriber:
     from voice_pipelines.adapters.whisper import FasterWhisperTranscriber
     from voice_pipelines.asr.vocabulary import Vocabulary
 
     words = Vocabulary(config.vocabulary.phrases, config.vocabulary.slots).hot_words()
     choice, language = _whisper_choice(config), config.agent.language
     return await asyncio.to_thread(
-        FasterWhisperTranscriber.load, found.path, choice, found.info, vocabulary=words, language=language
+        FasterWhisperTranscriber.load,
+        found.path,
+        choice,
+        found.info,
+        vocabulary=words,
+        language=language,
+        options=options,
     )
+
+
+async def _load_pair(config: Config, found: FoundModel) -> Transcriber:
+    from voice_pipelines.adapters.paired import PairedTranscriber
+    from voice_pipelines.adapters.whisper_window import IN_PAUSES
+
+    quick = await _load_sphinx(config)
+    try:
+        careful = await _load_whisper(config, found, IN_PAUSES)
+    except BaseException:
+        await quick.aclose()
+        raise
+    return PairedTranscriber(quick, careful, found.info)
 
 
 def _find_whisper(config: Config, size: str) -> FoundModel | None:

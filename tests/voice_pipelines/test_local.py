@@ -24,10 +24,11 @@ from tests.voiceagent.standins import (
 )
 from voice_pipelines import local, processors, settings
 from voice_pipelines.adapters.diffusion_turns import DiffusionTurnScorer
+from voice_pipelines.adapters.paired import PairedTranscriber
 from voice_pipelines.adapters.smart_turn import SmartTurnScorer
 from voice_pipelines.adapters.turn_words import TurnWordsScorer
-from voice_pipelines.adapters.whisper import WORDS_AFTER_S
-from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, device_of, find_asr, find_smart_turn
+from voice_pipelines.adapters.whisper import WORDS_AFTER_S, FasterWhisperTranscriber
+from voice_pipelines.choices import choose_asr, choose_llm, choose_tts, device_of, find_asr, find_smart_turn, is_paired
 from voice_pipelines.doctor import device_choice
 from voice_pipelines.local import LocalRuntime, build, calibrate, choose_scorer, with_words_after
 from voice_pipelines.models import whisper_upgrade
@@ -43,8 +44,10 @@ from voiceagent.backends import (
     DraftFinished,
     DraftRequest,
     EngineWork,
+    HasProcesses,
     PromptTurn,
     StepPlan,
+    Transcriber,
     TurnScorer,
 )
 from voiceagent.budget import BudgetController
@@ -265,8 +268,10 @@ def test_auto_takes_the_whisper_that_was_fetched(tmp_path: Path) -> None:
     make_tiny_whisper(tmp_path / "made").rename(tmp_path / "whisper" / "tiny.en")
 
     async def name_of(asr: str) -> str:
-        transcriber = await choose_asr(configure(tmp_path, f"models.asr={asr}", "models.device=cpu"))()
+        alone = configure(tmp_path, f"models.asr={asr}", "models.device=cpu", "asr.partials=whisper")
+        transcriber = await choose_asr(alone)()
         await transcriber.aclose()
+        assert isinstance(transcriber, FasterWhisperTranscriber)
         return transcriber.info.name
 
     assert run_async(name_of("auto"), timeout_s=120.0).startswith("faster-whisper tiny.en")
@@ -275,14 +280,97 @@ def test_auto_takes_the_whisper_that_was_fetched(tmp_path: Path) -> None:
     assert run_async(name_of(str(tmp_path / "mine")), timeout_s=120.0) == "faster-whisper mine (int8 on cpu)"
 
 
+def test_beside_a_whisper_pocketsphinx_is_loaded_and_the_report_names_both(tmp_path: Path) -> None:
+    (tmp_path / "whisper").mkdir()
+    make_tiny_whisper(tmp_path / "made").rename(tmp_path / "whisper" / "tiny.en")
+
+    async def load() -> Transcriber:
+        transcriber = await choose_asr(configure(tmp_path, "models.device=cpu"))()
+        await transcriber.aclose()
+        return transcriber
+
+    pair = run_async(load(), timeout_s=120.0)
+    assert isinstance(pair, PairedTranscriber) and isinstance(pair, HasProcesses)
+    assert (pair.words_after_s, pair.tells_confidence) == (0.0, True)
+    assert pair.info.name.startswith("faster-whisper tiny.en") and pair.info.name.endswith("and pocketsphinx")
+    assert "phrases of the agent" in pair.info.reason
+
+
+@pytest.mark.parametrize(
+    ("assignments", "expected"),
+    [
+        (["asr.partials=pocketsphinx", "preset=open"], r"asr\.partials = 'pocketsphinx': .*without a vocabulary"),
+        (["asr.partials=pocketsphinx", "agent.language=de"], r"asr\.partials = .*English only.*'de'"),
+        (["asr.partials=whisper", "models.asr=pocketsphinx"], r"asr\.partials = 'whisper': .*no Whisper listens"),
+        (["asr.partials=sphinx"], "expected 'auto', 'pocketsphinx' or 'whisper'"),
+    ],
+)
+def test_partials_of_a_recogniser_that_cannot_tell_them_are_refused_before_anything_is_loaded(
+    tmp_path: Path, assignments: list[str], expected: str
+) -> None:
+    whisper_of_any_language(tmp_path / "whisper" / "tiny")
+    with pytest.raises(ConfigError, match=expected):
+        choose_asr(configure(tmp_path, "models.device=cpu", *assignments))
+
+
+@pytest.mark.parametrize(
+    ("assignments", "is_pair"),
+    [
+        ([], True),
+        (["asr.partials=pocketsphinx"], True),
+        (["asr.partials=whisper"], False),
+        (["preset=open"], False),
+        (["agent.language=de"], False),
+    ],
+)
+def test_a_whisper_has_pocketsphinx_beside_it_where_that_knows_language_and_vocabulary(
+    tmp_path: Path, assignments: list[str], is_pair: bool
+) -> None:
+    whisper_of_any_language(tmp_path / "whisper" / "tiny")
+    config = configure(tmp_path, "models.device=cpu", *assignments)
+    found = find_asr(config)
+    assert found is not None
+    assert is_paired(config) is found.info.name.endswith("and pocketsphinx") is is_pair
+
+
+def test_without_its_package_pocketsphinx_is_beside_no_whisper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("voice_pipelines.choices.importlib.util.find_spec", lambda name: None)
+    assert not is_paired(configure(tmp_path))
+    with pytest.raises(ConfigError, match="the package pocketsphinx is not installed"):
+        is_paired(configure(tmp_path, "asr.partials=pocketsphinx"))
+
+
+def test_of_a_pair_that_cannot_be_loaded_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[bool] = []
+
+    class Quick:
+        async def aclose(self) -> None:
+            closed.append(True)
+
+    async def create(*_: object, upgrade: str) -> Quick:
+        return Quick()
+
+    monkeypatch.setattr("voice_pipelines.adapters.pocketsphinx.PocketSphinxTranscriber.create", create)
+    whisper_of_any_language(tmp_path / "whisper" / "tiny")
+    with pytest.raises(BackendError, match="could not load Whisper"):
+        run_async(choose_asr(configure(tmp_path, "models.device=cpu"))())
+    assert closed == [True]
+
+
+def whisper_of_any_language(place: Path) -> None:
+    """Files that pass for a converted Whisper until it is loaded."""
+    place.mkdir(parents=True)
+    for file in ("model.bin", "config.json", "tokenizer.json"):
+        (place / file).touch()
+    (place / "vocabulary.txt").write_text("a\n\nb\n")
+
+
 @pytest.mark.parametrize("name", ["folder", "faster-whisper:tiny.en", "faster-whisper:tiny"])
 def test_a_whisper_of_english_alone_is_refused_to_an_agent_of_another_language_before_it_is_loaded(
     tmp_path: Path, name: str
 ) -> None:
     place = tmp_path / "folder" if name == "folder" else tmp_path / "whisper" / name.partition(":")[2]
-    place.mkdir(parents=True)
-    for file in ("model.bin", "config.json", "tokenizer.json"):
-        (place / file).touch()
+    whisper_of_any_language(place)
     (place / "vocabulary.txt").write_text("a\nb\n")
     wanted = str(place) if name == "folder" else name
     assert find_asr(configure(tmp_path, f"models.asr={wanted}"))

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voice_pipelines.adapters.whisper_window import Span, UtteranceWindow, WindowOptions, cut_after
+from voice_pipelines.adapters.whisper_window import IN_PAUSES, Span, UtteranceWindow, WindowOptions, cut_after
 from voiceagent.backends import INPUT_RATE_HZ, Samples, Word
 
 WORD_SAMPLES = INPUT_RATE_HZ // 2
@@ -60,9 +60,11 @@ def serve(window: UtteranceWindow, decoded: list[Span]) -> None:
         window.absorb(span, listen(audio))
 
 
-def final_words(audio: Samples, cuts: Sequence[int], busy: Sequence[bool] = ()) -> tuple[Word, ...]:
+def final_words(
+    audio: Samples, cuts: Sequence[int], busy: Sequence[bool] = (), options: WindowOptions | None = None
+) -> tuple[Word, ...]:
     """Feed the pieces between the cuts; after piece i decode what is due unless the machine was busy."""
-    window = UtteranceWindow()
+    window = UtteranceWindow(options)
     for i, (start, end) in enumerate(itertools.pairwise([0, *sorted(cuts), len(audio)])):
         window.feed(audio[start:end])
         if not (i < len(busy) and busy[i]):
@@ -103,7 +105,8 @@ def test_word_times_count_from_the_start_of_the_utterance() -> None:
     busy=st.lists(st.booleans(), max_size=41),
 )
 def test_the_final_words_do_not_depend_on_cuts_or_on_skipped_partials(cuts: list[int], busy: list[bool]) -> None:
-    assert final_words(LONG, cuts, busy) == final_words(LONG, [])
+    for options in (None, IN_PAUSES):
+        assert final_words(LONG, cuts, busy, options) == final_words(LONG, [], options=options)
 
 
 def test_a_pause_brings_the_final_span_forward() -> None:
@@ -140,6 +143,19 @@ def test_partials_come_at_every_step_while_nobody_is_silent() -> None:
         window.feed(audio[start : start + 320])
         serve(window, decoded)
     assert [span.end_samples / INPUT_RATE_HZ for span in decoded] == [0.75, 1.5, 2.25, 3.0, 3.75]
+
+
+def test_who_needs_no_partials_has_nothing_decoded_before_a_pause_or_a_window_that_is_to_be_cut() -> None:
+    window, decoded = UtteranceWindow(IN_PAUSES), []
+    speech = spoken([[0, 1, 2, 3, 4, 5, 6, 7]])[: 4 * INPUT_RATE_HZ]
+    window.feed(speech)
+    assert window.due() is None
+    window.feed(np.zeros(round(IN_PAUSES.tail_s * INPUT_RATE_HZ), np.float32))
+    serve(window, decoded)
+    assert [span.purpose for span in decoded] == ["pause"]
+    window.close()
+    assert window.due() is None, "the final is there"
+    assert texts(final_words(LONG, [], options=IN_PAUSES)) == LONG_TRUTH, "15 s without a pause are cut as ever"
 
 
 def test_a_late_machine_decodes_the_newest_audio_only() -> None:

@@ -223,6 +223,7 @@ class FasterWhisperTranscriber:
         *,
         vocabulary: Sequence[str] = (),
         language: str = "en",
+        options: WindowOptions | None = None,
     ) -> FasterWhisperTranscriber:
         """Load and warm up a checkpoint; blocks for seconds, so call it on a thread.
 
@@ -230,7 +231,7 @@ class FasterWhisperTranscriber:
             BackendError: If the checkpoint cannot be loaded, or does not hear the language.
         """
         decoder = WhisperDecoder(folder, choice, vocabulary=vocabulary, language=language)
-        return cls(decoder, info, workers=choice.workers)
+        return cls(decoder, info, workers=choice.workers, options=options)
 
     async def open(self, on_partial: Callable[[Partial], None]) -> WhisperUtterance:
         """Start one utterance.

@@ -37,6 +37,8 @@ MIN_CUT_S = 5.0
 class WindowOptions:
     """When to decode. Defaults: every 0.75 s is about one partial every two words at 150 words a minute."""
 
+    partials: bool = True
+    """Whether anything is decoded while the caller speaks, short of what a long window is cut by."""
     step_s: float = 0.75
     first_s: float = 0.75
     """Shortest audio worth a partial."""
@@ -54,6 +56,12 @@ class WindowOptions:
             raise ValueError("every duration of the window must be positive")
         if not self.margin_s + self.step_s + MIN_CUT_S < self.trim_s <= self.longest_s <= 28.0:
             raise ValueError(f"need margin + step + 5 s < trim <= longest <= 28 s, got {self}")
+
+
+IN_PAUSES = WindowOptions(partials=False, tail_s=0.1)
+"""Where another recogniser tells what is heard meanwhile. The final is decoded as soon as a pause is one, before the shortest that ends a turn: 0.25 s behind
+28 recorded orders it was there at once for half of them and 0.04 s later for 95 %, with 0.15 s of tail 0.02 and 0.11 s, with 0.3 s 0.15 and 0.18 s; no tail misread more, and
+each took a fifth of what partials take (0.04 of real time instead of 0.22, one thread of a busy machine)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +138,8 @@ class UtteranceWindow:
         if self._closed or self._total - self._voiced_end >= self._samples(self._options.tail_s):
             span = Span(self._start, end, "pause")
             return None if span.same_audio(self._heard) else span
+        if not self._options.partials:
+            return None
         step = self._samples(self._options.step_s)
         grid = self._start + (end - self._start) // step * step
         long_enough = grid - self._start >= self._samples(self._options.first_s)
