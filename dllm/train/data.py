@@ -161,7 +161,11 @@ def find_sources(folders: Sequence[Path], split: Split) -> dict[str, Path]:
     for folder in folders:
         paths = sorted([*folder.glob(f"*.{split}.jsonl"), *folder.glob(f"*.{split}.jsonl.xz")])
         if not paths:
-            raise DataError(folder, None, f"no *.{split}.jsonl or *.{split}.jsonl.xz here")
+            texts = sorted(path.name for path in folder.glob(f"*.{split}.txt*"))
+            other = (
+                f"; the objective `dialogue` reads no text such as {texts[0]}, `masked` and others do" if texts else ""
+            )
+            raise DataError(folder, None, f"no *.{split}.jsonl or *.{split}.jsonl.xz here{other}")
         for path in paths:
             name = path.name.split(f".{split}.jsonl")[0]
             if name in found:

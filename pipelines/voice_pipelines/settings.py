@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
@@ -12,8 +13,13 @@ from voice_pipelines.adapters.remote_wire import RemoteEndpoint
 from voiceagent.agent import AgentProfile, NoteTaker
 from voiceagent.config import Config, assignment_layer, environment_layer, load_config, preset_name, read_toml
 from voiceagent.config_keys import is_endpoint_url, without_secrets
-from voiceagent.config_values import Layer
+from voiceagent.config_values import Layer, merge
 from voiceagent.errors import ConfigError, VoiceAgentError
+
+log = logging.getLogger(__name__)
+
+KNOWN_BY_AN_AGENT = ("agent.greeting", "notes.function", "vocabulary.phrases", "silence.prompts")
+"""What belongs to an agent as much as its instructions: those of a café are wrong for anybody else."""
 
 
 def preset_names() -> list[str]:
@@ -65,9 +71,34 @@ def load(
     own += [environment_layer(environ), assignment_layer(assignments)]
     preset = preset_name(own)
     base = read_preset(preset)
+    if borrowed := _borrowed(base, own):
+        log.warning(
+            "agent.instructions are your own, but these are those of the preset %r, since no other was asked for: %s; "
+            '`preset = "open"` begins an agent without them',
+            preset,
+            borrowed,
+        )
     if preset not in preset_names():
         import_from(Path(preset).parent)
     return load_config([base, *own])
+
+
+def _borrowed(preset: Layer, own: Sequence[Layer]) -> str:
+    """What an agent with instructions of its own has from a preset that nobody asked for: "" or a list for a sentence."""
+    mine: Layer = {}
+    for layer in own:
+        mine = merge(mine, layer)
+    if "preset" in mine or not _has(mine, "agent.instructions"):
+        return ""
+    kept = [key for key in KNOWN_BY_AN_AGENT if _has(preset, key) and not _has(mine, key)]
+    return ", ".join(kept)
+
+
+def _has(layer: Layer, key: str) -> bool:
+    """Whether the layer says anything of a key or a section."""
+    section, _, name = key.partition(".")
+    table = layer.get(section)
+    return isinstance(table, Mapping) and (name in table if name else bool(table))
 
 
 def import_from(folder: Path) -> None:

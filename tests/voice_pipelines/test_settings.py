@@ -46,6 +46,30 @@ def test_a_preset_may_be_anyones_file(tmp_path: Path) -> None:
     assert settings.load(assignments=[f"preset={mine}"]).agent.name == "florist"
 
 
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ('[agent]\ninstructions = "Flowers."', "agent.greeting, notes.function, vocabulary.phrases, silence.prompts"),
+        (
+            '[agent]\ninstructions = "Flowers."\ngreeting = "Hello."\n[notes]\nfunction = ""\n[vocabulary]\nphrases = ["a rose"]',
+            "silence.prompts",
+        ),
+        ('preset = "open"\n[agent]\ninstructions = "Flowers."', ""),
+        ('preset = "cafe"\n[agent]\ninstructions = "Flowers and coffee."', ""),
+        ('[agent]\ngreeting = "Hello."', ""),
+    ],
+)
+def test_what_an_agent_of_ones_own_has_from_the_cafe_unasked_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str, kept: str
+) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text(text)
+    settings.load(file=mine)
+    assert [record.getMessage().partition("asked for: ")[2].partition(";")[0] for record in caplog.records] == (
+        [kept] if kept else []
+    )
+
+
 def test_functions_may_lie_beside_a_preset_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "florists_notes.py").write_text("def notes(menu):\n    return None\n")

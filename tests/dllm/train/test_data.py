@@ -94,6 +94,9 @@ def test_plain_and_compressed_files_read_alike(tmp_path: Path) -> None:
 def test_folders_without_data_and_names_used_twice_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no \*\.train\.jsonl"):
         find_sources([tmp_path], "train")
+    (tmp_path / "notes.train.txt").write_text("A text.")
+    with pytest.raises(DataError, match=r"`dialogue` reads no text such as notes\.train\.txt, `masked` and others do"):
+        find_sources([tmp_path], "train")
     tiny.write_dialogues(tmp_path / "one")
     tiny.write_dialogues(tmp_path / "two")
     with pytest.raises(DataError, match="source 'tea' is also in"):
