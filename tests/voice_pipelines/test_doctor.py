@@ -144,6 +144,32 @@ def test_the_doctor_tells_of_the_recogniser_that_is_configured(asr: str, name: s
 
 
 @pytest.mark.parametrize(
+    ("assignment", "line"),
+    [
+        ("asr.partials=auto", "ok    recognition: faster-whisper mine (int8 on cpu) and pocketsphinx: chosen in"),
+        ("asr.partials=whisper", "ok    recognition: faster-whisper mine (int8 on cpu): chosen in the configuration"),
+        ("agent.language=de", "ok    recognition: faster-whisper mine (int8 on cpu): chosen in the configuration"),
+    ],
+)
+def test_the_doctor_names_both_recognisers_where_two_listen(assignment: str, line: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for file in ("model.bin", "config.json", "tokenizer.json"):
+        (tmp_path / "mine" / file).touch()
+    (tmp_path / "mine" / "vocabulary.txt").write_text("a\n\nb\n")
+    printed: list[str] = []
+    settings = [f"models.folder={tmp_path}", f"models.asr={tmp_path}/mine", "models.device=cpu", "server.port=0"]
+    run_doctor(load(assignments=[*settings, assignment]), printed.append)
+    assert any(each.startswith(line) for each in printed[0].splitlines()), printed[0]
+
+
+def test_the_doctor_tells_of_partials_that_nobody_can_tell(tmp_path: Path) -> None:
+    printed: list[str] = []
+    settings = [f"models.folder={tmp_path}", "server.port=0", "models.asr=pocketsphinx", "asr.partials=whisper"]
+    assert run_doctor(load(assignments=settings), printed.append) == 1
+    assert "fail  recognition: asr.partials = 'whisper': expected 'auto': no Whisper listens" in printed[0]
+
+
+@pytest.mark.parametrize(
     ("language", "sound", "told"),
     [
         ("en", "true", "auto, with the sound of the voice"),
