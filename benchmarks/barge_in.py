@@ -21,7 +21,7 @@ import json
 import time
 import tomllib
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,7 @@ from loudspeaker import STEP, STEP_S, Loudspeaker, held_for, read_waveform, turn
 from measuring import commit, percentile
 from pauses import pcm
 
-from voice_pipelines.adapters.espeak import EspeakSynthesizer
+from voice_pipelines.adapters.espeak import EspeakSynthesizer, EspeakVoice
 from voice_pipelines.adapters.silero import SileroDetector, SileroStream
 from voice_pipelines.asr.decoder import SphinxDecoder
 from voice_pipelines.asr.vocabulary import Vocabulary
@@ -87,6 +87,24 @@ AGENT = (
 ASKING_AGENT = f"Would you like anything else with that? {AGENT}"
 """The same, but it asks first."""
 AFTER_A_QUESTION = ", after a question"
+_TRAIN = (
+    "The next train to the coast leaves at seven forty from platform three, and it takes two hours and ten minutes. "
+    "A single costs thirty one dollars, a return fifty four."
+)
+OTHER_AGENTS = (
+    ("en-us+f5", _TRAIN),
+    (
+        "en-us+m3",
+        "Hello, this is the corner café, how are you today? What can I get you? We have coffee, tea, and fresh cakes, and today all cold drinks are half price.",
+    ),
+    (
+        "en-us+f2",
+        "Thank you for calling the surgery. Doctor Fisher is away this week, so her patients are seen by Doctor Shah on Tuesday and Thursday mornings.",
+    ),
+    ("en-us+m3", _TRAIN),
+)
+"""Voices and what they say: how often an agent takes its echo for a caller's voice is a matter of its words."""
+OTHER_ECHO = "echo alone, other agents"
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,11 +425,12 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
     tells = await said(AGENT, synthesizer)
     detector = SileroDetector()
     every = options.every
+    short = (await spoken(SHORT, "one or two words", interrupts=True))[::every]
     groups: list[tuple[list[Case], Callable[[int], Samples | None]]] = [
         (list(recorded(options.data, ("order",), every, "order, recorded")), lambda number: None),
         (list(recorded(options.data, ("command",), 1, "command, recorded")), lambda number: None),
         (list(recorded(options.data, ("digit",), every, "one digit, recorded")), lambda number: None),
-        ((await spoken(SHORT, "one or two words", interrupts=True))[::every], lambda number: None),
+        (short, lambda number: None),
         (await spoken(BACKCHANNELS, "backchannel", interrupts=False), lambda number: None),
         (list(coughs(40, options.seed)), lambda number: None),
         (list(keyboards(40, options.seed)), lambda number: None),
@@ -433,8 +452,29 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
             lambda number: None,
         ),
         (await spoken(BACKCHANNELS, f"backchannel{AFTER_A_QUESTION}", interrupts=False), lambda number: None),
+        (
+            list(recorded(options.data, ("command",), 1, "command over echo")),
+            lambda number: made_room(3000 + options.rooms + number, (8.0, 14.0, 20.0)[number % 3]),
+        ),
+        (
+            list(recorded(options.data, ("digit",), every, "one digit over echo")),
+            lambda number: made_room(4000 + options.rooms + number, (8.0, 14.0, 20.0)[number % 3]),
+        ),
+        (
+            [replace(case, kind="one or two words over echo") for case in short],
+            lambda number: made_room(5000 + options.rooms + number, (8.0, 14.0, 20.0)[number % 3]),
+        ),
+        (
+            [replace(case, kind=OTHER_ECHO) for case in silence(144 // every)],
+            lambda number: made_room(6000 + options.rooms + number, (4.0, 8.0, 14.0, 20.0)[number // 4 % 4]),
+        ),
     ]
     asks = await said(ASKING_AGENT, synthesizer)  # Behind the callers: eSpeak goes on from text to text.
+    others = []
+    for voice, text in OTHER_AGENTS:
+        other = EspeakSynthesizer(EspeakVoice(voice))
+        others.append(await said(text, other))
+        await other.aclose()
     rows, log = [], []
     generator = np.random.default_rng(options.seed)
     detection = TurnDetection(barge_in=options.mode, echo_gate=not options.no_echo_gate, hums=not options.no_hums)
@@ -445,10 +485,13 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
         outcomes = []
         for number, (case, at_s) in enumerate(zip(cases, places, strict=True)):
             response = room(number)
+            agent = asks if case.kind.endswith(AFTER_A_QUESTION) else tells
+            if case.kind == OTHER_ECHO:
+                agent = others[number % len(others)]
             setting = Setting(
                 detector,
                 decoder,
-                asks if case.kind.endswith(AFTER_A_QUESTION) else tells,
+                agent,
                 detection,
                 options.network_ms / 1000,
                 not options.no_mutes,

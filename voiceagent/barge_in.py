@@ -96,6 +96,8 @@ class BargeInSettings:
     Windows that cannot be the agent's (`Origin.CALLER`) duck after `duck_s` all the same."""
     echo_s: float = 2.0
     """How long after a window of echo that counts as coming back."""
+    turned_s: float = 0.3
+    """How long after a duck the agent's own voice may still come back as loud as before: the network, a client's queue, the room."""
     word_s: float = 0.128
     """Voice that is shorter than this when it ends is no word; the shortest "no" lasts about 0.15 s."""
     ask_s: float = 0.256
@@ -147,6 +149,7 @@ _LENGTHS = (
     "duck_s",
     "unsure_duck_s",
     "echo_s",
+    "turned_s",
     "word_s",
     "ask_s",
     "backchannel_s",
@@ -251,6 +254,8 @@ class _Voice:
     """It began before it was known whether the agent's own voice comes back."""
     duck_s: float = 0.0
     """Voice that ducks the agent."""
+    ducked: int | None = None
+    """When it did."""
     early: int | None = None
     """The number under which the words so far were asked for."""
     early_words: tuple[str, ...] = ()
@@ -293,6 +298,7 @@ class BargeIn:
         """One past the last voice that was taken for a hum in spite of its words."""
         self._echo_end: int | None = None
         """One past the last sample that was echo."""
+        self._comes_back = False
 
     @property
     def is_doubted(self) -> bool:
@@ -373,9 +379,11 @@ class BargeIn:
         comes_back: bool,
     ) -> tuple[Action, ...]:
         """What the sound itself tells; `update` says what the arguments are."""
-        if self._voice is not None and self._voice.is_stopping and self._is_doubted and not self._is_hum(self._voice):
-            return self._stop(self._voice)  # Whatever follows: people say "stop" to be obeyed at once.
-        settings = self.settings
+        voice, settings, self._comes_back = self._voice, self.settings, comes_back
+        is_obeyed = voice is not None and voice.is_stopping and self._is_doubted and not self._is_hum(voice)
+        # An agent that says "Hello, what can I get you?" may hear just that, as long as it does not know its echo.
+        if voice is not None and is_obeyed and not (voice.is_suspect and (is_unsure or comes_back)):
+            return self._stop(voice)  # Whatever follows: people say "stop" to be obeyed at once.
         if origin is Origin.AGENT:
             self._echo_end = end
         self._floor_db = max(
@@ -440,6 +448,7 @@ class BargeIn:
         if not (is_enough or is_clear or is_strong):
             return ()
         self._is_doubted = True
+        voice.ducked = voice.end
         self._last = None
         return (Duck(voice.start),)
 
@@ -494,7 +503,9 @@ class BargeIn:
         return ()
 
     def _unanswered(self, voice: _Voice, end: int) -> tuple[Action, ...]:
-        return self._stop(voice) if self._is_muted else self._restore(voice, Dismissed.UNANSWERED, end)
+        if self._is_muted and not self._may_be_the_agents(voice):
+            return self._stop(voice)
+        return self._restore(voice, Dismissed.UNANSWERED, end)
 
     def _take_answer(self, number: int, text: str, end: int) -> tuple[Action, ...]:
         settings = self.settings
@@ -503,6 +514,7 @@ class BargeIn:
         is_left = self._is_left_of_a_backchannel(late or self._voice, text)
         is_acknowledged = is_left or is_backchannel(text, (*settings.backchannels, *settings.fragments))
         says_something = not is_nothing and not is_acknowledged
+        is_own = self._may_be_the_agents(late or self._voice) and not self._is_stopping(text)
         if self._is_doubted and self._voice is not None and self._voice.early == number:
             self._voice.early_words = tuple(normalise(text).split()) if says_something or is_left else ()
             self._voice.is_stopping = says_something and self._is_stopping(text)
@@ -514,7 +526,7 @@ class BargeIn:
         if self._is_doubted and self._voice is not None and self._voice.number == number:
             is_going_on = self._voice.end + _samples(self.settings.gap_s) > end
             is_unfinished = is_going_on or self._voice.end > self._voice.asked_end
-            if says_something and not self._is_hummed(self._voice, text):
+            if says_something and not is_own and not self._is_hummed(self._voice, text):
                 may_wait = (self._can_be_held or self._is_muted) and not self._is_stopping(text)
                 if not is_unfinished or not may_wait:
                     return self._stop(self._voice)
@@ -523,14 +535,28 @@ class BargeIn:
             if is_unfinished:
                 self._voice.is_asked = False
                 return ()  # The caller went on meanwhile: these are not all of their words.
+            if is_own:
+                return self._restore(self._voice, Dismissed.ECHO, end)
             if self._is_muted and not self._brings_back(self._voice, text):
                 return self._stop(self._voice)
             if says_something:
                 self._unheeded = self._voice.end
             return self._restore(self._voice, Dismissed.NO_WORDS if is_nothing else Dismissed.BACKCHANNEL, end)
-        if late is None or not says_something or self._is_hummed(late, text):
+        if late is None or not says_something or is_own or self._is_hummed(late, text):
             return ()
         return self._stop(late) if end - late.end <= _samples(self.settings.late_s) else ()
+
+    def _may_be_the_agents(self, voice: _Voice | None) -> bool:
+        """Whether a voice that hardly stood out was over by the time at which the agent was heard to be turned down, and what followed was the agent's.
+
+        A caller who goes on stands out from a ducked echo as from nothing else. Whose word is over by then is not told from the agent by this, so
+        words that are there to stop somebody count all the same.
+        """
+        if voice is None or voice.ducked is None or not self._comes_back:
+            return False
+        settings = self.settings
+        is_explained = voice.masked >= _samples(settings.gap_s) and voice.clear < _samples(settings.word_s)
+        return is_explained and voice.end - voice.ducked <= settings.turned_s * INPUT_RATE_HZ
 
     def _is_hum(self, voice: _Voice) -> bool:
         return self.settings.hum < 1 and voice.hum >= self.settings.hum

@@ -287,6 +287,44 @@ def test_a_word_over_echo_is_asked_about() -> None:
     assert isinstance(ear.hear(0.128, 0.95, origin=Origin.AGENT, comes_back=True)[0], Ask)
 
 
+@pytest.mark.parametrize(
+    ("clear_s", "unknown_s", "after", "text", "action"),
+    [
+        (0.064, 0.16, Origin.AGENT, "they're shot", Restore(Dismissed.ECHO)),
+        (0.064, 0.16, Origin.AGENT, "", Restore(Dismissed.ECHO)),
+        (0.064, 0.16, Origin.AGENT, "please stop", Stop),
+        (0.128, 0.096, Origin.AGENT, "they're shot", Stop),
+        (0.064, 0.416, Origin.AGENT, "they're shot", Stop),
+        (0.064, 0.16, Origin.UNKNOWN, "they're shot", Stop),
+    ],
+    ids=["words", "no words", "stopping word", "stands out", "goes on beside the ducked agent", "nothing explained"],
+)
+def test_words_of_a_voice_that_ends_as_the_agent_is_turned_down_and_is_the_agents_from_there_are_the_agents(
+    clear_s: float, unknown_s: float, after: Origin, text: str, action: Restore | type[Stop]
+) -> None:
+    ear = Ear(can_be_held=True)
+    ear.hear(1.0, 0.95, origin=Origin.AGENT, comes_back=True)
+    said = ear.hear(clear_s, 0.95, origin=Origin.CALLER, comes_back=True)
+    assert isinstance(said[0], Duck)
+    said += ear.hear(unknown_s, 0.95, comes_back=True)
+    said += ear.hear(0.128, 0.95 if after is Origin.AGENT else 0.02, origin=after, comes_back=True)
+    asked = [each for each in said if isinstance(each, Ask)][-1]
+    ear.barge_in.answer(asked.number, text)
+    found = ear.hear(0.032, 0.95, origin=Origin.AGENT, comes_back=True)
+    assert found == [action] if isinstance(action, Restore) else [type(each) for each in found] == [action]
+
+
+def test_a_stopping_word_stops_at_once_only_where_it_cannot_be_the_agents_greeting() -> None:
+    """An agent that says "Hello, what can I get you?" to an open microphone hears it before it knows its echo."""
+    for is_unsure, comes_back, stops in ((True, False, False), (False, True, False), (False, False, True)):
+        ear = Ear()
+        said = ear.hear(0.288, 0.95, is_unsure=True)
+        asked = [each for each in said if isinstance(each, Ask)][-1]
+        ear.barge_in.answer(asked.number, "hello")
+        found = ear.hear(0.032, 0.95, is_unsure=is_unsure, comes_back=comes_back)
+        assert [type(each) for each in found] == ([Stop] if stops else [])
+
+
 def test_voice_too_short_for_a_word_is_not_asked_about() -> None:
     ear = Ear()
     assert isinstance(ear.voice(0.096)[0], Duck)
