@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from voice_pipelines.adapters.diffusion import DiffusionDrafter
     from voice_pipelines.adapters.remote_wire import RemoteEndpoint
     from voice_pipelines.adapters.whisper_window import WindowOptions
+    from voice_pipelines.asr.vocabulary import Vocabulary
 
 LoadTranscriber: TypeAlias = Callable[[], Coroutine[Any, Any, Transcriber]]
 
@@ -125,8 +126,9 @@ def find_asr(config: Config) -> FoundModel | None:
 
     Raises:
         ConfigError: If `models.asr` is unknown or names a Whisper that is not there, or if the agent does not speak English and only the
-            fallback is there, or a Whisper that hears nothing else is chosen. As `is_paired`.
+            fallback is there, or a Whisper that hears nothing else is chosen. As `is_paired` and `vocabulary_of`.
     """
+    vocabulary_of(config)  # A phrase with a mistake is told at once, also by the doctor, and not once a model is there.
     found = _find_asr(config)
     language = config.agent.language
     if found is not None and language != "en" and is_english_only(found.path):
@@ -185,13 +187,26 @@ def _find_asr(config: Config) -> FoundModel | None:
     return None
 
 
-async def _load_sphinx(config: Config) -> Transcriber:
-    from voice_pipelines.adapters.pocketsphinx import PocketSphinxTranscriber
+def vocabulary_of(config: Config) -> Vocabulary | None:
+    """The agent's vocabulary; None where it has none.
+
+    Raises:
+        ConfigError: If a phrase cannot be read, or has figures and nothing says how they are spoken.
+    """
     from voice_pipelines.asr.vocabulary import Vocabulary
 
-    phrases = config.vocabulary.phrases
-    vocabulary = Vocabulary(phrases, config.vocabulary.slots) if phrases else None
-    return await PocketSphinxTranscriber.create(vocabulary, upgrade=whisper_upgrade(_whisper_choice(config)))
+    try:
+        return Vocabulary(config.vocabulary.phrases, config.vocabulary.slots) if config.vocabulary.phrases else None
+    except ImportError as error:
+        raise ConfigError(
+            "vocabulary", str(error), "num2words, as phrases have figures: pip install 'voiceagent[local]'"
+        ) from error
+
+
+async def _load_sphinx(config: Config) -> Transcriber:
+    from voice_pipelines.adapters.pocketsphinx import PocketSphinxTranscriber
+
+    return await PocketSphinxTranscriber.create(vocabulary_of(config), upgrade=whisper_upgrade(_whisper_choice(config)))
 
 
 async def _load_whisper(config: Config, found: FoundModel, options: WindowOptions | None = None) -> Transcriber:

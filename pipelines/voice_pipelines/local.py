@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from voice_pipelines import processors
-from voice_pipelines.choices import check_repair, choose_asr, choose_llm, choose_tts, choose_vad, find_smart_turn
+from voice_pipelines.choices import (
+    check_repair,
+    choose_asr,
+    choose_llm,
+    choose_tts,
+    choose_vad,
+    find_smart_turn,
+    vocabulary_of,
+)
 from voice_pipelines.processors import Spared, available_cores, helped
 from voice_pipelines.remembering import Memory, memory_folder
 from voice_pipelines.settings import agent_profile
@@ -308,12 +316,10 @@ async def choose_scorer(
 def _turn_words(config: Config, ear: SmartTurn | None, *, knows_phrases: bool) -> TurnWordsScorer:
     """The turn-end model, with where the agent's own phrases end if it `knows_phrases` and has any."""
     from voice_pipelines.adapters.turn_words import TurnWordsScorer
-    from voice_pipelines.asr.vocabulary import Vocabulary
     from voice_pipelines.turn_end.phrases import PhraseEnds
 
-    phrases = config.vocabulary.phrases if knows_phrases else ()
-    ends = PhraseEnds(Vocabulary(phrases, config.vocabulary.slots).grammar) if phrases else None
-    return TurnWordsScorer(ear=ear, phrases=ends)
+    vocabulary = vocabulary_of(config) if knows_phrases else None
+    return TurnWordsScorer(ear=ear, phrases=None if vocabulary is None else PhraseEnds(vocabulary.grammar))
 
 
 async def _know_topics(words: TurnWordsScorer, llm: Drafter) -> tuple[TurnScorer, str]:

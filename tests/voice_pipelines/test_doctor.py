@@ -300,3 +300,14 @@ def test_the_doctor_holds_the_callers_that_may_come_against_the_limit_on_open_fi
     run_doctor(load(assignments=["server.port=0", "server.max_sessions=1000"]), printed.append)
     assert "warn  open files: 1000 conversations" in printed[0]
     assert "server.max_sessions to 288" in printed[0]
+
+
+def test_a_phrase_of_the_vocabulary_with_a_mistake_is_named_and_refused_before_anything_is_loaded() -> None:
+    config = load(assignments=["preset=open", "server.port=0", 'vocabulary.phrases=["a {drink} please"]'])
+    printed: list[str] = []
+    assert run_doctor(config, printed.append) == 1
+    assert "fail  recognition: vocabulary = '{drink} is not a slot" in printed[0]
+    reported: list[BackendInfo] = []
+    with pytest.raises(ConfigError, match="drink"):
+        run_async(build(config, report=reported.append))
+    assert not reported
