@@ -72,8 +72,8 @@ SILENCE_WINDOW_S = WINDOW_SAMPLES / 16_000
 
 
 Judge: TypeAlias = Literal["both", "words", "model"]
-"""`both`: the turn-end model with the built-in one, as the server has it where that one writes the replies. `words`: the turn-end model alone,
-as beside any other. `model`: the built-in one alone."""
+"""`words`: the turn-end model alone, as the server has it where the recogniser tells how sure it is, and beside any language model but the built-in one. `both`: with
+the built-in one, as it has it beside a Whisper. `model`: the built-in one alone."""
 # --- what a model says ------------------------------------------------------------------------------------------------
 
 
@@ -383,7 +383,11 @@ def main() -> None:
     parser.add_argument("--asr-name", help="what that Whisper is called in the results")
     parser.add_argument("--decode-s", type=float, default=0.15, help="seconds that each of its decodes takes")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings that are not the defaults")
-    parser.add_argument("--judge", choices=("both", "words", "model"), default="both", help="who judges the words")
+    parser.add_argument(
+        "--judge",
+        choices=("words", "both", "model"),
+        help="who judges the words; default: as the server has it, `both` with a Whisper and else `words`",
+    )
     parser.add_argument(
         "--sound",
         action=argparse.BooleanOptionalAction,
@@ -400,6 +404,7 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="file for the results, such as benchmarks/results/endpoint.json")
     parser.add_argument("--plot", type=Path, help="file for the curves")
     options = parser.parse_args()
+    options.judge = options.judge or ("words" if options.asr is None else "both")
     dialogues = [] if options.dialogues is None else sorted(options.dialogues.glob("*.dev.jsonl.xz"))
     torch.set_num_threads(1)
     machine = about(torch.device("cpu"))

@@ -29,9 +29,9 @@ from voiceagent.vad import VoicedUtterance
 PAUSE_MEDIAN_S = 0.6
 PAUSE_P95_S = 1.5
 """Pauses within a turn, log-normal: the same that `benchmarks/endpoint.py` inserts."""
-WHOLE_ANSWER_ODDS = 0.35
+WHOLE_ANSWER_ODDS = 0.25
 """For each second that a cut-off is worth, the odds from which a short answer waits no longer than it would without being looked at: the sum counts a pause in each turn,
-and people asked for a size say "large" without one. At the default cost that is a probability of 0.41. It grows with the cost, so that who is patient is so with answers too: with a
+and people asked for a size say "large" without one. At the default cost that is a probability of 0.33. It grows with the cost, so that who is patient is so with answers too: with a
 fixed one as many "no | thanks" were cut off at any cost."""
 _MU = math.log(PAUSE_MEDIAN_S)
 _SIGMA = (math.log(PAUSE_P95_S) - _MU) / 1.6449

@@ -73,6 +73,7 @@ CALIBRATION_CLAUSES = (
 
 SILENCE_ALONE = BackendInfo("endpoint", "silence", "turn.endpoint is silence")
 DOUBTED = "the recogniser tells which it misheard"
+LISTED = "and the agent's phrases where they end"
 
 
 @dataclass(slots=True)
@@ -294,7 +295,8 @@ async def choose_scorer(
     ear = None if smart_turn is None else await asyncio.to_thread(SmartTurn, smart_turn)
     if config.agent.language == "en":
         words = await asyncio.to_thread(_turn_words, config, ear, knows_phrases=tells_confidence)
-        scorer, reason = (words, DOUBTED) if tells_confidence else await _know_topics(words, llm)
+        doubted = f"{DOUBTED} {LISTED}" if config.vocabulary.phrases else DOUBTED
+        scorer, reason = (words, doubted) if tells_confidence else await _know_topics(words, llm)
         if scorer.weighs_sound:  # Whatever `turn.sound` says: a client may switch it on.
             await asyncio.to_thread(endpoint_sound.warm_up)
         listens = "the sound of the voice counts too" if ear is None else f"{ear.info.name} hears the voice"

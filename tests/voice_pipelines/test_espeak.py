@@ -8,13 +8,14 @@ import gc
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soxr
 
 from tests.conftest import run_async
-from voice_pipelines.adapters.espeak import EspeakSynthesizer, EspeakVoice
+from voice_pipelines.adapters.espeak import EspeakSynthesizer, EspeakVoice, seed_noise
 from voice_pipelines.adapters.silero import SileroDetector
 from voice_pipelines.silence import AUDIBLE_DBFS
 from voiceagent.backends import Samples
@@ -104,6 +105,17 @@ print(time.time() // 1, hashlib.sha256(asyncio.run(say())).hexdigest())
         second, digest = run.stdout.split()
         runs[second] = digest
     assert len(set(runs.values())) == 1
+
+
+def test_a_library_that_takes_no_seed_speaks_all_the_same() -> None:
+    seeds: list[int] = []
+
+    def set_seed(seed: int) -> None:
+        seeds.append(seed)
+
+    seed_noise(SimpleNamespace())
+    seed_noise(SimpleNamespace(espeak_ng_SetRandSeed=set_seed))
+    assert len(seeds) == 1
 
 
 def test_a_faster_voice_takes_less_time() -> None:

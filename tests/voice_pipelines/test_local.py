@@ -54,7 +54,7 @@ from voiceagent.budget import BudgetController
 from voiceagent.clock import Clock, ManualClock, MonotonicClock
 from voiceagent.config import Config
 from voiceagent.config_conversation import AgentConfig, TurnConfig
-from voiceagent.config_models import ModelsConfig
+from voiceagent.config_models import ModelsConfig, VocabularyConfig
 from voiceagent.costs import CostModel, Stage
 from voiceagent.errors import BackendError, ConfigError, EngineFullError
 from voiceagent.foresight import SPEECH_ON_PROCESSORS, Need
@@ -459,6 +459,9 @@ def test_the_built_in_model_is_asked_too_only_where_the_recogniser_does_not_tell
     assert isinstance(both, DiffusionTurnScorer) and info.name == both.info.name
     words, info = run_async(scorer_of(True), timeout_s=120.0)
     assert isinstance(words, TurnWordsScorer) and info.name == "turn-end model"
+    assert info.reason.endswith("; the recogniser tells which it misheard and the agent's phrases where they end")
+    bare = Config(vocabulary=VocabularyConfig())
+    _, info = run_async(choose_scorer(bare, ScriptedDrafter(ManualClock()), tells_confidence=True))
     assert info.reason.endswith("; the recogniser tells which it misheard")
 
 

@@ -40,8 +40,12 @@ from voice_pipelines.turn_end.training import (
     PAUSED_TURNS,
     PAUSES_WITHIN_ANSWERS,
     Network,
+    Row,
     Turn,
+    answered_otherwise,
     batch_of,
+    common_words,
+    epoch_of,
     known_words,
     measure,
     measure_answers,
@@ -142,7 +146,7 @@ def test_network_and_model_agree_for_turns_of_all_lengths_side_by_side(tmp_path:
         Turn(asked_of("word " * 30), ("no",) * MOST_WORDS),
         Turn(asked_of("Who else?"), ("never", "met", "yes")),
     ]
-    known = known_words([*turns[:3]] * LEAST_MET)
+    known = known_words(common_words([*turns[:3]] * LEAST_MET))
     network = Network(known).eval()
     torch.nn.init.normal_(network.crossed.weight)
     training.save(network, tmp_path / "weights.npz")
@@ -191,7 +195,7 @@ def test_table_entries_tell_order_kind_place_and_what_was_asked() -> None:
 
 
 def test_words_that_are_not_known_are_one() -> None:
-    known = known_words([Turn(asked_of("Who?"), ("tom",))] * LEAST_MET)
+    known = known_words(["tom", "who"])
     found = rows([(asked_of("Who?"), ("tom",)), (asked_of("Who?"), ("tim",)), (asked_of("Who?"), ("jo",))])
     at = places(found.words, known)
     assert at[0, FIRST] > UNKNOWN and at[1, FIRST] == at[2, FIRST] == UNKNOWN
@@ -344,9 +348,32 @@ def test_some_turns_are_said_without_contractions_and_some_with_a_filler_before_
     assert all(said.endswith("all") for said in found), "nobody ends with a filler"
 
 
+def test_a_made_answer_has_a_word_now_and_then_that_its_maker_does_not_know() -> None:
+    rng = random.Random(0)
+    vocabulary = ["wombat", "leeds"]
+    found = [answered_otherwise(["large", "please"], vocabulary, rng) for _ in range(2_000)]
+    assert {tuple(each) for each in found} == {
+        ("large", "please"), ("wombat", "please"), ("leeds", "please"), ("large", "wombat"), ("large", "leeds"),
+    }  # fmt: skip
+    assert 0.25 < sum(each != ["large", "please"] for each in found) / len(found) < 0.35
+    assert answered_otherwise(["large"], [], rng) == ["large"]
+
+
+def test_made_answers_alone_are_learned_with_other_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "OTHER_ANSWERS", 1.0)
+    monkeypatch.setattr(training, "UNCHANGED", 1.0)
+    monkeypatch.setattr(training, "HESITANT", 0.0)
+    read: list[Row] = []
+    original = training.batch_of
+    monkeypatch.setattr(training, "batch_of", lambda some, *rest: read.extend(some) or original(some, *rest))
+    turns = [Turn(Asked(), ("large",), True), Turn(Asked(), ("large",))]
+    assert list(epoch_of(turns, [("x",)], ["wombat"], known_words(["large"]), random.Random(0)))
+    assert sorted(list(row.words) for row in read) == [["large"], ["wombat"]]
+
+
 def taught(turn: Turn, seed: int = 0) -> list[tuple[tuple[str, ...], float, bool]]:
     """What the places of a turn teach: the words up to each, its weight, and whether it is an end."""
-    batch = batch_of(found := list(rows_of(turn, random.Random(seed))), known_words([turn]))
+    batch = batch_of(found := list(rows_of(turn, random.Random(seed))), known_words(common_words([turn])))
     return [
         (tuple(row.words[: place + 1]), float(batch.weight[at, place]), bool(batch.is_end[at, place]))
         for at, row in enumerate(found)

@@ -123,12 +123,12 @@ def test_a_short_answer_that_may_well_be_all_waits_no_longer_than_without_being_
     likely, why = silence_before(Evidence(0.65, 9.0, is_answer=True), settings)
     assert 0.6 <= likely < 0.6 + WINDOW_S and why == "complete"
     assert silence_before(Evidence(0.65, 9.0), settings)[0] > 0.7, "words that answer nothing"
-    assert silence_before(Evidence(0.4, 9.0, is_answer=True), settings) == silence_before(Evidence(0.4, 9.0), settings)
+    assert silence_before(Evidence(0.3, 9.0, is_answer=True), settings) == silence_before(Evidence(0.3, 9.0), settings)
     assert silence_before(Evidence(0.98, 9.0, is_answer=True), settings)[0] < 0.2 + WINDOW_S
 
 
 def test_whoever_is_more_patient_is_so_with_short_answers_too() -> None:
-    likely = Evidence(0.65, 9.0, is_answer=True)
+    likely = Evidence(0.55, 9.0, is_answer=True)
     assert silence_before(likely, replace(WORDS, cut_off_cost_s=2.0))[0] < 0.6 + WINDOW_S
     assert silence_before(likely, WORDS)[0] > 1.0
     assert silence_before(likely, WORDS) == silence_before(replace(likely, is_answer=False), WORDS)

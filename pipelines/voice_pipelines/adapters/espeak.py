@@ -283,12 +283,18 @@ def _load() -> tuple[Any, int]:
         ctypes.c_void_p,
     ]
     library.espeak_Synth.restype = ctypes.c_int
-    library.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
-    library.espeak_ng_SetRandSeed.restype = ctypes.c_int
     rate_hz = library.espeak_Initialize(
         _AUDIO_OUTPUT_SYNCHRONOUS, _CHUNK_MS, str(data.parent).encode(), _INITIALIZE_DONT_EXIT
     )
     if rate_hz <= 0:
         raise BackendError("tts", f"eSpeak NG would not start with the data in {data} (status {rate_hz})")
-    library.espeak_ng_SetRandSeed(_NOISE_SEED)
+    seed_noise(library)
     return library, int(rate_hz)
+
+
+def seed_noise(library: Any) -> None:
+    """The same noise whenever a process starts, where the library can be told: eSpeak NG before 1.52 takes what it finds."""
+    set_seed = getattr(library, "espeak_ng_SetRandSeed", None)
+    if set_seed is not None:
+        set_seed.argtypes, set_seed.restype = [ctypes.c_long], ctypes.c_int
+        set_seed(_NOISE_SEED)

@@ -54,19 +54,21 @@ from voice_pipelines.turn_end.model import (
 from voiceagent.endpoint import EndpointSettings, Evidence, longer_pauses, wanted_s
 from voiceagent.endpoint_words import is_answer
 
-EMBEDDING, HIDDEN = 48, 128
-BATCH, EPOCHS, RATE = 256, 2, 4e-3
+EMBEDDING, HIDDEN = 64, 256
+BATCH, EPOCHS, RATE = 256, 3, 3e-3
 MOST_KNOWN, LEAST_MET = 2**14, 4
 """Words that are known by themselves, the commonest; met so often in training."""
 FORGETFUL, FORGOTTEN = 0.2, 0.25
 """Share of the turns, and of their words, that are unknown though they are not."""
+OTHER_ANSWERS = 0.3
+"""Share of the made answers with a word that nobody gave: the maker knows some drinks, towns and numbers, and callers say others."""
 UNMARKED = 0.1
 """Share of the questions that do not show: not every agent writes marks."""
 HESITANT = 0.04
 """Share of the turns with a filler in them."""
 EXPANDED = 0.2
 """Share of the turns that say "that is" for "that's"."""
-MOST_TURNS = 60_000
+MOST_TURNS = 120_000
 """Of one source, so that open talk does not drown calls."""
 HEARD_TURNS = 2_000
 """Of each source, whose words are put for others."""
@@ -75,7 +77,7 @@ PAUSED_TURNS = 0.6
 as many dialogues and callers, half of whom pause, are cut off as by the weights before."""
 PAUSES_WITHIN_ANSWERS = 0.1
 """Between two words of a made answer, up to one in each: hardly anybody who is asked for a size pauses in "large please"."""
-ANSWERS, ANSWERS_LEFT_OUT = 48_000, 4_000
+ANSWERS, ANSWERS_LEFT_OUT = 96_000, 4_000
 """Made answers for training, and those that are measured."""
 FEW_WORDS = 3
 UNCHANGED, LIGHTLY = 0.5, 0.75
@@ -150,6 +152,14 @@ def said_otherwise(words: Sequence[str], rng: random.Random) -> list[str]:
     return said
 
 
+def answered_otherwise(words: Sequence[str], vocabulary: Sequence[str], rng: random.Random) -> list[str]:
+    """A made answer, or the same with one of its words put for any that there is."""
+    said = list(words)
+    if vocabulary and rng.random() < OTHER_ANSWERS:
+        said[rng.randrange(len(said))] = rng.choice(vocabulary)
+    return said
+
+
 def misheard(words: Sequence[str], others: Sequence[Sequence[str]], rng: random.Random) -> list[str]:
     """The words as a poor recogniser might have them, of half of the turns.
 
@@ -189,7 +199,7 @@ class Network(nn.Module):
         self.output = nn.Linear(HIDDEN, 1)
         self.crossed = nn.Embedding(2**TABLE_BITS, 1)
         nn.init.zeros_(self.crossed.weight)
-        self.dropout = nn.Dropout(0.15)
+        self.dropout = nn.Dropout(0.2)
 
     def forward(self, words: Tensor, beginnings: Tensor, endings: Tensor, entries: Tensor) -> Tensor:
         """Log-odds [B, T - FIRST]; words, beginnings and endings [B, T], entries [B, T - FIRST, CROSSES], all int64."""
@@ -256,22 +266,35 @@ def _inner(count: int, is_made: bool) -> float:
     return 1 / max(count - 1, 1)
 
 
-def known_words(turns: Iterable[Turn]) -> Hashes:
-    """Hashes of the commonest words, behind the marks; in order."""
+def common_words(turns: Iterable[Turn]) -> list[str]:
+    """The commonest, those that the model is to know by themselves."""
     met = Counter(word for turn in turns for word in (*turn.asked.words, *turn.words))
-    common = [word for word, count in met.most_common(MOST_KNOWN - UNKNOWN - 1) if count >= LEAST_MET]
+    return [word for word, count in met.most_common(MOST_KNOWN - UNKNOWN - 1) if count >= LEAST_MET]
+
+
+def known_words(common: Sequence[str]) -> Hashes:
+    """Their hashes, behind the marks; in order."""
     words = rows([(Asked(), common)]).words[0, FIRST:]
     return np.unique(np.concatenate([np.arange(UNKNOWN + 1, dtype=np.uint64), words]))
 
 
 def epoch_of(
-    turns: Sequence[Turn], others: Sequence[Sequence[str]], known: Hashes, rng: random.Random
+    turns: Sequence[Turn],
+    others: Sequence[Sequence[str]],
+    vocabulary: Sequence[str],
+    known: Hashes,
+    rng: random.Random,
 ) -> Iterator[Batch]:
     """Every turn once, misheard or not; rows of like length together."""
+
+    def said(turn: Turn) -> list[str]:
+        words = answered_otherwise(turn.words, vocabulary, rng) if turn.is_made else turn.words
+        return said_otherwise(words, rng)
+
     heard = [
         replace(row, words=misheard(row.words, others, rng)[-MOST_WORDS:])
         for turn in turns
-        for row in rows_of(replace(turn, words=tuple(said_otherwise(turn.words, rng))), rng)
+        for row in rows_of(replace(turn, words=tuple(said(turn))), rng)
     ]
     order = sorted(range(len(heard)), key=lambda at: (len(heard[at].words), rng.random()))
     groups = [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
@@ -318,7 +341,8 @@ def loss_of(network: Network, batch: Batch) -> Tensor:
 def train(turns: Sequence[Turn], others: Sequence[Sequence[str]], seed: int, epochs: int = EPOCHS) -> Network:
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    network = Network(known_words(turns))
+    vocabulary = common_words(turns)
+    network = Network(known_words(vocabulary))
     steps = epochs * math.ceil(sum(1 for turn in turns for _ in rows_of(turn, rng)) / BATCH)
     table = list(network.crossed.parameters())
     rest = [parameter for name, parameter in network.named_parameters() if not name.startswith("crossed.")]
@@ -327,7 +351,7 @@ def train(turns: Sequence[Turn], others: Sequence[Sequence[str]], seed: int, epo
     began, step = time.monotonic(), 0
     for epoch in range(epochs):
         shown = 0.0
-        for batch in epoch_of(turns, others, network.known, rng):
+        for batch in epoch_of(turns, others, vocabulary, network.known, rng):
             loss = loss_of(network, batch)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
