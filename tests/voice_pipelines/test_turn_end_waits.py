@@ -59,7 +59,7 @@ def silence_s(model: TurnEndModel, asked: str, heard: str) -> float:
         ("Anything else?", "no thanks"),
         ("What size would you like?", "a large one"),
         ("Anything else?", "that is all"),
-        ("Shall I book it?", "yes i will"),
+        ("Will you pay by card?", "yes i will"),
         ("Is there a gate?", "yes"),
         ("Is there a gate?", "no"),
         ("Pickup or delivery?", "delivery"),
