@@ -120,6 +120,10 @@ class EchoGate:
         """The mean spread of all delays."""
         self._noise = np.full(BANDS, FIRST_NOISE_DB, np.float32)
         self._lag = 0
+        self._is_new = True
+        """Whether some delay has been learned from less of the agent's voice than is remembered."""
+        self._comes_back: bool | None = None
+        """What `comes_back` last told, as long as nothing that it looks at has changed."""
         self._explained = 0
 
     @property
@@ -213,6 +217,7 @@ class EchoGate:
             self._coming.popleft()
         self._played = np.concatenate([self._played, fresh])[-_HISTORY:]
         self._loudest = np.maximum(np.maximum(self._loudest - 0.02 * len(fresh), LEAST_LOUD_DB), fresh.max(axis=0))
+        self._comes_back = None
         self._hop = hop
 
     # --- what is heard ------------------------------------------------------------------------------------------------
@@ -237,8 +242,7 @@ class EchoGate:
         self._windows.append(window)
         self._hops.append(hop)
         self._may_be_ducked.append(may_be_ducked)
-        is_new = self._learned.min() < self.settings.memory_windows
-        is_full, was_known = len(self._hops) >= (FIRST_BATCH if is_new else BATCH), self.comes_back
+        is_full, was_known = len(self._hops) >= (FIRST_BATCH if self._is_new else BATCH), self.comes_back
         if not (is_full or (is_voiced and was_known)):
             return Origin.UNKNOWN
         self._advance(hop)
@@ -264,14 +268,22 @@ class EchoGate:
     @property
     def comes_back(self) -> bool:
         """The agent's voice comes back to the microphone: the likeliest delay has been seen often enough, and its coupling varies little."""
+        if self._comes_back is None:
+            self._comes_back = self._is_path_seen()
+        return self._comes_back
+
+    def _is_path_seen(self) -> bool:
         settings = self.settings
-        least = min(settings.spread_db, settings.spread_share * self._usual)
+        if self._learned[self._lag] < settings.learn_windows:
+            return False
+        if self._spread[self._lag] >= min(settings.spread_db, settings.spread_share * self._usual):
+            return False
         # A voice fills half of the bands; by fewer levels anything can be explained.
-        is_seen = self._seen[self._lag].sum() >= settings.learn_windows * BANDS / 2
-        is_learned = self._learned[self._lag] >= settings.learn_windows
+        if self._seen[self._lag].sum() < settings.learn_windows * BANDS / 2:
+            return False
         # A delay at which nothing has been heard at all fits well, too: an echo is louder than the microphone's own noise.
-        is_heard = (self._loudest + self._coupling[self._lag] > self._noise + settings.margin_db).sum() >= LEAST_BANDS
-        return bool(is_learned and is_seen and is_heard and self._spread[self._lag] < least)
+        is_heard = self._loudest + self._coupling[self._lag] > self._noise + settings.margin_db
+        return int(np.count_nonzero(is_heard)) >= LEAST_BANDS
 
     def _origin(self, heard: Levels, hop: int, *, may_be_ducked: bool) -> Origin:
         at = _HISTORY - 1 - (self._hop - hop) - self._lag
@@ -320,6 +332,8 @@ class EchoGate:
         self._lag = int(np.argmin(np.where(self._learned >= settings.learn_windows, self._spread, 99.0)))
         known = self._learned > 0
         self._usual = float((self._spread * known).sum() / max(int(known.sum()), 1))
+        self._is_new = bool(self._learned.min() < settings.memory_windows)
+        self._comes_back = None
 
 
 _LOG2 = np.float32(math.log2(10) / 10)

@@ -10,6 +10,7 @@ before its first sample also when it is noticed late.
 from __future__ import annotations
 
 import functools
+import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, replace
@@ -235,7 +236,7 @@ class Listener:
             start,
             end,
             agent_is_audible=agent_audible,
-            level_db=float(10 * np.log10(np.square(window).mean() + 1e-10)),
+            level_db=10 * math.log10(float(np.dot(window, window)) / len(window) + 1e-10),
             hum=None if voice_start is None else hum.likeness(self._kept.since(max(voice_start - lead, 0))),
             origin=origin,
             is_unsure=has_gate and not self._echo.is_learned,
