@@ -27,8 +27,8 @@ OURS = {
     "dllm": {"dllm", "dllm_kernels", "webserving"},
     "webserving": {"webserving"},
     "dllm_kernels": {"dllm_kernels"},
-    "voice_pipelines": {"voice_pipelines", "voiceagent", "dllm", "dllm_kernels"},
-    "examples": {"examples", "voice_pipelines", "voiceagent", "dllm", "dllm_kernels"},
+    "voice_pipelines": {"voice_pipelines", "voiceagent", "dllm", "dllm_kernels", "webserving"},
+    "examples": {"examples", "voice_pipelines", "voiceagent", "dllm", "dllm_kernels", "webserving"},
 }
 TOP_LEVEL = {*FOLDERS, "kernels", "pipelines", "benchmarks", "tests"}
 """Names that only the arrows may reach."""

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from voiceagent.config_keys import without_secrets
 from voiceagent.errors import ConfigError
 from voiceagent.security import AccessPolicy, check_bind
+from webserving.descriptors import Demand
 
 MIB = 1024 * 1024
 
@@ -96,6 +97,15 @@ class ServerSettings:
         secure, _, rest = (self.public_url or "").partition("://")
         scheme = "wss" if secure in ("https", "wss") else "ws"
         return f"{scheme}://{rest.rstrip('/')}{path}{'?' + query if query else ''}"
+
+    def open_files(self, each: int = 1) -> Demand:
+        """What the server needs at its fullest.
+
+        Args:
+            each: What a conversation takes: its own socket, and those to a remote model and to tools.
+        """
+        # As many phone bridges as conversations may have connected without a call yet.
+        return Demand(self.max_sessions, each + 1, self.max_waiting, "conversations", "server.max_sessions")
 
     @property
     def access(self) -> AccessPolicy:

@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 from dllm.commands import model
 from dllm.errors import ConfigError
 from dllm.server.settings import ServerSettings
+from webserving.descriptors import raise_limit
 from webserving.hosts import is_loopback
 from webserving.lobby import AT_ONCE, Lobby, protocol_of
 from webserving.server import Server, url_of
@@ -97,6 +98,7 @@ def _listen(args: argparse.Namespace) -> socket.socket:
     if not read_keys(args.api_key_file) and not is_loopback(args.host):
         print("no --api-key-file: whoever reaches this address may use it", file=sys.stderr)
     listening = listen(args.host, args.port)
+    raise_limit(ServerSettings(max_drafts=args.max_drafts).open_files, lambda told: print(told, file=sys.stderr))
     print(f"loading {args.model or 'the built-in model'}", file=sys.stderr, flush=True)
     return listening
 

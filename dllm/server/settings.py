@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from dllm.errors import ConfigError
 from dllm.options import DecodeOptions
+from webserving.descriptors import Demand
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,11 @@ class ServerSettings:
                 raise ConfigError(name, getattr(self, name), "seconds above 0")
         if not self.model:
             raise ConfigError("model", self.model, "a name")
+
+    @property
+    def open_files(self) -> Demand:
+        """What the server needs at its fullest: whose reply is written has a connection."""
+        return Demand(self.max_drafts, 1, self.max_waiting, "replies", "--max-drafts")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -137,14 +137,14 @@ def _config(args: argparse.Namespace) -> Config:
 
 def _run(args: argparse.Namespace) -> int:
     from voiceagent.config_keys import checked
-    from voiceagent.descriptors import raise_limit
     from voiceagent.serving import check_address, run
+    from webserving.descriptors import raise_limit
 
     config = _config(args)
     # Whether this address may be served at all, and is free, is known before any model is loaded.
     server_settings = config.server.settings()
     checked("server", lambda: check_address(server_settings))
-    raise_limit(server_settings, settings.descriptors_each(config))
+    raise_limit(settings.open_files(config), logging.getLogger(__name__).warning)
     run(_serve(config, server_settings))
     return 0
 

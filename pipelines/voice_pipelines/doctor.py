@@ -29,12 +29,12 @@ from voice_pipelines.models import (
     whisper_upgrade,
 )
 from voice_pipelines.processors import available_cores
-from voice_pipelines.settings import agent_profile, descriptors_each, remote_endpoint
+from voice_pipelines.settings import agent_profile, open_files, remote_endpoint
 from voice_pipelines.toolbox import Toolbox
 from voiceagent.config import Config
-from voiceagent.descriptors import Limit, finding, read_limit, remedy
 from voiceagent.errors import BackendError, VoiceAgentError
 from voiceagent.server_settings import ServerSettings
+from webserving.descriptors import Demand, Limit, finding, read_limit, remedy
 
 PACKAGES = {
     "numpy": True,
@@ -131,10 +131,8 @@ class Facts:
     """The function that notes what was said, or empty."""
     notes_error: str | None = None
     """Why it cannot be used, or None."""
-    server: ServerSettings = field(default_factory=ServerSettings)
-    """Who may be there at one time."""
-    descriptors_each: int = 1
-    """Open files that a conversation takes."""
+    demand: Demand = field(default_factory=lambda: ServerSettings().open_files())
+    """Open files that all who may be there at one time take."""
     open_files: Limit | None = None
     """How many this process may have; None where the system has no such limit."""
 
@@ -271,8 +269,8 @@ def check_tls(facts: Facts) -> Check:
 def check_open_files(facts: Facts) -> Check:
     if facts.open_files is None:
         return Check("open files", Verdict.OK, "this system has no limit on them")
-    found = finding(facts.open_files, facts.server, facts.descriptors_each)
-    what_to_do = remedy(facts.open_files, facts.server, facts.descriptors_each)
+    found = finding(facts.open_files, facts.demand)
+    what_to_do = remedy(facts.open_files, facts.demand)
     return Check("open files", Verdict.OK if what_to_do is None else Verdict.WARN, found, what_to_do or "")
 
 
@@ -395,8 +393,7 @@ def run_doctor(config: Config, out: Callable[[str], object] = print) -> int:
     tools_error = refusal(lambda: Toolbox.open(config, os.environ))  # Looked up as a start would; none is called.
     facts = replace(facts, tools=tuple(config.tools), tools_error=tools_error)
     facts = replace(facts, notes=config.notes.function, notes_error=refusal(lambda: agent_profile(config)))
-    facts = replace(facts, descriptors_each=descriptors_each(config), open_files=read_limit())
-    facts = replace(facts, server=ServerSettings(max_sessions=server.max_sessions))
+    facts = replace(facts, demand=open_files(config), open_files=read_limit())
     checks = examine(facts)
     out(report(checks))
     return exit_code(checks)

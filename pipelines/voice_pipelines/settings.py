@@ -15,6 +15,8 @@ from voiceagent.config import Config, assignment_layer, environment_layer, load_
 from voiceagent.config_keys import is_endpoint_url, without_secrets
 from voiceagent.config_values import Layer, merge
 from voiceagent.errors import ConfigError, VoiceAgentError
+from voiceagent.server_settings import ServerSettings
+from webserving.descriptors import Demand
 
 log = logging.getLogger(__name__)
 
@@ -108,10 +110,11 @@ def import_from(folder: Path) -> None:
         sys.path.append(path)
 
 
-def descriptors_each(config: Config) -> int:
-    """Open files that one conversation takes: its socket, one connection to a remote model in use and one kept alive, one to a tool over HTTP."""
+def open_files(config: Config) -> Demand:
+    """What all conversations take: each its socket, one connection to a remote model in use and one kept alive, one to a tool over HTTP."""
     is_remote = config.models.llm == "remote" or "://" in config.models.llm
-    return 1 + 2 * is_remote + any(tool.url for tool in config.tools.values())
+    has_endpoint = any(tool.url for tool in config.tools.values())
+    return ServerSettings(max_sessions=config.server.max_sessions).open_files(1 + 2 * is_remote + has_endpoint)
 
 
 def remote_endpoint(config: Config, environ: Mapping[str, str]) -> RemoteEndpoint | None:

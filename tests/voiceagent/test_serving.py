@@ -38,6 +38,7 @@ from voiceagent.server import RealtimeServer, create_app
 from voiceagent.server_settings import ServerSettings
 from voiceagent.serving import bind, run
 from voiceagent.serving import serve as serve_app
+from webserving.descriptors import OWN, Limit, finding, remedy
 
 REPLY = "Sure. What size would you like?"
 
@@ -156,6 +157,14 @@ def test_realtime_is_selected_when_offered_and_the_key_is_neither_echoed_nor_log
     with caplog.at_level(logging.WARNING, logger="websockets"), caplog.at_level(logging.DEBUG):
         scene(scenario, ServerSettings(port=0, api_key="ek_secret.1"))
     assert "ek_secret" not in caplog.text
+
+
+def test_a_caller_and_a_bridge_without_a_call_each_find_their_open_files() -> None:
+    demand = ServerSettings(max_sessions=1_000, max_waiting=256).open_files(each=4)
+    assert demand.needed == OWN + 256 + 5 * 1_000
+    assert "1000 conversations" in finding(Limit(1_024, 1_024), demand)
+    usual = ServerSettings(max_sessions=32).open_files(each=4)
+    assert remedy(Limit(1_024, 1_024), usual) is None, "with a remote model and tools as well"
 
 
 def test_a_refused_handshake_has_a_json_body() -> None:

@@ -27,10 +27,11 @@ from dllm.errors import ConfigError
 from dllm.models.family import EIGHT_BITS
 from dllm.runner import EngineRunner
 from dllm.server import ServerSettings, create_app
-from dllm.server.command import _engine, add_parser, address_of, listen, read_keys, run, serve
+from dllm.server.command import _engine, _listen, add_parser, address_of, listen, read_keys, run, serve
 from tests.conftest import run_async
 from tests.dllm import tiny
 from tests.dllm.server.serving import engine
+from webserving.descriptors import OWN, Limit, remedy
 
 MAIN = """
 import argparse
@@ -120,6 +121,23 @@ def test_an_interrupt_amid_the_imports_ends_it_quietly_even_where_an_import_drop
     command = [sys.executable, "-c", INTERRUPTED.replace("LOST", lost)]
     ended = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+def test_each_reply_that_may_be_written_has_an_open_file_for_its_connection() -> None:
+    demand = ServerSettings(max_drafts=1_000, max_waiting=256).open_files
+    assert demand.needed == OWN + 256 + 1_000
+    assert remedy(Limit(1_024, 1_024), ServerSettings().open_files) is None, "the usual limit is enough by default"
+
+
+def test_a_limit_on_open_files_that_is_too_small_is_told_at_the_start_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("webserving.descriptors.read_limit", lambda: Limit(1_024, 1_024))
+    _listen(arguments("--port", "0", "--max-drafts", "64")).close()
+    assert "open files" not in capsys.readouterr().err
+    _listen(arguments("--port", "0", "--max-drafts", "1000")).close()
+    told = capsys.readouterr().err
+    assert "1000 replies" in told and "ulimit -n 1448" in told and "--max-drafts to 576" in told
 
 
 def test_connections_that_ask_nothing_are_cut_and_counted() -> None:
