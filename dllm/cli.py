@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import importlib
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from dllm.errors import DllmError
+from webserving.command import ended, interrupted_at_once  # All else is imported behind it.
+
+if TYPE_CHECKING:
+    import argparse
 
 COMMANDS = {
     "generate": "dllm.commands.generate",
@@ -42,50 +40,32 @@ _EPILOG = "DLLM_MODEL and DLLM_DEVICE in the environment stand in for --model an
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it did what was asked, 2 when it could not, 130 when it was interrupted."""
-    given = list(sys.argv[1:] if argv is None else argv)
+    return ended(lambda: _run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _run(given: Sequence[str]) -> int:
+    with interrupted_at_once():
+        from dllm.commands.decoding import utf8
+        from dllm.errors import DllmError
+
+        parser = build_parser(given, os.environ)
     command = ""
     try:
-        with _interrupted_at_once():
-            from dllm.commands.decoding import utf8
-
-            parser = build_parser(given, os.environ)
         args = parser.parse_args(given)
         command = args.command
         for argument in given:
             utf8(argument, "argument")
-        status = int(args.run(args))
-        sys.stdout.flush()
-        return status
+        return int(args.run(args))
     except DllmError as error:
         print(f"dllm {command}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # Whoever read the output has enough. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-
-
-@contextlib.contextmanager
-def _interrupted_at_once() -> Iterator[None]:
-    """End the process with 130 when it is interrupted: for imports, before there is anything to be closed.
-
-    PyTorch takes a second or more to import. An exception amid that is a traceback, or is lost in it and the command goes on.
-    """
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def build_parser(argv: Sequence[str], environment: Mapping[str, str]) -> argparse.ArgumentParser:
     """The parser of the command that `argv` begins with, or of all: the server's libraries take a second to import."""
+    import argparse
+    import importlib
+
     parser = argparse.ArgumentParser(prog="dllm", description=__doc__, epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"dllm {_version()}")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -101,6 +81,8 @@ def build_parser(argv: Sequence[str], environment: Mapping[str, str]) -> argpars
 
 
 def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version("voiceagent")
     except PackageNotFoundError:  # Run from its sources, as training on a borrowed GPU is.

@@ -28,6 +28,7 @@ from dllm.commands.screen import CellReader, printable
 from dllm.drafts import Cell, CellState, DraftSpec, Failed, Finished, Stepped
 from dllm.errors import DllmError
 from dllm.loader import Checkpoint
+from webserving.command import ended
 
 WIDEST = 80
 MARGIN = 2
@@ -196,7 +197,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
+    return ended(lambda: _run(parse(argv)))
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         checkpoint = model.load(args)
         prompt = decoding.prompt_tokens(args, args.prompt, checkpoint)
@@ -208,11 +212,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DllmError as error:
         print(f"diffusion_effect: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # Whoever read has seen enough; nothing is left to be flushed at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

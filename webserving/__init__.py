@@ -1,1 +1,1 @@
-"""What both HTTP servers need and neither owns: connections that owe a request, open files, an orderly end, rules about hosts, Prometheus' text."""
+"""What both HTTP servers and their commands need and neither owns: connections that owe a request, open files, an orderly end, rules about hosts, Prometheus' text."""

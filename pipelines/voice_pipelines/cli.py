@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
-import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from voice_pipelines import settings
-from voice_pipelines.download import Progress
-from voiceagent.backends import BackendInfo, Part
-from voiceagent.config import Config
-from voiceagent.errors import VoiceAgentError
+from webserving.command import ended, interrupted_at_once  # All else is imported behind it.
 
 if TYPE_CHECKING:
+    import argparse
+
+    from voice_pipelines.download import Progress
     from voice_pipelines.local import LocalRuntime
+    from voiceagent.backends import BackendInfo, Part
+    from voiceagent.config import Config
     from voiceagent.server_settings import ServerSettings
 
 PARTS: Mapping[Part, str] = {
@@ -33,8 +30,17 @@ PARTS: Mapping[Part, str] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when it did what was asked, 1 when it found something wrong, 2 when it could not."""
-    parser = _parser()
+    """Run one command; 0 when it did what was asked, 1 when it found something wrong, 2 when it could not, 130 when it was interrupted."""
+    return ended(lambda: _act(argv))
+
+
+def _act(argv: Sequence[str] | None) -> int:
+    with interrupted_at_once():
+        import logging
+
+        from voiceagent.errors import VoiceAgentError
+
+        parser = _parser()
     args = parser.parse_args(argv)
     logging.basicConfig(
         level=logging.DEBUG if args.verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -42,21 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.verbose:
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request to a remote model
     try:
-        status = int(args.act(args))
-        sys.stdout.flush()
-        return status
+        return int(args.act(args))
     except VoiceAgentError as error:
         print(f"voiceagent {args.command}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # Whoever read the output has enough. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _parser() -> argparse.ArgumentParser:
+    import argparse
+    from pathlib import Path
+
     parser = argparse.ArgumentParser(prog="voiceagent", description="A self-hosted, low-latency voice agent.")
     parser.add_argument("--version", action="version", version=f"voiceagent {_version()}")
     parser.add_argument("-v", "--verbose", action="store_true", help="log more")
@@ -110,6 +111,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version("voiceagent")
     except PackageNotFoundError:  # Run from its sources.
@@ -117,6 +120,8 @@ def _version() -> str:
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
+    from pathlib import Path
+
     parser.add_argument("--config", type=Path, metavar="FILE", help="your TOML file")
     parser.add_argument("--preset", metavar="NAME", help="built-in preset or a TOML file: the agent to start from")
     parser.add_argument(
@@ -125,6 +130,9 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def _config(args: argparse.Namespace) -> Config:
+    with interrupted_at_once():
+        from voice_pipelines import settings
+
     pairs = list(args.set)
     if args.preset:
         pairs.append(f"preset={args.preset}")
@@ -136,15 +144,19 @@ def _config(args: argparse.Namespace) -> Config:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from voiceagent.config_keys import checked
-    from voiceagent.serving import check_address, run
-    from webserving.descriptors import raise_limit
+    with interrupted_at_once():
+        import logging
+
+        from voice_pipelines.settings import open_files
+        from voiceagent.config_keys import checked
+        from voiceagent.serving import check_address, run
+        from webserving.descriptors import raise_limit
 
     config = _config(args)
     # Whether this address may be served at all, and is free, is known before any model is loaded.
     server_settings = config.server.settings()
     checked("server", lambda: check_address(server_settings))
-    raise_limit(settings.open_files(config), logging.getLogger(__name__).warning)
+    raise_limit(open_files(config), logging.getLogger(__name__).warning)
     run(_serve(config, server_settings))
     return 0
 
@@ -185,8 +197,9 @@ def _announce(address: str) -> None:
 
 
 def _say(args: argparse.Namespace) -> int:
-    from voice_pipelines.say import say
-    from voiceagent.serving import run
+    with interrupted_at_once():
+        from voice_pipelines.say import say
+        from voiceagent.serving import run
 
     return run(say(_config(args), args.file, out=args.out, as_json=args.json, speech_end_s=args.speech_end))
 
@@ -240,7 +253,8 @@ def _show_progress(progress: Progress) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from voice_pipelines.doctor import run_doctor
+    with interrupted_at_once():
+        from voice_pipelines.doctor import run_doctor
 
     return run_doctor(_config(args))
 

@@ -205,6 +205,41 @@ def test_a_reader_who_has_enough_ends_the_command_without_a_word() -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+INTERRUPTED = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == IMPORTED:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                LOST
+sys.meta_path.insert(0, Finder())
+from voice_pipelines.cli import main
+sys.exit(main(["run", "--set", "turn.silence_s=99"]))
+"""
+
+
+@pytest.mark.parametrize("lost", ["raise", "pass"])
+@pytest.mark.parametrize("imported", ["voiceagent.errors", "voice_pipelines.settings", "uvicorn"])
+def test_an_interrupt_amid_the_imports_ends_it_quietly_even_where_an_import_drops_exceptions(
+    imported: str, lost: str
+) -> None:
+    code = INTERRUPTED.replace("IMPORTED", repr(imported)).replace("LOST", lost)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("module", ["voice_pipelines.cli", "dllm.cli"])
+def test_next_to_nothing_is_imported_before_an_interrupt_ends_a_command_quietly(module: str) -> None:
+    code = f"import sys; before = set(sys.modules); import {module}; print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    package = module.partition(".")[0]
+    ours = {package, module, "webserving", "webserving.command"}
+    theirs = {name for name in done.stdout.split() if name.partition(".")[0] not in sys.stdlib_module_names}
+    assert theirs == ours and not {"argparse", "asyncio", "logging", "importlib.metadata"} & {*done.stdout.split()}
+
+
 @pytest.mark.parametrize("name", ["voiceagent", "dllm"])
 def test_each_command_says_which_version_it_is(capsys: Capture, name: str) -> None:
     from dllm.cli import main as dllm_main

@@ -1,0 +1,77 @@
+"""How a command ends: as it says, interrupted, or with nobody who reads on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from webserving.command import INTERRUPTED, ended, interrupted_at_once
+
+ROOT = Path(__file__).parents[2]
+
+
+def program(code: str, *, stdout: int = subprocess.PIPE) -> tuple[int, str]:
+    """Status and errors of a Python program that has this code."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60)  # fmt: skip
+    return done.returncode, done.stderr
+
+
+def test_a_command_ends_with_its_own_status_or_as_interrupted() -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    assert ended(lambda: 7) == 7
+    assert ended(interrupted) == INTERRUPTED == 130
+
+
+@pytest.mark.parametrize("last", ["return 3", "sys.exit(3)"])
+def test_a_reader_who_has_enough_is_no_error_however_the_command_ends(last: str) -> None:
+    code = f"""
+import sys
+from webserving.command import ended
+def act():
+    print("much")
+    {last}
+sys.exit(ended(act))
+"""
+    reading, writing = os.pipe()
+    os.close(reading)
+    assert program(code, stdout=writing) == (0, "")
+    os.close(writing)
+    assert program(code) == (3, ""), "read to the end it has its own status"
+
+
+def test_an_interrupt_amid_imports_ends_the_process_even_where_it_would_be_lost_and_behind_them_raises_again() -> None:
+    code = """
+import os, signal
+from webserving.command import interrupted_at_once
+with interrupted_at_once():
+    {}
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    raise SystemExit(5)
+"""
+    lost = "try: os.kill(os.getpid(), signal.SIGINT)\n    except KeyboardInterrupt: pass"
+    assert program(code.format(lost)) == (INTERRUPTED, "")
+    assert program(code.format("pass")) == (5, "")
+
+
+def test_who_has_a_handler_of_their_own_keeps_it() -> None:
+    def own(number: int, frame: object) -> None:
+        heard.append(number)
+
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, own)
+    try:
+        with interrupted_at_once():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is own
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert heard == [signal.SIGINT]
