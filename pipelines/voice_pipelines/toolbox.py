@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 ANSWER_BYTES = 65_536
 """How much an endpoint may answer; far more than a model is told."""
+KEPT_CONNECTIONS = 20
+"""Connections that nobody uses and that stay open for a few seconds, of all tools together; in use there may be as many as there are callers."""
 SAID_CHARS = 150
 """How much of a refusal's own words a failure repeats."""
 
@@ -172,7 +174,9 @@ class HttpClient:
             import httpx2
 
             # How long an answer may take is the runtime's business; a redirect may lead anywhere and is not followed.
-            self._client = httpx2.AsyncClient(timeout=None, follow_redirects=False)
+            # No caller waits for another's connection: without `limits` the hundred and first would.
+            limits = httpx2.Limits(max_connections=None, max_keepalive_connections=KEPT_CONNECTIONS)
+            self._client = httpx2.AsyncClient(timeout=None, follow_redirects=False, limits=limits)
         return self._client
 
     async def aclose(self) -> None:

@@ -250,6 +250,29 @@ def test_an_endpoint_that_refuses_or_misbehaves_is_a_failure_with_its_reason(
     assert isinstance(found, ToolError) and str(found).endswith(reason)
 
 
+def test_no_caller_waits_for_the_connection_of_another() -> None:
+    callers = 101  # One more than a client of httpx2 has connections unless it is told.
+
+    async def main() -> None:
+        asked, all_are_there = 0, asyncio.Event()
+
+        async def script(exchange: Exchange) -> None:
+            nonlocal asked
+            asked += 1
+            if asked == callers:
+                all_are_there.set()
+            await all_are_there.wait()
+            exchange.refuse("200 OK", b"{}")
+
+        async with endpoint(script) as remote:
+            client = HttpClient()
+            tool = HttpTool(client, "POST", f"{remote.url}/book")
+            assert await asyncio.gather(*(tool.run({}) for _ in range(callers))) == [{}] * callers
+            await client.aclose()
+
+    run_async(main())
+
+
 @pytest.mark.parametrize("before", [0, SAID_CHARS - len(KEY) - 1, SAID_CHARS - 8])
 def test_no_part_of_a_key_is_told_or_logged(before: int, caplog: pytest.LogCaptureFixture) -> None:
     """Endpoints repeat a refused key; one that the words' end cuts is hidden all the same."""
