@@ -4,12 +4,11 @@ from itertools import pairwise
 
 import pytest
 
-from voice_pipelines.asr.grammar import Grammar, GrammarError
+from voice_pipelines.asr.grammar import Choice, Expression, Grammar, GrammarError, Series, Slot, Words, choice_of
 
-CAFE = Grammar(
-    ["/3/ can i (get|have) [a] {size} {drink} [with {addition} [and {addition}]]", "yes [please]", "{size}"],
-    {"size": ["/2/ small", "extra large"], "drink": ["latte", "[iced] mocha", "flat white"], "addition": ["milk", "two {addition_kind}"], "addition_kind": ["sugars", "shots of hazelnut syrup"]},
-)  # fmt: skip
+PHRASES = ["/3/ can i (get|have) [a] {size} {drink} [with {addition} [and {addition}]]", "yes [please]", "{size}"]
+SLOTS = {"size": ["/2/ small", "extra large"], "drink": ["latte", "[iced] mocha", "flat white"], "addition": ["milk", "two {addition_kind}"], "addition_kind": ["sugars", "shots of hazelnut syrup"]}  # fmt: skip
+CAFE = Grammar(PHRASES, SLOTS)
 
 
 def sentences(grammar: Grammar, count: int = 200) -> set[str]:
@@ -53,6 +52,51 @@ def test_expectations_agree_with_many_sampled_sentences():
     for ngram, count in exact.items():
         # Five standard deviations of a count that is nearly Poisson.
         assert abs(drawn[ngram] - count) < 5 * max(count, 1) ** 0.5, ngram
+
+
+def said(expression: Expression, slots: dict[str, list[str]]) -> dict[tuple[str, ...], float]:
+    """Every text of an expression with its probability."""
+    match expression:
+        case Words(words):
+            return {words: 1.0}
+        case Slot(name):
+            return said(choice_of(slots[name]), slots)
+        case Choice(options):
+            mixed: Counter[tuple[str, ...]] = Counter()
+            for weight, option in options:
+                for words, p in said(option, slots).items():
+                    mixed[words] += weight * p
+            return mixed
+        case Series(parts):
+            whole: dict[tuple[str, ...], float] = {(): 1.0}
+            for part in parts:
+                joined: Counter[tuple[str, ...]] = Counter()
+                for left, p in whole.items():
+                    for right, q in said(part, slots).items():
+                        joined[left + right] += p * q
+                whole = joined
+            return whole
+
+
+@pytest.mark.parametrize(
+    ("phrases", "slots"),
+    [
+        (PHRASES, SLOTS),
+        (
+            ["[a] [b] [c]", "{x} {x} [d] {y}", "[{y}] e [{x}]"],
+            {"x": ["[f]", "g h", "/2/ i j k"], "y": ["[{x}] l [{x}]"]},
+        ),
+    ],
+)
+def test_expectations_are_exactly_those_of_all_sentences(phrases: list[str], slots: dict[str, list[str]]) -> None:
+    exact: Counter[tuple[str, ...]] = Counter()
+    for text, p in said(choice_of(phrases), slots).items():
+        words = ("<s>", *text, "</s>")
+        for length in (1, 2, 3):
+            for at in range(len(words) + 1 - length):
+                exact[words[at : at + length]] += p
+    found = Grammar(phrases, slots).expected_counts(1.0)
+    assert {ngram: count for table in found.tables for ngram, count in table.items()} == pytest.approx(exact)
 
 
 def test_rare_sequences_are_left_out_on_request():
