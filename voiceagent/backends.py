@@ -16,6 +16,7 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from voiceagent.foresight import Need
 from voiceagent.tools import AUTO, ToolCall, ToolChoice, ToolSpec
 
 Samples: TypeAlias = NDArray[np.float32]
@@ -127,6 +128,16 @@ class HasProcesses(Protocol):
     @property
     def cpu_s(self) -> float:
         """Processor time that they have taken for callers so far; it never falls."""
+        ...
+
+
+@runtime_checkable
+class GuessesNeed(Protocol):
+    """A backend that says beforehand what a caller needs of this machine's processors for it."""
+
+    @property
+    def need(self) -> Need | None:
+        """Its own part, for a caller who speaks a third of the time; None where nobody can say."""
         ...
 
 

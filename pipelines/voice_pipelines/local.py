@@ -38,6 +38,7 @@ from voiceagent.backends import (
     DraftPrefilled,
     DraftRequest,
     DraftStepped,
+    GuessesNeed,
     HasEngine,
     HasProcesses,
     IsAsked,
@@ -56,7 +57,7 @@ from voiceagent.conversation import Conversation
 from voiceagent.costs import CostModel, Stage
 from voiceagent.errors import BackendError, ConfigError, EngineFullError
 from voiceagent.events import ConversationEvent, TurnTraced
-from voiceagent.foresight import PERIOD_S, SPEECH_ON_PROCESSORS
+from voiceagent.foresight import PERIOD_S, REPLY_ON_PROCESSORS
 from voiceagent.lag import watch_lag
 from voiceagent.session import SessionSettings
 
@@ -146,8 +147,9 @@ class LocalRuntime:
         when the event loop is held."""
         foresight = self.budget.room.foresight
         foresight.cores = float(len(processors.usable()))
-        if isinstance(self.backends.asr, HasProcesses):
-            foresight.guess = SPEECH_ON_PROCESSORS
+        asr = self.backends.asr
+        if isinstance(asr, GuessesNeed) and asr.need is not None:
+            foresight.guess = REPLY_ON_PROCESSORS + asr.need
         self._watching = (
             asyncio.create_task(self._watch()),
             asyncio.create_task(watch_lag(self.clock, lambda lag_s: self.budget.room.lagged(self.clock.now(), lag_s))),

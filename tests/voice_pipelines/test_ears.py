@@ -18,6 +18,7 @@ from tests.voiceagent.standins import (
     ToneSynthesizer,
 )
 from voice_pipelines import local
+from voice_pipelines.adapters import pocketsphinx, whisper
 from voice_pipelines.adapters.diffusion_turns import DiffusionTurnScorer
 from voice_pipelines.adapters.paired import PairedTranscriber
 from voice_pipelines.adapters.smart_turn import SmartTurnScorer
@@ -67,7 +68,7 @@ def test_auto_takes_the_whisper_that_was_fetched(tmp_path: Path) -> None:
         alone = configure(tmp_path, f"models.asr={asr}", "models.device=cpu", "asr.partials=whisper")
         transcriber = await choose_asr(alone)()
         await transcriber.aclose()
-        assert isinstance(transcriber, FasterWhisperTranscriber)
+        assert isinstance(transcriber, FasterWhisperTranscriber) and transcriber.need == whisper.NEED
         return transcriber.info.name
 
     assert run_async(name_of("auto"), timeout_s=120.0).startswith("faster-whisper tiny.en")
@@ -88,6 +89,7 @@ def test_beside_a_whisper_pocketsphinx_is_loaded_and_the_report_names_both(tmp_p
     pair = run_async(load(), timeout_s=120.0)
     assert isinstance(pair, PairedTranscriber) and isinstance(pair, HasProcesses)
     assert (pair.words_after_s, pair.tells_confidence) == (0.0, True)
+    assert pair.need == pocketsphinx.NEED + whisper.NEED_IN_PAUSES
     assert pair.info.name.startswith("faster-whisper tiny.en") and pair.info.name.endswith("and pocketsphinx")
     assert "phrases of the agent" in pair.info.reason
 

@@ -43,7 +43,7 @@ from voiceagent.config import Config
 from voiceagent.config_conversation import TurnConfig
 from voiceagent.costs import CostModel, Stage
 from voiceagent.errors import BackendError, ConfigError, EngineFullError
-from voiceagent.foresight import SPEECH_ON_PROCESSORS, Need
+from voiceagent.foresight import REPLY_ON_PROCESSORS, Need
 
 
 def configure(folder: Path, *assignments: str) -> Config:
@@ -269,6 +269,7 @@ def test_what_recognisers_in_processes_of_their_own_take_is_learned_and_a_full_m
 ) -> None:
     class Worker(ScriptedTranscriber):
         cpu_s = 0.0
+        need = Need(mean=0.035, variance=0.005)
 
     async def main() -> None:
         clock = ManualClock()
@@ -278,7 +279,7 @@ def test_what_recognisers_in_processes_of_their_own_take_is_learned_and_a_full_m
         on_processors(monkeypatch)
         runtime.watch_processors()
         foresight = runtime.budget.room.foresight
-        assert foresight.cores == 2.0 and foresight.need == SPEECH_ON_PROCESSORS
+        assert foresight.cores == 2.0 and foresight.need == REPLY_ON_PROCESSORS + asr.need
         foresight.callers = 8
         for _ in range(60):
             await clock.advance(1.0)

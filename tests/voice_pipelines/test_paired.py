@@ -19,9 +19,19 @@ from voice_pipelines.adapters.whisper import FasterWhisperTranscriber, WhisperDe
 from voice_pipelines.adapters.whisper_window import IN_PAUSES
 from voice_pipelines.asr.vocabulary import Vocabulary
 from voice_pipelines.models import choose_model
-from voiceagent.backends import INPUT_RATE_HZ, BackendInfo, HasProcesses, Partial, Samples, Transcriber, Transcript
+from voiceagent.backends import (
+    INPUT_RATE_HZ,
+    BackendInfo,
+    GuessesNeed,
+    HasProcesses,
+    Partial,
+    Samples,
+    Transcriber,
+    Transcript,
+)
 from voiceagent.clock import ManualClock
 from voiceagent.errors import BackendError, OverloadedError
+from voiceagent.foresight import Need
 
 INFO = BackendInfo("asr", "a pair", "made in a test")
 QUICK, CAREFUL = Transcript("a ladder", confidence=0.8), Transcript("A latte.", confidence=0.9)
@@ -378,6 +388,24 @@ def test_what_is_told_of_a_pair_is_the_quick_ones_and_the_processor_time_both() 
     assert isinstance(pair, HasProcesses) and pair.cpu_s == 1.5
     careful = ScriptedEar(clock, CAREFUL, cpu_s=2.0)
     assert PairedTranscriber(quick, careful, INFO, clock=clock).cpu_s == 3.5
+
+
+@pytest.mark.parametrize(
+    ("quick", "careful", "both"),
+    [
+        (Need(0.25, 0.5), Need(0.5, 0.25), Need(0.75, 0.75)),
+        (Need(0.25, 0.5), None, Need(0.25, 0.5)),
+        (None, None, None),
+    ],
+)
+def test_a_caller_needs_the_processors_for_both(quick: Need | None, careful: Need | None, both: Need | None) -> None:
+    clock = ManualClock()
+    ears = ScriptedEar(clock, QUICK), ScriptedEar(clock, CAREFUL)
+    for ear, need in zip(ears, (quick, careful), strict=True):
+        ear.need = need  # type: ignore[attr-defined]
+    pair = PairedTranscriber(*ears, INFO, clock=clock)
+    assert isinstance(pair, GuessesNeed) and pair.need == both
+    assert PairedTranscriber(*(ScriptedEar(clock, QUICK) for _ in ears), INFO, clock=clock).need is None, "neither says"
 
 
 def test_of_both_in_earnest_the_final_is_what_the_careful_one_hears_alone(tmp_path: Path, data_dir: Path) -> None:

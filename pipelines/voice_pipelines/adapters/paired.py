@@ -12,9 +12,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from voiceagent.backends import BackendInfo, HasProcesses, Partial, Samples, Transcriber, Transcript, Utterance
+from voiceagent.backends import (
+    BackendInfo,
+    GuessesNeed,
+    HasProcesses,
+    Partial,
+    Samples,
+    Transcriber,
+    Transcript,
+    Utterance,
+)
 from voiceagent.clock import Clock, MonotonicClock
 from voiceagent.errors import BackendError, OverloadedError
+from voiceagent.foresight import Need
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +103,13 @@ class PairedTranscriber:
     def cpu_s(self) -> float:
         """Processor time of the processes of both."""
         return sum(each.cpu_s for each in (self._quick, self._careful) if isinstance(each, HasProcesses))
+
+    @property
+    def need(self) -> Need | None:
+        """What a caller needs for both, as far as they say."""
+        told = [each.need for each in (self._quick, self._careful) if isinstance(each, GuessesNeed)]
+        known = [need for need in told if need is not None]
+        return sum(known[1:], known[0]) if known else None
 
     async def open(self, on_partial: Callable[[Partial], None]) -> PairedUtterance:
         """Start one utterance with both, or with the one that has room.

@@ -29,11 +29,14 @@ from voice_pipelines.processors import available_cores
 from voiceagent.backends import BackendInfo, Partial, Samples, Transcript, Word
 from voiceagent.clock import Clock, MonotonicClock
 from voiceagent.errors import BackendError, OverloadedError
+from voiceagent.foresight import Need
 
 _log = logging.getLogger(__name__)
 
 _PCM_SCALE = 32_767.0
 MOST_WORKERS = 8
+NEED = Need(mean=0.035, variance=0.005)
+"""A tenth of a core while the caller speaks: a guess, until there are callers to learn from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ class PocketSphinxTranscriber:
     """A `Transcriber` on worker processes. Made by `create`, which loads everything; `open` finds a decoder ready."""
 
     words_after_s = 0.0
+    need = NEED
 
     def __init__(
         self, request: WorkerRequest, max_waiting: int, info: BackendInfo, clock: Clock, *, has_vocabulary: bool

@@ -26,6 +26,7 @@ from voice_pipelines.adapters.whisper_words import whole_words, without_last_com
 from voiceagent.backends import INPUT_RATE_HZ, BackendInfo, Partial, Samples, Transcript, Word
 from voiceagent.clock import Clock, MonotonicClock
 from voiceagent.errors import BackendError, OverloadedError
+from voiceagent.foresight import Need
 from voiceagent.transcript import LocalAgreement
 
 if TYPE_CHECKING:
@@ -180,6 +181,11 @@ WORDS_AFTER_S = 0.5
 0.75 s ago, and the turn ended by them: 15.5 % of callers with a pause were cut off at the default cost, 7.8 % from this on (docs/endpointing.md)."""
 
 
+NEED, NEED_IN_PAUSES = Need(mean=0.075, variance=0.024), Need(mean=0.02, variance=0.004)
+"""Guesses, of `tiny.en`: partials take a fifth of a core while the caller speaks, pauses alone a sixteenth (docs/load.md). The variance is
+twice that of decodes that are over within a second: callers who come together decode together. Larger ones take more, which is learned once somebody calls."""
+
+
 class FasterWhisperTranscriber:
     """Implements `Transcriber` for any number of callers over one decoder.
 
@@ -187,6 +193,7 @@ class FasterWhisperTranscriber:
         decode: Usually a `WhisperDecoder`.
         workers: Decodes that run at a time.
         max_utterances: Callers served at a time; `open` refuses more.
+        need: What a caller of it is taken to need of the processors; None where they do not decode.
     """
 
     words_after_s = WORDS_AFTER_S
@@ -201,8 +208,10 @@ class FasterWhisperTranscriber:
         max_utterances: int = 64,
         options: WindowOptions | None = None,
         clock: Clock | None = None,
+        need: Need | None = None,
     ) -> None:
         self.info = info
+        self.need = need
         self._decode = decode
         self._max_utterances = max_utterances
         self._options = options or WindowOptions()
@@ -231,7 +240,9 @@ class FasterWhisperTranscriber:
             BackendError: If the checkpoint cannot be loaded, or does not hear the language.
         """
         decoder = WhisperDecoder(folder, choice, vocabulary=vocabulary, language=language)
-        return cls(decoder, info, workers=choice.workers, options=options)
+        need = NEED if options is None or options.partials else NEED_IN_PAUSES
+        on_processors = choice.device == "cpu"
+        return cls(decoder, info, workers=choice.workers, options=options, need=need if on_processors else None)
 
     async def open(self, on_partial: Callable[[Partial], None]) -> WhisperUtterance:
         """Start one utterance.
