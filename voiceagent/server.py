@@ -203,7 +203,7 @@ class RealtimeServer:
             return foreign
         key = extract_key(websocket.headers.get("authorization"), websocket.scope.get("subprotocols", []))
         if not self._access.allows_key(key):
-            return _wrong_key("Incorrect API key provided." if key else "No API key provided.")
+            return _wrong_key(key)
         query = websocket.query_params
         if "call_id" in query or query.get("intent", "conversation") != "conversation":
             return _error(404, "not_found", "Only conversations over this websocket are offered (?model=…).")
@@ -222,7 +222,7 @@ class RealtimeServer:
         signature = headers.get("x-twilio-signature")
         if settings.api_key is not None and key is not None:
             if not self._access.allows_key(key):
-                return _wrong_key("Incorrect API key provided."), None
+                return _wrong_key(key), None
         elif settings.twilio_auth_token is not None and signature is not None:
             url = settings.websocket_url(websocket.url.path, websocket.url.query)
             if not is_signed(signature, settings.twilio_auth_token, url):
@@ -315,7 +315,7 @@ class RealtimeServer:
         key = extract_key(request.headers.get("authorization"), ())
         if self._access.allows_key(key):
             return None
-        return _wrong_key("Incorrect API key provided." if key else "No API key provided.")
+        return _wrong_key(key)
 
     async def watch_loop(self) -> None:
         """Measure how late the event loop is, until cancelled."""
@@ -425,7 +425,8 @@ def _error(status: int, code: str, message: str, *, kind: str = "invalid_request
     return _Refusal(status, code, message, kind)
 
 
-def _wrong_key(message: str) -> _Refusal:
+def _wrong_key(key: str | None) -> _Refusal:
+    message = "Incorrect API key provided." if key else "No API key provided: send it as `Authorization: Bearer KEY`."
     return _error(401, "invalid_api_key", message, kind="authentication_error")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 from collections.abc import Callable, Coroutine
@@ -111,7 +112,7 @@ def bind(settings: ServerSettings) -> list[socket.socket]:
         found = socket.getaddrinfo(
             settings.host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise ConfigError("host", settings.host, f"a name or an address of this machine ({error})") from error
     sockets: list[socket.socket] = []
     port = settings.port
@@ -130,6 +131,8 @@ def bind(settings: ServerSettings) -> list[socket.socket]:
     except OSError as error:
         for listening in sockets:
             listening.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise ConfigError("host", settings.host, f"an address of this machine ({error.strerror})") from error
         raise ConfigError("port", settings.port, f"a free port on {settings.host} ({error.strerror})") from error
     return sockets
 

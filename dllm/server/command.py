@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import socket
 import sys
 from collections.abc import Callable
@@ -178,7 +179,10 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
+        of_port = isinstance(error, OverflowError) or getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES)
+        if not of_port:
+            raise ConfigError("--host", host, f"a name or an address of this machine ({error})") from error
         raise ConfigError("--port", f"{host}:{port}", f"a free port of this machine ({error})") from error
 
 

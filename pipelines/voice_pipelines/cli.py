@@ -205,18 +205,17 @@ def _say(args: argparse.Namespace) -> int:
 
 
 def _explain(args: argparse.Namespace) -> int:
-    from voice_pipelines.remembering import find_turn, memory_folder, read_timeline
+    from voice_pipelines.remembering import find_turn, memory_folder, not_found, read_timeline, remembered_turns
     from voiceagent.explain import explain
 
     if args.file is not None:
         timeline = read_timeline(args.file)
     else:
         folder = memory_folder(_config(args))
-        found = find_turn(folder, args.turn)
+        turns = remembered_turns(folder)
+        found = find_turn(turns, args.turn)
         if found is None:
-            nothing = f"nothing is remembered in {folder} yet: `voiceagent run` and `say` do, with budget.remember on"
-            other = f"no turn {args.turn!r} is remembered in {folder}"
-            print(nothing if args.turn == "last" else other, file=sys.stderr)
+            print(not_found(turns, args.turn, folder), file=sys.stderr)
             return 1
         timeline = found
     print("\n".join(explain(timeline)))

@@ -253,7 +253,10 @@ def check_port(facts: Facts) -> Check:
     address = f"{facts.host}:{facts.port}"
     if facts.port_error is not None:
         return Check(
-            "port", Verdict.FAIL, f"{address}: {facts.port_error}", "stop what uses it, or choose another with --port"
+            "port",
+            Verdict.FAIL,
+            f"{address}: {facts.port_error}",
+            "stop what uses it, or choose another (server.port, `run --port`)",
         )
     return Check("port", Verdict.OK, f"{address} is free")
 

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,12 +105,18 @@ class Memory:
             log.warning("nothing will be remembered in %s: %s", self.folder, error)
 
 
-def find_turn(folder: Path, wanted: str) -> Mapping[str, object] | None:
-    """A remembered timeline: `last`, a number from the end (`-2`), the start of a response's id, or None when there is no such turn."""
+def remembered_turns(folder: Path) -> Sequence[Mapping[str, object]]:
+    """The timelines that are kept, oldest first; none where nothing has been remembered yet.
+
+    Raises:
+        ConfigError: If there are some and they cannot be read.
+    """
     try:
         lines = (folder / TURNS).read_text("utf-8").splitlines()
-    except OSError:
-        return None
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("budget.folder", str(folder), f"a folder whose {TURNS} can be read ({error})") from error
     turns: list[Mapping[str, object]] = []
     for line in lines:
         try:
@@ -119,10 +125,26 @@ def find_turn(folder: Path, wanted: str) -> Mapping[str, object] | None:
             continue  # A process was killed while it wrote this line.
         if isinstance(turn, Mapping):
             turns.append(turn)
+    return turns
+
+
+def find_turn(turns: Sequence[Mapping[str, object]], wanted: str) -> Mapping[str, object] | None:
+    """One of them: `last`, a number from the end (`-2`), the start of a response's id, or None when there is no such turn."""
     if wanted == "last" or (wanted.startswith("-") and wanted[1:].isdigit()):
         back = 1 if wanted == "last" else int(wanted[1:])
         return turns[-back] if 0 < back <= len(turns) else None
+    if not wanted:
+        return None
     return next((turn for turn in reversed(turns) if str(turn.get("response_id", "")).startswith(wanted)), None)
+
+
+def not_found(turns: Sequence[Mapping[str, object]], wanted: str, folder: Path) -> str:
+    """What to say where `find_turn` finds none, and what could be asked for."""
+    if not turns:
+        return f"nothing is remembered in {folder} yet: `voiceagent run` and `say` do, with budget.remember on"
+    there = "one turn is: `last`" if len(turns) == 1 else f"{len(turns)} turns are: `last`, `-1` to `-{len(turns)}`"
+    example = turns[-1].get("response_id")
+    return f"no turn {wanted!r} is remembered in {folder}; {there}, or by the start of its response's id, such as {example}"
 
 
 def read_timeline(path: Path) -> Mapping[str, object]:
@@ -137,6 +159,6 @@ def read_timeline(path: Path) -> Mapping[str, object]:
         raise ConfigError("--file", str(path), f"a file with a timeline as JSON ({error})") from error
     if isinstance(data, Mapping) and isinstance(data.get("timeline"), Mapping):
         data = data["timeline"]
-    if not isinstance(data, Mapping) or "turn" not in data:
+    if not isinstance(data, Mapping) or not {"turn", "status"} <= data.keys():
         raise ConfigError("--file", str(path), "a timeline, or what `voiceagent say --json` printed")
     return data

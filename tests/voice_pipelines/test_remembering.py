@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from voice_pipelines.cli import main
-from voice_pipelines.remembering import COSTS, KEPT_TURNS, TURNS, Memory, find_turn, state_folder
+from voice_pipelines.remembering import COSTS, KEPT_TURNS, TURNS, Memory, find_turn, remembered_turns, state_folder
 from voiceagent.costs import CostModel, Stage
 
 OWNERS = dict.fromkeys(Stage, "test")
@@ -63,10 +63,11 @@ def test_turns_are_found_by_their_end_and_their_id_without_a_word_of_them(tmp_pa
         kept.keep(f"resp_{number}abc", {**TIMELINE, "turn": number}, CostModel())
     assert "1234" not in (kept.folder / TURNS).read_text("utf-8")
     for wanted, turn in (("last", 2), ("-1", 2), ("-3", 0), ("resp_1", 1)):
-        found = find_turn(kept.folder, wanted)
+        found = find_turn(remembered_turns(kept.folder), wanted)
         assert found is not None and found["turn"] == turn
-    assert find_turn(kept.folder, "-4") is None and find_turn(kept.folder, "resp_9") is None
-    assert find_turn(tmp_path / "nowhere", "last") is None
+    for wanted in ("-4", "0", "-0", "resp_9", ""):
+        assert find_turn(remembered_turns(kept.folder), wanted) is None
+    assert remembered_turns(tmp_path / "nowhere") == ()
 
 
 def test_a_killed_process_forgets_little_even_if_it_had_few_turns(tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_a_line_cut_short_hides_no_other(tmp_path: Path) -> None:
     kept.keep("resp_1", TIMELINE, CostModel())
     with (kept.folder / TURNS).open("a") as file:
         file.write('{"turn": 4, "sta')
-    found = find_turn(kept.folder, "last")
+    found = find_turn(remembered_turns(kept.folder), "last")
     assert found is not None and found["turn"] == 3
 
 
@@ -116,12 +117,23 @@ def test_a_turn_is_explained_from_memory_and_from_a_file(tmp_path: Path, capsys:
     assert main(["explain", *setting]) == 0
     assert "140 ms late because of recognising the last words" in capsys.readouterr().out
     assert main(["explain", "resp_8", *setting]) == 1
-    assert "no turn 'resp_8' is remembered" in capsys.readouterr().err
-    assert main(["explain", "--set", f"budget.folder={tmp_path / 'empty'}"]) == 1
-    assert "nothing is remembered in" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "no turn 'resp_8' is remembered" in told and "one turn is: `last`" in told and "such as resp_7" in told
+    kept.keep("resp_9", late, CostModel())
+    assert main(["explain", "-3", *setting]) == 1
+    assert "2 turns are: `last`, `-1` to `-2`" in capsys.readouterr().err
+    for wanted in ("last", "resp_7"):
+        assert main(["explain", wanted, "--set", f"budget.folder={tmp_path / 'empty'}"]) == 1
+        assert "nothing is remembered in" in capsys.readouterr().err
     said = tmp_path / "said.json"
     said.write_text(json.dumps({"reply": "hi", "timeline": late}), "utf-8")
     assert main(["explain", "--file", str(said)]) == 0
     assert "Turn 3 was late" in capsys.readouterr().out
-    said.write_text("[]", "utf-8")
-    assert main(["explain", "--file", str(said)]) == 2
+    for other in ("[]", '{"turn": 3}', "no JSON"):
+        said.write_text(other, "utf-8")
+        assert main(["explain", "--file", str(said)]) == 2
+        assert "a timeline" in capsys.readouterr().err
+    (kept.folder / TURNS).unlink()
+    (kept.folder / TURNS).mkdir()
+    assert main(["explain", *setting]) == 2
+    assert f"whose {TURNS} can be read" in capsys.readouterr().err

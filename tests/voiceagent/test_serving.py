@@ -455,8 +455,9 @@ def test_a_port_that_is_taken_or_a_host_that_is_not_ours_is_named() -> None:
     finally:
         for listening in taken:
             listening.close()
-    with pytest.raises(ConfigError, match="host"):
-        bind(ServerSettings(host="no.such.host.invalid", api_key="key"))
+    for host in ("no.such.host.invalid", "192.0.2.1", "a" * 64):
+        with pytest.raises(ConfigError, match=f"host = '{host}': expected .*address of this machine"):
+            bind(ServerSettings(host=host, api_key="key"))
 
 
 def test_localhost_listens_on_every_loopback_address_with_one_port() -> None:

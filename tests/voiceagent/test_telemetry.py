@@ -375,6 +375,7 @@ def test_operators_need_the_key_where_there_is_one(path: str) -> None:
             refused = await get(house, path, **headers)
             assert refused.status_code == 401 and refused.json()["error"]["code"] == "invalid_api_key"
             assert "wrong-key" not in refused.text
+            assert ("Authorization: Bearer KEY" in refused.text) is (not headers), "how to send one is told"
         assert (await get(house, path, authorization="Bearer secret-key")).status_code == 200
 
     async def rebound(house: House) -> None:

@@ -184,6 +184,19 @@ def test_a_taken_port_is_known_before_the_model_is_loaded() -> None:
             run(arguments("--port", port, "--model", "nobody/nothing"))
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "a" * 64, "nobody.invalid"])
+def test_a_host_that_is_not_this_machines_is_not_told_as_a_port_that_is_taken(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise OSError(socket.EAI_NONAME, "Name or service not known")  # So does Python.
+
+    if host == "nobody.invalid":  # No name server is asked here.
+        monkeypatch.setattr(socket, "create_server", unknown)
+    with pytest.raises(ConfigError, match=f"--host = '{host}': expected a name or an address of this machine"):
+        listen(host, 0)
+
+
 @pytest.mark.parametrize(
     "option", ["--batch=0", "--cache-mb=0", "--steps-per-visit=0", "--max-drafts=0", "--timeout=-1"]
 )
