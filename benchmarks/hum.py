@@ -1,64 +1,59 @@
 """Sets the judge of hums (`voiceagent/hum.py`) and says how it does on voices and people that it was not set on.
 
-    python benchmarks/hum.py --data SPEECH --weights voiceagent/hum_weights.py --save benchmarks/results/hum.json
+    python benchmarks/hum.py --data SPEECH --weights voiceagent/hum_weights.py
+    python benchmarks/hum.py --data SPEECH --save benchmarks/results/hum.json
 
-Made hums: eSpeak in sixteen voices, and a source and filter of our own. Against them: made words in the same voices, and the beginnings of people's
-orders, sentences, digits and letters. Voices, forms and speakers are split: "uh huh" and "um-hum", the voices of `benchmarks/barge_in.py`, all commands, and half of
-the people are only reported on. Each sound is judged as it would be while it goes on, and when it has ended. Made hums stand for nothing but themselves.
+`hum_sounds.py` makes the hums and reads the people, and says who is set on and who is only reported on. Each sound is judged as it would be while it goes
+on, and when it has ended. Reported are hums and words taken for hums at the likenesses that `voiceagent.barge_in` asks for, and how many hums are found
+where 0, 1 and 2 % of people's words are taken for one. Made hums stand for nothing but themselves.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import hashlib
-import itertools
 import json
+import textwrap
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
-import soxr
+from hum_sounds import (
+    CHOSEN_VOICES,
+    HUMS,
+    REPORTED_HUMS,
+    REPORTED_WORDS,
+    VOICES,
+    WORDS,
+    Floats,
+    Sound,
+    beginning,
+    hummed,
+    recordings,
+    resonances,
+    spoken,
+    stretches,
+    uttered,
+)
 from interjections import VOICES as REPORTED_VOICES
-from interjections import audible_onset_s
-from logistic import logistic
+from perceptron import Perceptron, perceptron
 
 from dllm.machine import commit
-from voice_pipelines.adapters.espeak import EspeakSynthesizer, EspeakVoice
 from voice_pipelines.adapters.silero import SileroDetector
 from voiceagent.backends import INPUT_RATE_HZ, Samples
-from voiceagent.hum import CLIP, EDGES_HZ, LEAD_S, likeness, traits
+from voiceagent.barge_in import BargeInSettings
+from voiceagent.hum import CLIP, LEAD_S, LEAST_S, likeness, traits
 
 ROOT = Path(__file__).parent.parent
 WINDOW = 512
-VOICES = (
-    *("en-us+m2", "en-us+m3", "en-us+m4", "en-us+m5", "en-us+m6", "en-us+m8", "en-us+f2", "en-us+f3", "en-us+f5"),
-    *("en-us+Annie", "en-us+klatt2", "en-us+klatt4", "en-us+Andy", "en-us+linda", "en-us+grandpa", "en-us+belinda"),
-)
-"""Of the made sounds that it is set on."""
-HUMS = ("mm hmm.", "mhm.", "mm.", "hmm.", "um.", "uh.", "ah.", "oh.", "aha.", "uhm.")
-REPORTED_HUMS = ("uh huh.", "um-hum.", "mm.", "hmm.", "mhm.", "mm hmm.", "oh.", "ah.")
-WORDS = (
-    *("no.", "stop.", "wait.", "what?", "hello?", "one more.", "nine.", "now.", "none.", "more milk please."),
-    *("actually no.", "a large one.", "and a muffin.", "who?", "okay but no.", "I want a mocha.", "how much is it?"),
-    *("on second thought.", "never mind.", "mine."),
-)
-REPORTED_WORDS = ("stop.", "no.", "wait.", "hold on.", "cancel.", "excuse me.", "one.", "nope.", "hang on.")
 SO_FAR = (8, 11, 14, 18, 22)
 """Voiced windows after which a voice that goes on is judged."""
 LONGEST = 26
-
-
-@dataclass(frozen=True, slots=True)
-class Sound:
-    kind: str
-    is_hum: bool
-    is_reported: bool
-    """Not set on, only reported on."""
-    samples: Samples
+ROUNDS = 40
+"""How often the net sees everything it is set on."""
+FAVOUR = 0.5
+"""Log-odds for a hum, added to what the net says: chosen so that the voices and people left out while it was chosen lose no more words than by the judge before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,113 +65,34 @@ class Judged:
     heard: Samples
 
 
-# --- sounds -----------------------------------------------------------------------------------------------------------
-
-
-async def spoken(generator: np.random.Generator) -> AsyncGenerator[Sound, None]:
-    """Made by eSpeak at 125 to 240 words a minute and all pitches, three in ten through a telephone's band."""
-    for voices, hums, words, is_reported in (
-        (VOICES, HUMS, WORDS, False),
-        (REPORTED_VOICES, REPORTED_HUMS, REPORTED_WORDS, True),
-    ):
-        for voice in voices:
-            for kind, texts in (("hum (eSpeak)", hums), ("word (eSpeak)", words)):
-                for text in texts:
-                    rate, pitch = int(generator.integers(125, 240)), int(generator.integers(20, 80))
-                    synthesizer = EspeakSynthesizer(EspeakVoice(voice, rate, pitch))
-                    samples = np.concatenate([piece async for piece in synthesizer.speak(text)])
-                    await synthesizer.aclose()
-                    samples = soxr.resample(samples, synthesizer.rate_hz, INPUT_RATE_HZ) * generator.uniform(0.1, 0.4)
-                    if generator.random() < 0.3:
-                        narrow = soxr.resample(samples, INPUT_RATE_HZ, 8000)
-                        samples = soxr.resample(narrow, 8000, INPUT_RATE_HZ)
-                    yield Sound(kind, texts is hums, is_reported, samples.astype(np.float32))
-
-
-def hummed(count: int, generator: np.random.Generator) -> Iterator[Sound]:
-    """Made by pulses through three resonances: a nose, a neutral or an open mouth, alone or twice around a breath."""
-
-    def draw(low: float, high: float) -> float:
-        return float(generator.uniform(low, high))
-
-    for number in range(count):
-        pitch = draw(80, 260)
-        nose = ((draw(220, 320), 60, 1.0), (draw(900, 1300), 150, 0.15), (draw(2000, 2500), 250, 0.05))
-        neutral = ((draw(450, 650), 80, 1.0), (draw(1100, 1400), 110, 0.6), (draw(2300, 2700), 180, 0.25))
-        open_mouth = ((draw(600, 800), 90, 1.0), (draw(1050, 1300), 110, 0.7), (draw(2300, 2700), 180, 0.25))
-        tract = (nose, nose, neutral, neutral, open_mouth)[generator.integers(5)]
-        lengths: tuple[float, ...] = (draw(0.15, 0.6),)
-        if generator.random() < 0.5:
-            lengths = (draw(0.09, 0.22), draw(0.03, 0.08), draw(0.14, 0.35))
-        parts = []
-        for part, length_s in enumerate(lengths):
-            size = round(length_s * INPUT_RATE_HZ)
-            if part == 1:
-                parts.append(0.02 * generator.standard_normal(size))
-                continue
-            hz = pitch * 2 ** (draw(-4, 4) / 12 * np.arange(size) / size)
-            phase = np.cumsum(hz) / INPUT_RATE_HZ % 1
-            source = np.diff(np.sin(np.pi * np.minimum(phase / 0.4, 1)), prepend=0)
-            source += 0.003 * generator.standard_normal(size)
-            bins = np.fft.rfftfreq(size + 1600, 1 / INPUT_RATE_HZ)
-            response = sum(
-                gain * centre**2 / (centre**2 - bins**2 + 2j * bins * width) for centre, width, gain in tract
-            )
-            voiced = np.fft.irfft(np.fft.rfft(source, size + 1600) * response)[:size]
-            fade = np.minimum(np.minimum(np.arange(size), np.arange(size)[::-1]) / (0.03 * INPUT_RATE_HZ), 1)
-            parts.append(voiced / np.abs(voiced).max() * fade)
-        samples = np.concatenate(parts) * draw(0.1, 0.4)
-        yield Sound("hum (pulses)", True, number % 3 == 0, samples.astype(np.float32))
-
-
-def recorded(folder: Path) -> Iterator[Sound]:
-    """People's words from 0.3 s before the first; who is reported on is drawn by the name of the speaker."""
-    kinds = ("order", "command", "digit", "letter", "read", "number", "noisy", "telephone")
-    for line in (folder / "manifest.jsonl").read_text("utf-8").splitlines():
-        entry = json.loads(line)
-        if entry["kind"] not in kinds or "turns" in entry:
-            continue
-        samples, _ = soundfile.read(folder / entry["path"], dtype="float32")
-        first = max(round((audible_onset_s(samples, float(entry.get("speech_start_s", 0.0))) - 0.3) * INPUT_RATE_HZ), 0)
-        cut = samples[first : first + round(1.6 * INPUT_RATE_HZ)]
-        yield Sound(f"{entry['kind']} (recorded)", False, is_reported_on(entry["kind"], entry["speaker"]), cut)
-
-
-def is_reported_on(kind: str, speaker: str) -> bool:
-    """Whether this speaker's recordings of this kind are not set on."""
-    if kind in ("letter", "read"):
-        return False
-    if kind in ("digit", "number"):
-        return "lucas" not in speaker
-    return kind == "command" or int(hashlib.sha256(str(speaker).encode()).hexdigest(), 16) % 2 == 0
-
-
 async def moments(sound: Sound, detector: SileroDetector, generator: np.random.Generator) -> list[Judged]:
     """As the judge would hear it, cut by the voice detector."""
-    padded = np.concatenate([np.zeros(6400, np.float32), sound.samples, np.zeros(8000, np.float32)])
+    padded = np.concatenate([np.zeros(4096, np.float32), sound.samples, np.zeros(4096, np.float32)])
     padded += (10 ** (-66 / 20) * generator.standard_normal(padded.size)).astype(np.float32)
     stream = detector.open()
-    voice = [
-        await stream.probability(padded[at : at + WINDOW]) for at in range(0, padded.size // WINDOW * WINDOW, WINDOW)
-    ]
-    first = next((n for n in range(len(voice) - 2) if voice[n] >= 0.5 and max(voice[n + 1 : n + 3]) >= 0.35), None)
-    if first is None:
-        return []
-    voiced, last, is_over = [first], first, False
-    for number in range(first + 1, len(voice)):
-        if voice[number] >= 0.35:
+    voiced: list[int] = []
+    is_over = False
+    for number in range(padded.size // WINDOW):
+        probability = await stream.probability(padded[number * WINDOW : (number + 1) * WINDOW])
+        if probability >= (0.35 if voiced else 0.5):
             voiced.append(number)
-            last = number
-        elif number - last >= 3:
+        elif len(voiced) == 1 and number - voiced[0] > 2:
+            voiced = []
+        elif len(voiced) > 1 and number - voiced[-1] >= 3:
             is_over = True
             break
+        if len(voiced) > LONGEST:
+            break
+    if len(voiced) < 2:
+        return []
+    first, last = voiced[0], voiced[-1]
     begin = first * WINDOW - round(LEAD_S * INPUT_RATE_HZ)
     found = [
         Judged(sound, False, padded[begin : (voiced[so_far - 1] + 1) * WINDOW])
         for so_far in SO_FAR
         if len(voiced) >= so_far
     ]
-    if is_over and 4 <= len(voiced) <= LONGEST:
+    if is_over and len(voiced) >= 4:
         found.append(Judged(sound, True, padded[begin : (last + 4) * WINDOW]))
     return found
 
@@ -184,74 +100,147 @@ async def moments(sound: Sound, detector: SileroDetector, generator: np.random.G
 # --- setting ----------------------------------------------------------------------------------------------------------
 
 
-def fitted(judged: list[Judged], keep: float = 3.0) -> dict[str, tuple[float, float, float]]:
-    """Mean, standard deviation and weight of each trait by penalised logistic regression; both sides weigh the same, people half as much again as made words."""
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """What `voiceagent.hum_weights` holds."""
+
+    means: Floats
+    spreads: Floats
+    net: Perceptron
+
+
+def fitted(judged: list[Judged], rounds: int = ROUNDS) -> Judge:
+    """Both sides count the same; people's words half as much again as made ones, and stretches of what they say less, since some are as good as hums."""
     measured = np.array([traits(each.heard) for each in judged])
     is_hum = np.array([each.sound.is_hum for each in judged])
-    means, spreads = measured.mean(axis=0), measured.std(axis=0) + 1e-6
-    standard = np.clip((measured - means) / spreads, -CLIP, CLIP).astype(np.float64)
-    weigh = np.array([1.5 if "recorded" in each.sound.kind else 1.0 for each in judged])
+    means, spreads = measured.mean(axis=0), measured.std(axis=0) + 1e-3
+    standard = np.clip((measured - means) / spreads, -CLIP, CLIP)
+    weigh = np.array([each.sound.counts for each in judged])
     weigh[is_hum] *= weigh[~is_hum].sum() / weigh[is_hum].sum()
-    found = logistic(standard, is_hum, weigh, keep)
-    table = zip(names(), means, spreads, found, strict=False)
-    rounded = {name: (round(float(m), 3), round(float(s), 3), round(float(w), 3)) for name, m, s, w in table}
-    return {**rounded, "bias": (0.0, 1.0, round(float(found[-1]), 3))}
+    return Judge(means, spreads, perceptron(standard, is_hum, weigh, rounds=rounds))
 
 
-def names() -> list[str]:
-    bands = [f"{low}_{high}_hz" for low, high in itertools.pairwise(EDGES_HZ)]
-    return [
-        *(f"level_{band}" for band in bands),
-        *(f"spread_{band}" for band in bands),
-        *("flux", "flux_p90", "periodicity", "periodicity_p10", "high", "high_p80", "high_p95", "frication"),
-        *("high_loud", "loud_share", "level_spread", "level_flux", "centre", "centre_spread", "centre_range"),
-        *("begin_to_end", "begin_to_middle"),
-    ]
-
-
-def module(table: dict[str, tuple[float, float, float]]) -> str:
-    lines = "".join(f'    "{name}": {row},\n' for name, row in table.items())
-    return (
-        '"""Mean, standard deviation and weight of what `voiceagent.hum` weighs; written by `benchmarks/hum.py --weights`."""\n\n'
-        "from __future__ import annotations\n\n"
-        f"TRAITS: dict[str, tuple[float, float, float]] = {{\n{lines}}}\n"
+def module(judge: Judge) -> str:
+    """The source of `voiceagent/hum_weights.py`."""
+    net = judge.net
+    tables = (
+        ("MEANS", judge.means, "[T]"),
+        ("SPREADS", judge.spreads, "[T]"),
+        ("INTO", net.into, "[T, H] What each trait says to each of the hidden units."),
+        ("INTO_BIAS", net.into_bias, "[H]"),
+        ("OUT", net.out, "[H]"),
     )
+    text = (
+        '"""What `voiceagent.hum` weighs, and how; written by `benchmarks/hum.py --weights`."""\n\n'
+        "from __future__ import annotations\n\n"
+        "import numpy as np\n"
+        "from numpy.typing import NDArray\n\n\n"
+        "def _table(text: str, *shape: int) -> NDArray[np.float64]:\n"
+        "    return np.array(text.split(), np.float64).reshape(shape)\n\n\n"
+    )
+    for name, values, meaning in tables:
+        numbers = "\n".join(textwrap.wrap(" ".join(f"{value:.3f}" for value in values.ravel()), 140))
+        shape = "\n".join(f"    {size}," for size in values.shape)
+        text += f'{name} = _table(\n    """\n{numbers}\n""",\n{shape}\n)\n"""{meaning}"""\n'
+    return text + f"OUT_BIAS = {net.out_bias + FAVOUR:.3f}\n"
 
 
-def report(judged: list[Judged]) -> list[dict[str, object]]:
-    counts: Counter[tuple[str, bool, bool]] = Counter()
+# --- reporting --------------------------------------------------------------------------------------------------------
+
+
+def counted(judged: list[Judged], likenesses: Floats) -> list[dict[str, object]]:
+    """How many of each kind are taken for a hum, at the likeness from which words count less than the sound."""
+    moments: Counter[tuple[str, bool, bool]] = Counter()
     hums: Counter[tuple[str, bool, bool]] = Counter()
-    for each in judged:
+    for each, value in zip(judged, likenesses, strict=True):
         key = (each.sound.kind, each.sound.is_reported, each.is_over)
-        counts[key] += 1
-        hums[key] += likeness(each.heard) >= 0.5
+        moments[key] += 1
+        hums[key] += int(value >= BargeInSettings().sure_hum)
     return [
-        {"kind": kind, "set_on": not is_reported, "over": is_over, "moments": counts[key], "judged_hums": hums[key]}
-        for key in sorted(counts)
+        {"kind": kind, "set_on": not is_reported, "over": is_over, "moments": moments[key], "judged_hums": hums[key]}
+        for key in sorted(moments)
         for kind, is_reported, is_over in [key]
     ]
 
 
+def traded(
+    judged: list[Judged], likenesses: Floats, shares: tuple[float, ...] = (0.0, 0.01, 0.02)
+) -> list[dict[str, object]]:
+    """Of the voices and people reported on: the share of hums found where no more than these shares of people's words are taken for one."""
+    kinds = np.array([each.sound.kind for each in judged])
+    reported = np.array([each.sound.is_reported for each in judged])
+    is_hum = np.array([each.sound.is_hum for each in judged])
+    over = np.array([each.is_over for each in judged])
+    rows: list[dict[str, object]] = []
+    for is_over in (True, False):
+        here = reported & (over == is_over)
+        people = here & np.array(["recorded" in kind and "stretch" not in kind for kind in kinds])
+        cut = here & np.array(["stretch" in kind for kind in kinds])
+        for words, those in (("words", people), ("stretches of speech", cut)):
+            ranked = np.sort(likenesses[those])[::-1]
+            for kind in sorted(set(kinds[here & is_hum])):
+                found = likenesses[here & is_hum & (kinds == kind)]
+                at = [float((found > ranked[int(share * ranked.size)]).mean()) for share in shares]
+                row = {
+                    "hums": str(kind),
+                    "over": is_over,
+                    "against": words,
+                    "people": int(ranked.size),
+                    "made": int(found.size),
+                }
+                rows.append({**row, "found_at": dict(zip(map(str, shares), np.round(at, 3).tolist(), strict=True))})
+    return rows
+
+
+async def made_and_recorded(data: Path, generator: np.random.Generator) -> list[Sound]:
+    people = list(recordings(data))
+    sounds = []
+    for voices, hums, words, most, is_reported in (
+        (VOICES, HUMS, WORDS, 24, False),
+        (CHOSEN_VOICES, HUMS, WORDS, 8, False),
+        (REPORTED_VOICES, REPORTED_HUMS, REPORTED_WORDS, 9, True),
+    ):
+        made = spoken(voices, hums, words, generator, most=most, is_reported=is_reported)
+        sounds += [each async for each in made]
+    sounds += [*hummed(300, generator), *uttered(350, generator)]
+    low = tuple(each for recording in people for each in resonances(recording, 1, generator))
+    sounds += hummed(len(low), generator, low)
+    vowels = tuple(each for recording in people for each in resonances(recording, 3, generator, 0.0))
+    sounds += uttered(len(vowels) - 1, generator, vowels)
+    sounds += map(beginning, people)
+    for recording in people:
+        if recording.kind not in ("digit", "letter"):
+            sounds += stretches(recording, 1 if recording.kind == "command" else 3, generator)
+    return sounds
+
+
 async def measure(options: argparse.Namespace) -> None:
     generator = np.random.default_rng(3)
-    sounds = [each async for each in spoken(generator)]
-    sounds += [*hummed(160, generator), *recorded(options.data)]
     detector = SileroDetector()
-    judged = [moment for sound in sounds for moment in await moments(sound, detector, generator)]
+    judged = [
+        moment
+        for sound in await made_and_recorded(options.data, generator)
+        for moment in await moments(sound, detector, generator)
+        if moment.heard.size >= LEAST_S * INPUT_RATE_HZ
+    ]
     await detector.aclose()
     if options.weights is not None:
-        table = fitted([each for each in judged if not each.sound.is_reported])
-        options.weights.write_text(module(table), "utf-8")
+        options.weights.write_text(module(fitted([each for each in judged if not each.sound.is_reported])), "utf-8")
         print(f"wrote {options.weights}; run again to report on it")
         return
-    rows = report(judged)
+    likenesses = np.array([likeness(each.heard) for each in judged])
+    rows, trade = counted(judged, likenesses), traded(judged, likenesses)
     for row in rows:
         when = "over" if row["over"] else "going on"
         print(
-            f"{row['kind']:22} {'set on' if row['set_on'] else 'reported':9} {when:9} {row['judged_hums']:>4} of {row['moments']}"
+            f"{row['kind']:34} {'set on' if row['set_on'] else 'reported':9} {when:9} {row['judged_hums']:>4} of {row['moments']}"
         )
+    for row in trade:
+        when = "over" if row["over"] else "going on"
+        print(f"{row['hums']:16} {when:9} against {row['people']} people's {row['against']}: {row['found_at']}")
     if options.save is not None:
-        options.save.write_text(json.dumps({"commit": commit(), "rows": rows}, indent=1) + "\n", "utf-8")
+        found = {"commit": commit(), "data": options.data.name, "rows": rows, "traded": trade}
+        options.save.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
 
 
 def main() -> None:

@@ -122,10 +122,12 @@ class BargeInSettings:
     backchannels: tuple[str, ...] = BACKCHANNELS
     fragments: tuple[str, ...] = FRAGMENTS
     stopping_words: tuple[str, ...] = STOPPING_WORDS
-    hum: float = 0.4
+    hum: float = 0.8
     """In (0, 1]. Likeness from which a voice that goes on is waited for as a hum; 1 never."""
     sure_hum: float = 0.6
-    """In (0, 1]. Likeness from which words count less than the sound."""
+    """In (0, 1]. Likeness of a voice that has ended from which its words count less than the sound. It is heard whole by then: while it goes on, more is asked."""
+    certain_hum: float = 0.9
+    """In (0, 1]. Likeness from which a word counts less than the sound although it was heard of half the voice already."""
     hum_words: int = 3
     """The most words that a recogniser makes of a hum."""
     again_s: float = 4.0
@@ -136,7 +138,7 @@ class BargeInSettings:
             raise ValueError(f"threshold = {self.threshold}: expected more than 0 and less than 1")
         if not 0 <= self.hysteresis < 1:
             raise ValueError(f"hysteresis = {self.hysteresis}: expected at least 0 and less than 1")
-        for name in ("faint", "hum", "sure_hum"):
+        for name in ("faint", "hum", "sure_hum", "certain_hum"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected more than 0 and at most 1")
         for name in _LENGTHS:
@@ -561,12 +563,16 @@ class BargeIn:
     def _is_hum(self, voice: _Voice) -> bool:
         return self.settings.hum < 1 and voice.hum >= self.settings.hum
 
+    def _is_surely_hum(self, voice: _Voice) -> bool:
+        return self.settings.hum < 1 and voice.hum >= self.settings.sure_hum
+
     def _is_hummed(self, voice: _Voice, text: str) -> bool:
-        """Whether words are what a recogniser made of a hum. What it heard of half the voice and of the whole is a word."""
+        """Whether words are what a recogniser made of a hum. What it heard of half the voice and of the whole is a word, unless nothing sounds more like a hum."""
         settings, words = self.settings, normalise(text).split()
-        if not self._is_hum(voice) or voice.hum < settings.sure_hum or len(words) > settings.hum_words:
+        if not self._is_surely_hum(voice) or len(words) > settings.hum_words:
             return False
-        if self._is_stopping(text) or words[:1] == list(voice.early_words[:1]):
+        is_twice = words[:1] == list(voice.early_words[:1])
+        if self._is_stopping(text) or (is_twice and voice.hum < settings.certain_hum):
             return False
         return self._unheeded is None or voice.start - self._unheeded > _samples(settings.again_s)
 
@@ -574,7 +580,7 @@ class BargeIn:
         """Whether a voice that was long enough to silence the agent was nothing all the same: it takes more than no words, or one that says nothing alone."""
         if is_backchannel(text, self.settings.backchannels) or self._is_left_of_a_backchannel(voice, text):
             return True
-        return voice.hum >= self.settings.sure_hum and self._is_hum(voice) and not self._is_stopping(text)
+        return self._is_surely_hum(voice) and not self._is_stopping(text)
 
     def _is_left_of_a_backchannel(self, voice: _Voice | None, text: str) -> bool:
         """Whether it is all that recognisers often hear of one, "see" of "I see", and the agent has asked nothing."""
