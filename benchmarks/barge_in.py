@@ -1,10 +1,11 @@
 """What a caller hears when they speak, hum, cough or type over the agent, read from the waveform of a simulated loudspeaker.
 
     python benchmarks/barge_in.py --data SPEECH --save benchmarks/results/barge-in.json
+    python benchmarks/barge_in.py --data SPEECH --asr FOLDER --pair    # PocketSphinx and a converted Whisper; without --pair that alone
 
 The conversation is the one that the server runs, with Silero and PocketSphinx (the café's vocabulary), on a clock that goes on by 20 ms at a time
-when both have done their work; on that clock the recogniser takes `--pace` of its audio's length and the detector no time, so that a run's results are the
-same each time. The client sends 40 ms at a time, as the page does, each way takes `--network-ms`, and its loudspeaker obeys: it starts 60 ms after the first audio, ducks within 5 ms, holds what it
+when both have done their work; on that clock PocketSphinx takes `--pace` of its audio's length, a decode of a Whisper `--decode-s`, and the detector no time, so that a
+run's results are the same each time. The client sends 40 ms at a time, as the page does, each way takes `--network-ms`, and its loudspeaker obeys: it starts 60 ms after the first audio, ducks within 5 ms, holds what it
 plays once that is silence, restores within 60 ms, and is flushed by `speech_started`. With `--no-mutes` it is a client that cannot hold.
 
 Read from the waveform: time from the caller's first audible sample to an output 20 dB below what it would have been, and to silence that lasts. A
@@ -23,6 +24,7 @@ import tomllib
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from asr import decoder_for
@@ -40,11 +42,13 @@ from interjections import (
 )
 from loudspeaker import STEP, STEP_S, Loudspeaker, held_for, read_waveform, turned_after
 from measuring import commit, percentile
-from pauses import pcm
+from replay_ears import DECODE_S, PACE, Sphinx, Whisper
+from whisper_ear import load
 
 from voice_pipelines.adapters.espeak import EspeakSynthesizer, EspeakVoice
+from voice_pipelines.adapters.paired import PairedTranscriber
 from voice_pipelines.adapters.silero import SileroDetector, SileroStream
-from voice_pipelines.asr.decoder import SphinxDecoder
+from voice_pipelines.adapters.whisper_window import IN_PAUSES
 from voice_pipelines.asr.vocabulary import Vocabulary
 from voiceagent.agent import AgentProfile
 from voiceagent.backends import (
@@ -53,11 +57,10 @@ from voiceagent.backends import (
     Backends,
     DraftEvent,
     DraftRequest,
-    Partial,
     QualityCurve,
     Samples,
     StepPlan,
-    Transcript,
+    Transcriber,
 )
 from voiceagent.budget import BudgetController
 from voiceagent.clock import ManualClock
@@ -74,11 +77,11 @@ from voiceagent.events import (
 )
 from voiceagent.session import SessionSettings, TurnDetection
 
+Ears: TypeAlias = Callable[[ManualClock], Transcriber]
+"""Who hears the caller of a case, by its clock."""
+
 ROOT = Path(__file__).parent.parent
 MESSAGE_S = 0.04
-PACE = 0.13
-"""Of its audio's length: what PocketSphinx took for 0.5 to 1.4 s of it, on two cores of an Intel Xeon with others at work. By times as they were taken here an answer comes
-before a window in one run and behind it in the next."""
 AGENT = (
     "Sure, one large mocha with oat milk, that's five dollars and sixty cents. It will be ready in ten minutes, and you can pick it up at the counter. "
     "We are open until five in the afternoon today, and from eight to four on weekends. Would you like anything else with that?"
@@ -156,43 +159,6 @@ class CountedStream:
         self.stream.reset()
 
 
-class SphinxUtterance:
-    def __init__(self, decoder: SphinxDecoder, clock: ManualClock, pace: float) -> None:
-        self._decoder, self._clock, self._pace = decoder, clock, pace
-        self._samples: list[Samples] = []
-
-    def feed(self, samples: Samples) -> None:
-        self._samples.append(samples)
-
-    async def finish(self) -> Transcript:
-        samples = np.concatenate([np.zeros(0, np.float32), *self._samples])
-        self._decoder.start()
-        self._decoder.feed(pcm(samples))
-        text = self._decoder.finish().text
-        await self._clock.sleep_until(self._clock.now() + self._pace * samples.size / INPUT_RATE_HZ)
-        return Transcript(text)
-
-    def cancel(self) -> None:
-        pass
-
-
-class Sphinx:
-    """PocketSphinx, in this process: on the manual clock it takes `pace` of its audio's length, whatever it takes here."""
-
-    info = BackendInfo("asr", "pocketsphinx", "benchmark")
-    words_after_s = 0.0
-    tells_confidence = False
-
-    def __init__(self, decoder: SphinxDecoder, clock: ManualClock, pace: float) -> None:
-        self._decoder, self._clock, self._pace = decoder, clock, pace
-
-    async def open(self, on_partial: Callable[[Partial], None]) -> SphinxUtterance:
-        return SphinxUtterance(self._decoder, self._clock, self._pace)
-
-    async def aclose(self) -> None:
-        pass
-
-
 class SilentDrafter:
     """Never writes anything: what counts is over when the agent has been stopped."""
 
@@ -266,14 +232,13 @@ class Recorded:
 @dataclass(slots=True)
 class Setting:
     detector: SileroDetector
-    decoder: SphinxDecoder
+    ears: Ears
     agent: Speech
     detection: TurnDetection
     network_s: float
     can_be_held: bool = True
     room: Samples | None = None
     """The way from the loudspeaker to the microphone, its delay included."""
-    pace: float = PACE
     clock: ManualClock = field(default_factory=lambda: ManualClock(100.0))
 
 
@@ -292,8 +257,11 @@ async def run_case(case: Case, setting: Setting, at_s: float, seed: int) -> Outc
     echo = np.zeros(length + INPUT_RATE_HZ, np.float32)
     conversation = Conversation(
         backends=Backends(
-            detector, Sphinx(setting.decoder, clock, setting.pace), SilentDrafter(), Recorded(setting.agent)
-        ),  # type: ignore[arg-type]
+            detector,
+            setting.ears(clock),
+            SilentDrafter(),  # type: ignore[arg-type]
+            Recorded(setting.agent),
+        ),
         agent=AgentProfile("café", "", setting.agent.text),
         settings=SessionSettings(turn_detection=setting.detection, can_be_held=setting.can_be_held),
         clock=clock,
@@ -347,8 +315,7 @@ async def run_case(case: Case, setting: Setting, at_s: float, seed: int) -> Outc
             while detector.answered < pushed // 512:
                 if time.monotonic() > given_up:
                     raise RuntimeError(f"{case.name}: the conversation no longer listens")
-                await asyncio.sleep(0)
-                await clock.settle()
+                await asyncio.sleep(0.0005)  # Who spins keeps Python's lock from the detector's thread.
             await clock.settle()
             if stopped is not None and now > stopped + 0.5:
                 break
@@ -417,10 +384,27 @@ def _line(row: dict[str, object]) -> str:
     return f"| {row['kind']}{made} | {row['cases']} | {row['stopped']} | {ducked} | {turned} | {silent} | {back} |"
 
 
-async def measure(options: argparse.Namespace) -> dict[str, object]:
+def ears_of(options: argparse.Namespace) -> Ears:
+    """PocketSphinx, a Whisper, or both as the server has them."""
     with options.preset.open("rb") as file:
         vocabulary = Vocabulary.from_table(tomllib.load(file)["vocabulary"])
+    if options.asr is None:
+        decoder, _ = decoder_for(vocabulary, options.cache)
+        return lambda clock: Sphinx(decoder, clock, options.pace)
+    decode = load(options.asr, vocabulary.hot_words())
+    if not options.pair:
+        return lambda clock: Whisper(decode, clock, options.decode_s)
     decoder, _ = decoder_for(vocabulary, options.cache)
+
+    def pair(clock: ManualClock) -> Transcriber:
+        careful = Whisper(decode, clock, options.decode_s, IN_PAUSES)
+        return PairedTranscriber(Sphinx(decoder, clock, options.pace), careful, careful.info, clock=clock)
+
+    return pair
+
+
+async def measure(options: argparse.Namespace) -> dict[str, object]:
+    ears = ears_of(options)
     synthesizer = EspeakSynthesizer()
     tells = await said(AGENT, synthesizer)
     detector = SileroDetector()
@@ -490,13 +474,12 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
                 agent = others[number % len(others)]
             setting = Setting(
                 detector,
-                decoder,
+                ears,
                 agent,
                 detection,
                 options.network_ms / 1000,
                 not options.no_mutes,
                 response,
-                options.pace,
             )
             outcomes.append(await run_case(case, setting, float(at_s), options.seed + number))
         row = summary(cases[0].kind, outcomes, cases)
@@ -522,7 +505,13 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
         "seed": options.seed,
         "every": every,
         "rooms": options.rooms,
+        "recogniser": "PocketSphinx"
+        if options.asr is None
+        else options.asr.name
+        if not options.pair
+        else f"PocketSphinx and {options.asr.name}",
         "pace": options.pace,
+        "decode_s": options.decode_s,
         "false_stops_of_backchannels_coughs_and_keyboards": false_stops,
         "rows": rows,
         "outcomes": [[o.kind, o.name, o.at_s, o.ducked_s, o.turned_s, o.silent_s, o.restored_s, o.held_s] for o in log],
@@ -547,9 +536,16 @@ def main() -> None:
         "--seed", type=int, default=7, help="of the moments, the coughs, the keys and the microphone's noise"
     )
     parser.add_argument("--rooms", type=int, default=0, help="other made rooms for the echo: added to their seeds")
-    parser.add_argument("--pace", type=float, default=PACE, help="what the recogniser takes, of its audio's length")
+    parser.add_argument("--pace", type=float, default=PACE, help="what PocketSphinx takes, of its audio's length")
+    parser.add_argument(
+        "--asr", type=Path, help="folder of a converted Whisper, to listen with instead of PocketSphinx"
+    )
+    parser.add_argument("--pair", action="store_true", help="PocketSphinx beside that Whisper, as the server has them")
+    parser.add_argument("--decode-s", type=float, default=DECODE_S, help="what each decode of that Whisper takes")
     parser.add_argument("--save", type=Path, help="write the results here, as JSON and beside it as Markdown")
     options = parser.parse_args()
+    if options.pair and options.asr is None:
+        parser.error("--pair needs --asr FOLDER")
     result = asyncio.run(measure(options))
     text = table(result["rows"])  # type: ignore[arg-type]
     print("\n" + text)

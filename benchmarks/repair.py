@@ -2,10 +2,11 @@
 
     python benchmarks/repair.py --data SPEECH --kinds order telephone noisy
     python benchmarks/repair.py --data tests/data
+    python benchmarks/repair.py --data SPEECH --asr FOLDER    # a converted Whisper's text
 
-PocketSphinx hears each recording (as in `asr.py`), once with the agent's vocabulary and once with everyday language alone; the built-in model
-is asked what else may have been said, among the words of that vocabulary, as the first turn behind the agent's greeting. All that it proposes is
-kept, so that the rule of `voiceagent/repair.py` can be replayed under any settings. Settings are chosen on one half of the speakers, those with
+PocketSphinx hears each recording (as in `asr.py`), once with the agent's vocabulary and once with everyday language alone; or a Whisper does, with the
+vocabulary as hot words and without. The built-in model is asked what else may have been said, among the words of that vocabulary, as the first turn
+behind the agent's greeting. All that it proposes is kept, so that the rule of `voiceagent/repair.py` can be replayed under any settings. Settings are chosen on one half of the speakers, those with
 the fewest word errors (of equal ones the strictest); what is told, also of the shipped settings, is of the other half. Processor times are those of
 asking as the agent does: the shipped settings, and layers compiled where they can be. By them is told how many answers come within the time that
 the agent waits for one, if nobody else wants the processor.
@@ -15,13 +16,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import hashlib
 import itertools
 import json
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,15 @@ import numpy as np
 import torch
 from asr import Clip, clips, decoder_for
 from measuring import about, percentile
+from whisper_ear import WhisperEar
+from whisper_ear import load as load_whisper
 
 from dllm import loader
+from dllm.spoken import spoken_form
 from voice_pipelines.adapters.diffusion import DiffusionDrafter
 from voice_pipelines.adapters.diffusion_repair import DiffusionRepairer
+from voice_pipelines.adapters.whisper import Decode
+from voice_pipelines.adapters.whisper_window import IN_PAUSES
 from voice_pipelines.asr.decoder import BLOCK_SAMPLES, SphinxDecoder
 from voice_pipelines.asr.vocabulary import Vocabulary
 from voice_pipelines.settings import load
@@ -94,8 +101,8 @@ def measure(cases: Iterable[Case], settings: RepairSettings) -> Outcome:
     count = replaced = better = worse = 0
     for case in cases:
         found = repair(case.heard, case.proposals, settings)
-        one = word_errors(case.said, plain(case.heard))
-        other = word_errors(case.said, plain(found.meant))
+        said = plain(" ".join(case.said))
+        one, other = word_errors(said, plain(case.heard)), word_errors(said, plain(found.meant))
         before, after = before + one, after + other
         count, replaced = count + 1, replaced + len(found.replaced)
         better, worse = better + (other.total < one.total), worse + (other.total > one.total)
@@ -103,7 +110,8 @@ def measure(cases: Iterable[Case], settings: RepairSettings) -> Outcome:
 
 
 def plain(text: str) -> list[str]:
-    return [_ONE_SPELLING.get(word, word) for word in text.split()]
+    """Words as they are compared: without case and marks, figures spoken."""
+    return [_ONE_SPELLING.get(word, word) for word in spoken_form(text).split()]
 
 
 def choose(cases: Sequence[Case]) -> RepairSettings:
@@ -123,6 +131,22 @@ def halves(cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
     for case in cases:
         parts[hashlib.sha256(case.speaker.encode()).digest()[0] % 2].append(case)
     return parts
+
+
+def hearings(options: argparse.Namespace, vocabulary: Vocabulary) -> Iterator[tuple[str, Callable[[Clip], str]]]:
+    """Who hears the recordings, by name."""
+    if options.asr is not None:
+        for name, words in (("Whisper, with hot words", vocabulary.hot_words()), ("Whisper, without", ())):
+            yield name, functools.partial(hear_whisper, load_whisper(options.asr, words))
+        return
+    for name, known in (("with the vocabulary", vocabulary), ("everyday language only", None)):
+        yield name, functools.partial(hear, decoder_for(known, options.cache)[0])
+
+
+def hear_whisper(decode: Decode, clip: Clip) -> str:
+    ear = WhisperEar(decode, options=IN_PAUSES)
+    ear.feed(clip.samples, clip.audio_s)
+    return ear.finish(clip.audio_s).text
 
 
 def hear(decoder: SphinxDecoder, clip: Clip) -> str:
@@ -245,6 +269,7 @@ def main() -> None:
         "--preset", type=Path, default=ROOT / "pipelines/voice_pipelines/presets/cafe.toml", help="agent"
     )
     parser.add_argument("--model", type=Path, help="checkpoint of the built-in family; default: the built-in weights")
+    parser.add_argument("--asr", type=Path, help="folder of a converted Whisper, to hear with instead of PocketSphinx")
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "asr", help="folder for language models")
     parser.add_argument("--save", type=Path, help="file for the results, such as benchmarks/results/repair.json")
     options = parser.parse_args()
@@ -257,10 +282,10 @@ def main() -> None:
     speakers = {entry["path"]: str(entry.get("speaker", entry["path"])) for entry in map(json.loads, manifest)}
     recordings = list(clips(options.data, options.kinds, options.every))
     print(dict(Counter(clip.kind for clip in recordings)))
-    heard = {}
-    for name, words in (("with the vocabulary", vocabulary), ("everyday language only", None)):
-        decoder, _ = decoder_for(words, options.cache)
-        heard[name] = [(clip, speakers[clip.path], hear(decoder, clip)) for clip in recordings]
+    heard = {
+        name: [(clip, speakers[clip.path], listen(clip)) for clip in recordings]
+        for name, listen in hearings(options, vocabulary)
+    }
     found = asyncio.run(run(options, vocabulary, heard))
     if options.save is not None:
         text = json.dumps({**machine, "data": options.data.name, "kinds": options.kinds, **found}, indent=1)

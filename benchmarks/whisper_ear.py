@@ -39,11 +39,18 @@ class WhisperEar:
     Args:
         decode_s: What a decode takes; None is the processor time that it takes here.
         options: What is decoded when; None is as the server does it alone.
+        said_before: Text that stands before it.
     """
 
-    def __init__(self, decode: Decode, decode_s: float | None = None, options: WindowOptions | None = None) -> None:
+    def __init__(
+        self,
+        decode: Decode,
+        decode_s: float | None = None,
+        options: WindowOptions | None = None,
+        said_before: str = "",
+    ) -> None:
         self._decode, self._decode_s = decode, decode_s
-        self._window, self._agreement, self._shown = UtteranceWindow(options), LocalAgreement(), ""
+        self._window, self._agreement, self._shown = UtteranceWindow(options, said_before), LocalAgreement(), ""
         self._running: tuple[float, Span, tuple[Word, ...]] | None = None
         self.cpu_s = 0.0
         """Of all decodes so far."""

@@ -121,6 +121,32 @@ class Transcriber(Protocol):
     async def aclose(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Take:
+    """What a short voice said, as somebody heard it."""
+
+    text: str
+    is_last: bool = True
+    """Nobody is still listening who hears better."""
+
+
+@runtime_checkable
+class HasTakes(Protocol):
+    """A transcriber that has a way of its own with a short voice: where one part of it is sooner with the words and another hears them better, or where
+    all that it does for an utterance would be too much."""
+
+    def takes(self, samples: Samples, *, is_whole: bool, likely: Sequence[str]) -> AsyncGenerator[Take, None]:
+        """The words of a voice, whole or as far as it has come, as soon as anybody has them; the last take is told to be.
+
+        Args:
+            likely: Words and phrases that are most often said there, the most likely last.
+
+        Raises:
+            BackendError, OverloadedError: If nobody could tell. Not behind the first take.
+        """
+        ...
+
+
 @runtime_checkable
 class HasProcesses(Protocol):
     """A backend that works in processes of its own on this machine's processors."""

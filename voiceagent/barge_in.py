@@ -214,6 +214,8 @@ class Ask:
 
     number: int
     start_sample: int
+    is_whole: bool
+    """It has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +271,8 @@ class _Voice:
     is_asked: bool = False
     asked_end: int = 0
     """What `end` was when its words were asked for: voice behind that is not in their answer."""
+    first_words: str | None = None
+    """What was heard of all of it by somebody who hears worse than who is waited for."""
     hum: float = 0.0
     """How much it sounded like a hum when that was last asked."""
     has_asked: bool = True
@@ -292,7 +296,7 @@ class BargeIn:
         self._last: _Voice | None = None
         """What was dismissed last: late words, or the agent's end, may still make it a turn."""
         self._numbers = 0
-        self._answers: list[tuple[int, str]] = []
+        self._answers: list[tuple[int, str, bool]] = []
         self._floor_db: float | None = None
         self._fruitless: int | None = None
         """When it was brought back last from what was not even a click of voice."""
@@ -320,7 +324,7 @@ class BargeIn:
         is_going_on = end - voice.end < _samples(settings.gap_s)  # The silence behind a voice is no part of its sound.
         may_be_stopped = is_going_on and voice.voiced + end - start > _samples(settings.backchannel_s)
         may_be_over = not is_going_on and not voice.is_asked
-        may_have_to_stop = voice.is_stopping or any(number == voice.early for number, _ in self._answers)
+        may_have_to_stop = voice.is_stopping or any(number == voice.early for number, *_ in self._answers)
         return voice.sounds_from if may_be_stopped or may_be_over or may_have_to_stop else None
 
     def update(
@@ -423,9 +427,10 @@ class BargeIn:
             self._voice.masked += end - start
         return self._unvoiced(self._voice, end - start, end, comes_back=comes_back)
 
-    def answer(self, number: int, text: str) -> None:
-        """The words that `Ask` of this number wanted, or "" where there are none or recognition failed."""
-        self._answers.append((number, text))
+    def answer(self, number: int, text: str, *, is_last: bool = True) -> None:
+        """The words that `Ask` of this number wanted, or "" where there are none or recognition failed; not the last ones where somebody who hears
+        better still listens."""
+        self._answers.append((number, text, is_last))
 
     def hold(self) -> None:
         """The client plays nothing as long as this doubt lasts, and then goes on where it was."""
@@ -458,6 +463,8 @@ class BargeIn:
         voice.voiced += end - start
         voice.end = end
         voice.sounds_from = start if voice.sounds_from is None else voice.sounds_from
+        if voice.first_words is not None:  # The caller went on: these are not all of their words.
+            voice.first_words, voice.is_asked = None, False
         if not self._is_doubted:
             return self._ducked(voice, is_strong=is_strong)
         settings = self.settings
@@ -470,7 +477,7 @@ class BargeIn:
         if voice.early is None and voice.voiced >= _samples(settings.ask_s):
             self._numbers += 1
             voice.early = self._numbers
-            return (*muted, Ask(voice.early, voice.start))
+            return (*muted, Ask(voice.early, voice.start, is_whole=False))
         return muted
 
     def _mute(self, voice: _Voice, end: int) -> tuple[Action, ...]:
@@ -498,18 +505,22 @@ class BargeIn:
             self._fruitless = end
             return self._restore(voice, Dismissed.NO_WORDS, end)
         if not voice.is_asked:
-            voice.is_asked, voice.asked_end = True, voice.end
-            return (Ask(voice.number, voice.start),)
+            voice.is_asked, voice.asked_end, voice.first_words = True, voice.end, None
+            return (Ask(voice.number, voice.start, is_whole=True),)
         if silence >= _samples(settings.gap_s + settings.wait_s):
             return self._unanswered(voice, end)
         return ()
 
     def _unanswered(self, voice: _Voice, end: int) -> tuple[Action, ...]:
+        """Nobody has said in time what all of it was, or only who is not the best to ask."""
+        if voice.first_words is not None:
+            words, voice.first_words = voice.first_words, None
+            return self._take_answer(voice.number, words, True, end)
         if self._is_muted and not self._may_be_the_agents(voice):
             return self._stop(voice)
         return self._restore(voice, Dismissed.UNANSWERED, end)
 
-    def _take_answer(self, number: int, text: str, end: int) -> tuple[Action, ...]:
+    def _take_answer(self, number: int, text: str, is_last: bool, end: int) -> tuple[Action, ...]:
         settings = self.settings
         is_nothing = not text.strip() or is_backchannel(text, settings.fragments)
         late = None if self._last is None or self._last.number != number else self._last
@@ -528,6 +539,10 @@ class BargeIn:
         if self._is_doubted and self._voice is not None and self._voice.number == number:
             is_going_on = self._voice.end + _samples(self.settings.gap_s) > end
             is_unfinished = is_going_on or self._voice.end > self._voice.asked_end
+            is_plain = self._is_stopping(text) or is_backchannel(text, settings.backchannels)
+            if not is_last and not is_unfinished and not is_plain:
+                self._voice.first_words = text
+                return ()
             if says_something and not is_own and not self._is_hummed(self._voice, text):
                 may_wait = (self._can_be_held or self._is_muted) and not self._is_stopping(text)
                 if not is_unfinished or not may_wait:
@@ -574,7 +589,8 @@ class BargeIn:
         is_twice = words[:1] == list(voice.early_words[:1])
         if self._is_stopping(text) or (is_twice and voice.hum < settings.certain_hum):
             return False
-        return self._unheeded is None or voice.start - self._unheeded > _samples(settings.again_s)
+        # Words of the same voice that come later, from somebody who hears better, are not said again.
+        return self._unheeded is None or not 0 <= voice.start - self._unheeded <= _samples(settings.again_s)
 
     def _brings_back(self, voice: _Voice, text: str) -> bool:
         """Whether a voice that was long enough to silence the agent was nothing all the same: it takes more than no words, or one that says nothing alone."""

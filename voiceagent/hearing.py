@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 
 import numpy as np
 
-from voiceagent.backends import INPUT_RATE_HZ, Partial, Samples, Transcriber, Transcript, Utterance
+from voiceagent.backends import (
+    INPUT_RATE_HZ,
+    HasTakes,
+    Partial,
+    Samples,
+    Take,
+    Transcriber,
+    Transcript,
+    Utterance,
+)
 from voiceagent.budget import BudgetController
 
 
@@ -79,3 +89,28 @@ class Hearing:
         for samples in self._waiting:
             utterance.feed(samples)
         self._waiting.clear()
+
+
+async def takes(
+    asr: Transcriber, samples: Samples, budget: BudgetController, *, is_whole: bool, likely: Sequence[str]
+) -> AsyncGenerator[Take, None]:
+    """The words of a short voice that is no utterance yet, as soon as anybody has them (`HasTakes`); of a transcriber without a way of its own, its final.
+
+    Raises:
+        BackendError, OverloadedError: If nobody could tell.
+    """
+    if isinstance(asr, HasTakes):
+        budget.open_utterances += 1
+        try:
+            async with aclosing(asr.takes(samples, is_whole=is_whole, likely=likely)) as heard:
+                async for take in heard:
+                    yield take
+        finally:
+            budget.open_utterances -= 1
+        return
+    hearing = Hearing(asr, "", lambda partial: None, budget)
+    try:
+        hearing.feed(samples)
+        yield Take((await hearing.finish()).text)
+    finally:
+        hearing.cancel()

@@ -71,10 +71,12 @@ class Doubt:
 
 @dataclass(frozen=True, slots=True)
 class WordsWanted:
-    """The voice in doubt has ended; `samples` is all of it. Its words go to `Listener.hear_answer` with this number."""
+    """`samples` is the voice in doubt so far. Its words go to `Listener.hear_answer` with this number."""
 
     number: int
     samples: Samples
+    is_whole: bool
+    """It has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +251,8 @@ class Listener:
                     yield Doubt(began + self._skipped)
                 case barge_in.Mute(start_sample=began):
                     yield Hush(began + self._skipped)
-                case barge_in.Ask(number=number, start_sample=began):
-                    yield WordsWanted(number, self._kept.since(self._padded(began, detection)))
+                case barge_in.Ask(number=number, start_sample=began, is_whole=is_whole):
+                    yield WordsWanted(number, self._kept.since(self._padded(began, detection)), is_whole)
                 case barge_in.Restore(reason=reason):
                     yield Relief(reason)
                 case barge_in.Stop(start_sample=began, voice_end_sample=voice_end):
@@ -273,9 +275,9 @@ class Listener:
     def _padded(start_sample: int, detection: TurnDetection) -> int:
         return max(start_sample - round(detection.prefix_padding_s * INPUT_RATE_HZ), 0)
 
-    def hear_answer(self, number: int, text: str) -> None:
+    def hear_answer(self, number: int, text: str, *, is_last: bool = True) -> None:
         """The words that were wanted of the voice with this number; "" where there are none. They count with the next window."""
-        self._barge_in.answer(number, text)
+        self._barge_in.answer(number, text, is_last=is_last)
 
     def hold(self) -> None:
         """The client plays nothing as long as this doubt lasts, and then goes on where it was."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TypeAlias, assert_never
 
@@ -31,7 +32,7 @@ from voiceagent.costs import Cost, Stage
 from voiceagent.early import EarlyDrafts
 from voiceagent.echo import EchoGate
 from voiceagent.endpoint import EndedBy
-from voiceagent.errors import BackendError, ProtocolError
+from voiceagent.errors import BackendError, OverloadedError, ProtocolError
 from voiceagent.events import (
     AudioCleared,
     AudioCommitted,
@@ -48,7 +49,7 @@ from voiceagent.events import (
     TranscriptFinal,
     TranscriptPartial,
 )
-from voiceagent.hearing import Hearing
+from voiceagent.hearing import Hearing, takes
 from voiceagent.history import History
 from voiceagent.listener import KEEP_S, Answer, Doubt, Endpoint, Hush, Listener, Onset, Relief, Utter, WordsWanted
 from voiceagent.repair import Repair, repair
@@ -287,9 +288,11 @@ class Listening:
                     self._doubt(start, DOUBT_LIMIT_S + detection.longest_backchannel_s)
                 case Hush(start_sample=start):
                     self._hush(start)
-                case WordsWanted(number=number, samples=piece):
+                case WordsWanted():
                     self._forget_words()
-                    self._finding_words = self._tasks.spawn(self._find_words(number, piece))
+                    self._finding_words = self._tasks.spawn(
+                        self._find_words(heard, (*detection.stopping_words, *detection.backchannels))
+                    )
                 case Relief(reason=reason):
                     self._relieve(reason)
                 case _:
@@ -333,19 +336,16 @@ class Listening:
             self._finding_words.cancel()
             self._finding_words = None
 
-    async def _find_words(self, number: int, samples: Samples) -> None:
+    async def _find_words(self, wanted: WordsWanted, likely: Sequence[str]) -> None:
         """What the voice in doubt said, for the listener alone: nothing of it is an utterance yet."""
-        hearing = Hearing(self._backends.asr, "", lambda partial: None, self._budget)
+        heard = takes(self._backends.asr, wanted.samples, self._budget, is_whole=wanted.is_whole, likely=likely)
         try:
-            hearing.feed(samples)
-            transcript = await hearing.finish()
-        except BackendError as error:
+            async with aclosing(heard):
+                async for take in heard:
+                    self._listener.hear_answer(wanted.number, take.text, is_last=take.is_last)
+        except (BackendError, OverloadedError) as error:
             log.warning("conversation %s: whether the caller said something cannot be told: %s", self._id, error)
-            self._listener.hear_answer(number, "")
-        else:
-            self._listener.hear_answer(number, transcript.text)
-        finally:
-            hearing.cancel()
+            self._listener.hear_answer(wanted.number, "")
 
     def _listen_manually(self, samples: Samples, arrived: float) -> None:
         """Without turn detection all audio since the last commit is one utterance, which the client ends."""

@@ -159,8 +159,13 @@ def test_a_busy_machine_changes_nothing_in_what_a_replay_finds(barge_in: ModuleT
     agent = barge_in.Speech("I tell something.", undisturbed(6.0), RATE)
 
     def outcome(takes_s: float, pace: float) -> object:
+        decoder = SlowDecoder(takes_s)
         setting = barge_in.Setting(
-            LevelDetector(), SlowDecoder(takes_s), agent, barge_in.TurnDetection(), 0.02, pace=pace
+            LevelDetector(),
+            lambda clock: barge_in.Sphinx(decoder, clock, pace),
+            agent,
+            barge_in.TurnDetection(),
+            0.02,
         )
         return asyncio.run(barge_in.run_case(case, setting, 2.0, 7))
 

@@ -53,6 +53,8 @@ def test_the_settings_with_the_fewest_errors_are_chosen_and_of_equal_ones_the_st
 
 def test_one_spelling_is_no_error(bench: ModuleType) -> None:
     assert bench.measure([case(bench, "a tea okay", "an tea ok")], RepairSettings()).before.total == 0
+    written = case(bench, "i'd like two teas please", "I'd like 2 teas, please.")
+    assert bench.measure([written], RepairSettings()).before.total == 0, "capitals, marks and figures of a Whisper"
 
 
 def test_what_takes_longer_than_the_agent_waits_is_not_in_time(bench: ModuleType) -> None:

@@ -24,8 +24,10 @@ from voiceagent.backends import (
     BackendInfo,
     GuessesNeed,
     HasProcesses,
+    HasTakes,
     Partial,
     Samples,
+    Take,
     Transcriber,
     Transcript,
 )
@@ -385,7 +387,7 @@ def test_what_is_told_of_a_pair_is_the_quick_ones_and_the_processor_time_both() 
     careful = ScriptedEar(clock, CAREFUL, words_after_s=0.5)
     pair = PairedTranscriber(quick, careful, INFO, clock=clock)
     assert (pair.info, pair.words_after_s, pair.tells_confidence) == (INFO, 0.1, True)
-    assert isinstance(pair, HasProcesses) and pair.cpu_s == 1.5
+    assert isinstance(pair, HasTakes) and isinstance(pair, HasProcesses) and pair.cpu_s == 1.5
     careful = ScriptedEar(clock, CAREFUL, cpu_s=2.0)
     assert PairedTranscriber(quick, careful, INFO, clock=clock).cpu_s == 3.5
 
@@ -406,6 +408,70 @@ def test_a_caller_needs_the_processors_for_both(quick: Need | None, careful: Nee
     pair = PairedTranscriber(*ears, INFO, clock=clock)
     assert isinstance(pair, GuessesNeed) and pair.need == both
     assert PairedTranscriber(*(ScriptedEar(clock, QUICK) for _ in ears), INFO, clock=clock).need is None, "neither says"
+
+
+# --- a short voice -------------------------------------------------------------------------------------------------------
+
+
+async def takes(pair: Pair, *, is_whole: bool = True, within_s: float = 20.0) -> list[tuple[float, Take]]:
+    """What is told of a voice, and when."""
+    told: list[tuple[float, Take]] = []
+
+    async def listen() -> None:
+        async for take in pair.both.takes(SECOND, is_whole=is_whole, likely=("stop", "mhm")):
+            told.append((round(pair.clock.now(), 3), take))
+
+    listening = asyncio.create_task(listen())
+    await pair.clock.advance(within_s)
+    if not listening.done():
+        listening.cancel()
+        await pair.clock.settle()
+    assert len(asyncio.all_tasks()) == 1, "nobody listens on"
+    pair.check_free()
+    if not listening.cancelled():
+        await listening
+    return told
+
+
+def test_a_short_voice_is_told_by_the_quick_one_and_then_by_the_careful_one() -> None:
+    async def main() -> None:
+        first, last = Take("a ladder", is_last=False), Take("A latte.")
+        assert await takes(Pair(quick_s=0.1, careful_s=0.6)) == [(0.1, first), (0.6, last)]
+        assert await takes(Pair(quick_s=0.6, careful_s=0.1)) == [(0.1, last)], "the careful one knows better"
+        assert await takes(Pair(quick_s=0.1, careful_s=9.0), within_s=1.0) == [(0.1, first)], "both are freed"
+        assert await takes(Pair(Transcript(""), Transcript(""), careful_s=0.6)) == [
+            (0.0, Take("", is_last=False)),
+            (0.6, Take("")),
+        ]
+
+    run_async(main())
+
+
+def test_of_half_a_voice_the_careful_one_is_not_asked() -> None:
+    async def main() -> None:
+        pair = Pair(quick_s=0.1)
+        assert await takes(pair, is_whole=False) == [(0.1, Take("a ladder"))]
+        assert not pair.careful.utterances
+
+    run_async(main())
+
+
+def test_a_careful_one_that_fails_on_a_short_voice_makes_the_quick_ones_words_the_last() -> None:
+    async def main() -> None:
+        for failing in (
+            Pair(quick_s=0.1, careful=BROKEN, careful_s=0.6),
+            Pair(quick_s=0.1, careful_refuses=OverloadedError(64, 64)),
+        ):
+            told = await takes(failing)
+            assert told[-1][1] == Take("a ladder") and all(take.text == "a ladder" for _, take in told)
+        assert await takes(Pair(BROKEN, careful_s=0.6)) == [(0.6, Take("A latte."))]
+        with pytest.raises(BackendError, match="first") as caught:
+            await takes(Pair(BackendError("asr", "first"), BackendError("asr", "second")))
+        assert caught.value.__cause__ is not None
+        with pytest.raises(BackendError, match="first"):
+            await takes(Pair(BackendError("asr", "first")), is_whole=False)
+
+    run_async(main())
 
 
 def test_of_both_in_earnest_the_final_is_what_the_careful_one_hears_alone(tmp_path: Path, data_dir: Path) -> None:

@@ -29,7 +29,7 @@ from voice_pipelines.adapters.whisper import (
 from voice_pipelines.adapters.whisper_guards import Segment
 from voice_pipelines.adapters.whisper_window import WindowOptions
 from voice_pipelines.models import WhisperChoice, choose_model, is_english_only
-from voiceagent.backends import INPUT_RATE_HZ, BackendInfo, Partial, Samples, Transcript, Word
+from voiceagent.backends import INPUT_RATE_HZ, BackendInfo, Partial, Samples, Take, Transcript, Word
 from voiceagent.clock import ManualClock
 from voiceagent.errors import BackendError, OverloadedError
 
@@ -415,6 +415,43 @@ def test_cancel_frees_the_place_at_any_time_and_twice() -> None:
         third.cancel()
         assert (await first.finish()).text == ""
         assert partials == []
+
+    with_transcriber(gate, use, max_utterances=1)
+
+
+def test_a_short_voice_is_decoded_once_and_an_utterance_that_has_as_much_at_once_twice() -> None:
+    voice = np.concatenate([tone(0.9), tone(0.1, 0.0)])
+
+    async def use(transcriber: FasterWhisperTranscriber) -> None:
+        for is_whole in (True, False):
+            paced.calls = 0
+            assert [take async for take in transcriber.takes(voice, is_whole=is_whole, likely=())] == [Take("caller-2")]
+            assert paced.calls == 1
+        paced.calls = 0
+        assert (await recognise(transcriber, voice, ()))[0].text == "caller-2"
+        assert paced.calls == 2, "a partial, and the final behind it"
+        assert not transcriber._open
+
+    paced = Paced(by_level)
+    with_transcriber(paced, use)
+
+
+def test_a_short_voice_takes_a_place_as_an_utterance_does_and_leaves_it() -> None:
+    gate = Gate()
+
+    async def use(transcriber: FasterWhisperTranscriber) -> None:
+        async def listen() -> None:
+            async for _ in transcriber.takes(tone(0.5), is_whole=True, likely=()):
+                raise AssertionError("nobody waits for it any more")
+
+        listening = asyncio.create_task(listen())
+        assert await asyncio.to_thread(gate.started.wait, 20.0)
+        with pytest.raises(OverloadedError):
+            await transcriber.open(lambda partial: None)
+        listening.cancel()
+        await asyncio.wait([listening])
+        (await transcriber.open(lambda partial: None)).cancel()
+        gate.open.set()
 
     with_transcriber(gate, use, max_utterances=1)
 

@@ -20,7 +20,7 @@ from tests.voiceagent.standins import (
     tone,
 )
 from voiceagent.agent import AgentProfile, Note
-from voiceagent.backends import Backends, Samples
+from voiceagent.backends import Backends, Samples, Transcriber
 from voiceagent.budget import BudgetController
 from voiceagent.clock import ManualClock
 from voiceagent.conversation import Conversation
@@ -88,7 +88,10 @@ def talk(
     gate: asyncio.Event | None = None,
     step_s: float = 0.01,
     scorer: ScriptedScorer | None = None,
+    ears: Callable[[ManualClock], Transcriber] | None = None,
 ) -> Line:
+    """`ears` hear instead of those that hear `heard`."""
+
     async def main() -> Line:
         clock = ManualClock(100.0)
         asr = ScriptedTranscriber(*heard, gate=gate)
@@ -96,7 +99,7 @@ def talk(
         voice = tts or ToneSynthesizer()
         events: list[ConversationEvent] = []
         conversation = Conversation(
-            backends=Backends(LevelDetector(), asr, llm, voice, scorer),
+            backends=Backends(LevelDetector(), asr if ears is None else ears(clock), llm, voice, scorer),
             agent=AgentProfile("café", "You take orders.", "Welcome to the café.", FixedNotes),
             settings=settings or SessionSettings(instructions="You take orders."),
             clock=clock,

@@ -145,6 +145,106 @@ def test_where_a_backchannel_may_last_longer_than_a_drawn_one_nothing_is_muted()
     assert [type(action) for action in ear.voice(1.2)][:3] == [Duck, Ask, Stop]
 
 
+# --- words that somebody hears sooner, and somebody else better -------------------------------------------------------
+
+
+def asked(
+    voice_s: float = 0.3, *, can_be_held: bool = True, settings: BargeInSettings | None = None
+) -> tuple[Ear, Ask]:
+    """A voice over the agent that has just ended, and the question about all of it."""
+    ear = Ear(settings, can_be_held=can_be_held)
+    ear.voice(voice_s)
+    said = ear.quiet(0.128)
+    (ask,) = (each for each in said if isinstance(each, Ask))
+    return ear, ask
+
+
+@pytest.mark.parametrize("voice_s", [0.288, 0.512], ids=["ducked", "muted"])
+@pytest.mark.parametrize(
+    ("first", "better", "expected"),
+    [("an ham", "Mm.", Restore), ("receive", "I see.", Restore), ("", "Three.", Stop), ("with a", "Six.", Stop)],
+)
+def test_words_that_may_be_anything_wait_for_better_ones_which_decide(
+    voice_s: float, first: str, better: str, expected: type[Action]
+) -> None:
+    ear, ask = asked(voice_s)
+    assert ask.is_whole
+    ear.barge_in.answer(ask.number, first, is_last=False)
+    assert ear.quiet(0.096) == []
+    ear.barge_in.answer(ask.number, better)
+    assert [type(action) for action in ear.quiet(0.032)] == [expected]
+
+
+@pytest.mark.parametrize("voice_s", [0.288, 0.512], ids=["ducked", "muted"])
+@pytest.mark.parametrize(("first", "expected"), [("stop it", Stop), ("mhm", Restore), ("I see okay", Restore)])
+def test_words_that_are_plain_wait_for_nobody(voice_s: float, first: str, expected: type[Action]) -> None:
+    ear, ask = asked(voice_s)
+    ear.barge_in.answer(ask.number, first, is_last=False)
+    assert [type(action) for action in ear.quiet(0.032)] == [expected]
+
+
+def test_better_words_that_come_when_the_agent_is_back_still_stop_it() -> None:
+    for better, expected in (("S.", [Stop]), ("Yes.", [])):
+        ear, ask = asked()
+        ear.barge_in.answer(ask.number, "yes", is_last=False)
+        ear.quiet(0.032)
+        ear.barge_in.answer(ask.number, better)
+        assert [type(action) for action in ear.quiet(0.032)] == expected
+
+
+def test_late_words_of_a_voice_that_was_taken_for_a_hum_are_not_said_again() -> None:
+    for better, expected in (("Then.", []), ("Stop.", [Stop])):
+        barge_in = BargeIn()
+        hear(barge_in, 0, 9, 0.95, hum=0.9, can_be_held=True)
+        (ask,) = (each for each in hear(barge_in, 9, 4, 0.02, hum=0.9, can_be_held=True) if isinstance(each, Ask))
+        barge_in.answer(ask.number, "an ham", is_last=False)
+        (restore,) = hear(barge_in, 13, 14, 0.02, can_be_held=True)
+        assert restore == Restore(Dismissed.BACKCHANNEL)
+        barge_in.answer(ask.number, better)
+        assert [type(action) for action in hear(barge_in, 27, 1, 0.02, can_be_held=True)] == expected
+
+
+@pytest.mark.parametrize("voice_s", [0.288, 0.512], ids=["ducked", "muted"])
+@pytest.mark.parametrize("first", ["a latte", "an ham", "", "with a", "see", "mhm"])
+@pytest.mark.parametrize("hum", [0.0, 0.9])
+def test_where_better_words_do_not_come_in_time_the_first_ones_decide_as_if_there_were_no_others(
+    voice_s: float, first: str, hum: float
+) -> None:
+    def outcome(*, is_last: bool) -> tuple[type[Action], int]:
+        barge_in, windows = BargeIn(), round(voice_s * 16_000 / WINDOW)
+        hear(barge_in, 0, windows, 0.95, hum=hum, can_be_held=True, has_asked=False)
+        for number in range(windows, windows + 30):
+            for action in hear(barge_in, number, 1, 0.02, hum=hum, can_be_held=True, has_asked=False):
+                if not isinstance(action, Ask):
+                    return type(action), number - windows
+                barge_in.answer(action.number, first, is_last=is_last)
+        raise AssertionError("no doubt lasts")
+
+    (alone, soon), (waited, late) = outcome(is_last=True), outcome(is_last=False)
+    assert waited is alone
+    assert late == soon if first == "mhm" else 12 <= late - soon <= 13, "0.4 s"
+
+
+def test_first_words_of_half_a_voice_are_none_of_the_whole() -> None:
+    ear, ask = asked(0.224)
+    ear.voice(0.064)
+    ear.barge_in.answer(ask.number, "all", is_last=False)
+    assert Mute(0) in ear.voice(0.064), "silent as soon as by the only words"
+    said = ear.quiet(0.128)
+    assert [type(each) for each in said] == [Ask]
+    assert [type(each) for each in ear.quiet(0.5)] == [Stop], "nobody has said what the whole was"
+
+
+def test_first_words_count_for_nothing_once_the_voice_goes_on() -> None:
+    ear, ask = asked(0.224)
+    ear.barge_in.answer(ask.number, "a latte", is_last=False)
+    assert ear.quiet(0.064) == []
+    ear.voice(0.096)
+    said = ear.quiet(0.128)
+    ear.barge_in.answer(ask.number, "Aha.")
+    assert [type(each) for each in (*said, *ear.quiet(0.064))] == [Ask, Restore]
+
+
 @pytest.mark.parametrize(("left_s", "is_answer"), [(0.3, True), (0.8, False)])
 def test_a_yes_that_muted_the_agent_is_an_answer_by_what_the_agent_had_left_to_say(
     left_s: float, is_answer: bool

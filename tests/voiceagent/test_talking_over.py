@@ -13,7 +13,7 @@ from tests.voiceagent.over_the_agent import LONG, agents_words, answered, over
 from tests.voiceagent.standins import ScriptedTranscriber, hum, silence, tone
 from voiceagent.barge_in import Dismissed
 from voiceagent.echo import EchoGate
-from voiceagent.errors import BackendError
+from voiceagent.errors import BackendError, OverloadedError
 from voiceagent.events import (
     ItemAdded,
     PlaybackDucked,
@@ -161,14 +161,15 @@ def test_a_doubt_that_became_a_turn_when_the_client_wanted_it_immediately_is_no_
     talk(scenario, heard=("a mocha please", "so"), written=(LONG, "Yes?"), step_s=0.0)
 
 
-def test_a_recogniser_that_fails_on_a_short_voice_brings_the_agent_back() -> None:
+@pytest.mark.parametrize("error", [BackendError("asr", "gone"), OverloadedError(64, 64)], ids=["fails", "is full"])
+def test_a_recogniser_that_fails_on_a_short_voice_or_is_full_brings_the_agent_back(error: Exception) -> None:
     async def scenario(line: Line) -> None:
         await answered(line)
         await line.play(np.concatenate([tone(0.3), silence(0.8)]))
         assert over(line) == ["PlaybackDucked", "PlaybackRestored"]
         assert line.of(PlaybackRestored)[0].reason is Dismissed.NO_WORDS
 
-    talk(scenario, heard=("a mocha please", BackendError("asr", "gone")), written=(LONG,), step_s=0.0)
+    talk(scenario, heard=("a mocha please", error), written=(LONG,), step_s=0.0)
 
 
 def test_words_that_come_late_stop_an_agent_that_is_back_already() -> None:

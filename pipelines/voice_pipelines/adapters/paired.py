@@ -1,14 +1,16 @@
 """Two recognisers for one caller: a quick one to take turns by, a careful one for the text.
 
-Both hear the same audio. What is heard while the caller speaks is the quick one's: it ends turns, begins drafts and decides who talks over whom.
-The final transcript is the careful one's, unless it fails or is late; `settle` says which, and nothing here waits for a decoder except `finish`.
+Both hear the same audio. What is heard while the caller speaks is the quick one's: it ends turns and begins drafts. The final transcript is the
+careful one's, unless it fails or is late; `settle` says which, and nothing here waits for a decoder except `finish`. Who talks over whom is told by
+both, each at its own pace (`takes`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -16,8 +18,10 @@ from voiceagent.backends import (
     BackendInfo,
     GuessesNeed,
     HasProcesses,
+    HasTakes,
     Partial,
     Samples,
+    Take,
     Transcriber,
     Transcript,
     Utterance,
@@ -74,6 +78,17 @@ def settle(quick: Answer, careful: Answer, *, is_late: bool) -> Answer:
             return None
 
 
+def newest(quick: Answer, careful: Answer) -> Take | None:
+    """What is known of a short voice by now: the careful one's words, or those of the quick one meanwhile; None where there are none."""
+    match quick, careful:
+        case _, Transcript(text=text):
+            return Take(text)
+        case Transcript(text=text), _:
+            return Take(text, is_last=careful is not None)
+        case _:
+            return None
+
+
 class PairedTranscriber:
     """A `Transcriber` made of two; it owns and closes both.
 
@@ -126,6 +141,37 @@ class PairedTranscriber:
         if isinstance(quick, _Unopened) and isinstance(careful, _Unopened):
             raise quick.error from careful.error
         return PairedUtterance(quick, careful, self._options, self._clock)
+
+    async def takes(self, samples: Samples, *, is_whole: bool, likely: Sequence[str]) -> AsyncGenerator[Take, None]:
+        """The words of a short voice: the quick one's first, then the careful one's. Of half a voice the quick one alone is asked: what the careful one
+        would say of it is there when the voice is over, and would hold up what it says of the whole.
+
+        Raises:
+            BackendError, OverloadedError: The quick one's, if nobody could tell.
+        """
+        if not is_whole:
+            yield Take((await _heard(self._quick, samples, is_whole, likely)).text)
+            return
+        quick = asyncio.create_task(_heard(self._quick, samples, is_whole, likely))
+        careful = asyncio.create_task(_heard(self._careful, samples, is_whole, likely))
+        told: Take | None = None
+        try:
+            while told is None or not told.is_last:
+                heard = _answer(quick), _answer(careful)
+                take = newest(*heard)
+                if take is not None and take != told:
+                    told = take
+                    yield take
+                    continue
+                match heard:
+                    case Exception() as error, Exception() as other:
+                        raise error from other
+                await asyncio.wait(
+                    [task for task in (quick, careful) if not task.done()], return_when=asyncio.FIRST_COMPLETED
+                )
+        finally:
+            quick.cancel()
+            careful.cancel()
 
     async def aclose(self) -> None:
         """Close both; what is open fails."""
@@ -210,6 +256,22 @@ async def _opened(transcriber: Transcriber, on_partial: Callable[[Partial], None
         return await transcriber.open(on_partial)
     except (BackendError, OverloadedError) as error:
         return _Unopened(error)
+
+
+async def _heard(transcriber: Transcriber, samples: Samples, is_whole: bool, likely: Sequence[str]) -> Transcript:
+    """What one of the two makes of a short voice at last, in a way of its own where it has one."""
+    if isinstance(transcriber, HasTakes):
+        text = ""
+        async with aclosing(transcriber.takes(samples, is_whole=is_whole, likely=likely)) as heard:
+            async for take in heard:
+                text = take.text
+        return Transcript(text)
+    utterance = await transcriber.open(_nobody)
+    try:
+        utterance.feed(samples)
+        return await utterance.finish()
+    finally:
+        utterance.cancel()
 
 
 def _nobody(partial: Partial) -> None:

@@ -12,7 +12,7 @@ import itertools
 import logging
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ import numpy as np
 from voice_pipelines.adapters.whisper_guards import SILENCE_DBFS, Segment, believable, repeats_itself
 from voice_pipelines.adapters.whisper_window import Span, UtteranceWindow, WindowOptions
 from voice_pipelines.adapters.whisper_words import whole_words, without_last_comma
-from voiceagent.backends import INPUT_RATE_HZ, BackendInfo, Partial, Samples, Transcript, Word
+from voiceagent.backends import INPUT_RATE_HZ, BackendInfo, Partial, Samples, Take, Transcript, Word
 from voiceagent.clock import Clock, MonotonicClock
 from voiceagent.errors import BackendError, OverloadedError
 from voiceagent.foresight import Need
@@ -56,6 +56,11 @@ _WITHOUT_BLANKS = frozenset(("zh", "ja", "th", "lo", "my", "yue"))
 def window_s(duration_s: float) -> float:
     """How long a window Whisper is given for so much speech: whole seconds, at most 30."""
     return min(max(math.ceil(duration_s + QUIET_S), LEAST_WINDOW_S), WHOLE_WINDOW_S)
+
+
+def as_said(likely: Sequence[str]) -> str:
+    """Words and phrases as Whisper would have written them, had they just been said one after the other."""
+    return " ".join(f"{words[:1].upper()}{words[1:]}." for words in likely)
 
 
 class WhisperDecoder:
@@ -110,12 +115,17 @@ class WhisperDecoder:
     def __call__(self, samples: Samples, prompt: str) -> tuple[Segment, ...]:
         duration_s = min(len(samples) / INPUT_RATE_HZ, WHOLE_WINDOW_S)
         short_s = window_s(duration_s)
-        segment = self._decode(samples, prompt, duration_s, short_s)
+        segment = self._decode(samples, prompt, duration_s, short_s, self.hot_words)
         if short_s < WHOLE_WINDOW_S and repeats_itself(segment):
-            segment = self._decode(samples, prompt, duration_s, WHOLE_WINDOW_S)
+            segment = self._decode(samples, prompt, duration_s, WHOLE_WINDOW_S, self.hot_words)
         return (segment,)
 
-    def _decode(self, samples: Samples, prompt: str, duration_s: float, length_s: float) -> Segment:
+    def without_hot_words(self, samples: Samples, prompt: str) -> tuple[Segment, ...]:
+        """The same for a short voice of which other words are likely, those of the prompt. Nothing is heard twice: somebody waits for it."""
+        duration_s = min(len(samples) / INPUT_RATE_HZ, WHOLE_WINDOW_S)
+        return (self._decode(samples, prompt, duration_s, window_s(duration_s), ""),)
+
+    def _decode(self, samples: Samples, prompt: str, duration_s: float, length_s: float, hot_words: str) -> Segment:
         """One search over the samples with silence behind them up to the length."""
         padded = np.zeros(round(length_s * INPUT_RATE_HZ), np.float32)
         padded[: len(samples)] = samples[: len(padded)]
@@ -127,7 +137,7 @@ class WhisperDecoder:
             self._tokenizer,
             self._tokenizer.encode(" " + " ".join(recent)) if recent else [],
             without_timestamps=True,
-            hotwords=self.hot_words or None,
+            hotwords=hot_words or None,
         )
         most = min(math.ceil(8 + TOKENS_PER_SECOND * duration_s), MAX_NEW_TOKENS)
         (result,) = self._model.model.generate(
@@ -191,6 +201,7 @@ class FasterWhisperTranscriber:
 
     Args:
         decode: Usually a `WhisperDecoder`.
+        decode_voice: For short voices of which other words are likely than an utterance has; None is `decode`.
         workers: Decodes that run at a time.
         max_utterances: Callers served at a time; `open` refuses more.
         need: What a caller of it is taken to need of the processors; None where they do not decode.
@@ -204,6 +215,7 @@ class FasterWhisperTranscriber:
         decode: Decode,
         info: BackendInfo,
         *,
+        decode_voice: Decode | None = None,
         workers: int = 1,
         max_utterances: int = 64,
         options: WindowOptions | None = None,
@@ -213,6 +225,7 @@ class FasterWhisperTranscriber:
         self.info = info
         self.need = need
         self._decode = decode
+        self._decode_voice = decode_voice or decode
         self._max_utterances = max_utterances
         self._options = options or WindowOptions()
         self._clock = clock or MonotonicClock()
@@ -241,8 +254,14 @@ class FasterWhisperTranscriber:
         """
         decoder = WhisperDecoder(folder, choice, vocabulary=vocabulary, language=language)
         need = NEED if options is None or options.partials else NEED_IN_PAUSES
-        on_processors = choice.device == "cpu"
-        return cls(decoder, info, workers=choice.workers, options=options, need=need if on_processors else None)
+        return cls(
+            decoder,
+            info,
+            decode_voice=decoder.without_hot_words,
+            workers=choice.workers,
+            options=options,
+            need=need if choice.device == "cpu" else None,
+        )
 
     async def open(self, on_partial: Callable[[Partial], None]) -> WhisperUtterance:
         """Start one utterance.
@@ -251,11 +270,33 @@ class FasterWhisperTranscriber:
             OverloadedError: If as many utterances as allowed are open.
             BackendError: After `aclose`.
         """
+        return self._begun(UtteranceWindow(self._options), on_partial, self._decode)
+
+    async def takes(self, samples: Samples, *, is_whole: bool, likely: Sequence[str]) -> AsyncGenerator[Take, None]:
+        """The words of a short voice, by one decode: an utterance would begin a partial as soon as it had the samples, and its final would wait for that.
+
+        What is likely stands before it as if it had just been said: Whisper writes on in the same manner. With an agent's hot words in its place a hum is
+        "and mocha", and with nothing "Mmmm", "in the game" or "Thank you." (docs/barge-in.md).
+
+        Raises:
+            BackendError, OverloadedError: As those of `open` and `finish`.
+        """
+        window = UtteranceWindow(replace(self._options, partials=False), as_said(likely))
+        utterance = self._begun(window, lambda partial: None, self._decode_voice)
+        try:
+            utterance.feed(samples)
+            yield Take((await utterance.finish()).text)
+        finally:
+            utterance.cancel()
+
+    def _begun(
+        self, window: UtteranceWindow, on_partial: Callable[[Partial], None], decode: Decode
+    ) -> WhisperUtterance:
         if self._closed:
             raise BackendError("asr", "the recogniser is closed")
         if len(self._open) >= self._max_utterances:
             raise OverloadedError(len(self._open), self._max_utterances)
-        utterance = WhisperUtterance(self, UtteranceWindow(self._options), on_partial, self._clock)
+        utterance = WhisperUtterance(self, window, on_partial, decode, self._clock)
         self._open.add(utterance)
         return utterance
 
@@ -298,13 +339,9 @@ class FasterWhisperTranscriber:
         self._free -= 1
         utterance.begin(span, self.next_order())
         task = asyncio.get_running_loop().run_in_executor(
-            self._threads, self._work, utterance.window.audio(span), utterance.window.prompt, level_dbfs
+            self._threads, _work, utterance.decode, utterance.window.audio(span), utterance.window.prompt, level_dbfs
         )
         task.add_done_callback(lambda done: self._done(utterance, span, done))
-
-    def _work(self, samples: Samples, prompt: str, level_dbfs: float) -> tuple[Word, ...]:
-        segments = believable(self._decode(samples, prompt), level_dbfs)
-        return tuple(word for segment in segments for word in segment.words)
 
     def _done(self, utterance: WhisperUtterance, span: Span, task: asyncio.Future[tuple[Word, ...]]) -> None:
         self._free += 1
@@ -320,6 +357,11 @@ class FasterWhisperTranscriber:
         self.advance(utterance)
 
 
+def _work(decode: Decode, samples: Samples, prompt: str, level_dbfs: float) -> tuple[Word, ...]:
+    segments = believable(decode(samples, prompt), level_dbfs)
+    return tuple(word for segment in segments for word in segment.words)
+
+
 class WhisperUtterance:
     """Implements `Utterance`. Its public attributes are for the transcriber that owns it."""
 
@@ -328,9 +370,11 @@ class WhisperUtterance:
         owner: FasterWhisperTranscriber,
         window: UtteranceWindow,
         on_partial: Callable[[Partial], None],
+        decode: Decode,
         clock: Clock,
     ) -> None:
         self.window = window
+        self.decode = decode
         self.is_decoding = False
         self._owner = owner
         self._on_partial = on_partial

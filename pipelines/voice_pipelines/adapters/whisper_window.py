@@ -77,9 +77,14 @@ class Span:
 
 
 class UtteranceWindow:
-    """The audio of one utterance and what has been heard in it so far."""
+    """The audio of one utterance and what has been heard in it so far.
 
-    def __init__(self, options: WindowOptions | None = None) -> None:
+    Args:
+        said_before: Text that stands before it.
+    """
+
+    def __init__(self, options: WindowOptions | None = None, said_before: str = "") -> None:
+        self._said_before = said_before
         self._options = options or WindowOptions()
         self._audio: list[Samples] = []
         self._audio_start = 0
@@ -125,7 +130,7 @@ class UtteranceWindow:
     @property
     def prompt(self) -> str:
         """Text before the window, which Whisper may read as context."""
-        return " ".join(word.text for word in self._cut_words)
+        return " ".join((self._said_before, *(word.text for word in self._cut_words))).strip()
 
     def due(self) -> Span | None:
         """The span to decode next, or None when no decode would tell more."""
