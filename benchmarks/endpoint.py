@@ -29,7 +29,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 import whisper_ear
-from asr import decoder_for
+from asr import PACE, decoder_for
 from endpoint_curves import Case, Moments, as_json, compare, plot, report
 from measuring import about, percentile
 from pauses import TAIL_S, draw_pause, entries
@@ -43,6 +43,7 @@ from dllm.transcript import TurnEnd
 from voice_pipelines.adapters.diffusion import DiffusionDrafter
 from voice_pipelines.adapters.diffusion_turns import NO_SOUND, DiffusionTurnScorer, joined
 from voice_pipelines.adapters.turn_words import TurnWordsScorer, alone
+from voice_pipelines.asr.decoder import SphinxDecoder
 from voice_pipelines.asr.vocabulary import Vocabulary
 from voice_pipelines.settings import load
 from voice_pipelines.turn_end.model import TurnEndModel
@@ -295,8 +296,11 @@ def tape_maker(options: argparse.Namespace, vocabulary: Vocabulary) -> TapeMaker
         decode = whisper_ear.load(options.asr, vocabulary.hot_words())
         name = f"{name}, {options.asr_name or options.asr.name}"
         return WhisperTapeMaker(options.data, cache, decode, name, options.seed, decode_s=options.decode_s)
-    decoder, _ = decoder_for(vocabulary, options.cache / "asr")
-    return TapeMaker(options.data, cache, decoder, name, options.seed)
+
+    def new_decoder() -> SphinxDecoder:
+        return decoder_for(vocabulary, options.cache / "asr")[0]
+
+    return TapeMaker(options.data, cache, new_decoder, name, options.seed, pace=options.pace)
 
 
 def tapes_of(options: argparse.Namespace, vocabulary: Vocabulary, *, with_pause: bool) -> list[Recorded]:
@@ -382,6 +386,7 @@ def main() -> None:
     )
     parser.add_argument("--asr-name", help="what that Whisper is called in the results")
     parser.add_argument("--decode-s", type=float, default=0.15, help="seconds that each of its decodes takes")
+    parser.add_argument("--pace", type=float, default=PACE, help="what PocketSphinx takes, of its audio's length")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings that are not the defaults")
     parser.add_argument(
         "--judge",
@@ -430,7 +435,7 @@ def main() -> None:
             shown = " / ".join(f"{1000 * percentile(ears.seconds, share):.1f}" for share in (0.5, 0.95))
             print(f"{ears.name} took processor time p50 / p95 {shown} ms ({len(ears.seconds)} asked)")
     if options.save is not None:
-        recogniser = "PocketSphinx"
+        recogniser = f"PocketSphinx, {options.pace} of its audio's length"
         if options.asr is not None:
             recogniser = f"Whisper {options.asr_name or options.asr.name}, each decode {options.decode_s} s"
         table = {

@@ -52,6 +52,7 @@ from dllm.spoken import spoken_form
 from dllm.transcript import turn_end
 from voice_pipelines.adapters.diffusion import DiffusionDrafter
 from voice_pipelines.adapters.diffusion_turns import joined
+from voice_pipelines.asr.decoder import SphinxDecoder
 from voice_pipelines.asr.vocabulary import Vocabulary
 from voice_pipelines.cafe.hearing import COUNT_WORDS
 from voice_pipelines.cafe.order import cafe_notes
@@ -547,8 +548,12 @@ async def run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[R
     engine = await stepped(options.model)
     results, shown = [], []
     if options.data is not None:
-        decoder, _ = decoder_for(Vocabulary.from_table(preset["vocabulary"]), options.cache / "asr")
-        maker = TapeMaker(options.data, options.cache / "tapes", decoder, options.preset.stem, options.seed)
+        vocabulary = Vocabulary.from_table(preset["vocabulary"])
+
+        def new_decoder() -> SphinxDecoder:
+            return decoder_for(vocabulary, options.cache / "asr")[0]
+
+        maker = TapeMaker(options.data, options.cache / "tapes", new_decoder, options.preset.stem, options.seed)
         for with_pause in (False, True):
             found = []
             for entry in entries(options.data, options.kinds, options.every):

@@ -2,7 +2,8 @@
 
 A tape is made once from a recording, with one pause inserted between two of its words or none, and can then be replayed under any
 settings without decoding again. Partial transcripts carry the moment when a recogniser working in real time would have had them:
-each block of 100 ms is decoded once it has been spoken and the blocks before it are done, and takes the processor time it took here.
+each block of 100 ms is decoded once it has been spoken and the blocks before it are done, and takes `PACE` of its length on the tape, whatever it
+takes here, so that tapes do not depend on how fast or busy a machine is.
 
 How pauses are drawn and put in is in `pauses.py`.
 """
@@ -12,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from asr import PACE
 from pauses import Splicer, pcm
 from whisper_ear import WhisperEar
 
@@ -65,11 +66,26 @@ class Tape:
 
 
 class TapeMaker:
-    """Turns recordings into tapes; keeps what it made in `cache`."""
+    """Turns recordings into tapes; keeps what it made in `cache`.
 
-    def __init__(self, folder: Path, cache: Path, decoder: SphinxDecoder, decoder_name: str, seed: int) -> None:
-        self._cache, self._decoder, self._seed = cache, decoder, seed
-        self._name = decoder_name
+    Args:
+        new_decoder: Loads one. Each recording has its own, which takes 0.03 s: what PocketSphinx hears depends a little on what it heard before
+            (a number's confidence 0.27 or 0.41), so that a tape would depend on those that were made before it.
+        pace: What the recogniser takes on the tapes, of its audio's length.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        cache: Path,
+        new_decoder: Callable[[], SphinxDecoder],
+        decoder_name: str,
+        seed: int,
+        *,
+        pace: float = PACE,
+    ) -> None:
+        self._cache, self._new_decoder, self._seed = cache, new_decoder, seed
+        self._name, self._pace = f"{decoder_name}, a decoder each, {pace} of its audio", pace
         self._splicer = Splicer(folder, seed)
 
     def make(self, entry: dict[str, Any], *, with_pause: bool) -> Tape | None:
@@ -97,10 +113,11 @@ class TapeMaker:
         starts = [each for p in tape.voice for each in activity.update(p) if isinstance(each, Started)]
         start = max(starts[0].start_sample - round(PRE_ROLL_S * INPUT_RATE_HZ), 0)
         heard = pcm(samples[start : round(endpoint_s * INPUT_RATE_HZ)])
-        self._decoder.start()
+        decoder = self._new_decoder()
+        decoder.start()
         for at in range(0, len(heard), 2 * BLOCK_SAMPLES):
-            self._decoder.feed(heard[at : at + 2 * BLOCK_SAMPLES])
-        return self._decoder.finish().text
+            decoder.feed(heard[at : at + 2 * BLOCK_SAMPLES])
+        return decoder.finish().text
 
     def _make(self, entry: dict[str, Any], *, with_pause: bool) -> Tape | None:
         sound = self._splicer.sound(entry, with_pause=with_pause)
@@ -123,23 +140,22 @@ class TapeMaker:
         """What the recogniser writes while the utterance that the detector finds is going on."""
         agreement = LocalAgreement(agreeing=3, holdback=1)
         pending, done, shown = bytearray(), 0.0, ""
-        self._decoder.start()
+        decoder = self._new_decoder()
+        decoder.start()
         for samples, at_s in utterance(audio, voice):
             pending += pcm(samples)
             while len(pending) >= 2 * BLOCK_SAMPLES:
                 block = bytes(pending[: 2 * BLOCK_SAMPLES])
                 del pending[: 2 * BLOCK_SAMPLES]
-                began = time.process_time()
-                self._decoder.feed(block)
-                hypothesis = self._decoder.hypothesis()
+                decoder.feed(block)
+                hypothesis = decoder.hypothesis()
                 words = tuple(word.text for word in hypothesis.words)
-                took = time.process_time() - began
-                done = max(done, at_s) + took
+                done = max(done, at_s) + self._pace * BLOCK_SAMPLES / INPUT_RATE_HZ
                 agreement = agreement.hear(words)
                 if (text := agreement.partial.text) != shown:
                     shown = text
                     yield Heard(round(done, 4), text, hypothesis.confidence)
-        self._decoder.drop()
+        decoder.drop()
 
 
 class WhisperTapeMaker(TapeMaker):
