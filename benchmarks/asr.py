@@ -46,9 +46,6 @@ from voiceagent.transcript import WordErrors, normalise, word_errors
 PRE_ROLL_S, SILENCE_S = 0.3, 0.5
 WHISPER_BLOCK_SAMPLES = INPUT_RATE_HZ // 50
 """As often is it looked whether a pause is one."""
-PACE = 0.13
-"""Of its audio's length: what PocketSphinx takes in replays whose clock is not the machine's, `barge_in.py` and `tapes.py`. So much did it take for 0.5 to 1.4 s of
-audio, on two cores of an Intel Xeon with others at work. By times as they were taken here an answer comes before a window in one run and behind it in the next."""
 ROOT = Path(__file__).parent.parent
 _ONE_SPELLING = {"an": "a", "ok": "okay"}
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from asr import PACE, decoder_for
+from asr import decoder_for
 from interjections import (
     BACKCHANNELS,
     SHORT,

@@ -29,10 +29,11 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 import whisper_ear
-from asr import PACE, decoder_for
+from asr import decoder_for
 from endpoint_curves import Case, Moments, as_json, compare, plot, report
 from measuring import about, percentile
 from pauses import TAIL_S, draw_pause, entries
+from replay_ears import PACE
 from smart_ear import SmartEar
 from tapes import Tape, TapeMaker, WhisperTapeMaker
 from turn_sound import Ear, Ears, Stop, examples

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from asr import PACE
 from pauses import Splicer, pcm
+from replay_ears import PACE
 from whisper_ear import WhisperEar
 
 from voice_pipelines.adapters.silero import SileroDetector
