@@ -436,6 +436,27 @@ def test_a_short_voice_is_decoded_once_and_an_utterance_that_has_as_much_at_once
     with_transcriber(paced, use)
 
 
+def test_before_a_short_voice_stands_what_is_likely_there_and_no_hot_word(
+    checkpoint: Path, decoder: WhisperDecoder, orders: list[Samples]
+) -> None:
+    prompts: list[str] = []
+
+    def voice(samples: Samples, prompt: str) -> tuple[Segment, ...]:
+        prompts.append(prompt)
+        return saying("Mm-hmm.")
+
+    async def use(transcriber: FasterWhisperTranscriber) -> None:
+        takes = transcriber.takes(tone(0.5), is_whole=True, likely=("stop", "mm-hmm", "i see"))
+        assert [take async for take in takes] == [Take("Mm-hmm.")]
+
+    with_transcriber(by_level, use, decode_voice=voice)
+    assert prompts == ["Stop. Mm-hmm. I see."]
+    plain = WhisperDecoder(checkpoint, CHOICE)
+    voice_s = orders[0][: INPUT_RATE_HZ // 2]
+    assert decoder.without_hot_words(voice_s, "Stop.") == plain.without_hot_words(voice_s, "Stop.")
+    assert decoder(voice_s, "Stop.") != decoder.without_hot_words(voice_s, "Stop.")
+
+
 def test_a_short_voice_takes_a_place_as_an_utterance_does_and_leaves_it() -> None:
     gate = Gate()
 
