@@ -28,10 +28,14 @@ ANSWER_WORDS = 3
 """Longer answers are weighed as all other turns are."""
 _LEADS_ON = frozenset(
     "a an the and or but with without of to for from in on at by as if so than that's it's i'm i i'd i'll my your his her our their"
-    " is are am was can could would will may let make get give just maybe like uh um".split()
+    " is are am was can could would will may let make get give just maybe like uh um"
+    " he she they we he's she's there's they're we're you're i've we've unless because except until between near nearly every whose".split()
 )
 """Words that something follows, so no answer ends with one."""
-_INVITES = re.compile(r"\b(?:what|how)(?: else)? (?:can|could|may|would|will|do) (?:i|we|you)\b")
+_INVITES = re.compile(
+    r"\b(?:what|how)(?: else)? (?:can|could|may) (?:i|we)\b"
+    r"|\bwhat(?: else)? (?:can|could|would|will|do) you (?:like|want|need|have)(?: to (?:order|have|do|eat|drink))?(?: today| tonight)?\?"
+)
 """Questions that invite to tell, such as "What can I get you?": two words behind one are a beginning more often than after "What size?"."""
 
 

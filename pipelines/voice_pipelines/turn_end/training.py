@@ -62,6 +62,8 @@ FORGETFUL, FORGOTTEN = 0.2, 0.25
 """Share of the turns, and of their words, that are unknown though they are not."""
 OTHER_ANSWERS = 0.3
 """Share of the made answers with a word that nobody gave: the maker knows some drinks, towns and numbers, and callers say others."""
+ENDS_TURNS = 0.05
+"""Share of its places in dialogues that end a turn, from which on a word may be put there: nobody answers "the"."""
 UNMARKED = 0.1
 """Share of the questions that do not show: not every agent writes marks."""
 HESITANT = 0.04
@@ -72,13 +74,15 @@ MOST_TURNS = 120_000
 """Of one source, so that open talk does not drown calls."""
 HEARD_TURNS = 2_000
 """Of each source, whose words are put for others."""
-PAUSED_TURNS = 0.6
+PAUSED_TURNS = 0.7
 """Of dialogues' turns; they are trained with a pause in each, and the odds of an end are so much higher for it afterwards. Looked up: at the default cost of a cut-off
 as many dialogues and callers, half of whom pause, are cut off as by the weights before."""
 PAUSES_WITHIN_ANSWERS = 0.1
 """Between two words of a made answer, up to one in each: hardly anybody who is asked for a size pauses in "large please"."""
-ANSWERS, ANSWERS_LEFT_OUT = 96_000, 4_000
-"""Made answers for training, and those that are measured."""
+ANSWERS = 200_000
+"""Made answers."""
+MOST_ASKED_THERE = 20_000
+"""Turns of each source's agents that are looked through for questions."""
 FEW_WORDS = 3
 UNCHANGED, LIGHTLY = 0.5, 0.75
 """Shares of turns that are not misheard, and that are so at most in a few words."""
@@ -272,6 +276,17 @@ def common_words(turns: Iterable[Turn]) -> list[str]:
     return [word for word, count in met.most_common(MOST_KNOWN - UNKNOWN - 1) if count >= LEAST_MET]
 
 
+def ending_words(turns: Iterable[Turn], common: Iterable[str]) -> list[str]:
+    """Those of the common words that dialogues' turns end with now and then."""
+    met: Counter[str] = Counter()
+    ended: Counter[str] = Counter()
+    for turn in turns:
+        if not turn.is_made:
+            met.update(turn.words)
+            ended[turn.words[-1]] += 1
+    return [word for word in common if ended[word] > ENDS_TURNS * met[word]]
+
+
 def known_words(common: Sequence[str]) -> Hashes:
     """Their hashes, behind the marks; in order."""
     words = rows([(Asked(), common)]).words[0, FIRST:]
@@ -341,8 +356,8 @@ def loss_of(network: Network, batch: Batch) -> Tensor:
 def train(turns: Sequence[Turn], others: Sequence[Sequence[str]], seed: int, epochs: int = EPOCHS) -> Network:
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    vocabulary = common_words(turns)
-    network = Network(known_words(vocabulary))
+    common = common_words(turns)
+    vocabulary, network = ending_words(turns, common), Network(known_words(common))
     steps = epochs * math.ceil(sum(1 for turn in turns for _ in rows_of(turn, rng)) / BATCH)
     table = list(network.crossed.parameters())
     rest = [parameter for name, parameter in network.named_parameters() if not name.startswith("crossed.")]
@@ -409,7 +424,7 @@ def short_answers(path: Path, seed: int) -> list[Answer]:
     """Callers' turns of a file of dialogues that answer a question in up to `FEW_WORDS` words."""
     name = path.name.partition(".")[0]
     return [
-        Answer(name, asked, said, False)
+        Answer(name, asked, said)
         for asked, said in _exchanges(path, seed)
         if asked.rstrip().endswith("?") and len(said.split()) <= FEW_WORDS
     ]
@@ -478,7 +493,11 @@ def main() -> None:
     }
     others = [turn.words for turns in sources.values() for turn in turns[:HEARD_TURNS]]
     turns = list(itertools.chain.from_iterable(sources.values()))
-    turns += answer_turns(made_answers(ANSWERS, options.seed, "train"))
+    files = find_sources(options.data, "train").values()
+    agents = itertools.chain.from_iterable(
+        (asked for asked, _ in itertools.islice(_exchanges(path, options.seed), MOST_ASKED_THERE)) for path in files
+    )
+    turns += answer_turns(made_answers(ANSWERS, options.seed, agents))
     print(f"{len(turns)} turns of {', '.join(sources)} and made answers", flush=True)
     network = train(turns, others, options.seed, options.epochs)
     pause_less(network)
@@ -487,21 +506,12 @@ def main() -> None:
 
 
 def report(model: TurnEndModel, folders: Sequence[Path], seed: int) -> None:
-    """Print what the card tells: turns and answers left out of training."""
+    """Print what the card tells: turns left out of training, and short answers among them."""
     for name, path in find_sources(folders, "dev").items():
         found = measure(model, read_turns(path, 2_000, seed))
         print(f"{name} left out: {found.turns} turns, area {found.area:.3f}, {found.nats:.3f} nats", flush=True)
-    made = list(made_answers(ANSWERS_LEFT_OUT, seed, "dev"))
     told = itertools.chain.from_iterable(short_answers(path, seed) for path in find_sources(folders, "dev").values())
-    groups = {
-        "made, bare": [each for each in made if each.is_bare],
-        **{
-            f"made, bare, {kind}": [each for each in made if each.is_bare and each.kind == kind]
-            for kind in _kinds(made)
-        },
-        **_by_length("made", made),
-        **_by_length("of dialogues", list(told)),
-    }
+    groups = _by_length(list(told))
     for name, some in groups.items():
         found_answers = measure_answers(model, some, EndpointSettings())
         print(
@@ -511,14 +521,10 @@ def report(model: TurnEndModel, folders: Sequence[Path], seed: int) -> None:
         )
 
 
-def _kinds(answers: Sequence[Answer]) -> list[str]:
-    return sorted({each.kind for each in answers})
-
-
-def _by_length(name: str, answers: Sequence[Answer]) -> dict[str, list[Answer]]:
+def _by_length(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
     """Those of one, two and three words."""
     counts = range(1, FEW_WORDS + 1)
-    found = {f"{name}, words {n}": [each for each in answers if len(each.said.split()) == n] for n in counts}
+    found = {f"of {n} words": [each for each in answers if len(each.said.split()) == n] for n in counts}
     return {name: some for name, some in found.items() if some}
 
 
