@@ -99,6 +99,8 @@ def read_toml(path: Path) -> Layer:
         raise ConfigError("config file", str(path), f"a readable file ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError("config file", str(path), f"TOML ({error})") from error
+    except RecursionError as error:
+        raise ConfigError("config file", str(path), "TOML that nests less deeply") from error
 
 
 def environment_layer(environ: Mapping[str, str]) -> Layer:
@@ -226,7 +228,7 @@ def _convert(path: str, raw: object, kind: Any, expected: str) -> object:
     """The value as `kind`, or a `ConfigError`. A float key takes an integer; nothing else changes its type."""
     try:
         return convert(raw, kind)
-    except (TypeError, tomllib.TOMLDecodeError) as error:
+    except (TypeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(path, _shown(path, raw), expected) from error
 
 

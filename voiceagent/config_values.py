@@ -25,6 +25,7 @@ def convert(value: object, kind: Any) -> object:
     Raises:
         TypeError: If it is of another type, or a float is not finite.
         tomllib.TOMLDecodeError: If text is not a TOML value.
+        RecursionError: If it nests too deeply.
     """
     if kind is object:
         return parse_free(value)
@@ -76,7 +77,7 @@ def parse_free(value: object) -> Any:
         return value
     try:
         return _toml_value(value)
-    except (TypeError, tomllib.TOMLDecodeError):
+    except (TypeError, tomllib.TOMLDecodeError, RecursionError):
         return str(value)
 
 

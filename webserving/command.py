@@ -20,9 +20,12 @@ def ended(act: Callable[[], int]) -> int:
     """The status that `act` returns, with what it printed written out; `INTERRUPTED` if it was, and 0 if nobody reads on."""
     try:
         try:
-            return act()
-        finally:
+            status = act()
+        except (SystemExit, KeyboardInterrupt):
             sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:

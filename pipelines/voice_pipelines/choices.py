@@ -435,21 +435,31 @@ def choose_tts(config: Config) -> Callable[[], Synthesizer]:
     """A fetched Piper voice, else eSpeak NG, unless `models.tts` names one of them.
 
     Raises:
-        ConfigError: If `models.tts` is unknown or names a voice that was not fetched.
+        ConfigError: As `find_tts`.
     """
     from voice_pipelines.adapters.espeak import EspeakSynthesizer
 
+    found = find_tts(config)
+    return EspeakSynthesizer if found is None else functools.partial(_load_piper, found)
+
+
+def find_tts(config: Config) -> FoundModel | None:
+    """The Piper voice that would speak; None where eSpeak NG does.
+
+    Raises:
+        ConfigError: If `models.tts` is unknown or names a voice that was not fetched.
+    """
     wanted = config.models.tts
     kind, _, voice = wanted.partition(":")
     if kind not in ("auto", "piper", "espeak") or (voice and kind != "piper"):
         raise ConfigError("models.tts", wanted, "`auto`, `espeak`, `piper` or `piper:VOICE`")
-    found = None if kind == "espeak" else find_piper(root_folder(config), voice or None)
-    if found is not None:
-        return functools.partial(_load_piper, found)
-    if kind == "piper":
+    if kind == "espeak":
+        return None
+    found = find_piper(root_folder(config), voice or None)
+    if found is None and kind == "piper":
         command = f"voiceagent models fetch {voice}" if voice else PIPER_UPGRADE
         raise ConfigError("models.tts", wanted, f"a fetched voice; run: {command}")
-    return EspeakSynthesizer
+    return found
 
 
 def _load_piper(voice: FoundModel) -> Synthesizer:

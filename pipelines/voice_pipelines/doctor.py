@@ -94,6 +94,7 @@ class Facts:
     whisper: FoundModel | None
     """The one that would listen; None where PocketSphinx does."""
     piper: FoundModel | None
+    """The one that would speak; None where eSpeak NG does."""
     espeak_data: Path | None
     """eSpeak NG's data folder, or None when its package does not have one."""
     built_in_llm: Path
@@ -112,6 +113,10 @@ class Facts:
     asr: str = "auto"
     """The recogniser that is configured."""
     asr_error: str | None = None
+    """Why a start would refuse it, or None."""
+    tts: str = "auto"
+    """The voice that is configured."""
+    tts_error: str | None = None
     """Why a start would refuse it, or None."""
     llm_error: str | None = None
     """Why a start would refuse the model of this machine that is configured, or None."""
@@ -189,6 +194,8 @@ def check_recognition(facts: Facts) -> Check:
 
 
 def check_voice(facts: Facts) -> Check:
+    if facts.tts_error is not None:
+        return Check("voice", Verdict.FAIL, facts.tts_error, "mend that key of the configuration")
     if facts.piper is not None:
         return Check("voice", Verdict.OK, f"{facts.piper.info.name}: {facts.piper.info.reason}")
     if facts.espeak_data is None:
@@ -198,6 +205,8 @@ def check_voice(facts: Facts) -> Check:
             "neither a Piper voice nor eSpeak NG's data",
             f"pip install espeakng-loader, or {PIPER_UPGRADE}",
         )
+    if facts.tts == "espeak":
+        return Check("voice", Verdict.OK, "eSpeak NG: chosen in the configuration")
     return Check("voice", Verdict.WARN, f"eSpeak NG, understandable but robotic ({facts.espeak_data})", PIPER_UPGRADE)
 
 
@@ -388,6 +397,9 @@ def run_doctor(config: Config, out: Callable[[str], object] = print) -> int:
     facts = replace(facts, asr=config.models.asr, asr_error=refusal(lambda: choices.find_asr(config)))
     if facts.asr_error is None:
         facts = replace(facts, whisper=choices.find_asr(config))
+    facts = replace(facts, tts=config.models.tts, tts_error=refusal(lambda: choices.find_tts(config)))
+    if facts.tts_error is None:
+        facts = replace(facts, piper=choices.find_tts(config))
     facts = replace(facts, llm_error=refusal(lambda: choices.choose_llm(config)))
     turn_end_error = refusal(lambda: choices.find_smart_turn(config))
     turn_end = "" if turn_end_error is not None else _turn_end(config, choices.find_smart_turn(config))

@@ -88,6 +88,7 @@ def test_a_machine_with_everything_is_well() -> None:
             "whisper-base.en",
         ),
         ("recognition", {"asr_error": "models.asr = 'kaldi': ..."}, "fail", "mend that key"),
+        ("voice", {"tts_error": "models.tts = 'amy': ..."}, "fail", "mend that key"),
         ("voice", {"piper": None}, "warn", "voiceagent models fetch piper"),
         ("voice", {"piper": None, "espeak_data": None}, "fail", "espeakng-loader"),
         ("language model", {"missing_llm_files": ("model.safetensors",)}, "fail", "clone"),
@@ -119,12 +120,27 @@ def test_what_is_wrong_is_said_with_what_to_do(
         ("microphone", {"host": "0.0.0.0", "has_tls": True}, "https"),
         ("TLS", {"has_tls": True}, "can be used"),
         ("open files", {"open_files": Limit(256, 524_288)}, "524288"),
+        ("voice", {"piper": None, "tts": "espeak"}, "eSpeak NG: chosen"),
     ],
 )
 def test_what_is_well_says_why(name: str, changes: dict[str, object], finding: str) -> None:
     found = check(name, **changes)
     assert found.verdict is Verdict.OK
     assert finding in found.finding
+
+
+@pytest.mark.parametrize(
+    ("tts", "name"), [("auto", "Piper amy"), ("piper:zoe", "Piper zoe"), ("espeak", "eSpeak NG: chosen")]
+)
+def test_the_doctor_tells_of_the_voice_that_is_configured(tts: str, name: str, tmp_path: Path) -> None:
+    for voice in ("amy", "zoe"):
+        folder = tmp_path / "piper" / voice
+        folder.mkdir(parents=True)
+        for suffix in (".onnx", ".onnx.json"):
+            (folder / f"{voice}{suffix}").touch()
+    printed: list[str] = []
+    run_doctor(load(assignments=[f"models.folder={tmp_path}", "server.port=0", f"models.tts={tts}"]), printed.append)
+    assert any(line.startswith(f"ok    voice: {name}") for line in printed[0].splitlines()), printed[0]
 
 
 @pytest.mark.parametrize(
@@ -220,6 +236,8 @@ def test_the_doctor_prints_a_line_each_and_returns_its_verdict(tmp_path: Path) -
     ("assignments", "finding"),
     [
         (["models.asr=faster-whisper:small.en"], "recognition: models.asr = 'faster-whisper:small.en'"),
+        (["models.tts=nobody"], "voice: models.tts = 'nobody'"),
+        (["models.tts=piper:nobody"], "voice: models.tts = 'piper:nobody'"),
         (["models.endpoint=no/such.onnx"], "turn end: models.endpoint = 'no/such.onnx'"),
         (["models.graphs=true", "models.device=cpu"], "language model: models.graphs = True"),
         (["models.device=cuda:99"], "language model: models.device = 'cuda:99'"),

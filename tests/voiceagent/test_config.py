@@ -265,6 +265,9 @@ def test_the_strongest_layer_names_the_preset() -> None:
     assert load_config(layers).preset == "mine.toml"
 
 
+DEEP = 5_000 * "[" + 5_000 * "]"
+
+
 def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         read_toml(tmp_path / "none.toml")
@@ -275,6 +278,19 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     broken.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="TOML"):
         read_toml(broken)
+    broken.write_text(f"x = {DEEP}")
+    with pytest.raises(ConfigError, match="nests less deeply"):
+        read_toml(broken)
+
+
+@pytest.mark.parametrize("key", ["silence.prompts", "turn.silence_s"])
+def test_a_value_that_nests_too_deeply_is_of_a_wrong_type(key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        load_config([assignment_layer([f"{key}={DEEP}"])])
+
+
+def test_a_free_value_that_nests_too_deeply_is_text() -> None:
+    assert load_config([assignment_layer([f"menu.latte={DEEP}"])]).menu == {"latte": DEEP}
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)

@@ -16,8 +16,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def program(code: str, *, stdout: int = subprocess.PIPE) -> tuple[int, str]:
-    """Status and errors of a Python program that has this code."""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60)  # fmt: skip
+    """Status and errors of a Python program that has this code and keeps what it prints until it is flushed."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60)  # fmt: skip
     return done.returncode, done.stderr
 
 
@@ -44,6 +45,22 @@ sys.exit(ended(act))
     assert program(code, stdout=writing) == (0, "")
     os.close(writing)
     assert program(code) == (3, ""), "read to the end it has its own status"
+
+
+def test_a_reader_who_has_enough_hides_no_failure_of_ours() -> None:
+    code = """
+import sys
+from webserving.command import ended
+def act():
+    print("much")
+    raise ValueError("a bug")
+sys.exit(ended(act))
+"""
+    reading, writing = os.pipe()
+    os.close(reading)
+    status, told = program(code, stdout=writing)
+    os.close(writing)
+    assert status != 0 and "ValueError: a bug" in told
 
 
 def test_an_interrupt_amid_imports_ends_the_process_even_where_it_would_be_lost_and_behind_them_raises_again() -> None:
