@@ -174,6 +174,6 @@ class Foresight:
         need = self.need
         assert need is not None
         return (
-            f"the processors are full: {self.callers + 1} callers would need {need.of(self.callers + 1):.1f} cores at their busiest, "
-            f"{self.free:.1f} are free; try again later"
+            f"the processors are full: {self.callers + 1} callers would at times need {need.of(self.callers + 1):.2f} cores "
+            f"and may take {most * CEILING * self.free:.2f} of {self.free:.2f} free; try again later"
         )
