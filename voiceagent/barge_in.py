@@ -126,7 +126,7 @@ class BargeInSettings:
     """In (0, 1]. Likeness from which a voice that goes on is waited for as a hum; 1 never."""
     sure_hum: float = 0.6
     """In (0, 1]. Likeness of a voice that has ended from which its words count less than the sound. It is heard whole by then: while it goes on, more is asked."""
-    certain_hum: float = 0.9
+    certain_hum: float = 0.95
     """In (0, 1]. Likeness from which a word counts less than the sound although it was heard of half the voice already."""
     hum_words: int = 3
     """The most words that a recogniser makes of a hum."""

@@ -366,6 +366,7 @@ def test_what_was_heard_of_half_the_voice_already_is_a_word_unless_nothing_sound
         (0.8, "both", "both a medium", Stop),
         (0.8, "", "both a medium", Restore),
         (0.8, "medium", "both a medium", Restore),
+        (0.94, "both", "both a medium", Stop),
         (0.95, "both", "both a medium", Restore),
         (0.95, "stop", "stop", Stop),
     ):
@@ -462,7 +463,7 @@ def test_a_whole_backchannel_is_waited_for_as_long_where_nothing_was_asked() -> 
 
 @pytest.mark.parametrize(("early", "text", "voice"), [("so", "so", 9), ("see", "see the", 9), ("", "you", 18)])
 def test_nothing_else_is_a_backchannel_where_nothing_was_asked(early: str, text: str, voice: int) -> None:
-    hum = 0.8 if early else 0.3
+    hum = 0.94 if early else 0.3
     done = over_a_teller(early, text, voice=voice, hum=hum)[-1]
     assert isinstance(done, Stop), "it may have been a stop, or a number"
 
