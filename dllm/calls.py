@@ -184,7 +184,7 @@ def typed_arguments(call: Call, tool: Tool) -> dict[str, Any]:
 
 
 def _typed(name: str, key: str, value: str, schema: Mapping[str, Any]) -> Any:
-    number = _number(value)
+    number = number_of(value)
     if "enum" in schema:
         for is_it in (
             lambda choice: str(choice) == value,
@@ -263,7 +263,7 @@ _MOST_SAID = 200
 _FILLERS = frozenset("dollars dollar euros euro pounds pound people persons of us percent and".split())
 
 
-def _number(text: str) -> int | float | None:
+def number_of(text: str) -> int | float | None:
     """The number that words or figures say, or None. Rows of figures are read as dictated: "one two five" is 125."""
     plain = text.casefold().strip()
     if len(plain) > _MOST_SAID:

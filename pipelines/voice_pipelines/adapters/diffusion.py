@@ -21,6 +21,7 @@ import torch
 
 from dllm import drafts
 from dllm.canvas import Canvas
+from dllm.deciding import Decider
 from dllm.draft import Draft as EngineDraft
 from dllm.engine import Engine
 from dllm.errors import ConfigError, DllmError
@@ -32,7 +33,8 @@ from dllm.models.family import DecodeDefaults
 from dllm.options import DecodeOptions
 from dllm.runner import DraftHandle, EngineRunner
 from dllm.spec import ModelSpec
-from voice_pipelines.adapters.diffusion_calls import ReplyReader, call_sign, reply_reader
+from dllm.text import DialogueCodec
+from voice_pipelines.adapters.diffusion_calls import ReplyReader, call_sign, known_tools, reply_reader
 from voice_pipelines.adapters.diffusion_prompt import PromptWriter, prompt_writer
 from voice_pipelines.adapters.remote_text import with_missing
 from voiceagent.backends import (
@@ -215,6 +217,9 @@ class DiffusionDrafter:
         except ConfigError as error:
             raise BackendError("llm", f"{checkpoint.path}: {error}") from error
         self._engine, self._threads = engine, torch.get_num_threads()
+        self._decider = None
+        if isinstance(checkpoint.codec, DialogueCodec) and checkpoint.spec.causal_verify:
+            self._decider = Decider(engine, checkpoint.codec)
         self._runner = EngineRunner(engine)
 
     @property
@@ -286,11 +291,16 @@ class DiffusionDrafter:
         request, mode = draft.request, draft.request.tool_choice.mode
         may_call = mode != "none" and bool(self.prompts.offered(request.tools))
         must_call = may_call and mode == "required" and self._spec.dialogue is not None
+        width, widest = request.plan.canvas_width, self._spec.max_canvas or max(self.canvas_widths)
+        call: tuple[int, ...] = ()
+        if may_call and self._decider is not None:
+            call = self._decided(self._decider, request, widest)
+            may_call = must_call = bool(call) or must_call
         # A call says nothing: what must be said is for the reply that knows its result.
         must_say = () if must_call else tuple(dict.fromkeys(request.must_say))
-        width, widest = request.plan.canvas_width, self._spec.max_canvas or max(self.canvas_widths)
         pins, draft.asked = fitting_pins(must_say, self.codec.encode_pin, widest)
-        while sum(map(len, pins)) + ROOM_AROUND_PINS > width and width < widest:
+        needed = max(len(call), sum(map(len, pins)) + ROOM_AROUND_PINS if pins else 0)
+        while needed > width and width < widest:
             width += self._spec.canvas_multiple
         options = replace(decode_options(self._spec, self._defaults, width), keep_above=KEEP_ABOVE)
         if must_say and self._spec.mask_kind == "full":
@@ -311,13 +321,25 @@ class DiffusionDrafter:
             plan=self._plan(request.plan, 0, is_first=True),
             pins=pins,
             options=replace(options, temperature=request.temperature or self._defaults.temperature, seed=request.seed),
-            given=((0, sign),) if must_call and sign is not None else (),
+            given=tuple(enumerate(call)) if call else ((0, sign),) if must_call and sign is not None else (),
             unpinned=sign if self._spec.dialogue is not None else None,
             keep=kept.tokens,
             keep_pins=kept.pins,
             keep_least=KEEP_LEAST,
             keep_clause=True,
         )
+
+    def _decided(self, decider: Decider, request: DraftRequest, widest: int) -> tuple[int, ...]:
+        """The whole reply where it is a call; empty where it is words."""
+        began, began_cpu = time.perf_counter(), time.thread_time()
+        choice = request.tool_choice
+        tools = [tool for tool in known_tools(request.tools) if choice.name in ("", tool.name)]
+        prompt = self.prompts.write(request.conversation_id, request.turns, (), request.tools)
+        found = decider.decide(prompt, tools, must_call=choice.mode == "required")
+        reply = () if found.call is None else decider.tokens(found.call)
+        self._engine.clock_s += time.perf_counter() - began
+        self._engine.thread_s += time.thread_time() - began_cpu
+        return reply if len(reply) <= widest else ()
 
     def _kept(self, draft: DiffusionDraft, pins: Sequence[tuple[int, ...]], width: int) -> Kept:
         """What the canvas begins with: what the draft before had, or the end of it that was not heard."""
