@@ -55,8 +55,8 @@ class Tool:
             choices = schema.get("enum")
             if choices is not None and (not isinstance(choices, Sequence) or isinstance(choices, str) or not choices):
                 raise ConfigError(f"{where}.enum", choices, "a list of values")
-            told = {str(choice) for choice in choices or () if _written(choice)}
-            if choices is not None and not len({_written(choice) for choice in told}) == len(told) > 0:
+            told = {str(choice) for choice in choices or () if written_choice(choice)}
+            if choices is not None and not len({written_choice(choice) for choice in told}) == len(told) > 0:
                 expected = "values that differ in more than blanks and ; , | / [ ] ( ), one of them not empty"
                 raise ConfigError(f"{where}.enum", choices, expected)
         required = self.parameters.get("required", [])
@@ -108,14 +108,14 @@ def declare(tools: Sequence[Tool]) -> str:
 def _declared(tool: Tool) -> str:
     parts = [tool.name]
     for key, schema in tool.properties.items():
-        kind = "|".join(filter(None, map(_written, schema["enum"]))) if "enum" in schema else _kind(schema)
+        kind = "|".join(filter(None, map(written_choice, schema["enum"]))) if "enum" in schema else _kind(schema)
         mark = "" if key in tool.required else "?"
         parts.append(f"{key}{mark}" + ("" if kind == "string" else f": {kind}"))
     description = " ".join(tool.description.split()).rstrip(".")
     return f"[{'; '.join(parts)}]" + (f" {description}." if description else "")
 
 
-def _written(choice: object) -> str:
+def written_choice(choice: object) -> str:
     """One of several values, as it can be told and called."""
     return " ".join(str(choice).translate(_NO_PLACE).split())
 
@@ -188,7 +188,7 @@ def _typed(name: str, key: str, value: str, schema: Mapping[str, Any]) -> Any:
     if "enum" in schema:
         for is_it in (
             lambda choice: str(choice) == value,
-            lambda choice: _written(choice).casefold() == value.translate(_NO_PLACE).casefold(),
+            lambda choice: written_choice(choice).casefold() == value.translate(_NO_PLACE).casefold(),
             lambda choice: number is not None and number == choice,
         ):
             if found := [choice for choice in schema["enum"] if is_it(choice)]:

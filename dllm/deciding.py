@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -101,7 +102,9 @@ def best_fit(tool: Tool, scores: Mapping[str, Sequence[tuple[float, Value]]]) ->
     return Fit(tool, values, total, required / len(tool.required) if tool.required else WITHOUT_ARGUMENTS)
 
 
-def worth(nats: float, closing: float, before: float, value: Value, kind: Kind, *, is_required: bool, turns: int) -> float:
+def worth(
+    nats: float, closing: float, before: float, value: Value, kind: Kind, *, is_required: bool, turns: int
+) -> float:
     """What a value brings.
 
     Args:
@@ -141,7 +144,9 @@ class Decider:
         turns = heard_turns(self._codec, prompt)
         if not tools or not any(turn.words for turn in turns):
             return Decision(None, float("-inf"))
-        values = {tool.name: {key: values_of(key, schema, turns) for key, schema in tool.properties.items()} for tool in tools}
+        values = {
+            tool.name: {key: values_of(key, schema, turns) for key, schema in tool.properties.items()} for tool in tools
+        }
         try:
             found = self._asked(prompt, tools, values)
         except PromptTooLongError:
@@ -163,7 +168,9 @@ class Decider:
         special = self._codec.special
         return (special.call, *self._codec.encode_text(write_call(call)), special.end)
 
-    def _asked(self, prompt: Sequence[int], tools: Sequence[Tool], values: Mapping[str, Mapping[str, Sequence[Value]]]) -> _Asked:
+    def _asked(
+        self, prompt: Sequence[int], tools: Sequence[Tool], values: Mapping[str, Mapping[str, Sequence[Value]]]
+    ) -> _Asked:
         tree, heads = Tree(), {tool.name: self._head(tool) for tool in tools}
         ends: dict[tuple[str, str], int] = {}
         for tool in tools:
@@ -187,7 +194,12 @@ class Decider:
 
 
 def _scores(
-    tool: Tool, values: Mapping[str, Sequence[Value]], turns: Sequence[Heard], found: _Asked, empty: _Asked, own: frozenset[str]
+    tool: Tool,
+    values: Mapping[str, Sequence[Value]],
+    turns: Sequence[Heard],
+    found: _Asked,
+    empty: _Asked,
+    own: frozenset[str],
 ) -> dict[str, list[tuple[float, Value]]]:
     """What each value of a tool's arguments brings."""
     sure = [value for some in values.values() for value in some if value.is_sure]
@@ -207,12 +219,18 @@ def _scores(
                 if any(value.places & other.places for other in sure) or like(value.text) in kinds:
                     continue
                 ends = (words[0], words[-1])
-                if not value.is_told and any(stem(word) in own or any(names(word, other) for other in others) for word in ends):
+                if not value.is_told and any(
+                    stem(word) in own or any(names(word, other) for other in others) for word in ends
+                ):
                     continue
             nats, closing = found.value(tool, key, value)
+            if math.isinf(nats):
+                continue
             before = empty.value(tool, key, value)[0]
             score = worth(nats, closing, before, value, kind, is_required=is_required, turns=len(turns))
-            asked_else = value.is_answer and not value.is_told and any(asks_for(other, turns[value.turn]) for other in others)
+            asked_else = (
+                value.is_answer and not value.is_told and any(asks_for(other, turns[value.turn]) for other in others)
+            )
             scores[key].append((score - OTHER_COST * asked_else, value))
     return scores
 
@@ -241,7 +259,8 @@ class _Asked:
 def heard_turns(codec: DialogueCodec, prompt: Sequence[int]) -> list[Heard]:
     """What the caller said of which no call has been made yet, with what they were asked.
 
-    A call that was carried out has spent what it was made of; of what was said before it nothing else counts but in the caller's last turn.
+    A call that was carried out has spent what it was made of; of what was said before it nothing else counts but in the caller's last turn. Right
+    behind one that failed there is nothing: the same would fail again.
     """
     special = codec.special
     roles = {special.system, special.user, special.note, special.agent}
@@ -262,7 +281,9 @@ def heard_turns(codec: DialogueCodec, prompt: Sequence[int]) -> list[Heard]:
         elif role == special.note and spent.name and text.startswith(f"{spent.name}:"):
             turns = [turn.without(spent.arguments.values()) for turn in turns[-1:]]
             spent = Call("")
-    return turns
+    # The last of them is the reply that is to be written.
+    last = [prompt[at] for at in starts[:-1]][-1:]
+    return [] if spent.name and last == [special.note] else turns
 
 
 def _words(text: str) -> Iterable[str]:
@@ -278,4 +299,6 @@ def _read(text: str) -> Call:
 
 def _own_words(tools: Sequence[Tool]) -> frozenset[str]:
     """Stems of what tools are told by: "a table" is no day, where a tool books a table."""
-    return frozenset(stem(word) for tool in tools for word in _words(f"{tool.name.replace('_', ' ')} {tool.description}"))
+    return frozenset(
+        stem(word) for tool in tools for word in _words(f"{tool.name.replace('_', ' ')} {tool.description}")
+    )

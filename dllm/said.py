@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
-from dllm.calls import Call, Tool, number_of, typed_arguments
+from dllm.calls import Call, Tool, number_of, typed_arguments, written_choice
 from dllm.errors import CallError
 
 MOST_WORDS = 8
@@ -59,7 +59,7 @@ class Value:
     is_answer: bool = False
     """It is all that the caller answered to a question."""
     is_other: bool = False
-    """It reads like a number, a day or a time, which this argument is not by its name."""
+    """It reads like a number, a day or a time, which this argument is not by its name; or "from" stands before it, where "to" should."""
 
     @property
     def places(self) -> frozenset[tuple[int, int]]:
@@ -75,20 +75,16 @@ def kind_of(key: str, schema: Mapping[str, Any]) -> Kind:
             return "flag"
         case "integer" | "number":
             return "number"
-    parts = set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower()))
-    for kind, names in _KINDS.items():
-        if parts & names:
-            return kind
-    return "words"
+    return next((kind for kind, named in _KINDS.items() if not named.isdisjoint(_parts(key))), "words")
 
 
 _KINDS: Mapping[Kind, frozenset[str]] = {
-    "time": frozenset({"time", "hour", "clock"}),
-    "day": frozenset({"day", "date", "arrival", "departure", "weekday", "checkin", "checkout"}),
-    "digits": frozenset({"phone", "telephone", "number", "code", "plate", "card", "id", "pin", "zip", "postcode"}),
-    "address": frozenset({"address", "street"}),
-    "name": frozenset({"name", "person", "caller", "customer", "guest", "patient", "who"}),
-    "sentence": frozenset({"message", "note", "reason", "comment", "text", "problem", "symptom", "details", "description", "issue", "request"}),
+    "time": frozenset("time hour clock".split()),
+    "day": frozenset("day date arrival departure weekday checkin checkout".split()),
+    "digits": frozenset("phone telephone number code plate card id pin zip postcode".split()),
+    "address": frozenset("address street".split()),
+    "name": frozenset("name person caller customer guest patient who".split()),
+    "sentence": frozenset("message note reason comment text problem symptom details description issue request".split()),
 }
 
 _CUES: Mapping[str, frozenset[str]] = {
@@ -123,7 +119,9 @@ def values_of(key: str, schema: Mapping[str, Any], turns: Sequence[Heard]) -> li
             case "digits":
                 found += _digits(turn, number)
             case "address":
-                found += [replace(one, is_sure=True) for one in _matches(_ADDRESS, turn, number)] or _runs(turn, number, kind)
+                found += [replace(one, is_sure=True) for one in _matches(_ADDRESS, turn, number)] or _runs(
+                    turn, number, kind
+                )
             case "words" | "name" | "sentence":
                 found += _runs(turn, number, kind)
     found = [_with_signs(value, key, kind, turns[value.turn]) for value in found]
@@ -141,41 +139,34 @@ def asks_for(key: str, turn: Heard) -> bool:
 
 
 def _parts(key: str) -> list[str]:
-    return [part for part in re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower()) if len(part) > 1]
+    return [part for part in re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower()) if len(part) > 2]
 
 
 def _with_signs(value: Value, key: str, kind: Kind, turn: Heard) -> Value:
     """What the words around it tell."""
-    names = _parts(key)
     before, behind = turn.words[: value.first], turn.words[value.last :]
-    is_end = behind[:1] in (("and",), ("but",), ("please",)) or all(word in _NO_EDGE for word in behind)
-    is_answer = bool(turn.asked) and is_end and all(word in _NO_EDGE for word in before)
+    is_last = behind[:1] in (("and",), ("but",), ("please",)) or all(word in _NO_EDGE for word in behind)
+    is_answer = bool(turn.asked) and is_last and all(word in _NO_EDGE for word in before)
+    beside = (*before[-1:], *behind[:1])
     while before and before[-1] in ("the", "a", "an", "my", "our"):
         before = before[:-1]
-    is_told = (
-        (len(before) > 1 and before[-1] in ("is", "are") and any(_is_like(word, n) for word in before[-3:-1] for n in names))
-        or (kind == "name" and " ".join(before[-2:]) in _NAME_CUES)
-        or (before[-1:] != () and not _CUES.get(before[-1], frozenset()).isdisjoint(names))
-        or (is_answer and asks_for(key, turn))
-    )
-    is_counted = kind == "number" and any(_is_like(word, name) for word in (*before[-1:], *behind[:1]) for name in names)
-    is_crossed = before[-1:] != () and any(
-        before[-1] == word and not _is_cue_of(word, names) and any(_is_cue_of(other, names) for other in _CUES) for word in _CUES
-    )
+    cue, parts = before[-1] if before else "", _parts(key)
+    is_cued = not _CUES.get(cue, frozenset()).isdisjoint(parts)
+    is_named = cue in ("is", "are") and any(names(word, key) for word in before[-3:-1])
     return replace(
         value,
-        is_sure=value.is_sure or is_counted,
-        is_told=is_told,
+        is_sure=value.is_sure or (kind == "number" and any(names(word, key) for word in beside)),
+        is_told=is_cued
+        or is_named
+        or (kind == "name" and " ".join(before[-2:]) in _NAME_CUES)
+        or (is_answer and asks_for(key, turn)),
         is_answer=is_answer,
-        is_other=is_crossed or (kind in ("words", "name") and like(value.text) is not None),
+        is_other=(cue in _CUES and not is_cued and any(not named.isdisjoint(parts) for named in _CUES.values()))
+        or (kind in ("words", "name") and like(value.text) is not None),
     )
 
 
 _NAME_CUES = frozenset({"name is", "this is", "name's", "it's on", "it's for", "is for", "is on", "i am"})
-
-
-def _is_cue_of(word: str, names: Sequence[str]) -> bool:
-    return not _CUES[word].isdisjoint(names)
 
 
 def like(text: str) -> Kind | None:
@@ -201,32 +192,40 @@ def _is_corrected(value: Value, other: Value, turns: Sequence[Heard]) -> bool:
 
 
 def _choices(choices: Sequence[object], turn: Heard, number: int) -> Iterator[Value]:
+    """Alternatives whose words were said together, in any order and form; numbers as they are said."""
+    stems = [stem(word) for word in turn.words]
     for choice in choices:
-        wanted = [stem(word) for word in re.findall(r"[a-z0-9']+", str(choice).casefold())]
-        stems = [stem(word) for word in turn.words]
-        size = len(wanted)
-        whole = [at for at in range(len(stems) - size + 1) if stems[at : at + size] == wanted]
-        if not wanted:
+        text = written_choice(choice)
+        wanted = [stem(word) for word in re.findall(r"[a-z0-9']+", text.casefold())]
+        if isinstance(choice, int | float) and not isinstance(choice, bool):
+            tool = Tool("any", "", {"properties": {"any": {"type": "number"}}})
+            for value in _numbers("any", tool.properties["any"], turn, number):
+                if number_of(value.text) == choice:
+                    yield replace(value, is_sure=True)
             continue
-        for at in whole:
-            yield Value(str(choice), number, at, at + size, is_sure=True)
-        if not whole and size > 1 and set(wanted) <= set(stems):
-            at = [stems.index(word) for word in wanted]
-            if max(at) - min(at) < size + 2:
-                yield Value(str(choice), number, min(at), max(at) + 1, is_sure=True)
+        size = len(wanted)
+        spread = size if size == 1 else size + 2
+        for first in range(len(stems)):
+            # The shortest stretch from here on that holds them all, with no more than two words between them.
+            ends = (
+                last
+                for last in range(first + size, min(first + spread, len(stems)) + 1)
+                if set(wanted) <= set(stems[first:last])
+            )
+            last = next(ends, None) if wanted and stems[first] in wanted else None
+            if last is not None:
+                yield Value(text, number, first, last, is_sure=True)
 
 
 def _flags(key: str, turn: Heard, number: int) -> Iterator[Value]:
     """Yes or no where the caller names the thing, or answers the question that names it."""
-    named = [part for part in re.findall(r"[a-z]+", key.lower()) if len(part) > 2]
     for at, word in enumerate(turn.words):
-        if any(_is_like(word, part) for part in named):
+        if names(word, key):
             is_no = not _NO.isdisjoint(turn.words[max(at - 3, 0) : at])
             yield Value("no" if is_no else "yes", number, at, at + 1, is_sure=True)
             return
-    if turn.words and any(_is_like(word, part) for word in turn.asked.split() for part in named):
-        if turn.words[0] in _YES or turn.words[0] in _NO:
-            yield Value("yes" if turn.words[0] in _YES else "no", number, 0, 1, is_sure=True)
+    if asks_for(key, turn) and not (_YES | _NO).isdisjoint(turn.words[:1]):
+        yield Value("yes" if turn.words[0] in _YES else "no", number, 0, 1, is_sure=True)
 
 
 _NO = frozenset("no not nope without don't doesn't never nothing".split())
@@ -251,7 +250,11 @@ def _is_like(word: str, name: str) -> bool:
 
 def _numbers(key: str, schema: Mapping[str, Any], turn: Heard, number: int) -> Iterator[Value]:
     tool = Tool("any", "", {"properties": {key: dict(schema)}})
-    taken = {at for value in (*_matches(_CLOCK, turn, number), *_matches(_DAY, turn, number)) for at in range(value.first, value.last)}
+    taken = {
+        at
+        for value in (*_matches(_CLOCK, turn, number), *_matches(_DAY, turn, number))
+        for at in range(value.first, value.last)
+    }
     at, words = 0, turn.words
     while at < len(words):
         ends = range(min(at + 9, len(words)), at, -1)
@@ -272,7 +275,8 @@ _NO_NUMBER_EDGE = frozenset("a an of us and people persons dollars dollar euros 
 def _is_pronoun(words: Sequence[str], at: int) -> bool:
     """Whether "one" is a thing and no number: "the small one", "one of your cars"."""
     return words[at] == "one" and (
-        "".join(words[at + 1 : at + 2]) == "of" or (at > 1 and at + 1 == len(words) and words[at - 2] in ("the", "that", "this", "a"))
+        "".join(words[at + 1 : at + 2]) == "of"
+        or (at > 1 and at + 1 == len(words) and words[at - 2] in ("the", "that", "this", "a"))
     )
 
 
@@ -283,7 +287,9 @@ def _is_number(words: Sequence[str]) -> bool:
 
 
 _ONES = "(?:zero|oh|one|two|three|four|five|six|seven|eight|nine)"
-_DIGITS = re.compile(rf"\b(?:(?:[a-z] )*(?:(?:double )?{_ONES}\b ?|[a-z]\b ?|(?:ten|eleven|twelve|\w+teen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)\b ?)+)")
+_DIGITS = re.compile(
+    rf"\b(?:(?:[a-z] )*(?:(?:double )?{_ONES}\b ?|[a-z]\b ?|(?:ten|eleven|twelve|\w+teen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)\b ?)+)"
+)
 
 
 def _digits(turn: Heard, number: int) -> Iterator[Value]:
@@ -354,7 +360,9 @@ _NO_EDGE = frozenset(
 """Words with which no value begins or ends: without them there are a quarter as many runs."""
 
 
-_STREET = "(?:street|road|lane|avenue|square|court|drive|close|way|place|park|alley|boulevard|crescent|terrace|row|hill)"
+_STREET = (
+    "(?:street|road|lane|avenue|square|court|drive|close|way|place|park|alley|boulevard|crescent|terrace|row|hill)"
+)
 _FIGURES = "(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\\w+teen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|and)"
 _ADDRESS = re.compile(rf"\b{_FIGURES}(?: {_FIGURES})* (?:[a-z']+ ){{1,2}}?{_STREET}\b")
 
@@ -369,9 +377,13 @@ def _runs(turn: Heard, number: int, kind: Kind) -> Iterator[Value]:
         if word in _NO_EDGE or _is_joined(words, first):
             continue
         for last in range(first + 1, min(first + MOST_WORDS, last_inside + 1) + 1):
-            if words[last - 1] in _NO_EDGE or (last < len(words) and words[last] in ("and", "of") and _goes_on(words, last + 1, 1)):
+            if words[last - 1] in _NO_EDGE or (
+                last < len(words) and words[last] in ("and", "of") and _goes_on(words, last + 1, 1)
+            ):
                 continue
-            if any(first < part.stop and part.start < last and (first, last) != (part.start, part.stop) for part in phrases):
+            if any(
+                first < part.stop and part.start < last and (first, last) != (part.start, part.stop) for part in phrases
+            ):
                 continue
             yield Value(" ".join(words[first:last]), number, first, last)
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from dllm import loader
 from dllm.calls import Call as WrittenCall
 from dllm.calls import Tool, result_note, write_call
 from dllm.hub_codec import HubCodec
@@ -265,3 +266,43 @@ def test_what_must_be_said_is_no_part_of_a_required_call() -> None:
 def test_a_reply_that_may_not_call_does_not(offered: tuple[ToolSpec, ...]) -> None:
     last = draft(DraftRequest("call", TURNS, PLAN, tools=offered, tool_choice=ToolChoice("none")))[-1]
     assert isinstance(last, DraftFinished) and last.call is None and last.text
+
+
+def test_a_call_that_is_decided_is_the_whole_reply_and_takes_no_denoising_step() -> None:
+    specs = (
+        ToolSpec(
+            "book_table",
+            "books a table",
+            parameters_schema("p", {"people": "integer", "day": "string", "time": "string?"}),
+        ),
+    )
+    system = PromptTurn(
+        "system", "You answer the phone of Luigi's, a restaurant. You book tables. Ask for what is missing."
+    )
+
+    async def main() -> None:
+        drafter = DiffusionDrafter(loader.load(None), BackendInfo("llm", "the built-in model", "test"))
+        try:
+            for said, expected in (
+                ("A table for 4 on Friday at seven, please.", {"people": 4, "day": "friday", "time": "seven"}),
+                ("A table for five please.", None),
+            ):
+                events: asyncio.Queue[DraftEvent] = asyncio.Queue()
+                request = DraftRequest(said, (system, PromptTurn("user", said)), PLAN, tools=specs)
+                drafter.start(request, events.put_nowait)
+                found = [await events.get()]
+                while not isinstance(found[-1], DraftFinished | DraftFailed):
+                    found.append(await events.get())
+                finished = found[-1]
+                assert isinstance(finished, DraftFinished)
+                steps = sum(isinstance(event, DraftStepped) for event in found)
+                if expected is None:
+                    assert finished.call is None and finished.text and steps
+                else:
+                    assert finished.call is not None and not steps and not finished.text
+                    assert (finished.call.name, finished.call.arguments) == ("book_table", expected)
+            assert drafter.work.thread_s > 0
+        finally:
+            await drafter.aclose()
+
+    run_async(main())

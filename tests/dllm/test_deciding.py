@@ -1,0 +1,114 @@
+"""Whether a reply is a call, and with what: values that share no words, nothing that was not said, nothing twice."""
+
+from __future__ import annotations
+
+import pytest
+
+from dllm import loader
+from dllm.calls import Call, Tool, read_call, with_tools
+from dllm.deciding import Decider, best_fit, heard_turns
+from dllm.engine import Engine
+from dllm.said import Heard, Value
+from dllm.text import DialogueCodec, Role
+
+SYSTEM = "You answer the phone of Luigi's, a restaurant. You book tables. Ask for what is missing."
+GREETING = "Luigi's, hello! What can I do for you?"
+BOOK = Tool(
+    "book_table",
+    "books a table",
+    {
+        "type": "object",
+        "properties": {"people": {"type": "integer"}, "day": {"type": "string"}, "time": {"type": "string"}},
+        "required": ["people", "day"],
+    },
+)
+
+
+def value(text: str, first: int) -> Value:
+    return Value(text, 0, first, first + len(text.split()))
+
+
+def test_the_best_values_share_no_words_and_what_is_missing_is_told() -> None:
+    four, friday = value("four", 0), value("friday", 2)
+    fit = best_fit(
+        BOOK, {"people": [(6.0, four)], "day": [(7.0, value("four", 0)), (5.0, friday)], "time": [(4.0, friday)]}
+    )
+    assert dict(fit.values) == {"people": four, "day": friday} and not fit.missing
+    assert best_fit(BOOK, {"people": [(6.0, four)]}).missing == ("day",)
+    assert best_fit(BOOK, {"people": [(6.0, four)], "day": [(0.5, friday)]}).missing == ("day",), (
+        "too unlikely to be meant"
+    )
+
+
+@pytest.fixture(scope="module")
+def desk() -> tuple[Decider, DialogueCodec]:
+    checkpoint = loader.load(None)
+    codec = checkpoint.dialogue_codec
+    return Decider(Engine(checkpoint.model, codec.token_table), codec), codec
+
+
+def prompt_of(codec: DialogueCodec, *turns: tuple[Role, str]) -> list[int]:
+    return codec.encode_prompt([("system", with_tools(SYSTEM, [BOOK])), ("agent", GREETING), *turns])
+
+
+def test_a_booking_is_called_with_the_callers_own_words(desk: tuple[Decider, DialogueCodec]) -> None:
+    decider, codec = desk
+    found = decider.decide(prompt_of(codec, ("user", "a table for four on friday at seven")), [BOOK])
+    assert found.call == Call("book_table", {"people": "four", "day": "friday", "time": "seven"})
+    tokens = decider.tokens(found.call)
+    assert tokens[0] == codec.special.call and tokens[-1] == codec.special.end
+    assert read_call(codec.decode(tokens).strip()) == found.call
+
+
+def test_what_was_not_said_makes_no_call_unless_there_has_to_be_one(desk: tuple[Decider, DialogueCodec]) -> None:
+    decider, codec = desk
+    prompt = prompt_of(codec, ("user", "a table for five please"))
+    found = decider.decide(prompt, [BOOK])
+    assert found.call is None and found.missing == ("day",)
+    forced = decider.decide(prompt, [BOOK], must_call=True)
+    assert forced.call == Call("book_table", {"people": "five"})
+
+
+def test_an_answer_fills_what_the_agent_asked_for(desk: tuple[Decider, DialogueCodec]) -> None:
+    decider, codec = desk
+    turns: list[tuple[Role, str]] = [
+        ("user", "a table for five please"),
+        ("agent", "Which day?"),
+        ("user", "next tuesday"),
+    ]
+    found = decider.decide(prompt_of(codec, *turns), [BOOK])
+    assert found.call == Call("book_table", {"people": "five", "day": "next tuesday"})
+
+
+def test_nothing_is_called_for_a_greeting_or_without_tools_or_words(desk: tuple[Decider, DialogueCodec]) -> None:
+    decider, codec = desk
+    assert decider.decide(prompt_of(codec, ("user", "hello good evening")), [BOOK]).call is None
+    assert decider.decide(prompt_of(codec, ("user", "a table for four on friday")), []).call is None
+    assert decider.decide(prompt_of(codec), [BOOK], must_call=True).call is None
+
+
+@pytest.mark.parametrize("note", ["book_table: table: 12; code: K72", "book_table failed: no table is free"])
+def test_the_same_call_does_not_follow_its_own_result(desk: tuple[Decider, DialogueCodec], note: str) -> None:
+    decider, codec = desk
+    prompt = prompt_of(codec, ("user", "a table for four on friday"))[:-1]
+    prompt += codec.encode_call(Call("book_table", {"people": "four", "day": "friday"}))
+    prompt += [*codec.encode_turn("note", note), codec.special.agent]
+    assert decider.decide(prompt, [BOOK]).call is None
+
+
+def test_a_call_that_failed_may_be_made_again_with_other_words_and_one_that_ran_is_spent(
+    desk: tuple[Decider, DialogueCodec],
+) -> None:
+    _, codec = desk
+    before = prompt_of(codec, ("user", "a table for four on friday"))[:-1]
+    before += codec.encode_call(Call("book_table", {"people": "four", "day": "friday"}))
+    behind = [
+        *codec.encode_turn("agent", "Another day?"),
+        *codec.encode_turn("user", "then on saturday"),
+        codec.special.agent,
+    ]
+    failed = heard_turns(codec, [*before, *codec.encode_turn("note", "book_table failed: full"), *behind])
+    assert [turn.words for turn in failed] == [Heard.of("a table for four on friday").words, ("then", "on", "saturday")]
+    ran = heard_turns(codec, [*before, *codec.encode_turn("note", "book_table: table: 12"), *behind])
+    assert [" ".join(turn.words) for turn in ran] == ["a table for - on -", "then on saturday"]
+    assert ran[-1].asked == "another day"

@@ -1,0 +1,107 @@
+"""What of a caller's words may stand as an argument."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dllm.said import Heard, Value, kind_of, values_of
+
+STRING: dict[str, Any] = {"type": "string"}
+NUMBER: dict[str, Any] = {"type": "integer"}
+SIZES: dict[str, Any] = {"enum": ["small", "large", "blocked drain"]}
+
+
+def said(key: str, schema: dict[str, Any], text: str, asked: str = "") -> list[Value]:
+    return values_of(key, schema, [Heard.of(text, asked)])
+
+
+def texts(key: str, schema: dict[str, Any], text: str, asked: str = "") -> list[str]:
+    return [value.text for value in said(key, schema, text, asked)]
+
+
+@pytest.mark.parametrize(
+    ("key", "schema", "kind"),
+    [
+        ("day", STRING, "day"),
+        ("pickupTime", STRING, "time"),
+        ("card_number", STRING, "digits"),
+        ("card_number", NUMBER, "number"),
+        ("film", STRING, "words"),
+        ("size", SIZES, "choice"),
+        ("gift", {"type": "boolean"}, "flag"),
+    ],
+)
+def test_an_argument_is_of_a_kind_by_its_type_and_its_name(key: str, schema: dict[str, Any], kind: str) -> None:
+    assert kind_of(key, schema) == kind
+
+
+def test_a_day_and_a_time_are_found_whole() -> None:
+    text = "from the third of may at half past eight or next tuesday at seven thirty p m"
+    assert texts("day", STRING, text) == ["the third of may", "next tuesday"]
+    assert texts("time", STRING, text) == ["half past eight", "seven thirty p m"]
+
+
+def test_a_number_is_what_counts_something_and_no_time_and_no_pronoun() -> None:
+    assert texts("people", NUMBER, "a table for twenty five at seven") == ["twenty five"]
+    assert texts("people", NUMBER, "the small one") == []
+    assert texts("people", NUMBER, "there will be one") == ["one"]
+    [nights] = said("nights", NUMBER, "for five nights")
+    assert nights.text == "five" and nights.is_sure
+
+
+def test_what_counts_something_is_no_time() -> None:
+    assert texts("time", STRING, "three people for seven at eight") == ["eight"]
+
+
+def test_what_is_corrected_in_the_same_breath_was_not_said() -> None:
+    assert texts("day", STRING, "on monday no sorry on tuesday") == ["tuesday"]
+    assert texts("day", STRING, "on monday or on tuesday") == ["monday", "tuesday"]
+
+
+def test_an_alternative_is_found_in_other_forms_and_words_between() -> None:
+    assert texts("size", SIZES, "a large one") == ["large"]
+    assert texts("size", SIZES, "my drain is blocked") == ["blocked drain"]
+    assert texts("size", SIZES, "the drain is fine but the road to it is blocked") == []
+    assert texts("count", {"enum": [2, 4]}, "make it four") == ["four"], "which the schema makes 4"
+
+
+def test_yes_and_no_are_said_by_the_thing_itself_or_in_answer_to_a_question_about_it() -> None:
+    flag = {"type": "boolean"}
+    assert texts("delivery", flag, "please deliver it") == ["yes"]
+    assert texts("parking", flag, "a room with no parking") == ["no"]
+    assert texts("parking", flag, "yes please", "do you need parking") == ["yes"]
+    assert texts("parking", flag, "yes please", "is that all") == []
+
+
+def test_words_before_a_value_tell_whose_it_is() -> None:
+    found = {value.text: value for value in said("destination", STRING, "from the station to the zoo")}
+    assert found["zoo"].is_told and not found["zoo"].is_other
+    assert found["station"].is_other and not found["station"].is_told
+    assert {value.text: value.is_told for value in said("name", STRING, "my name is susan brown")}["susan brown"]
+
+
+def test_an_answer_to_a_question_that_names_the_argument_is_told() -> None:
+    values = values_of("title", STRING, [Heard.of("i want a book"), Heard.of("war and peace please", "which title")])
+    assert [value.text for value in values if value.is_told] == ["war and peace"]
+
+
+def test_a_run_of_words_is_cut_neither_at_and_nor_within_a_day() -> None:
+    assert texts("film", STRING, "war and peace") == ["war and peace"]
+    assert texts("film", STRING, "night train tomorrow") == ["night", "night train", "train", "tomorrow"]
+
+
+def test_an_address_is_a_figure_words_and_a_street() -> None:
+    [found] = said("address", STRING, "bring them to twenty two park lane please")
+    assert found.text == "twenty two park lane" and found.is_sure
+
+
+def test_figures_are_dictated_with_letters_among_them() -> None:
+    assert texts("plate", STRING, "the plate is k l four two seven") == ["k l four two seven"]
+    assert texts("phone", STRING, "call me back") == []
+
+
+def test_what_a_call_has_spent_is_said_no_more() -> None:
+    turn = Heard.of("a table for two on friday").without(["two", "friday"])
+    assert values_of("people", NUMBER, [turn]) == [] and values_of("day", STRING, [turn]) == []
