@@ -280,8 +280,10 @@ def test_a_call_that_is_decided_is_the_whole_reply_and_takes_no_denoising_step()
         "system", "You answer the phone of Luigi's, a restaurant. You book tables. Ask for what is missing."
     )
 
+    checkpoint = loader.load(None)
+
     async def main() -> None:
-        drafter = DiffusionDrafter(loader.load(None), BackendInfo("llm", "the built-in model", "test"))
+        drafter = DiffusionDrafter(checkpoint, BackendInfo("llm", "the built-in model", "test"))
         try:
             for said, expected in (
                 ("A table for 4 on Friday at seven, please.", {"people": 4, "day": "friday", "time": "seven"}),
