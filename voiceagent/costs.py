@@ -62,6 +62,10 @@ NEWS = 3
 begin with a tail from before."""
 ENOUGH = 8
 """Observations from which a class's own spread is trusted."""
+LEAST_S = 1e-6
+"""What nothing is taken for: no factor makes a time of nothing."""
+MOST_APART = 10.0
+"""So far from what another class's times would guess of its own (see `CostModel`) a change seen there may leave it. What nobody sees may be scaled again and again, and each error would stay."""
 FORMAT = 1
 
 
@@ -89,6 +93,8 @@ class _Class:
     """(number of the observation within its stage, seconds)"""
     ordered: list[float] = field(default_factory=list)
     run: deque[_Seen] = field(default_factory=lambda: deque(maxlen=FASTER_RUN))
+    scaled_at: int = 0
+    """The newest observation of the stage when this class was scaled last."""
 
     def add(self, number: int, seconds: float) -> None:
         if len(self.values) == self.window:
@@ -103,7 +109,7 @@ class _Class:
 
     def scale_before(self, number: int, factor: float) -> None:
         """Say of everything observed before `number` how long it would take now."""
-        self.values = deque((n, value * factor if n < number else value) for n, value in self.values)
+        self.values = deque((n, max(value, LEAST_S) * factor if n < number else value) for n, value in self.values)
         self.ordered = sorted(value for _, value in self.values)
         self.run.clear()
 
@@ -161,14 +167,21 @@ class CostModel:
         key = (_half_octave(size), _half_octave(company))
         own = self._seen[stage].setdefault(key, _Class(self._window))
         if len(own.ordered) >= ENOUGH:
-            usual = max(own.quantile(0.5), 1e-6)
+            usual = max(own.quantile(0.5), LEAST_S)
             own.run.append(_Seen(number, seconds / usual, own.quantile(0.95) / usual))
         own.add(number, seconds)
         if (change := own.change()) is not None:
             first, factor = change
-            for other in self._seen[stage].values():
-                if other is own or not other.has_news_since(first):
-                    other.scale_before(first, factor)
+            own.scale_before(first, factor)
+            now = max(own.quantile(0.5), LEAST_S)
+            for where, other in self._seen[stage].items():
+                # What was scaled since the change began was scaled for it, on the word of another class that saw it too.
+                if other is not own and not other.has_news_since(first) and other.scaled_at < first:
+                    usual = max(other.quantile(0.5), LEAST_S)
+                    larger = 2.0 ** ((sum(where) - sum(key)) / 2)
+                    least, most = min(larger, 1.0) * now / MOST_APART, max(larger, 1.0) * now * MOST_APART
+                    other.scale_before(first, min(max(usual * factor, least), most) / usual)
+                    other.scaled_at = number
 
     def predict(self, stage: Stage, size: float = 1.0, company: int = 1) -> Cost:
         """Expected seconds for one more of this stage."""

@@ -179,3 +179,32 @@ def test_whatever_a_file_holds_is_restored_or_refused_by_name(data: object) -> N
             CostModel().restore(found, OWNERS)
         except CostsDamagedError:
             pass
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_predictions_stay_near_what_was_seen_on_a_machine_that_comes_and_goes(seed: int) -> None:
+    rng, model, slow, seen = random.Random(seed), CostModel(), 1.0, list[float]()
+    sizes = (6, 8, 12, 16, 24, 32, 48, 64, 90)
+    for _ in range(2_000):
+        if rng.random() < 0.01:
+            slow = rng.choice([1.0, 1.0, 5.0, 30.0])
+        size = rng.choice(sizes)
+        seen.append(0.0005 * size * slow * rng.lognormvariate(0.0, 0.6))
+        model.observe(Stage.TTS, seen[-1], size)
+        if len(seen) > 100:
+            expected = max(model.predict(Stage.TTS, each).p50 for each in sizes)
+            assert expected < 20.0 * max(seen), "no change counts for every size that saw it"
+
+
+def test_costs_that_went_wrong_before_a_restart_come_back_with_what_is_seen() -> None:
+    """A file that a version left behind whose times had multiplied, or been rounded to nothing."""
+    model = CostModel()
+    classes = [
+        {"size": size, "company": 0, "seconds": [wrong] * 200} for size, wrong in ((6, 5e9), (8, 0.0), (10, 3.0))
+    ]
+    model.restore({"format": 1, "stages": {"tts": {"owner": OWNERS[Stage.TTS], "classes": classes}}}, OWNERS)
+    for _ in range(60):
+        for size in (8, 16, 32):
+            model.observe(Stage.TTS, 0.001 * size, size)
+    for size in (8, 16, 32):
+        assert model.predict(Stage.TTS, size).p50 == pytest.approx(0.001 * size, rel=0.5)
