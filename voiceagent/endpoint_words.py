@@ -49,6 +49,20 @@ def is_answer(words: str, asked: str) -> bool:
     return 0 < len(said) <= ANSWER_WORDS and said[-1] not in _LEADS_ON
 
 
+_YES_OR_NO = frozenset("yes no yeah yep yup nope nah".split())
+_ASKS_YES_OR_NO = re.compile(
+    r"(?:(?:and|so|okay|ok|great|sure),? )?(?:(?:is|are|was|were|do|does|did|have|has|had|can|could|will|would|shall|should|may|any|isn't|aren't|don't|doesn't|didn't)\b"
+    r"|(?:anything|something) (?:else|to)\b)"
+)
+
+
+def is_yes_or_no(words: str, asked: str) -> bool:
+    """Whether the words are a yes or a no alone, and the agent's turn ends with a question for one: whatever a model makes of it, that is an answer."""
+    question = last_sentence(asked).strip().lower()
+    asks = question.endswith("?") and " or " not in question and _ASKS_YES_OR_NO.match(question) is not None
+    return asks and normalise(words) in _YES_OR_NO
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """Are these words complete?"""

@@ -49,6 +49,8 @@ def silence_s(model: TurnEndModel, asked: str, heard: str) -> float:
 @pytest.mark.parametrize(
     ("asked", "answer"),
     [
+        ("Anything else?", "nope"),
+        ("Have you got any injuries?", "no"),
         ("What size would you like?", "large"),
         ("Sure, a latte. Small, medium or large?", "medium"),
         ("That's a large latte, $4.50. Anything else?", "no"),

@@ -8,7 +8,7 @@ import pytest
 
 from voiceagent.endpoint import Evidence
 from voiceagent.endpoint_dictation import asks_for_dictation, ends_in_dictation, is_dictation, last_sentence
-from voiceagent.endpoint_words import LATE_S, NO_WORDS, PauseWords, Question, is_answer
+from voiceagent.endpoint_words import LATE_S, NO_WORDS, PauseWords, Question, is_answer, is_yes_or_no
 
 SECOND = 16_000
 
@@ -442,3 +442,20 @@ def test_questions_for_dictation_are_noticed(said: str) -> None:
 )
 def test_other_sentences_are_not_questions_for_dictation(said: str) -> None:
     assert not asks_for_dictation(said)
+
+
+@pytest.mark.parametrize(
+    ("said", "before", "is_one"),
+    [
+        ("no", "That's $4.50. Anything else?", True),
+        ("Yes.", "Have you been here before?", True),
+        ("nope", "So, would you like one?", True),
+        ("no", "Is it hot or iced?", False),
+        ("no", "What size?", False),
+        ("no", "Is that so.", False),
+        ("no i", "Shall I book it?", False),
+        ("", "Shall I book it?", False),
+    ],
+)
+def test_a_yes_or_no_alone_is_one_where_it_was_asked_for(said: str, before: str, is_one: bool) -> None:
+    assert is_yes_or_no(said, before) is is_one

@@ -10,12 +10,14 @@ from voice_pipelines.turn_end.model import WEIGHTS, TurnEndModel
 from voice_pipelines.turn_end.odds import Heard, known, weighed
 from voice_pipelines.turn_end.phrases import PhraseEnds
 from voiceagent.backends import BackendInfo, TurnJudgement, TurnSoFar
-from voiceagent.endpoint_words import is_answer
+from voiceagent.endpoint_words import is_answer, is_yes_or_no
 
 FEWER_ODDS = 0.5
-"""Of a turn that is no short answer, where nobody else judges. The model was taught that three turns in five have a pause, so it finds all ends likelier
+"""Of a turn that is no short answer, where nobody else judges. The model was taught that seven turns in ten have a pause, so it finds all ends likelier
 than the cost of a cut-off reckons with: of callers half of whom
 pause 4.6 % are cut off at the default cost with half the odds (3.8 where the recogniser tells what was misheard); with all of them, those of an earlier version, it was 8.4 %."""
+YES_OR_NO = 0.5
+"""A yes or a no alone is at least so complete, where one was asked for: enough to be waited for no longer than silence alone would. People who type go on behind it."""
 SURELY_MISHEARD = 0.05
 """Confidence of the recogniser below which words were misheard. Most of what is said to the agent lies far above, most of what is read to it below. As a weight between both ways to take
 them it takes 7 to 19 points from callers who pause: right words that are doubted a little are waited for (docs/endpointing.md)."""
@@ -39,7 +41,7 @@ def alone(
         ends: Share of the agent's phrases with the same last words that end behind them; of misheard words that says nothing.
     """
     if is_answer(words, asked):
-        return probability
+        return max(probability, YES_OR_NO) if is_yes_or_no(words, asked) else probability
     odds = FEWER_ODDS * probability / (1 - probability)
     is_misheard = is_surely_misheard(confidence)
     of_words = odds / (1 + odds)
