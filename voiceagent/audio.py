@@ -61,9 +61,9 @@ class AudioFormat:
                     raise ValueError(f"pcm16 audio of {len(data)} bytes: expected an even number, two bytes a sample")
                 return np.frombuffer(data, dtype="<i2").astype(np.float32) / np.float32(_FULL_SCALE)
             case Encoding.PCMU:
-                return _ulaw_to_samples()[np.frombuffer(data, dtype=np.uint8)]
+                return _ulaw_to_samples().take(np.frombuffer(data, dtype=np.uint8))
             case Encoding.PCMA:
-                return _alaw_to_samples()[np.frombuffer(data, dtype=np.uint8)]
+                return _alaw_to_samples().take(np.frombuffer(data, dtype=np.uint8))
 
     def encode(self, samples: Samples) -> bytes:
         """Samples at `rate_hz` as wire bytes. What lies outside [-1, 1] is clamped, what is not a number is silence."""
@@ -85,8 +85,9 @@ PCMA_8K = AudioFormat(Encoding.PCMA, 8_000)
 
 def to_int16(samples: Samples) -> NDArray[np.int16]:
     """Nearest 16-bit values; clamps, and takes what is not a number as silence."""
-    finite = np.nan_to_num(np.asarray(samples, dtype=np.float32), nan=0.0, posinf=1.0, neginf=-1.0)
-    linear: NDArray[np.int16] = np.clip(np.rint(finite * _FULL_SCALE), -32768, 32767).astype(np.int16)
+    scaled = np.clip(np.rint(np.asarray(samples, dtype=np.float32) * np.float32(_FULL_SCALE)), -32768, 32767)
+    np.copyto(scaled, 0.0, where=np.isnan(scaled))
+    linear: NDArray[np.int16] = scaled.astype(np.int16)
     return linear
 
 
@@ -149,10 +150,11 @@ class StreamingResampler:
 
     def _run(self, samples: Samples, *, is_last: bool) -> Samples:
         chunk = np.ascontiguousarray(samples, dtype=np.float32)
+        resampled: Samples
         if self._stream is None:
-            resampled: Samples = chunk
+            resampled = chunk
         else:
-            resampled = np.asarray(self._stream.resample_chunk(chunk, last=is_last), dtype=np.float32)
+            resampled = self._stream.resample_chunk(chunk, last=is_last)
         self._taken_samples += len(chunk)
         self._given_samples += len(resampled)
         return resampled
@@ -180,12 +182,11 @@ class _Doubler:
         if count <= 0:
             self._held = known
             return known[:0]
-        doubled = np.empty((count, 2), np.float32)
-        doubled[:, 0] = known[self.AHEAD - 1 : self.AHEAD - 1 + count]
-        doubled[:, 1] = np.convolve(known, _half_band(), "valid")
+        doubled = np.empty(2 * count, np.float32)
+        doubled[::2] = known[self.AHEAD - 1 : self.AHEAD - 1 + count]
+        doubled[1::2] = np.correlate(known, _half_band())  # Symmetric: the same as a convolution.
         self._held = known[count:]
-        flat: Samples = doubled.reshape(-1)
-        return flat
+        return doubled
 
 
 @cache

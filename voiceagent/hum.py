@@ -14,6 +14,7 @@ Sources: spectral shape and flux as in E. Scheirer and M. Slaney, "Construction 
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,13 +43,22 @@ PITCHED = 0.5
 
 _SIZE, _HOP, _FFT = round(0.025 * INPUT_RATE_HZ), round(0.01 * INPUT_RATE_HZ), 512
 _TAPER = np.hanning(_SIZE + 1)[:-1].astype(np.float32)
-_HZ = np.fft.rfftfreq(_FFT, 1 / INPUT_RATE_HZ)
+_HZ = np.fft.rfftfreq(_FFT, 1 / INPUT_RATE_HZ)[: math.ceil(EDGES_HZ[-1] * _FFT / INPUT_RATE_HZ)]
+"""[F] Of the bins that are looked at."""
 _BANDS = np.stack([(_HZ >= low) & (_HZ < high) for low, high in itertools.pairwise(EDGES_HZ)], axis=1).astype(
     np.float32
 )
+_NUMBERS = np.arange(len(EDGES_HZ) - 1, dtype=np.float32)
+_AT_ONCE = 32
 _FAR = 6
 """Frames: as far apart as a syllable's vowel takes to become another."""
-_PITCH_LAGS = slice(INPUT_RATE_HZ // 400, INPUT_RATE_HZ // 70)
+_PITCH_LAGS = np.arange(INPUT_RATE_HZ // 400, INPUT_RATE_HZ // 70)
+_VOICE_BINS = int((_HZ < 1500).sum())
+"""Bins whose pitch is looked for."""
+_WAVES = 2 * np.cos(2 * np.pi * np.outer(_HZ[:_VOICE_BINS], np.concatenate([[0], _PITCH_LAGS])) / INPUT_RATE_HZ)
+_WAVES[0] /= 2
+_AUTOCORRELATION = (_WAVES / _FFT).astype(np.float32)
+"""[_VOICE_BINS, 1 + lags] From power to the autocorrelation at no lag and at those of a pitch: of an inverse transform, what is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +74,12 @@ class _Frames:
     pitch_hz: Floats
     """[N]"""
 
-    @property
-    def high_db(self) -> Floats:
-        """[N] What lies above 2 kHz, against what lies below 850 Hz."""
-        return _db(self.power[:, 7:].sum(axis=1)) - _db(self.power[:, :4].sum(axis=1))
-
-    @property
-    def is_loud(self) -> NDArray[np.bool_]:
-        loud: NDArray[np.bool_] = self.level_db > self.level_db.max() - LOUD_DB
-        return loud
-
-    @property
-    def is_heard(self) -> NDArray[np.bool_]:
-        heard: NDArray[np.bool_] = self.level_db > self.level_db.max() - HEARD_DB
-        return heard
+    high_db: Floats
+    """[N] What lies above 2 kHz, against what lies below 850 Hz."""
+    is_loud: NDArray[np.bool_]
+    """[N]"""
+    is_heard: NDArray[np.bool_]
+    """[N]"""
 
 
 def likeness(samples: Samples) -> float:
@@ -109,39 +111,42 @@ def _means(frames: _Frames) -> NDArray[np.float64]:
     loud, heard = frames.is_loud, frames.is_heard
     shape = frames.shape_db
     pairs = loud[1:] & loud[:-1]
-    flux = np.abs(np.diff(shape, axis=0)).mean(axis=1)[pairs]
+    flux = np.sort(np.abs(np.diff(shape, axis=0)).mean(axis=1)[pairs])
     steps = np.abs(np.diff(frames.level_db))[pairs]
     far = loud[_FAR:] & loud[:-_FAR]
-    slow = np.abs(shape[_FAR:] - shape[:-_FAR]).mean(axis=1)[far]
-    power, high_db = frames.power, frames.high_db
-    centre = (power * np.arange(power.shape[1])).sum(axis=1) / power.sum(axis=1)
-    at = np.flatnonzero(loud)
-    third = max(len(at) // 3, 1)
-    begin, middle, end = (shape[at[part]] for part in (slice(third), slice(third, 2 * third), slice(-third, None)))
+    slow = np.sort(np.abs(shape[_FAR:] - shape[:-_FAR]).mean(axis=1)[far])
+    power, high_db, periodicity = frames.power, frames.high_db, np.sort(frames.periodicity[loud])
+    centre = ((power @ _NUMBERS) / power.sum(axis=1))[loud]
+    shape_loud = shape[loud]
+    third = max(len(shape_loud) // 3, 1)
+    begin, middle, end = (shape_loud[part] for part in (slice(third), slice(third, 2 * third), slice(-third, None)))
+    begin_db = begin.mean(axis=0)
+    high_heard = np.sort(high_db[heard])
+    above, below = (np.sort(power[:, part].sum(axis=1)) for part in (slice(6, None), slice(4)))
     return np.array(
         [
-            *shape[loud].mean(axis=0),
-            *shape[loud].std(axis=0),
+            *shape_loud.mean(axis=0),
+            *shape_loud.std(axis=0),
             flux.mean() if flux.size else 0.0,
-            np.percentile(flux, 90) if flux.size else 0.0,
+            _quantile(flux, 0.9) if flux.size else 0.0,
             slow.mean() if slow.size else 0.0,
-            np.percentile(slow, 90) if slow.size else 0.0,
-            frames.periodicity[loud].mean(),
-            np.percentile(frames.periodicity[loud], 10),
+            _quantile(slow, 0.9) if slow.size else 0.0,
+            periodicity.mean(),
+            _quantile(periodicity, 0.1),
             high_db[loud].mean(),
-            np.percentile(high_db[heard], 80),
-            np.percentile(high_db[heard], 95),
+            _quantile(high_heard, 0.8),
+            _quantile(high_heard, 0.95),
             _db(power[:, 8].max() / power[:, 2:5].sum(axis=1).max()),
-            _db(np.percentile(power[:, 6:].sum(axis=1), 95) / np.percentile(power[:, :4].sum(axis=1), 95)),
+            10 * math.log10(_quantile(above, 0.95) / _quantile(below, 0.95)),
             loud.mean(),
-            len(at) * _HOP / INPUT_RATE_HZ,
+            len(shape_loud) * _HOP / INPUT_RATE_HZ,
             frames.level_db[loud].std(),
             steps.mean() if steps.size else 0.0,
-            centre[loud].mean(),
-            centre[loud].std(),
-            np.ptp(centre[loud]),
-            np.abs(begin.mean(axis=0) - end.mean(axis=0)).mean(),
-            np.abs(begin.mean(axis=0) - middle.mean(axis=0)).mean() if len(middle) else 0.0,
+            centre.mean(),
+            centre.std(),
+            centre.max() - centre.min(),
+            np.abs(begin_db - end.mean(axis=0)).mean(),
+            np.abs(begin_db - middle.mean(axis=0)).mean() if len(middle) else 0.0,
         ]
     )
 
@@ -151,10 +156,12 @@ def _course(frames: _Frames) -> NDArray[np.float64]:
     loud = np.flatnonzero(frames.is_loud)
     whole = frames.shape_db[loud].mean(axis=0)
     level = frames.level_db - frames.level_db.max()
-    edges = np.linspace(loud[0], loud[-1] + 1, PARTS + 1)
-    parts = [slice(int(low), max(int(high), int(low) + 1)) for low, high in itertools.pairwise(edges)]
-    shapes = [frames.shape_db[part].mean(axis=0) - whole for part in parts]
-    return np.concatenate([*shapes, [max(float(level[part].mean()), LEAST_DB) for part in parts]])
+    edges = np.linspace(loud[0], loud[-1] + 1, PARTS + 1).astype(int)
+    first, last = edges[:-1], np.maximum(edges[1:], edges[:-1] + 1)
+    sums = np.zeros((len(level) + 1, 1 + len(whole)))
+    np.cumsum(np.column_stack([level, frames.shape_db]), axis=0, out=sums[1:])
+    means = (sums[last] - sums[first]) / (last - first)[:, None]
+    return np.concatenate([(means[:, 1:] - whole).reshape(-1), np.maximum(means[:, 0], LEAST_DB)])
 
 
 def _dip(frames: _Frames) -> NDArray[np.float64]:
@@ -189,23 +196,53 @@ def _tune(frames: _Frames) -> NDArray[np.float64]:
     if pitched.sum() < 4:
         return np.zeros(3)
     octaves = np.log2(frames.pitch_hz[pitched] / 100)
-    low, high = np.percentile(octaves, (10, 90))
     half = len(octaves) // 2
-    return np.array([np.median(octaves), high - low, np.median(octaves[half:]) - np.median(octaves[:half])])
+    all_of_it, before, behind = (np.sort(part) for part in (octaves, octaves[:half], octaves[half:]))
+    return np.array(
+        [
+            _quantile(all_of_it, 0.5),
+            _quantile(all_of_it, 0.9) - _quantile(all_of_it, 0.1),
+            _quantile(behind, 0.5) - _quantile(before, 0.5),
+        ]
+    )
 
 
 def _frames(samples: Samples) -> _Frames:
     frames = np.lib.stride_tricks.sliding_window_view(samples, _SIZE)[::_HOP]
-    spectrum = np.fft.rfft(frames * _TAPER, _FFT, axis=1)
-    power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
+    # A few at a time: what is made of them stays in the processor's cache.
+    power = np.concatenate([_power(frames[at : at + _AT_ONCE]) for at in range(0, len(frames), _AT_ONCE)])
     bands = power @ _BANDS + np.float32(1e-10)
     level = _db(bands.sum(axis=1))
-    lags = np.fft.irfft(power * (_HZ < 1500), _FFT, axis=1)
-    within = lags[:, _PITCH_LAGS]
-    periodicity = within.max(axis=1) / (lags[:, 0] + 1e-10)
-    pitch = INPUT_RATE_HZ / (_PITCH_LAGS.start + within.argmax(axis=1))
+    lags = power[:, :_VOICE_BINS] @ _AUTOCORRELATION
+    best = lags[:, 1:].argmax(axis=1)
+    periodicity = lags[np.arange(len(lags)), best + 1] / (lags[:, 0] + np.float32(1e-10))
+    pitch = INPUT_RATE_HZ / _PITCH_LAGS[best]
     shape = np.maximum(_db(bands) - level[:, None], LEAST_DB)
-    return _Frames(bands, level, shape, periodicity.astype(np.float32), pitch.astype(np.float32))
+    return _Frames(
+        bands,
+        level,
+        shape,
+        periodicity,
+        pitch.astype(np.float32),
+        high_db=_db(bands[:, 7:].sum(axis=1)) - _db(bands[:, :4].sum(axis=1)),
+        is_loud=level > level.max() - LOUD_DB,
+        is_heard=level > level.max() - HEARD_DB,
+    )
+
+
+def _power(frames: Floats) -> Floats:
+    """[N, F] of frames [N, _SIZE]."""
+    spectrum = np.fft.rfft(frames * _TAPER, _FFT, axis=1)[:, : len(_HZ)]
+    power: Floats = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
+    return power
+
+
+def _quantile(ordered: NDArray[np.floating], share: float) -> float:
+    """Of values in order, between the two nearest; `np.percentile` takes twenty times as long."""
+    at = (len(ordered) - 1) * share
+    low = int(at)
+    value, above = float(ordered[low]), float(ordered[min(low + 1, len(ordered) - 1)])
+    return value + (at - low) * (above - value)
 
 
 def _db(power: Floats) -> Floats:

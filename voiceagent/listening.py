@@ -51,6 +51,7 @@ from voiceagent.events import (
 )
 from voiceagent.hearing import Hearing, takes
 from voiceagent.history import History
+from voiceagent.inbox import Inbox
 from voiceagent.listener import KEEP_S, Answer, Doubt, Endpoint, Hush, Listener, Onset, Relief, Utter, WordsWanted
 from voiceagent.repair import Repair, repair
 from voiceagent.session import ResponseOptions, SessionSettings
@@ -167,7 +168,7 @@ class Listening:
             has_asked,
             judge_hears=backends.scorer is not None and backends.scorer.hears_voice,
         )
-        self._inbox: asyncio.Queue[_Inbound] = asyncio.Queue()
+        self._inbox: Inbox[_Inbound] = Inbox()
         self._backlog_samples = 0
         self._uncommitted_samples = 0
         self._hearing: Hearing | None = None

@@ -11,12 +11,13 @@ from typing import Any, TypeVar, cast
 
 import uvicorn
 from starlette.applications import Starlette
-from uvicorn._types import ASGISendEvent
+from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 
 from voiceagent.errors import ConfigError
 from voiceagent.handshake import Handshakes
+from voiceagent.inbox import Inbox
 from voiceagent.line import CLOSE_NOW
 from voiceagent.server import RealtimeServer
 from voiceagent.server_settings import ServerSettings
@@ -185,6 +186,10 @@ class _RealtimeProtocol(WebSocketsSansIOProtocol):
     """
 
     _cut: asyncio.TimerHandle | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.queue = cast("asyncio.Queue[ASGIReceiveEvent]", Inbox())
 
     def send_receive_event_to_app(self) -> None:
         """As uvicorn does, which stops reading with every message and goes on when it was taken: twice in 20 ms for every caller.

@@ -207,23 +207,29 @@ class Windower:
         if window_samples <= 0:
             raise ValueError(f"window_samples = {window_samples}: expected a positive number")
         self._window_samples = window_samples
-        self._rest: Samples = np.zeros(0, np.float32)
-
-    @property
-    def pending_samples(self) -> int:
+        self._window: Samples = np.empty(window_samples, np.float32)
+        """The next one, filled up to `pending_samples`."""
+        self.pending_samples = 0
         """Samples that do not fill a window yet."""
-        return len(self._rest)
 
     def push(self, samples: Samples) -> list[Samples]:
         """Windows that are now complete, oldest first. They are copies: the input may be reused."""
-        joined = np.concatenate([self._rest, samples]).astype(np.float32, copy=False)
-        count, size = len(joined) // self._window_samples, self._window_samples
-        self._rest = joined[count * size :].copy()
-        return [joined[i * size : (i + 1) * size] for i in range(count)]
+        windows, taken, size = [], 0, self._window_samples
+        while taken + size - self.pending_samples <= len(samples):
+            more = size - self.pending_samples
+            self._window[self.pending_samples :] = samples[taken : taken + more]
+            windows.append(self._window)
+            self._window = np.empty(size, np.float32)
+            taken, self.pending_samples = taken + more, 0
+        rest = len(samples) - taken
+        if rest:
+            self._window[self.pending_samples : self.pending_samples + rest] = samples[taken:]
+            self.pending_samples += rest
+        return windows
 
     def reset(self) -> None:
         """Drop the incomplete window."""
-        self._rest = np.zeros(0, np.float32)
+        self.pending_samples = 0
 
 
 class PreRoll:
@@ -246,7 +252,11 @@ class PreRoll:
         return max(self._end - len(self._ring), 0)
 
     def push(self, samples: Samples) -> None:
-        capacity = len(self._ring)
+        capacity, first = len(self._ring), self._end % len(self._ring)
+        if first + len(samples) <= capacity:
+            self._ring[first : first + len(samples)] = samples
+            self._end += len(samples)
+            return
         kept = samples[-capacity:]
         first = (self._end + len(samples) - len(kept)) % capacity
         head = min(len(kept), capacity - first)

@@ -86,7 +86,10 @@ def parse(text: str, stream_sid: str | None) -> Message:
     """
     if len(text) > MAX_MESSAGE_CHARS:
         raise ProtocolError("invalid_value", f"A message of {len(text)} characters; the limit is {MAX_MESSAGE_CHARS}.")
-    message = Fields(parse_object(text))
+    data = parse_object(text)
+    if stream_sid is not None and (payload := _plain_payload(data, stream_sid)) is not None:
+        return Media(_audio(payload))
+    message = Fields(data)
     event = message.required_string("event")
     if event in ("media", "dtmf", "mark"):
         if stream_sid is None:
@@ -102,7 +105,7 @@ def parse(text: str, stream_sid: str | None) -> Message:
             media = message.required_child("media")
             if (media.string("track") or "inbound") not in ("inbound", "inbound_track"):
                 return Other()
-            return Media(_payload(media))
+            return Media(_audio(media.required_string("payload")))
         case "dtmf":
             dtmf = message.required_child("dtmf")
             digit = dtmf.required_string("digit").upper()
@@ -158,11 +161,22 @@ def _check_format(form: Fields) -> None:
         )
 
 
-def _payload(media: Fields) -> bytes:
-    text = media.required_string("payload")
+def _plain_payload(data: Mapping[str, object], stream_sid: str) -> str | None:
+    """The payload of a media message that is exactly what Twilio sends, as fifty a second of every caller are; None of all others, which are looked at
+    field by field."""
+    if data.get("event") != "media" or data.get("streamSid") != stream_sid:
+        return None
+    media = data.get("media")
+    if not isinstance(media, dict) or media.get("track") != "inbound":
+        return None
+    payload = media.get("payload")
+    return payload if isinstance(payload, str) else None
+
+
+def _audio(payload: str) -> bytes:
     try:
-        audio = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
+        audio = binascii.a2b_base64(payload, strict_mode=True)
+    except ValueError as error:  # `binascii.Error` is one
         raise ProtocolError(
             "invalid_value", f"media.payload is not base64 ({error}).", param="media.payload"
         ) from error

@@ -142,16 +142,15 @@ class SileroDetector:
             self._requests.put(None)
         await asyncio.to_thread(self._worker.join)
 
-    async def probability(self, memory: _Memory, window: Samples) -> float:
-        """One window of the caller whose memory this is; see `VoiceDetectorStream.probability`."""
+    def probability(self, memory: _Memory, window: Samples, loop: asyncio.AbstractEventLoop) -> asyncio.Future[float]:
+        """One window of the caller whose memory this is, whom `loop` runs; see `VoiceDetectorStream.probability`."""
         if window.shape != (_WINDOW_SAMPLES,):
             raise ValueError(f"a window of shape {window.shape}: expected ({_WINDOW_SAMPLES},)")
         if self._is_closed:
             raise BackendError("vad", "the detector is closed")
-        loop = asyncio.get_running_loop()
         request = _Request(memory, window.astype(np.float32), loop, loop.create_future())
         self._requests.put(request)
-        return await request.answer
+        return request.answer
 
     def _work(self) -> None:
         waiting: list[_Request] = []
@@ -204,11 +203,12 @@ class SileroDetector:
 
 
 class SileroStream:
-    """One caller's windows, in order."""
+    """One caller's windows, in order, all on the event loop of the first."""
 
     def __init__(self, detector: SileroDetector) -> None:
         self._detector = detector
         self._memory = _Memory()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def probability(self, window: Samples) -> float:
         """Probability in [0, 1] that `window` ([512], 16 kHz) holds speech.
@@ -217,7 +217,9 @@ class SileroStream:
             BackendError: If the model failed or the detector is closed.
             ValueError: If the window has another length.
         """
-        return await self._detector.probability(self._memory, window)
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return await self._detector.probability(self._memory, window, self._loop)
 
     def reset(self) -> None:
         """Forget the recurrent state. A window still being looked at keeps the old one and changes nothing here."""

@@ -46,6 +46,22 @@ def test_clones_may_leave_out_and_spell_otherwise_what_does_not_matter() -> None
     assert parse({"event": "something.new"}) == Other()
 
 
+@pytest.mark.parametrize("payload", ["/w==", "?", "\u00e9", "A", 3, None, base64.b64encode(bytes(40_001)).decode()])
+@pytest.mark.parametrize("track", ["inbound", "inbound_track", "", None])
+@pytest.mark.parametrize("stream_sid", ["MZ1", "", None])
+def test_the_form_that_twilio_sends_is_read_as_all_others_are(payload: Any, track: Any, stream_sid: Any) -> None:
+    def said(message: Any) -> object:
+        try:
+            return parse(message)
+        except ProtocolError as error:
+            return error.message
+
+    plain = {"event": "media", "streamSid": "MZ1", "media": {"track": "inbound", "payload": payload}}
+    assert said({"event": "media", "streamSid": stream_sid, "media": {"track": track, "payload": payload}}) == said(
+        plain
+    )
+
+
 @pytest.mark.parametrize(
     ("message", "complaint"),
     [
