@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from dllm import draft as dllm_draft
-from dllm import outcome
+from dllm import loader, outcome
 from dllm.drafts import Event
 from dllm.guard import Action
 from dllm.hub_codec import HubCodec
@@ -317,6 +317,25 @@ def test_what_must_be_said_is_in_the_reply_and_marked_as_pinned() -> None:
         assert "".join(t.text for t in last.canvas if t.state is TokenState.PINNED).strip() == "$5.10"
 
     with_drafter(scenario)
+
+
+def test_the_built_in_model_s_articles_are_those_that_the_words_ask_for_and_nothing_that_was_told_changes() -> None:
+    turns = (
+        PromptTurn("system", "You are the voice of a small cafe."),
+        PromptTurn("agent", "Hi, what can I get you?"),
+        PromptTurn("user", "make me a light roast eight ounce iced mocha"),
+        PromptTurn("system", "order: eight ounce light roast iced mocha\nsize missing: iced mocha"),
+    )
+    plan = StepPlan(canvas_width=32, steps_first=6, steps_rest=6, threshold=0.9)
+
+    async def scenario(drafter: DiffusionDrafter) -> None:
+        must_say = ("eight ounce light roast iced mocha",)
+        events = await write(drafter, DraftRequest("c", turns, plan, must_say=must_say))
+        (finished,) = of(DraftFinished, events)
+        assert "An eight ounce light roast iced mocha" in finished.text, "left to itself the model says a eight ounce"
+        assert all(finished.text.startswith(step.committed_text) for step in of(DraftStepped, events))
+
+    with_drafter(scenario, loader.load())
 
 
 def test_what_must_be_said_and_is_too_long_for_the_canvas_is_added() -> None:

@@ -34,6 +34,7 @@ from dllm.options import DecodeOptions
 from dllm.runner import DraftHandle, EngineRunner
 from dllm.spec import ModelSpec
 from dllm.text import DialogueCodec
+from voice_pipelines.adapters.articles import settled, with_articles
 from voice_pipelines.adapters.diffusion_calls import ReplyReader, call_sign, known_tools, reply_reader
 from voice_pipelines.adapters.diffusion_prompt import PromptWriter, prompt_writer
 from voice_pipelines.adapters.remote_text import with_missing
@@ -364,7 +365,8 @@ class DiffusionDrafter:
         """The position from which the canvas reads so, what is still being written behind it; None where there is none."""
         wanted, end = " ".join(text.split()), canvas.reply_end()
         for at in range(end - 1, -1, -1):
-            if wanted and " ".join(self.codec.decode(canvas.tokens[at:end]).split()).startswith(wanted):
+            reads = self._right(" ".join(self.codec.decode(canvas.tokens[at:end]).split()))
+            if wanted and reads.startswith(wanted):
                 return at
         return None
 
@@ -411,7 +413,7 @@ class DiffusionDrafter:
                     step=event.step,
                     phase=event.phase,
                     canvas=self._show(event.canvas[: event.draft.spec.width]),
-                    committed_text=draft.reader.spoken,
+                    committed_text=self._right(draft.reader.spoken, is_whole=False),
                     forced_tokens=event.forced,
                     compute_s=event.seconds,
                     at=now,
@@ -428,12 +430,18 @@ class DiffusionDrafter:
 
     def _whole(self, draft: DiffusionDraft, asked: Sequence[str]) -> str:
         """The final text, with what the model was asked to say and did not."""
-        text, added = with_missing(draft.reader.whole, asked)
+        text, added = with_missing(self._right(draft.reader.whole), asked)
         self.counts.finished += 1
         if added:
             self.counts.repaired += 1
             log.info("the language model left out %s, which was added", ", ".join(added))
         return text
+
+    def _right(self, text: str, *, is_whole: bool = True) -> str:
+        """The text as it is said: the built-in model, small and English, is corrected where an article is wrong."""
+        if self._spec.dialogue is None:
+            return text
+        return with_articles(text if is_whole else settled(text))
 
     def _show(self, cells: Sequence[drafts.Cell]) -> tuple[CanvasToken, ...]:
         """The canvas as text; the tail behind the predicted end of the reply is empty."""
