@@ -69,8 +69,7 @@ class TapeMaker:
     """Turns recordings into tapes; keeps what it made in `cache`.
 
     Args:
-        new_decoder: Loads one. Each recording has its own, which takes 0.03 s: what PocketSphinx hears depends a little on what it heard before
-            (a number's confidence 0.27 or 0.41), so that a tape would depend on those that were made before it.
+        new_decoder: Loads one. Each recording has its own, which takes 0.03 s, so that no tape can depend on those that were made before it.
         pace: What the recogniser takes on the tapes, of its audio's length.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,7 @@ class SphinxDecoder:
         `end_utt` searches whatever was put in without: by the language model that took a quarter of all processor time, by a grammar of
         one word it takes a fiftieth.
         """
+        self._forget_noise()
         self._decoder.activate_search(_MEAN_SEARCH)
         self._decoder.start_utt()
         for block in self._blocks(lookahead_bytes):
@@ -202,6 +204,16 @@ class SphinxDecoder:
         self._lookahead_bytes = lookahead_bytes
         self._searched_bytes = 0
         self._levels_dbfs = []
+
+    def _forget_noise(self) -> None:
+        """Let this utterance tell anew what is noise.
+
+        PocketSphinx keeps that from one utterance to the next, and the one before may have been another caller's. Its authors call this
+        deprecated; `reinit_feat` does it too, but builds the whole front end anew. The mean, which it keeps as well, is set before each block.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._decoder.start_stream()
 
     def _search(self, size: int) -> None:
         """Decode that many of the waiting bytes."""

@@ -8,18 +8,41 @@ from voice_pipelines.asr.cepstrum import MeanOptions
 from voice_pipelines.asr.decoder import BLOCK_SAMPLES, DecoderOptions, Hypothesis, SphinxDecoder
 from voiceagent.backends import Samples
 
+PHONE = recording("telephone/phone_18ae57a1.flac", 1.0, 5.0)
+OTHERS = {
+    "babble": recording("noise/babble_0.flac", 0, 3),
+    "hiss": np.random.default_rng(5).normal(0, 0.1, 48_000).clip(-1, 1),
+    "digital silence": np.zeros(48_000),
+}
+"""What another caller's line may sound like."""
+
 
 @pytest.fixture(scope="module")
 def decoder(model):
     return SphinxDecoder(model, DecoderOptions())
 
 
+def pcm_of(audio: Samples) -> bytes:
+    return np.rint(audio * 32_767).astype("<i2").tobytes()
+
+
 def hear(decoder: SphinxDecoder, audio: Samples, cut: int = BLOCK_SAMPLES) -> Hypothesis:
-    pcm = np.rint(audio * 32_767).astype("<i2").tobytes()
+    pcm = pcm_of(audio)
     decoder.start()
     for start in range(0, len(pcm), 2 * cut):
         decoder.feed(pcm[start : start + 2 * cut])
     return decoder.finish()
+
+
+def hypotheses(decoder: SphinxDecoder, audio: Samples) -> list[Hypothesis]:
+    """What is heard after each block, and in the end."""
+    pcm = pcm_of(audio)
+    decoder.start()
+    heard = []
+    for start in range(0, len(pcm), 2 * BLOCK_SAMPLES):
+        decoder.feed(pcm[start : start + 2 * BLOCK_SAMPLES])
+        heard.append(decoder.hypothesis())
+    return [*heard, decoder.finish()]
 
 
 def test_the_hypothesis_does_not_depend_on_how_the_audio_is_cut(decoder):
@@ -35,6 +58,18 @@ def test_a_caller_leaves_no_trace_in_the_result_of_the_next(decoder):
     decoder.start()
     decoder.feed(b"\x55\x22" * 30_000)
     assert hear(decoder, ORDER) == first
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_whatever_a_decoder_heard_before_it_hears_a_caller_as_a_fresh_one_does(model, other):
+    used = SphinxDecoder(model, DecoderOptions())
+    hear(used, OTHERS[other])
+    expected = hypotheses(SphinxDecoder(model, DecoderOptions()), ORDER)
+    assert expected[-1].confidence is not None
+    assert hypotheses(used, ORDER) == expected
+    used.start()
+    used.feed(pcm_of(OTHERS[other]))  # And hung up.
+    assert hypotheses(used, PHONE) == hypotheses(SphinxDecoder(model, DecoderOptions()), PHONE)
 
 
 def test_words_carry_times_inside_the_utterance_and_in_order(decoder):
