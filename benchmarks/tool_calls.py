@@ -1,8 +1,10 @@
 """How often the built-in model calls an own agent's tool with the arguments that the caller said (`tool_calls.toml`: ten made agents, 131 turns).
 
     python benchmarks/tool_calls.py --save benchmarks/results/tool-calls.json
+    python benchmarks/tool_calls.py --http --save benchmarks/results/tool-calls-http.json
 
-Each turn goes through the drafter that the server uses, with the prompt that a conversation would have, and steps enough. What is compared are typed
+Each turn goes through the drafter that the voice agent uses, with the prompt that a conversation would have, and steps enough; with `--http` it is a
+chat at the door of `dllm serve`, with its default settings. What is compared are typed
 arguments, as the tool's function gets them. A call that is refused, as one in which something required is missing, makes the agent ask; a call that
 runs with a wrong value does what nobody wanted.
 """
@@ -11,20 +13,27 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import re
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import httpx
 import torch
 from measuring import about, percentile
 
 from dllm import loader
+from dllm.calls import Tool, read_call, typed_arguments
+from dllm.engine import Engine
+from dllm.runner import EngineRunner
+from dllm.server import create_app
 from voice_pipelines.adapters.diffusion import DiffusionDrafter
 from voiceagent.backends import (
     BackendInfo,
@@ -70,7 +79,7 @@ class Answered:
     text: str
     steps: int
     forward_s: float
-    """Processor seconds of the engine's thread for this reply."""
+    """Processor seconds of this reply: of the engine's thread, over HTTP of the whole process."""
 
     @property
     def runs(self) -> bool:
@@ -104,6 +113,9 @@ class Answered:
         given = {} if self.call is None else self.call.arguments
         both = self.case.arguments.keys() & given.keys()
         return sum(is_right(given[key], self.case.arguments[key]) for key in both)
+
+
+Answerer: TypeAlias = Callable[[Case], Awaitable[Answered]]
 
 
 def is_right(given: object, wanted: object) -> bool:
@@ -160,6 +172,52 @@ async def answer(drafter: DiffusionDrafter, case: Case, number: int) -> Answered
                 pass
 
 
+async def answer_over_http(client: httpx.AsyncClient, case: Case) -> Answered:
+    """The same at the door of `dllm serve`.
+
+    Raises:
+        httpx.HTTPStatusError: If the server refuses.
+    """
+    tools = [
+        {
+            "type": "function",
+            "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters},
+        }
+        for tool in case.tools
+    ]
+    began = time.process_time()
+    body = {"messages": list(chat_messages(case)), "tools": tools, "seed": 0}
+    response = await client.post("/v1/chat/completions", json=body)
+    response.raise_for_status()
+    answer = response.json()
+    message = answer["choices"][0]["message"]
+    calls = [
+        ToolCall(one["function"]["name"], json.loads(one["function"]["arguments"]))
+        for one in message.get("tool_calls", ())
+    ]
+    steps = answer["usage"]["dllm"]["steps"]
+    return Answered(case, calls[0] if calls else None, message["content"] or "", steps, time.process_time() - began)
+
+
+def chat_messages(case: Case) -> Iterator[dict[str, Any]]:
+    """A case as chat clients tell of it: calls with typed arguments, results with their call."""
+    name = ""
+    for turn in case.turns:
+        match turn.role:
+            case "note":
+                yield {"role": "tool", "tool_call_id": turn.call_id, "content": turn.text.removeprefix(f"{name}: ")}
+            case "agent" if turn.call is not None:
+                name = turn.call.name
+                [spec] = [spec for spec in case.tools if spec.name == name]
+                arguments = typed_arguments(read_call(turn.call.written), Tool(name, "", spec.parameters))
+                call = {"name": name, "arguments": json.dumps(arguments)}
+                yield {"role": "assistant", "tool_calls": [{"id": turn.call_id, "type": "function", "function": call}]}
+            case "agent":
+                yield {"role": "assistant", "content": turn.text}
+            case _:
+                yield {"role": turn.role, "content": turn.text}
+
+
 def summary(answers: Sequence[Answered]) -> dict[str, Any]:
     """Counts and shares."""
     wanted = [one for one in answers if one.case.tool]
@@ -191,37 +249,58 @@ async def main() -> None:
     parser.add_argument("--cases", type=Path, default=Path(__file__).with_suffix(".toml"), help="TOML file of agents")
     parser.add_argument("--model", type=Path, help="folder of another checkpoint of the built-in family")
     parser.add_argument("--half", choices=("tune", "test"), help="only this half")
+    parser.add_argument(
+        "--http", action="store_true", help="at the door of `dllm serve` instead of the voice agent's drafter"
+    )
     parser.add_argument("--save", type=Path, help="file for the results")
     parser.add_argument("--show", choices=("wrong", "all"), help="print turns with what was called")
     options = parser.parse_args()
     torch.set_num_threads(1)
     halves = tomllib.loads(options.cases.read_text("utf-8"))
-    drafter = DiffusionDrafter(loader.load(options.model), BackendInfo("llm", "the model", "benchmark"))
+    checkpoint = loader.load(options.model)
     results: dict[str, Any] = {"machine": about(torch.device("cpu"))}
-    try:
+    async with at_http(checkpoint) if options.http else at_the_drafter(checkpoint) as answer_one:
         for half, agents in halves.items():
             if options.half in (None, half):
                 began = time.process_time()
-                answers = [await answer(drafter, case, at) for at, case in enumerate(read_cases(agents))]
+                answers = [await answer_one(case) for case in read_cases(agents)]
                 results[half] = summary(answers)
                 print(half, json.dumps(results[half], indent=1), flush=True)
                 seconds = sorted(one.forward_s for one in answers)
                 print(
-                    f"engine's thread: p50 {percentile(seconds, 0.5):.3f} s, p95 {percentile(seconds, 0.95):.3f} s a reply; "
+                    f"processor: p50 {percentile(seconds, 0.5):.3f} s, p95 {percentile(seconds, 0.95):.3f} s a reply; "
                     f"{time.process_time() - began:.1f} s in all"
                 )
                 for one in answers:
                     if options.show == "all" or (options.show == "wrong" and one.outcome != "right"):
                         print(_shown(one))
-    finally:
-        await drafter.aclose()
     if options.save is not None:
         options.save.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
 
+@asynccontextmanager
+async def at_the_drafter(checkpoint: loader.Checkpoint) -> AsyncIterator[Answerer]:
+    drafter = DiffusionDrafter(checkpoint, BackendInfo("llm", "the model", "benchmark"))
+    numbers = itertools.count()
+    try:
+        yield lambda case: answer(drafter, case, next(numbers))
+    finally:
+        await drafter.aclose()
+
+
+@asynccontextmanager
+async def at_http(checkpoint: loader.Checkpoint) -> AsyncIterator[Answerer]:
+    async with EngineRunner(Engine(checkpoint.model, checkpoint.codec.token_table)) as runner:
+        transport = httpx.ASGITransport(create_app(runner, checkpoint.codec, checkpoint.spec))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
+            yield lambda case: answer_over_http(client, case)
+
+
 def _shown(one: Answered) -> str:
     wanted = f"{one.case.tool} {json.dumps(one.case.arguments)}" if one.case.tool else "words"
-    got = one.text if one.call is None else f"<{one.call.written}> {one.call.problem}"
+    got = one.text
+    if one.call is not None:
+        got = f"<{one.call.written or f'{one.call.name} {json.dumps(one.call.arguments)}'}> {one.call.problem}"
     return f"[{one.outcome}] {one.case.agent}: {one.case.said}\n    wanted {wanted}\n    got    {got}"
 
 

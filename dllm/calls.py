@@ -73,6 +73,14 @@ class Tool:
     def required(self) -> tuple[str, ...]:
         return tuple(self.parameters.get("required", ()))
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether every argument is a text, a number, a yes or no, or one of several values: what a call can write."""
+        return all(
+            "enum" in schema or schema.get("type", "string") in ("string", "integer", "number", "boolean")
+            for schema in self.properties.values()
+        )
+
     @classmethod
     def from_json(cls, body: object) -> Tool:
         """A function description, bare or wrapped as `{"type": "function", "function": {...}}`.
@@ -217,6 +225,31 @@ def _typed(name: str, key: str, value: str, schema: Mapping[str, Any]) -> Any:
     return int(number) if kind == "integer" else float(number)
 
 
+def is_within(value: object, schema: Mapping[str, Any]) -> bool:
+    """Whether a typed argument keeps to the bounds of its schema: of a number its size, of a text its length."""
+    if isinstance(value, str):
+        low, high = schema.get("minLength"), schema.get("maxLength")
+        return not (_is_below(len(value), low) or _is_below(high, len(value)))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return True
+    least, most = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+    return not (
+        _is_below(value, schema.get("minimum"))
+        or _is_below(schema.get("maximum"), value)
+        or (_is_number(least) and not _is_below(least, value))
+        or (_is_number(most) and not _is_below(value, most))
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_below(one: Any, other: Any) -> bool:
+    """Whether both are numbers and one is less."""
+    return _is_number(one) and _is_number(other) and bool(one < other)
+
+
 def _said(name: str) -> str:
     """A name as a caller may hear it."""
     return " ".join(re.sub(r"[_-]", " ", name).split())
@@ -225,6 +258,20 @@ def _said(name: str) -> str:
 def result_note(name: str, result: object) -> str:
     """The note that tells the model what a call gave: its text, or `key: value` pairs of an object."""
     return f"{name}: {_told(result)}"
+
+
+def output_note(name: str, output: str) -> str:
+    """The note for what a client's tool gave: text, or JSON of an object or a list. `{"error": "…"}` alone is a failure."""
+    try:
+        value: object = json.loads(output)
+        if isinstance(value, Mapping) and list(value) == ["error"] and isinstance(value["error"], str):
+            note = failure_note(name, value["error"])
+        else:
+            note = result_note(name, value if isinstance(value, Mapping | list) else output)
+        note.encode("utf-8")  # JSON may hold half a character, which no prompt takes.
+        return note
+    except (ValueError, RecursionError):
+        return result_note(name, output)
 
 
 def failure_note(name: str, reason: str) -> str:

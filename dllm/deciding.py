@@ -16,10 +16,11 @@ import heapq
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dllm.branches import Branches, Tree, grow
 from dllm.calls import Call, Tool, read_call, write_call
+from dllm.codec import Codec
 from dllm.engine import Engine
 from dllm.errors import CallError, PromptTooLongError
 from dllm.said import Heard, Kind, Value, asks_for, kind_of, like, names, stem, values_of
@@ -43,6 +44,8 @@ WITHOUT_ARGUMENTS = 4.0
 CALL_ABOVE = 3.5
 MOST_TREE = 256
 """Nodes: a forward is never longer, whatever callers and tools say."""
+MOST_HEARD = 200
+"""Words of the caller's, the latest: values are looked for in no others, so that somebody who says much holds up nobody."""
 _BEAM, _MOST_VALUES = 64, 12
 
 
@@ -123,6 +126,13 @@ def worth(
     return score + (REQUIRED_BONUS if is_required else OPTIONAL_BONUS)
 
 
+def decider_of(engine: object, codec: Codec) -> Decider | None:
+    """Who decides the calls of a checkpoint: one of the built-in family, with its causal mode. None for all others, which spell them."""
+    if isinstance(engine, Engine) and isinstance(codec, DialogueCodec) and engine.model.spec.causal_verify:
+        return Decider(engine, codec)
+    return None
+
+
 class Decider:
     """Decides for one engine, on its thread.
 
@@ -134,6 +144,11 @@ class Decider:
         self._engine, self._codec = engine, codec
         self._closing = (codec.encode(";")[0], codec.special.end)
 
+    @property
+    def sign(self) -> int:
+        """The token that begins a call."""
+        return self._codec.special.call
+
     def decide(self, prompt: Sequence[int], tools: Sequence[Tool], *, must_call: bool = False) -> Decision:
         """
         Args:
@@ -141,7 +156,7 @@ class Decider:
             tools: What may be called.
             must_call: Whether the reply has to be a call: then it is one, whatever is missing.
         """
-        turns = heard_turns(self._codec, prompt)
+        turns = lately(heard_turns(self._codec, prompt))
         if not tools or not any(turn.words for turn in turns):
             return Decision(None, float("-inf"))
         values = {
@@ -284,6 +299,17 @@ def heard_turns(codec: DialogueCodec, prompt: Sequence[int]) -> list[Heard]:
     # The last of them is the reply that is to be written.
     last = [prompt[at] for at in starts[:-1]][-1:]
     return [] if spent.name and last == [special.note] else turns
+
+
+def lately(turns: Sequence[Heard], most: int = MOST_HEARD) -> list[Heard]:
+    """The latest turns with so many words between them, of the first perhaps its end alone."""
+    found: list[Heard] = []
+    for turn in reversed(turns):
+        if most <= 0:
+            break
+        found.insert(0, replace(turn, words=turn.words[-most:]))
+        most -= len(turn.words)
+    return found
 
 
 def _words(text: str) -> Iterable[str]:

@@ -6,12 +6,13 @@ place is one argument. English, as a recogniser writes it: lower case, figures i
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
-from dllm.calls import Call, Tool, number_of, typed_arguments, written_choice
+from dllm.calls import Call, Tool, is_within, number_of, typed_arguments, written_choice
 from dllm.errors import CallError
 
 MOST_WORDS = 8
@@ -125,7 +126,7 @@ def values_of(key: str, schema: Mapping[str, Any], turns: Sequence[Heard]) -> li
             case "words" | "name" | "sentence":
                 found += _runs(turn, number, kind)
     found = [_with_signs(value, key, kind, turns[value.turn]) for value in found]
-    return [value for value in found if not any(_is_corrected(value, other, turns) for other in found)]
+    return _uncorrected(found, turns)
 
 
 def names(word: str, key: str) -> bool:
@@ -178,14 +179,34 @@ def like(text: str) -> Kind | None:
     return "time" if _TIME.fullmatch(text) else None
 
 
-_CORRECTION = re.compile(r"\b(?:no sorry|no wait|sorry|i mean|actually|make it|make that|instead|wait|rather)\b")
+_CORRECTION = re.compile(r"(?:no sorry|no wait|sorry|i mean|actually|make it|make that|instead|wait|rather)\b")
+_MOST_CORRECTING = 2
+"""Words of the longest of them."""
 
 
-def _is_corrected(value: Value, other: Value, turns: Sequence[Heard]) -> bool:
-    """Whether the caller took it back for the other in the same breath."""
-    if value.turn != other.turn or other.first < value.last or value.text == other.text:
-        return False
-    return bool(_CORRECTION.search(" ".join(turns[value.turn].words[value.last : other.first])))
+def _uncorrected(values: Sequence[Value], turns: Sequence[Heard]) -> list[Value]:
+    """Those that the caller did not take back for another one in the same breath. Once over the words: there may be thousands of runs."""
+    kept: list[Value] = []
+    for number, turn in enumerate(turns):
+        here = [value for value in values if value.turn == number]
+        ends = _correction_ends(turn.words)
+        # At each word up to two different values that begin there or later: one of two is not the value itself.
+        begun: list[set[str]] = [set() for _ in range(len(turn.words) + 1)]
+        for value in here:
+            begun[value.first].add(value.text)
+        for at in range(len(turn.words) - 1, -1, -1):
+            begun[at] = set(itertools.islice(begun[at] | begun[at + 1], 2))
+        kept += [value for value in here if not begun[ends[value.last]] - {value.text}]
+    return kept
+
+
+def _correction_ends(words: Sequence[str]) -> list[int]:
+    """For each place where the first correction from there on ends; behind all words where there is none."""
+    ends = [len(words)] * (len(words) + 1)
+    for at in range(len(words) - 1, -1, -1):
+        found = _CORRECTION.match(" ".join(words[at : at + _MOST_CORRECTING]))
+        ends[at] = min(ends[at + 1], at + len(found[0].split())) if found else ends[at + 1]
+    return ends
 
 
 # --- alternatives, yes and no -----------------------------------------------------------------------------------------
@@ -257,18 +278,20 @@ def _numbers(key: str, schema: Mapping[str, Any], turn: Heard, number: int) -> I
     }
     at, words = 0, turn.words
     while at < len(words):
-        ends = range(min(at + 9, len(words)), at, -1)
+        ends = range(min(at + _MOST_FIGURES, len(words)), at, -1)
         last = next((end for end in ends if _is_number(words[at:end]) and taken.isdisjoint(range(at, end))), at)
         if last > at and not (last == at + 1 and _is_pronoun(words, at)):
             text = " ".join(words[at:last])
             try:
-                typed_arguments(Call("any", {key: text}), tool)
-                yield Value(text, number, at, last)
+                if is_within(typed_arguments(Call("any", {key: text}), tool)[key], schema):
+                    yield Value(text, number, at, last)
             except CallError:
                 pass
         at = max(last, at + 1)
 
 
+_MOST_FIGURES = 9
+"""Words of a number."""
 _NO_NUMBER_EDGE = frozenset("a an of us and people persons dollars dollar euros euro pounds pound percent oh".split())
 
 
@@ -284,6 +307,17 @@ def _is_number(words: Sequence[str]) -> bool:
     if words[-1] in _NO_NUMBER_EDGE or (words[0] in _NO_NUMBER_EDGE and len(words) == 1):
         return False
     return words[0] not in ("of", "us", "and") and number_of(" ".join(words)) is not None
+
+
+def words_of_number(number: float, text: str) -> str | None:
+    """The words of a text that say a number, where it says it last."""
+    words = text.split()
+    for first in range(len(words) - 1, -1, -1):
+        for last in range(min(first + _MOST_FIGURES, len(words)), first, -1):
+            said = " ".join(words[first:last])
+            if _is_number(words[first:last]) and number_of(said) == number:
+                return said
+    return None
 
 
 _ONES = "(?:zero|oh|one|two|three|four|five|six|seven|eight|nine)"

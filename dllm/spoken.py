@@ -15,6 +15,10 @@ _DECIMAL = re.compile(r"\b(\d[\d,]*)(?:\.(\d+)\b)?")
 _NUMBER = re.compile(r"\d[\d,]*\d|\d")
 _NOT_SPOKEN = re.compile(r"[^a-z'\s]")
 _LOOSE_APOSTROPHE = re.compile(r"(?<![a-z])'|'(?![a-z])")
+_GROUPS = re.compile(r"(?<![\w.,$:])\+?\(?\d+\)?(?:[ -]\(?\d{2,}\)?)+(?![\w:])")
+_LEAST_DICTATED = 7
+_MOST_SILENT = 1
+"""Dashes and their like that may stand between words."""
 _SYMBOLS = {"%": " percent ", "&": " and ", "+": " plus ", "@": " at ", "=": " equals "}
 
 
@@ -35,6 +39,38 @@ def spoken_form(text: str) -> str:
     text = _NUMBER.sub(lambda found: f" {_digits(found[0])} ", text)
     text = _NOT_SPOKEN.sub(" ", text.lower())
     return " ".join(_LOOSE_APOSTROPHE.sub(" ", text).split())
+
+
+def typed_form(text: str) -> str:
+    """The same of a text that was typed: a long number in groups, as telephones have, is dictated figure by figure."""
+    return spoken_form(_GROUPS.sub(_dictated, text))
+
+
+def _dictated(found: re.Match[str]) -> str:
+    figures = re.findall(r"\d", found[0])
+    return f" {' '.join(figures)} " if len(figures) >= _LEAST_DICTATED else found[0]
+
+
+def written_form(spoken: str, text: str) -> str | None:
+    """How a typed text writes what is spoken so, where it says it last; None where no words of it are spoken so.
+
+    `written_form("anna lee", "It's for Anna Lee, please.")` is "Anna Lee". Marks around the words are left out.
+    """
+    words, wanted = text.split(), spoken.split()
+    for first in range(len(words) - 1, -1, -1):
+        begins = typed_form(words[first]).split()[:1] == wanted[:1]
+        if not wanted or not (begins or any(letter.isdigit() for letter in words[first])):
+            continue
+        for last in range(first + 1, min(first + len(wanted) + _MOST_SILENT, len(words)) + 1):
+            if typed_form(" ".join(words[first:last])).split() == wanted:
+                return _without_marks(" ".join(words[first:last]))
+    return None
+
+
+def _without_marks(text: str) -> str:
+    bare = text.strip("\"'(),;:!?\u201c\u201d\u2018\u2019\u2026")
+    # The last full stop of "p.m." is not the sentence's.
+    return bare if bare.split()[-1:] and bare.split()[-1].count(".") > 1 else bare.strip(".") or text
 
 
 def _spoken_money(found: re.Match[str]) -> str:

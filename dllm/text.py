@@ -22,7 +22,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as PreSequence
 from tokenizers.trainers import BpeTrainer
 
-from dllm.calls import Call, Tool, result_note, with_tools, write_call
+from dllm.calls import Call, Tool, output_note, with_tools, write_call
 from dllm.canvas import TokenTable
 from dllm.codec import ChatRole, Message
 from dllm.errors import CheckpointError, ConfigError, SpecialTokenError
@@ -153,7 +153,7 @@ class DialogueCodec:
             text = with_tools(message.text, known) if number == 0 and message.role == "system" else message.text
             caller = message.name or names.get(message.tool_call_id or "")
             if message.role == "tool" and caller:
-                text = result_note(caller, text)
+                text = output_note(caller, text)
             role: Role = "note" if message.role == "system" and number else _ROLE_OF[message.role]
             if text or not message.tool_calls:
                 ids += self.encode_turn(role, text)

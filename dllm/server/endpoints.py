@@ -15,9 +15,10 @@ from starlette.responses import JSONResponse, Response
 
 from dllm.calls import Tool
 from dllm.codec import Codec
+from dllm.deciding import decider_of
 from dllm.drafts import DraftSpec
 from dllm.reply import CanvasShown, Delta, Reply
-from dllm.runner import DraftStream, EngineRunner
+from dllm.runner import DraftStream, EngineRunner, SpecSource
 from dllm.server import plans
 from dllm.server.build import (
     DONE,
@@ -31,13 +32,14 @@ from dllm.server.build import (
     text_answer,
 )
 from dllm.server.conversations import Conversation, ConversationBook
+from dllm.server.decided import DecidedCall, as_spoken, can_decide, is_answered
 from dllm.server.grammars import Grammars
 from dllm.server.jobs import merged
 from dllm.server.meters import Cache, Meters, RequestMeter
 from dllm.server.native_calls import CallCodec, CallReader
 from dllm.server.plans import Room
 from dllm.server.problems import ApiError, too_many
-from dllm.server.requests import ChatRequest, CompletionRequest, Decoding
+from dllm.server.requests import ChatRequest, CompletionRequest, Decoding, ToolMode
 from dllm.server.settings import ServerSettings
 from dllm.server.tools import Piece, Reader, ToolReader
 from dllm.server.workbench import Workbench
@@ -55,6 +57,8 @@ class _Ask:
 
     spec: DraftSpec
     reply: Reply
+    source: SpecSource
+    """What the engine is given: `spec`, or what is made of it on the engine's thread."""
 
 
 class Service:
@@ -72,6 +76,7 @@ class Service:
         self.spec, self._settings = spec, settings
         self._runner, self._codec, self._clock, self._wall_clock = runner, codec, clock, wall_clock
         self.meters = Meters(clock, settings.max_drafts, self._cache, lambda: self._grammars.works)
+        self._decider = decider_of(runner.engine, codec)
         self._grammars = Workbench(Grammars(codec), tell=self.meters.grammars.add)
         runner.watch(self.meters.observe_round)
         # Requests without a name are kept apart: many of them must not drive the named ones out.
@@ -103,16 +108,21 @@ class Service:
         tools = () if asked.tool_mode == "none" else tuple(tool.body for tool in asked.tools)
         prompt = tuple(await asyncio.to_thread(self._codec.encode_chat, asked.messages, tools))
         room = plans.reply_room(self.spec, self._settings, len(prompt), asked.decoding.max_tokens)
+        known = [Tool.from_json(tool) for tool in tools] if isinstance(self._codec, DialogueCodec) else []
+        # The built-in model's own calls are decided where they can be. Otherwise it spells them where it may call, and the grammar where it must.
+        is_decided = self._is_decided(asked, known)
+        is_spelled = bool(known) and not is_decided and asked.tool_mode == "auto" and asked.grammar.is_free
+        mode: ToolMode = "none" if is_decided and asked.tool_mode == "auto" else asked.tool_mode
         constraint = None
-        # The built-in model has calls of its own, which it decides upon itself; what must be a call is spelled by the grammar.
-        native = None
-        if tools and asked.tool_mode == "auto" and asked.grammar.is_free and isinstance(self._codec, DialogueCodec):
-            native = [Tool.from_json(tool) for tool in tools]
-        elif tools or not asked.grammar.is_free:
+        if not is_spelled:
             constraint = await self._grammars.compile(
-                asked.grammar, asked.tools, asked.tool_mode, asked.forced_tool, several=asked.parallel_calls
+                asked.grammar, asked.tools, mode, asked.forced_tool, several=asked.parallel_calls
             )
-        self._check_grammar(constraint, room)
+        decided = None
+        if is_decided:
+            decided = await asyncio.to_thread(self._decided, asked, known, room, constraint)
+        else:
+            self._check_grammar(constraint, room)
         seed = self._seed(asked.decoding)
         asks = [
             self._ask(
@@ -123,7 +133,8 @@ class Service:
                 seed + index,
                 asked.streaming.diffusing,
                 constraint,
-                shows_calls=native is not None,
+                shows_calls=is_decided or is_spelled,
+                decided=decided,
             )
             for index in range(asked.decoding.n)
         ]
@@ -134,8 +145,8 @@ class Service:
         ]
         names = [tool.name for tool in asked.tools] if tools else []
         readers: list[Reader] = [ToolReader(names, most=128 if asked.parallel_calls else 1) for _ in choices]
-        if native is not None:
-            readers = [CallReader(native, reader) for reader in readers]
+        if is_decided or is_spelled:
+            readers = [CallReader(known, reader) for reader in readers]
         deltas = self._deltas(asks, conversation, meter)
         if asked.streaming.is_on:
             chunks = ChatChunks(answer, include_usage=asked.streaming.include_usage)
@@ -147,6 +158,25 @@ class Service:
         for choice, reader in zip(choices, readers, strict=True):
             choice.take(reader.flush())
         return chat_answer(answer, choices, kind)
+
+    def _is_decided(self, asked: ChatRequest, tools: Sequence[Tool]) -> bool:
+        """Whether it is decided, before the reply is written, if it is a call."""
+        callable_tools = _callable(asked, tools)
+        return self._decider is not None and bool(callable_tools) and can_decide(callable_tools)
+
+    def _decided(self, asked: ChatRequest, tools: Sequence[Tool], room: Room, constraint: Any) -> DecidedCall:
+        assert self._decider is not None and isinstance(self._codec, DialogueCodec)
+        # What a tool has answered is told in words, unless there must be another call.
+        may_call = asked.tool_mode == "required" or not is_answered(asked.messages)
+        return DecidedCall(
+            self._decider,
+            self._codec.encode_chat(as_spoken(asked.messages), [tool.body for tool in asked.tools]),
+            [message.text for message in asked.messages if message.role == "user"],
+            _callable(asked, tools) if may_call else (),
+            room,
+            must_call=asked.tool_mode == "required",
+            check=lambda: self._check_grammar(constraint, room),
+        )
 
     # --- text ---------------------------------------------------------------------------------------------------------
 
@@ -238,6 +268,7 @@ class Service:
         suffix: tuple[int, ...] = (),
         *,
         shows_calls: bool = False,
+        decided: DecidedCall | None = None,
     ) -> _Ask:
         settings, codec = self._settings, self._codec
         options = plans.options(
@@ -269,7 +300,7 @@ class Service:
             drops_space=self.spec.dialogue is not None and not suffix,
             shows_canvas=shows_canvas,
         )
-        return _Ask(spec, reply)
+        return _Ask(spec, reply, spec if decided is None else lambda: decided.draft(spec))
 
     @staticmethod
     def _check_grammar(constraint: Any, room: Room) -> None:
@@ -311,7 +342,7 @@ class Service:
             for dropped in book.touch(conversation.key, now):
                 self._runner.forget(dropped)
             for ask in asks:
-                streams.append(self._runner.submit(ask.spec, expires=now + self._settings.timeout_s))
+                streams.append(self._runner.submit(ask.source, expires=now + self._settings.timeout_s))
             async with aclosing(merged(streams)) as events:
                 async for index, event in events:
                     reply = asks[index].reply
@@ -329,6 +360,11 @@ class Service:
                 stream.cancel()
             for index, draft in drafts.items():
                 draft.close(asks[index].reply)
+
+
+def _callable(asked: ChatRequest, tools: Sequence[Tool]) -> list[Tool]:
+    """Those of the tools that the reply may call."""
+    return [tool for tool in tools if asked.forced_tool in (None, tool.name)]
 
 
 async def _primed(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:

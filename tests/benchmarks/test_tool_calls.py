@@ -38,6 +38,17 @@ def test_every_right_call_fits_its_tool(bench: ModuleType, half: str) -> None:
             assert typed_arguments(Call(spec.name, words), Tool(spec.name, "", spec.parameters)) == first
 
 
+def test_a_case_is_told_as_chat_clients_tell_it(bench: ModuleType) -> None:
+    case = next(case for case in bench.read_cases(HALVES["tune"]) if any(turn.role == "note" for turn in case.turns))
+    messages = list(bench.chat_messages(case))
+    assert [message["role"] for message in messages] == [
+        "system", "assistant", "user", "assistant", "tool", "assistant", "user",
+    ]  # fmt: skip
+    [call] = messages[3]["tool_calls"]
+    assert call["function"] == {"name": "reserve", "arguments": '{"people": 4, "day": "friday"}'}
+    assert messages[4] == {"role": "tool", "tool_call_id": call["id"], "content": "table: 12; code: K72"}
+
+
 def test_a_call_is_right_with_one_of_the_right_values_and_articles_aside(bench: ModuleType) -> None:
     case = next(case for case in bench.read_cases(HALVES["tune"]) if case.tool == "reserve")
     right = dict(case.arguments)

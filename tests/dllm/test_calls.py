@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,8 @@ from dllm.calls import (
     Tool,
     declare,
     failure_note,
+    is_within,
+    output_note,
     read_call,
     result_note,
     typed_arguments,
@@ -246,3 +250,55 @@ def test_results_are_told_as_notes() -> None:
     assert result_note("pay", None) == result_note("pay", "") == "pay: done"
     assert result_note("list", []) == "list: none"
     assert failure_note("pay", " timed\nout ") == "pay failed: timed out"
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        ('{"table": 12, "code": "K72"}', "table: 12; code: K72"),
+        ('["a", "b"]', "a, b"),
+        ("open till five", "open till five"),
+        ('"done"', '"done"'),
+        ("12", "12"),
+        ('{"error": "it is full", "until": "nine"}', "error: it is full; until: nine"),
+        ("{" * 9, "{" * 9),
+        ('{"half": "\\ud800"}', '{"half": "\\ud800"}'),
+    ],
+)
+def test_what_a_clients_tool_gave_is_told_in_words(output: str, told: str) -> None:
+    assert output_note("book", output) == f"book: {told}"
+
+
+def test_an_error_alone_is_a_failure_and_what_is_nested_without_end_is_text() -> None:
+    assert output_note("book", '{"error": "it is full"}') == "book failed: it is full"
+    deep = "[" * 100_000 + "]" * 100_000
+    assert output_note("book", deep) == f"book: {deep}"
+
+
+@pytest.mark.parametrize(
+    ("value", "schema", "keeps"),
+    [
+        (4, {"minimum": 4, "maximum": 4}, True),
+        (3, {"minimum": 4}, False),
+        (5.5, {"maximum": 5}, False),
+        (5, {"exclusiveMaximum": 5}, False),
+        (5, {"exclusiveMinimum": 5}, False),
+        (5, {"minimum": "six", "exclusiveMaximum": True}, True),
+        ("ab", {"minLength": 3}, False),
+        ("abcd", {"maxLength": 3}, False),
+        ("abc", {"minLength": 3, "maxLength": 3, "minimum": 9}, True),
+        (True, {"minimum": 4}, True),
+    ],
+)
+def test_an_argument_keeps_to_the_bounds_of_its_schema(value: object, schema: dict[str, Any], keeps: bool) -> None:
+    assert is_within(value, schema) == keeps
+
+
+def test_a_tool_is_flat_when_a_call_can_write_its_arguments() -> None:
+    def is_flat(schema: dict[str, Any]) -> bool:
+        return Tool("any", "", {"properties": {"key": schema}}).is_flat
+
+    assert is_flat({}) and is_flat({"type": "boolean"}) and is_flat({"type": ["string", "null"], "enum": ["a"]})
+    assert (
+        not is_flat({"type": "object"}) and not is_flat({"type": "array"}) and not is_flat({"type": ["string", "null"]})
+    )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dllm import loader
 from dllm.calls import Call, Tool, read_call, with_tools
-from dllm.deciding import Decider, best_fit, heard_turns
+from dllm.deciding import MOST_HEARD, Decider, best_fit, decider_of, heard_turns, lately
 from dllm.engine import Engine
 from dllm.said import Heard, Value
+from dllm.server.native_calls import CallCodec
 from dllm.text import DialogueCodec, Role
+from tests.dllm import tiny
+from tests.dllm.standin import StandInEngine
 
 SYSTEM = "You answer the phone of Luigi's, a restaurant. You book tables. Ask for what is missing."
 GREETING = "Luigi's, hello! What can I do for you?"
@@ -40,6 +45,22 @@ def test_the_best_values_share_no_words_and_what_is_missing_is_told() -> None:
     )
 
 
+def test_only_so_many_words_are_looked_at_and_those_the_latest() -> None:
+    turns = [Heard.of("one two three", "first"), Heard.of("four five", "second"), Heard.of("six", "third")]
+    assert lately(turns, 6) == turns
+    assert lately(turns, 4) == [Heard.of("three", "first"), *turns[1:]]
+    assert lately(turns, 3) == turns[1:] and lately(turns, 1) == turns[2:] and lately([], 3) == []
+
+
+def test_calls_are_decided_by_engines_of_the_built_in_family_with_a_causal_mode() -> None:
+    engine = Engine(tiny.model(), tiny.codec().token_table)
+    assert decider_of(engine, tiny.codec()) is not None
+    assert decider_of(engine, CallCodec(tiny.codec())) is None, "a published checkpoint's codec"
+    assert decider_of(StandInEngine(lambda _: ()), tiny.codec()) is None
+    engine.model.spec = replace(tiny.spec(), causal_verify=False)
+    assert decider_of(engine, tiny.codec()) is None
+
+
 @pytest.fixture(scope="module")
 def desk() -> tuple[Decider, DialogueCodec]:
     checkpoint = loader.load(None)
@@ -67,6 +88,14 @@ def test_what_was_not_said_makes_no_call_unless_there_has_to_be_one(desk: tuple[
     assert found.call is None and found.missing == ("day",)
     forced = decider.decide(prompt, [BOOK], must_call=True)
     assert forced.call == Call("book_table", {"people": "five"})
+
+
+def test_what_was_said_long_ago_is_not_looked_at(desk: tuple[Decider, DialogueCodec]) -> None:
+    decider, codec = desk
+    said = "a table for four on friday at seven"
+    for much, is_heard in ((MOST_HEARD - 8, True), (MOST_HEARD, False)):
+        found = decider.decide(prompt_of(codec, ("user", f"{said}{' well' * much}")), [BOOK])
+        assert ("day" not in found.missing) == is_heard
 
 
 def test_an_answer_fills_what_the_agent_asked_for(desk: tuple[Decider, DialogueCodec]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from dllm.said import Heard, Value, kind_of, values_of
+from dllm.said import Heard, Value, kind_of, values_of, words_of_number
 
 STRING: dict[str, Any] = {"type": "string"}
 NUMBER: dict[str, Any] = {"type": "integer"}
@@ -105,3 +108,41 @@ def test_figures_are_dictated_with_letters_among_them() -> None:
 def test_what_a_call_has_spent_is_said_no_more() -> None:
     turn = Heard.of("a table for two on friday").without(["two", "friday"])
     assert values_of("people", NUMBER, [turn]) == [] and values_of("day", STRING, [turn]) == []
+
+
+CORRECTIONS = (
+    "no sorry",
+    "no wait",
+    "sorry",
+    "i mean",
+    "actually",
+    "make it",
+    "make that",
+    "instead",
+    "wait",
+    "rather",
+)
+
+
+@given(st.lists(st.sampled_from([*CORRECTIONS, "no", "make", "monday", "friday", "lamp", "sofa", "the"]), max_size=12))
+def test_a_value_is_taken_back_where_another_follows_a_correction(parts: list[str]) -> None:
+    words = tuple(" ".join(parts).split())
+    days = [(at, word) for at, word in enumerate(words) if word in ("monday", "friday")]
+
+    def is_back(at: int, day: str) -> bool:
+        between = (" ".join(words[at + 1 : other]) for other, word in days if other > at and word != day)
+        return any(re.search(rf"\b(?:{'|'.join(CORRECTIONS)})\b", text) for text in between)
+
+    kept = [(at, day) for at, day in days if not is_back(at, day)]
+    assert [(value.first, value.text) for value in values_of("day", STRING, [Heard(words)])] == kept
+
+
+def test_a_number_out_of_bounds_is_none() -> None:
+    assert texts("people", {"type": "integer", "minimum": 1, "maximum": 8}, "not zero or twelve but four") == ["four"]
+
+
+def test_a_number_is_found_in_the_words_that_said_it_last() -> None:
+    text = "the card is three three two one for a dozen of them or twenty one"
+    assert words_of_number(3321, text) == "three three two one"
+    assert words_of_number(12, text) == "a dozen" or words_of_number(12, text) == "dozen"
+    assert words_of_number(21, text) == "twenty one" and words_of_number(5, text) is None

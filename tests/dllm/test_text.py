@@ -95,6 +95,7 @@ def test_a_chat_is_the_prompt_of_its_turns() -> None:
         return [*codec.encode_prompt([("system", system), ("user", "tea")])[:-1], *called, *noted]
 
     assert codec.encode_chat(chat) == expected("hi")
+    assert codec.encode_chat([*chat[:-1], Message("tool", '{"total": "$1"}', tool_call_id="1")]) == expected("hi")
     tool = {"name": "price", "description": "tells a price", "parameters": {"properties": {"drink": {}}}}
     assert codec.encode_chat(chat, [tool]) == expected("hi Tools: [price; drink?] tells a price.")
     assert codec.encode_chat(chat[1:2], [tool])[0] == special.system, "tools need a system turn, whoever begins"

@@ -21,7 +21,7 @@ import torch
 
 from dllm import drafts
 from dllm.canvas import Canvas
-from dllm.deciding import Decider
+from dllm.deciding import Decider, decider_of
 from dllm.draft import Draft as EngineDraft
 from dllm.engine import Engine
 from dllm.errors import ConfigError, DllmError
@@ -33,7 +33,6 @@ from dllm.models.family import DecodeDefaults
 from dllm.options import DecodeOptions
 from dllm.runner import DraftHandle, EngineRunner
 from dllm.spec import ModelSpec
-from dllm.text import DialogueCodec
 from voice_pipelines.adapters.articles import settled, with_articles
 from voice_pipelines.adapters.diffusion_calls import ReplyReader, call_sign, known_tools, reply_reader
 from voice_pipelines.adapters.diffusion_prompt import PromptWriter, prompt_writer
@@ -218,9 +217,7 @@ class DiffusionDrafter:
         except ConfigError as error:
             raise BackendError("llm", f"{checkpoint.path}: {error}") from error
         self._engine, self._threads = engine, torch.get_num_threads()
-        self._decider = None
-        if isinstance(checkpoint.codec, DialogueCodec) and checkpoint.spec.causal_verify:
-            self._decider = Decider(engine, checkpoint.codec)
+        self._decider = decider_of(engine, checkpoint.codec)
         self._runner = EngineRunner(engine)
 
     @property

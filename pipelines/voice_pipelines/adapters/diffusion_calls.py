@@ -186,13 +186,9 @@ def known_tools(tools: Sequence[ToolSpec]) -> list[Tool]:
             tool = Tool(spec.name, spec.description, spec.parameters)
         except (ConfigError, TypeError):  # A client's schema may hold anything, names that are no texts included.
             continue
-        if all(_is_plain(schema) for schema in tool.properties.values()):
+        if tool.is_flat:
             found.append(tool)
     return found
-
-
-def _is_plain(schema: Mapping[str, Any]) -> bool:
-    return "enum" in schema or schema.get("type", "string") in ("string", "integer", "number", "boolean")
 
 
 def function_body(spec: ToolSpec) -> dict[str, Any]:
