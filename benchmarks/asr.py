@@ -1,7 +1,7 @@
 """Word error rate and speed of a recogniser on recordings, with and without an agent's vocabulary: PocketSphinx, or a converted Whisper.
 
     python benchmarks/asr.py --data tests/data
-    python benchmarks/asr.py --data SPEECH --kinds order telephone noisy
+    python benchmarks/asr.py --data SPEECH --kinds order telephone noisy --save benchmarks/results/asr-speech-orders.json
     python benchmarks/asr.py --data SPEECH --kinds order --compare topn=2 topn=2,maxhmmpf=30000   # beside the shipped settings
     python benchmarks/asr.py --data SPEECH --asr FOLDER          # a converted Whisper; --beam 5 for a wider search
     python benchmarks/asr.py --data SPEECH --asr FOLDER --pair   # PocketSphinx while they speak, that Whisper for the text
@@ -24,7 +24,7 @@ import subprocess
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -300,7 +300,7 @@ def about() -> dict[str, object]:
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=ROOT / "tests" / "data", help="folder with manifest.jsonl")
     parser.add_argument(
@@ -310,13 +310,12 @@ def main() -> None:
     parser.add_argument(
         "--every", type=int, default=1, help="take every n-th recording of each kind only, for a quick look"
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the results")
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "asr", help="folder for built language models")
     parser.add_argument(
         "--compare",
         nargs="*",
         metavar="NAME=VALUE[,…]",
-        help="only these settings of the search beside the shipped ones, with the vocabulary; printed, not written",
+        help="only these settings of the search beside the shipped ones, with the vocabulary; only printed",
     )
     parser.add_argument(
         "--asr", type=Path, help="folder of a converted Whisper, to listen with instead of PocketSphinx"
@@ -328,9 +327,12 @@ def main() -> None:
     parser.add_argument("--model", help="what that Whisper is called in the results")
     parser.add_argument("--beam", type=int, default=1, help="hypotheses that it follows at a time")
     parser.add_argument("--errors", action="store_true", help="print what was misheard")
-    options = parser.parse_args()
+    parser.add_argument("--save", type=Path, help="write the results here, as JSON and beside it as Markdown")
+    options = parser.parse_args(argv)
     if options.pair and options.asr is None:
         parser.error("--pair needs --asr FOLDER")
+    if options.save is not None and options.compare is not None:
+        parser.error("--compare is only printed, and --save writes")
     with options.preset.open("rb") as file:
         vocabulary = Vocabulary.from_table(tomllib.load(file)["vocabulary"])
     recordings = list(clips(options.data, options.kinds, options.every, options.silence))
@@ -361,15 +363,14 @@ def main() -> None:
         text += [f"\n## {name}\n", table(rows)]
         print("\n".join(text[-2:]), flush=True)
         if options.errors:
-            text += [
+            misheard = [
                 f"{each['path']}\n  said  {each['said']}\n  heard {each['heard']}" for each in log if each["errors"]
             ]
-    options.out.mkdir(parents=True, exist_ok=True)
-    stem = (
-        options.out / f"asr-{options.data.name}{'' if options.asr is None else '-pair' if options.pair else '-whisper'}"
-    )
-    stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    stem.with_suffix(".md").write_text("\n".join(text) + "\n", encoding="utf-8")
+            print("\n".join(misheard), flush=True)
+            text += misheard
+    if options.save is not None:
+        options.save.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        options.save.with_suffix(".md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

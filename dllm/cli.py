@@ -39,8 +39,8 @@ _EPILOG = "DLLM_MODEL and DLLM_DEVICE in the environment stand in for --model an
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when it did what was asked, 2 when it could not, 130 when it was interrupted."""
-    return ended(lambda: _run(list(sys.argv[1:] if argv is None else argv)))
+    """Run one command; 0 when it did what was asked, 1 when its output cannot be written, 2 when it could not, 130 when it was interrupted."""
+    return ended("dllm", lambda: _run(list(sys.argv[1:] if argv is None else argv)))
 
 
 def _run(given: Sequence[str]) -> int:

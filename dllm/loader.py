@@ -181,8 +181,10 @@ def read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file}: no such file")
     try:
         body = json.loads(file.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: not JSON: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{file}: {error.strerror or error}") from error
     if not isinstance(body, dict):
         raise CheckpointError(f"{file}: expected an object, found {type(body).__name__}")
     if quantised := body.get("quantization_config"):

@@ -197,7 +197,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return ended(lambda: _run(parse(argv)))
+    return ended("diffusion_effect", lambda: _run(parse(argv)))
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ from voiceagent.config_functions import NotesConfig, ToolConfig
 from voiceagent.config_keys import documented, without_secrets
 from voiceagent.config_models import AsrConfig, ModelsConfig, RemoteConfig, VocabularyConfig
 from voiceagent.config_server import ServerConfig
-from voiceagent.config_values import Layer, Unparsed, convert, merge, nested, parse_free
+from voiceagent.config_values import Layer, Unparsed, convert, merge, nested
 from voiceagent.errors import ConfigError
 from voiceagent.session import SessionSettings
 from voiceagent.tools import NAME
@@ -94,10 +94,10 @@ def read_toml(path: Path) -> Layer:
         ConfigError: If the file cannot be read or is not TOML; the reason says where.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors begin with a byte-order mark.
     except OSError as error:
         raise ConfigError("config file", str(path), f"a readable file ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # No TOML, no UTF-8, or a number of thousands of digits.
         raise ConfigError("config file", str(path), f"TOML ({error})") from error
     except RecursionError as error:
         raise ConfigError("config file", str(path), "TOML that nests less deeply") from error
@@ -176,7 +176,7 @@ def load_config(layers: Sequence[Layer] = ()) -> Config:
         elif name == "tools":
             values[name] = {key: _tool(key, table) for key, table in _table(name, value).items()}
         elif name == "menu":
-            values[name] = parse_free(_table(name, value))
+            values[name] = _convert(name, _table(name, value), object, "tables that nest less deeply")
         elif name == "preset":
             values[name] = preset_name([merged])
         else:
@@ -228,8 +228,10 @@ def _convert(path: str, raw: object, kind: Any, expected: str) -> object:
     """The value as `kind`, or a `ConfigError`. A float key takes an integer; nothing else changes its type."""
     try:
         return convert(raw, kind)
-    except (TypeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(path, _shown(path, raw), expected) from error
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ConfigError(
+            path, _HIDDEN if isinstance(error, RecursionError) else _shown(path, raw), expected
+        ) from error
 
 
 def _table(name: str, value: object) -> Layer:

@@ -24,7 +24,8 @@ def convert(value: object, kind: Any) -> object:
 
     Raises:
         TypeError: If it is of another type, or a float is not finite.
-        tomllib.TOMLDecodeError: If text is not a TOML value.
+        ValueError: If text is not a TOML value, or a number of thousands of digits.
+        OverflowError: If a float is to be larger than any is.
         RecursionError: If it nests too deeply.
     """
     if kind is object:
@@ -77,7 +78,7 @@ def parse_free(value: object) -> Any:
         return value
     try:
         return _toml_value(value)
-    except (TypeError, tomllib.TOMLDecodeError, RecursionError):
+    except (TypeError, ValueError, RecursionError):
         return str(value)
 
 

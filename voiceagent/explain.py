@@ -116,7 +116,7 @@ def _ending(ended_by: Mapping[str, object]) -> str:
         subject = ", which" if rule == "complete" else "; the words"
         line += f"{subject} were complete with a probability of {completeness:.2f}{', as far as words tell that were misheard or make no sense' if misheard else ''}"
     if isinstance(sound, int | float):
-        line += f", the sound alone, {SOUND_COUNTS.get(misheard, SOUND_COUNTS[None])}, of an end with {sound:.2f}"
+        line += f", the sound alone, {SOUND_COUNTS[misheard if isinstance(misheard, bool) else None]}, of an end with {sound:.2f}"
     if rule != "silence" and isinstance(alone, int | float):
         line += f". Silence alone would have waited {alone:.0f} ms"
     if isinstance(confidence, int | float):

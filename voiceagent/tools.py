@@ -7,10 +7,11 @@ A tool is described by a JSON schema of its arguments. A configuration writes th
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeGuard
 
 from voiceagent.errors import ConfigError, ToolError
 
@@ -48,6 +49,12 @@ KEYWORDS = frozenset(
     "type enum properties required additionalProperties items minimum maximum minLength maxLength minItems maxItems "
     "title description default examples".split()
 )
+_BOUNDED: Mapping[str, tuple[str, ...]] = {
+    "imum": ("integer", "number"),
+    "Length": ("string",),
+    "Items": ("array",),
+}
+"""What `min…` and `max…` bound, by how they end."""
 _DEPTH = 16
 """Schemas nest no deeper; what is further down is not looked at."""
 
@@ -167,7 +174,8 @@ def check_schema(where: str, schema: object) -> None:
         if key not in KEYWORDS:
             raise ConfigError(f"{where}.{key}", schema[key], f"a keyword among {', '.join(sorted(KEYWORDS))}")
     kinds = schema.get("type")
-    for kind in kinds if isinstance(kinds, list) else [kinds] if kinds is not None else []:
+    allowed = kinds if isinstance(kinds, list) else [kinds] if kinds is not None else list(TYPES)
+    for kind in allowed or [kinds]:
         if not isinstance(kind, str) or kind not in TYPES:
             raise ConfigError(f"{where}.type", kind, f"one of {', '.join(TYPES)}, or a list of them")
     properties = schema.get("properties", {})
@@ -183,9 +191,40 @@ def check_schema(where: str, schema: object) -> None:
     for name in schema.get("required", ()):
         if not isinstance(name, str):
             raise ConfigError(f"{where}.required", name, "names")
-    for key in ("minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems"):
-        if key in schema and (isinstance(schema[key], bool) or not isinstance(schema[key], int | float)):
-            raise ConfigError(f"{where}.{key}", schema[key], "a number")
+    if schema.get("enum") == []:
+        raise ConfigError(f"{where}.enum", [], "a list of at least one value")
+    for suffix, bounded in _BOUNDED.items():
+        _check_bounds(where, schema, suffix, [kind for kind in bounded if kind in allowed], bounded)
+
+
+def _check_bounds(where: str, schema: Schema, suffix: str, allowed: Sequence[str], bounded: Sequence[str]) -> None:
+    """Refuse bounds that are none, that nothing could keep, or that are of no type the schema allows."""
+    is_size = suffix != "imum"
+    low, high = f"min{suffix}", f"max{suffix}"
+    for key in (low, high):
+        if key not in schema:
+            continue
+        bound = schema[key]
+        if not (_is_size(bound) if is_size else _is_finite(bound)):
+            raise ConfigError(
+                f"{where}.{key}", bound, f"a {'whole number, at least 0' if is_size else 'finite number'}"
+            )
+        if not allowed:
+            raise ConfigError(f"{where}.{key}", bound, f"the type {' or '.join(bounded)} beside it, which it bounds")
+    least, most = schema.get(low), schema.get(high)
+    if isinstance(least, int | float) and isinstance(most, int | float) and most < least:
+        raise ConfigError(f"{where}.{high}", most, f"at least {low}, which is {_shown(least)}")
+
+
+def _is_finite(value: object) -> TypeGuard[float]:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, int) or math.isfinite(value)
+
+
+def _is_size(value: object) -> bool:
+    """Whether something may have so many characters or entries. JSON has one kind of number: 4.0 is a whole one."""
+    return _is_finite(value) and value >= 0 and value == int(value)
 
 
 def mismatch(value: object, schema: object, where: str = "", depth: int = 0) -> str:

@@ -108,7 +108,7 @@ def read_option(text: str) -> tuple[str, Any]:
     default = known[name].default
     try:
         parsed = json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         parsed = value.strip()
     is_number = isinstance(parsed, int | float) and not isinstance(parsed, bool)
     match default:
@@ -161,7 +161,7 @@ def constraint(args: argparse.Namespace, codec: Codec, *, leading_space: bool) -
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError("--schema", str(path), f"a JSON file ({error})") from error
 
 

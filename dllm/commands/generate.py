@@ -59,10 +59,12 @@ def text_of(text: str) -> str:
     """The argument, or for `-` all of standard input.
 
     Raises:
-        ConfigError: If that is not UTF-8.
+        ConfigError: If that is not UTF-8, or closed.
     """
     if text != "-":
         return text
+    if sys.stdin is None:
+        raise ConfigError("standard input", "-", "one that is not closed")
     try:
         return decoding.utf8(sys.stdin.read().rstrip("\n"), "standard input")
     except UnicodeDecodeError as error:

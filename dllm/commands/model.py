@@ -102,8 +102,11 @@ def source(model: str | None) -> Path | str | None:
         return None
     if not model:
         raise ConfigError("--model", model, "a checkpoint's folder, or ORG/NAME")
-    folder = Path(model).expanduser()
-    return folder if folder.exists() else model
+    try:
+        folder = Path(model).expanduser()
+        return folder if folder.exists() else model
+    except (OSError, RuntimeError) as error:  # Too long for a name, or of a user who is not known here.
+        raise ConfigError("--model", model, f"a checkpoint's folder, or ORG/NAME ({error})") from error
 
 
 def check_folder(option: str, path: Path) -> None:

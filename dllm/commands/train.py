@@ -55,9 +55,10 @@ def run(args: argparse.Namespace) -> int:
     from dllm.train.start import begin, make_task
     from dllm.train.trainer import Budget, Trainer
 
+    check_budget(args)
+    model.check_folder("--out", args.out)
     if not args.resume and (args.out / "state.pt").exists():
         raise ConfigError("--out", str(args.out), "a folder without a run, or --resume to continue the one in it")
-    model.check_folder("--out", args.out)
     config = read_config(args)
     model.device(args.device)
     budget = Budget(args.tokens or config.tokens, args.minutes * 60 if args.minutes else None)
@@ -77,11 +78,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def check_budget(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        ConfigError: If a run would end before its first step, or never.
+    """
+    if args.tokens is not None and args.tokens < 1:
+        raise ConfigError("--tokens", args.tokens, "at least 1")
+    for name in ("minutes", "leg_minutes", "checkpoint_minutes"):
+        minutes = getattr(args, name)
+        if minutes is not None and not 0 < minutes < float("inf"):
+            raise ConfigError(f"--{name.replace('_', '-')}", minutes, "minutes above 0")
+
+
 def read_config(args: argparse.Namespace) -> TrainConfig:
     """
     Raises:
         ConfigError: If a key is unknown or a value makes no sense.
-        CheckpointError: If there is nothing to resume.
+        CheckpointError: If there is nothing to resume, or its configuration cannot be read.
     """
     from dllm.train.config import TrainConfig
 
@@ -91,7 +105,11 @@ def read_config(args: argparse.Namespace) -> TrainConfig:
         path = args.out / "config.json"
         if not path.is_file():
             raise CheckpointError(f"{path}: nothing to resume")
-        config = TrainConfig.from_json(json.loads(path.read_text("utf-8")))
+        try:
+            body = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path}: the run's configuration cannot be read: {error}") from error
+        config = TrainConfig.from_json(body)
     changes: dict[str, Any] = {}
     for text in args.set:
         key, equals, value = text.partition("=")

@@ -137,7 +137,7 @@ class TrainConfig:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(name, getattr(self, name), f"one of {', '.join(choices)}")
-        for name in ("rows_per_step", "rows_per_forward", "row_tokens", "tensor_parallel"):
+        for name in ("rows_per_step", "rows_per_forward", "row_tokens", "tensor_parallel", "tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, getattr(self, name), "at least 1")
         for name in ("lora_rank", "answer_padding", "data_workers", "samples"):
@@ -182,7 +182,12 @@ class TrainConfig:
         Raises:
             ConfigError: On an unknown key or a value of the wrong kind.
         """
-        sources = {name: _source(name, value) for name, value in body.get("sources", {}).items()}
+        if not isinstance(body, dict):
+            raise ConfigError("configuration", body, "a table")
+        tables = body.get("sources", {})
+        if not isinstance(tables, dict):
+            raise ConfigError("sources", tables, "a table of sources")
+        sources = {name: _source(name, value) for name, value in tables.items()}
         defaults = cls()
         known = {entry.name for entry in fields(cls)} - {"sources", "options"}
         values: dict[str, Any] = {}
@@ -200,10 +205,17 @@ class TrainConfig:
 
     @classmethod
     def load(cls, path: Path) -> TrainConfig:
+        """
+        Raises:
+            ConfigError: If the file cannot be read or is not TOML, and as `from_json` does.
+        """
         try:
-            return cls.from_json(tomllib.loads(path.read_text("utf-8")))
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(str(path), "", f"TOML ({error})") from error
+            body = tomllib.loads(path.read_text("utf-8-sig"))
+        except OSError as error:
+            raise ConfigError("--config", str(path), f"a readable file ({error.strerror or error})") from error
+        except (ValueError, RecursionError) as error:
+            raise ConfigError("--config", str(path), f"TOML ({error})") from error
+        return cls.from_json(body)
 
 
 def _of_kind(key: str, value: object, default: object) -> object:
@@ -224,7 +236,11 @@ def _of_kind(key: str, value: object, default: object) -> object:
 def _source(name: str, body: object) -> SourceConfig:
     if not isinstance(body, dict):
         raise ConfigError(f"sources.{name}", body, "a table")
-    try:
-        return SourceConfig(**body)
-    except TypeError as error:
-        raise ConfigError(f"sources.{name}", body, f"known keys ({error})") from error
+    defaults = {entry.name: entry.default for entry in fields(SourceConfig)}
+    for key in body:
+        if key not in defaults:
+            raise ConfigError(f"sources.{name}.{key}", body[key], f"one of {', '.join(defaults)}")
+    values: dict[str, Any] = {
+        key: _of_kind(f"sources.{name}.{key}", value, defaults[key]) for key, value in body.items()
+    }
+    return SourceConfig(**values)

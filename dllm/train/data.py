@@ -179,6 +179,7 @@ def source_weights(folders: Sequence[Path], names: Sequence[str], config: TrainC
 
     Raises:
         ConfigError: If nothing that the mixture names is there.
+        DataError: If a mixture.json is none.
     """
     if config.sources:
         chosen = {name: config.sources[name] for name in names if name in config.sources}
@@ -186,12 +187,22 @@ def source_weights(folders: Sequence[Path], names: Sequence[str], config: TrainC
         mixture: dict[str, float] = {}
         for folder in folders:
             if (folder / "mixture.json").is_file():
-                mixture |= json.loads((folder / "mixture.json").read_text("utf-8"))
+                mixture |= _mixture(folder / "mixture.json")
         chosen = {name: SourceConfig(weight=mixture.get(name, 0.0 if mixture else 1.0)) for name in names}
     chosen = {name: source for name, source in chosen.items() if source.weight > 0}
     if not chosen:
         raise ConfigError("sources", ", ".join(config.sources), f"at least one of: {', '.join(names)}")
     return chosen
+
+
+def _mixture(path: Path) -> dict[str, float]:
+    try:
+        body = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(path, None, f"not JSON: {error}") from error
+    if not isinstance(body, dict) or not all(isinstance(share, int | float) for share in body.values()):
+        raise DataError(path, None, "expected an object of numbers, a share for each source")
+    return body
 
 
 LONGEST_ASKED = 56

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from voice_pipelines import folders
 from voice_pipelines.doctor import device_choice
 from voice_pipelines.download import FetchError
 from voice_pipelines.models import (
@@ -60,7 +61,7 @@ _DEVICE = re.compile(r"cpu|mps|cuda(:(?P<index>0|[1-9][0-9]*))?")
 
 def root_folder(config: Config) -> Path:
     """Where fetched models are."""
-    return Path(config.models.folder).expanduser() if config.models.folder else models_folder()
+    return folders.named("models.folder", config.models.folder) if config.models.folder else models_folder()
 
 
 def device_of(config: Config) -> str:
@@ -168,7 +169,7 @@ def _unfit_for_partials(config: Config) -> str:
 
 def _find_asr(config: Config) -> FoundModel | None:
     wanted, language = config.models.asr, config.agent.language
-    folder = Path(wanted).expanduser()
+    folder = folders.named("models.asr", wanted)
     if is_whisper(folder):
         name = (
             f"faster-whisper {folder.name} ({_whisper_choice(config).compute_type} on {_whisper_choice(config).device})"
@@ -276,7 +277,7 @@ def choose_llm(config: Config) -> Callable[[], Drafter]:
         if config.remote.url and wanted == "auto":
             reason = "remote.url is used only with models.llm = 'remote'"
         return lambda: _load_llm(config, None, reason)
-    path = Path(wanted).expanduser()
+    path = folders.named("models.llm", wanted)
     source = path if path.is_dir() else _fetched_llm(config)
     if source is None and _is_hub_name(wanted):
         # The loader looks into the hub's local cache, and fetches what is not there.
@@ -403,7 +404,7 @@ def find_smart_turn(config: Config) -> Path | None:
         return find_fetched_smart_turn(root_folder(config))
     if config.models.endpoint in ("none", ""):
         return None
-    path = Path(config.models.endpoint).expanduser()
+    path = folders.named("models.endpoint", config.models.endpoint)
     if config.models.endpoint == SMART_TURN.name and not path.exists():
         found = find_fetched_smart_turn(root_folder(config))
         if found is None:

@@ -31,7 +31,7 @@ PARTS: Mapping[Part, str] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it did what was asked, 1 when it found something wrong, 2 when it could not, 130 when it was interrupted."""
-    return ended(lambda: _act(argv))
+    return ended("voiceagent", lambda: _act(argv))
 
 
 def _act(argv: Sequence[str] | None) -> int:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
+from voice_pipelines import folders
 from voice_pipelines.memory import available_gib
 from voice_pipelines.models import (
     PIPER_UPGRADE,
@@ -387,9 +388,9 @@ def run_doctor(config: Config, out: Callable[[str], object] = print) -> int:
     facts = look(
         server.host,
         server.port,
-        tls_cert=Path(server.tls_cert).expanduser() if server.tls_cert else None,
-        tls_key=Path(server.tls_key).expanduser() if server.tls_key else None,
-        models=Path(config.models.folder).expanduser() if config.models.folder else None,
+        tls_cert=folders.named("server.tls_cert", server.tls_cert) if server.tls_cert else None,
+        tls_key=folders.named("server.tls_key", server.tls_key) if server.tls_key else None,
+        models=folders.named("models.folder", config.models.folder) if config.models.folder else None,
         language=config.agent.language,
     )
     remote_llm, remote_llm_error = _remote_llm(config)
@@ -501,6 +502,8 @@ def _port_error(host: str, port: int) -> str | None:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
+    except UnicodeError as error:
+        return f"no name or address: {error}"
     except OSError as error:
         return error.strerror or str(error)
     return None

@@ -7,6 +7,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from voiceagent.errors import ConfigError
+
 
 def home() -> Path:
     """The user's home; the root where the system knows of none, as container engines have it."""
@@ -14,6 +16,20 @@ def home() -> Path:
         return Path.home()
     except RuntimeError:
         return Path("/")
+
+
+def named(key: str, path: str) -> Path:
+    """The place that a key of the configuration names, `~` and `~user` filled in; it need not exist.
+
+    Raises:
+        ConfigError: If nothing can have such a name.
+    """
+    try:
+        place = Path(path).expanduser()
+        place.exists()
+    except (OSError, RuntimeError) as error:  # Too long, or of a user who is not known here.
+        raise ConfigError(key, path, f"the path of something that can be looked at ({error})") from error
+    return place
 
 
 def can_be_filled(folder: Path) -> bool:

@@ -150,7 +150,7 @@ def models_folder(
 ) -> Path:
     """Where models are kept; it need not exist."""
     if chosen := environ.get("VOICEAGENT_MODELS"):
-        return Path(chosen).expanduser()
+        return folders.named("VOICEAGENT_MODELS", chosen)
     home = home or folders.home()
     if platform == "darwin":
         return home / "Library" / "Application Support" / "voiceagent" / "models"

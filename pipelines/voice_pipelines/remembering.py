@@ -41,7 +41,7 @@ def state_folder(
 
 def memory_folder(config: Config) -> Path:
     """Where stage times and timelines are remembered."""
-    return Path(config.budget.folder).expanduser() if config.budget.folder else state_folder()
+    return folders.named("budget.folder", config.budget.folder) if config.budget.folder else state_folder()
 
 
 @dataclass(slots=True)
@@ -121,7 +121,7 @@ def remembered_turns(folder: Path) -> Sequence[Mapping[str, object]]:
     for line in lines:
         try:
             turn = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # A process was killed while it wrote this line.
         if isinstance(turn, Mapping):
             turns.append(turn)
@@ -155,7 +155,7 @@ def read_timeline(path: Path) -> Mapping[str, object]:
     """
     try:
         data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError("--file", str(path), f"a file with a timeline as JSON ({error})") from error
     if isinstance(data, Mapping) and isinstance(data.get("timeline"), Mapping):
         data = data["timeline"]

@@ -10,8 +10,8 @@ from typing import TextIO
 
 from voice_pipelines.local import build
 from voice_pipelines.loopback import Call, call, find_speech_end_s, latency_s
-from voice_pipelines.soundfiles import read_sound, write_sound
-from voiceagent.backends import BackendInfo, CanvasToken, TokenState
+from voice_pipelines.soundfiles import kind_of, read_sound, write_sound
+from voiceagent.backends import INPUT_RATE_HZ, BackendInfo, CanvasToken, TokenState
 from voiceagent.config import Config
 from voiceagent.errors import ConfigError
 from voiceagent.events import (
@@ -39,6 +39,13 @@ async def say(
         samples = read_sound(file)
     except (OSError, ValueError) as error:
         raise ConfigError("recording", str(file), f"a sound file ({error})") from error
+    if not samples.size:
+        raise ConfigError("recording", str(file), "a sound file that is not empty")
+    if speech_end_s is not None and not 0 < speech_end_s <= samples.size / INPUT_RATE_HZ:
+        length = f"seconds up to the recording's {samples.size / INPUT_RATE_HZ:.2f}"
+        raise ConfigError("--speech-end", speech_end_s, length)
+    if out is not None:
+        _check_out(out)
     screen = sys.stderr if as_json else sys.stdout
 
     def report(info: BackendInfo) -> None:
@@ -66,6 +73,16 @@ async def say(
         if out is not None and result.track is not None:
             print(f"reply written to {out}", file=screen)
     return 0 if report_json["reply"] else 1
+
+
+def _check_out(out: Path) -> None:
+    """What can be seen of whether the reply can be written there, before the agent is asked for it."""
+    try:
+        kind_of(out)
+        if out.is_dir() or not out.absolute().parent.is_dir():
+            raise ValueError("a directory, or in one that is not there")
+    except (OSError, ValueError) as error:
+        raise ConfigError("--out", str(out), f"a file that can be written ({error})") from error
 
 
 def summary(result: Call, end_s: float | None, config: Config) -> dict[str, object]:

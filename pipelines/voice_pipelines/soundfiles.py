@@ -15,7 +15,7 @@ def read_sound(path: Path, *, rate_hz: int = INPUT_RATE_HZ) -> Samples:
 
     Raises:
         OSError: If there is no such file.
-        ValueError: If it is not a sound file.
+        ValueError: If it is not a sound file that tells its own rate, or has samples that are no numbers.
     """
     import soundfile
 
@@ -24,6 +24,10 @@ def read_sound(path: Path, *, rate_hz: int = INPUT_RATE_HZ) -> Samples:
             samples, file_rate_hz = soundfile.read(file, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise ValueError(f"{path} is not a sound file that can be read: {error}") from error
+        except TypeError as error:  # Of a file whose name ends in `.raw`.
+            raise ValueError(f"{path} has no header that tells its rate and channels: {error}") from error
+    if not np.isfinite(samples).all():
+        raise ValueError(f"{path} has samples that are no numbers")
     resampler = StreamingResampler(int(file_rate_hz), rate_hz)
     return np.concatenate([resampler.push(mono(samples)), resampler.flush()])
 
@@ -37,9 +41,20 @@ def write_sound(path: Path, samples: Samples, rate_hz: int) -> None:
     """
     import soundfile
 
-    kinds = soundfile.available_formats()
-    kind = path.suffix[1:].upper()
-    if kind not in kinds:
-        raise ValueError(f"{path.name}: expected a name that ends in .wav or .flac")
+    kind = kind_of(path)
     with path.open("wb") as file:
         soundfile.write(file, to_int16(samples), rate_hz, format=kind, subtype="PCM_16")
+
+
+def kind_of(path: Path) -> str:
+    """Which kind of sound file a name asks for, as libsndfile calls it.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
+    import soundfile
+
+    kind = path.suffix[1:].upper()
+    if kind not in soundfile.available_formats():
+        raise ValueError(f"{path.name}: expected a name that ends in .wav or .flac")
+    return kind

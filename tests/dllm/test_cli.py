@@ -229,6 +229,48 @@ def test_mistakes_are_one_line_and_exit_code_two(tmp_path: Path, capsys: pytest.
     assert "speed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("model", ["~no_such_user_here/model", "a" * 300])
+def test_a_name_that_no_folder_can_have_is_told(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "hi", "--model", model]) == 2
+    assert capsys.readouterr().err.startswith(f"dllm generate: --model = '{model}': expected a checkpoint's folder")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tokens", "0"], "--tokens = 0: expected at least 1"),
+        (["--tokens", "-5"], "--tokens = -5: expected at least 1"),
+        (["--minutes", "0"], "--minutes = 0.0: expected minutes above 0"),
+        (["--minutes", "nan"], "--minutes = nan"),
+        (["--leg-minutes", "-1"], "--leg-minutes = -1.0"),
+        (["--checkpoint-minutes", "0"], "--checkpoint-minutes = 0.0"),
+        (["--set", "tokens=0"], "tokens = 0: expected at least 1"),
+        (["--set", "sources=5"], "sources = 5: expected a table of sources"),
+        (["--set", "sources.tea.weight=heavy"], "sources.tea.weight = 'heavy': expected a value of type float"),
+        (["--set", "sources.tea.wait=1"], "sources.tea.wait = 1: expected one of weight"),
+        (["--config", "FOLDER/none.toml"], "none.toml': expected a readable file (No such file or directory)"),
+        (["--config", "FOLDER"], "expected a readable file (Is a directory)"),
+        (["--config", "FOLDER/latin.toml"], "latin.toml': expected TOML"),
+        (["--out", "FOLDER/" + "a" * 300], "expected a folder that can be written to"),
+        (["--resume", "--out", "FOLDER/broken"], "broken/config.json: the run's configuration cannot be read"),
+        (["--resume", "--out", "FOLDER/list"], "configuration = []: expected a table"),
+        (["--tokenizer", "FOLDER/none.json"], "none.json: no such file"),
+    ],
+)
+def test_mistakes_of_a_run_are_told_before_it_begins(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.write_dialogues(tmp_path)
+    (tmp_path / "latin.toml").write_bytes(b"# caf\xe9\n")
+    for name, text in (("broken", "{"), ("list", "[]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text, "utf-8")
+    options = [option.replace("FOLDER", str(tmp_path)) for option in options]
+    assert main(["train", "--data", str(tmp_path), "--out", str(tmp_path / "out"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_environment_stands_in_for_model_and_device() -> None:
     environment = {"DLLM_MODEL": "some/model", "DLLM_DEVICE": "cuda"}
     parsed = build_parser(["chat"], environment).parse_args(["chat"])

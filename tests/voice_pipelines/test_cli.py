@@ -130,6 +130,11 @@ def test_fetching_a_model_that_is_there_needs_no_network(capsys: Capture, tmp_pa
         ("nonsense", "--set = '(hidden)': expected key=value"),
         ("preset=nowhere", "preset = 'nowhere': expected one of cafe, open"),
         ("models.llm=nowhere", "models.llm = 'nowhere'"),
+        ("models.llm=~no_such_user_here/x", "models.llm = '~no_such_user_here/x': expected the path"),
+        ("models.asr=~no_such_user_here/x", "models.asr = '~no_such_user_here/x': expected the path"),
+        ("models.folder=~no_such_user_here/x", "models.folder = '~no_such_user_here/x': expected the path"),
+        ("turn.silence_s=1" + 400 * "0", "expected seconds from 0.05 to 10"),
+        ("server.port=" + 5_000 * "9", "expected an integer from 0 to 65535"),
         ("notes.function=no.such:thing", "notes.function = 'no.such:thing'"),
     ],
 )
@@ -194,6 +199,47 @@ def test_a_command_that_is_none_shows_its_usage(capsys: Capture, words: list[str
         main(words)
     assert caught.value.code == 2
     assert "usage: voiceagent" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--out", "reply.txt"], "--out = 'reply.txt': expected a file that can be written"),
+        (["--out", "no_such_folder/reply.wav"], "--out = 'no_such_folder/reply.wav': expected a file that can be"),
+        (["--speech-end", "nan"], "--speech-end = nan: expected seconds up to the recording's 0.10"),
+        (["--speech-end", "9"], "--speech-end = 9.0: expected seconds up to the recording's 0.10"),
+        (["--speech-end", "-1"], "--speech-end = -1.0: expected seconds"),
+    ],
+)
+def test_what_a_recording_is_not_played_for_is_said_before_the_agent_is_built(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], expected: str
+) -> None:
+    async def build(*_: object, **__: object) -> None:
+        raise AssertionError("models are loaded")
+
+    monkeypatch.setattr("voice_pipelines.say.build", build)
+    monkeypatch.chdir(tmp_path)
+    assert main(["say", str(silent_file(tmp_path)), *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"voiceagent say: {expected}") and captured.out == ""
+
+
+def test_an_empty_recording_is_told_as_one(capsys: Capture, tmp_path: Path) -> None:
+    write_sound(tmp_path / "empty.wav", np.zeros(0, np.float32), 16_000)
+    assert main(["say", str(tmp_path / "empty.wav")]) == 2
+    assert "empty.wav': expected a sound file that is not empty" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("words", [["models", "list"], ["doctor"], ["explain", "--file", "turn.json"], ["--help"]])
+def test_output_that_cannot_be_written_is_one_line_and_status_one(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "turn.json").write_text('{"turn": 1, "status": "completed"}', "utf-8")
+    words = [str(tmp_path / word) if word.endswith(".json") else word for word in words]
+    code = f"import sys; from voice_pipelines.cli import main; sys.exit(main({words!r}))"
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines() == ["voiceagent: the output cannot be written: No space left on device"]
 
 
 def test_a_reader_who_has_enough_ends_the_command_without_a_word() -> None:

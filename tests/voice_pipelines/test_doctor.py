@@ -268,6 +268,10 @@ def test_a_port_that_cannot_be_is_seen() -> None:
     assert look(port=70_000).port_error is not None
 
 
+def test_a_host_that_no_name_can_be_is_seen() -> None:
+    assert "no name or address" in (look("a..b", port=0).port_error or "")
+
+
 def test_tls_files_are_tried(tmp_path: Path) -> None:
     cert, key, other = tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "other.pem"
     assert "only the certificate" in (look(port=0, tls_cert=cert).tls_error or "")

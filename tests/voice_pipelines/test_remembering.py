@@ -137,3 +137,9 @@ def test_a_turn_is_explained_from_memory_and_from_a_file(tmp_path: Path, capsys:
     (kept.folder / TURNS).mkdir()
     assert main(["explain", *setting]) == 2
     assert f"whose {TURNS} can be read" in capsys.readouterr().err
+
+
+def test_a_file_that_nests_too_deeply_is_no_timeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "deep.json").write_text(100_000 * "[", "utf-8")
+    assert main(["explain", "--file", str(tmp_path / "deep.json")]) == 2
+    assert "expected a file with a timeline as JSON" in capsys.readouterr().err

@@ -46,3 +46,14 @@ def test_an_unknown_kind_of_file_is_refused_before_anything_is_written(tmp_path:
     with pytest.raises(ValueError, match="ends in .wav or .flac"):
         write_sound(tmp_path / "a.xyz", np.zeros(1, np.float32), 16_000)
     assert not list(tmp_path.iterdir())
+
+
+def test_samples_without_a_header_and_samples_that_are_no_numbers_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "call.raw"
+    path.write_bytes(bytes(320))
+    with pytest.raises(ValueError, match=r"call\.raw has no header"):
+        read_sound(path)
+    path = tmp_path / "broken.wav"
+    soundfile.write(path, np.array([0.0, np.nan, 0.0]), 16_000, subtype="FLOAT")
+    with pytest.raises(ValueError, match=r"broken\.wav has samples that are no numbers"):
+        read_sound(path)

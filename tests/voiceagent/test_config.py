@@ -281,6 +281,22 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     broken.write_text(f"x = {DEEP}")
     with pytest.raises(ConfigError, match="nests less deeply"):
         read_toml(broken)
+    broken.write_text("x = " + 5_000 * "9")
+    with pytest.raises(ConfigError, match="TOML"):
+        read_toml(broken)
+    with pytest.raises(ConfigError, match="a readable file"):
+        read_toml(tmp_path)
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "windows.toml").write_text("preset = 'open'\n", "utf-8-sig")
+    assert read_toml(tmp_path / "windows.toml") == {"preset": "open"}
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400)])
+def test_a_number_beyond_all_floats_is_of_a_wrong_type(number: int) -> None:
+    with pytest.raises(ConfigError, match="turn.silence_s"):
+        load_config([{"turn": {"silence_s": number}}])
 
 
 @pytest.mark.parametrize("key", ["silence.prompts", "turn.silence_s"])
@@ -289,7 +305,13 @@ def test_a_value_that_nests_too_deeply_is_of_a_wrong_type(key: str) -> None:
         load_config([assignment_layer([f"{key}={DEEP}"])])
 
 
+def test_a_menu_that_nests_too_deeply_is_named() -> None:
+    with pytest.raises(ConfigError, match="menu = .*nest less deeply"):
+        load_config([assignment_layer(["menu." + "a." * 2_000 + "b=1"])])
+
+
 def test_a_free_value_that_nests_too_deeply_is_text() -> None:
+    assert load_config([assignment_layer([f"menu.latte={5_000 * '9'}"])]).menu == {"latte": 5_000 * "9"}
     assert load_config([assignment_layer([f"menu.latte={DEEP}"])]).menu == {"latte": DEEP}
 
 

@@ -156,3 +156,9 @@ def test_why_the_turn_was_over_is_told(ended_by: EndedBy, words: str) -> None:
     trace.ended_by = ended_by
     assert ended_by.rule in ENDINGS
     assert words in explain(trace.as_json())[1]
+
+
+def test_a_misheard_that_is_no_truth_is_passed_over() -> None:
+    ended_by = {"rule": "complete", "completeness": 0.9, "sound": 0.5, "misheard": ["a"]}
+    text = "\n".join(explain({"turn": 1, "status": "completed", "ended_by": ended_by}))
+    assert "the sound alone, which counts where the words make sense, of an end with 0.50" in text

@@ -36,7 +36,7 @@ from voiceagent.conversation import Conversation
 from voiceagent.errors import ConfigError
 from voiceagent.server import RealtimeServer, create_app
 from voiceagent.server_settings import ServerSettings
-from voiceagent.serving import bind, run
+from voiceagent.serving import bind, check_address, run
 from voiceagent.serving import serve as serve_app
 from webserving.descriptors import OWN, Limit, finding, remedy
 
@@ -591,3 +591,8 @@ def test_the_event_loop_is_uvloop_where_it_is_installed() -> None:
 
     wanted = "asyncio" if sys.platform == "win32" else "uvloop"
     assert run(name()).startswith(wanted)
+
+
+def test_a_certificate_in_the_home_of_nobody_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"tls_cert = '~no_such_user_here/cert\.pem'"):
+        check_address(ServerSettings(port=0, tls_cert="~no_such_user_here/cert.pem", tls_key="~/key.pem"))

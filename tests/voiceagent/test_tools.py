@@ -167,7 +167,30 @@ def test_a_tool_is_read_with_its_defaults_and_set_from_the_command_line() -> Non
         ({"result": {"type": "text"}}, "tools.book.result.type", "one of string"),
         ({"result": {"pattern": "x"}}, "tools.book.result.pattern", "a keyword among"),
         ({"result": {"properties": {"a": 1}}}, "tools.book.result.properties.a", "a JSON schema"),
-        ({"result": {"minimum": "1"}}, "tools.book.result.minimum", "a number"),
+        ({"result": {"minimum": "1"}}, "tools.book.result.minimum", "a finite number"),
+        ({"result": {"minimum": True}}, "tools.book.result.minimum", "a finite number"),
+        ({"result": {"maximum": float("nan")}}, "tools.book.result.maximum", "nan: expected a finite number"),
+        ({"result": {"minimum": float("-inf")}}, "tools.book.result.minimum", "a finite number"),
+        ({"result": {"minLength": -1}}, "tools.book.result.minLength", "-1: expected a whole number, at least 0"),
+        ({"result": {"maxLength": 2.5}}, "tools.book.result.maxLength", "a whole number, at least 0"),
+        ({"result": {"minItems": "two"}}, "tools.book.result.minItems", "a whole number, at least 0"),
+        ({"result": {"maxItems": float("inf")}}, "tools.book.result.maxItems", "a whole number, at least 0"),
+        ({"result": {"minLength": 5, "maxLength": 3}}, "tools.book.result.maxLength", "at least minLength, which is 5"),
+        ({"result": {"minimum": 0.5, "maximum": 0}}, "tools.book.result.maximum", "at least minimum, which is 0.5"),
+        (
+            {"result": {"items": {"minItems": 2, "maxItems": 1}}},
+            "tools.book.result.items.maxItems",
+            "at least minItems",
+        ),
+        (
+            {"result": {"properties": {"a": {"maxLength": -1}}}},
+            "tools.book.result.properties.a.maxLength",
+            "at least 0",
+        ),
+        ({"result": {"type": "integer", "minLength": 2}}, "tools.book.result.minLength", "the type string beside it"),
+        ({"result": {"type": ["string", "null"], "minimum": 2}}, "tools.book.result.minimum", "integer or number"),
+        ({"result": {"enum": []}}, "tools.book.result.enum", "at least one value"),
+        ({"result": {"type": []}}, "tools.book.result.type", "one of string"),
         ({"result": {"required": "a"}}, "tools.book.result.required", "a list"),
         ({"result": {"required": [["a"]]}}, "tools.book.result.required", "names"),
         ({"result": {"type": [["string"]]}}, "tools.book.result.type", "one of string"),
@@ -193,6 +216,21 @@ def test_names_tables_and_variables_are_checked_and_headers_are_never_shown() ->
     assert "12345" not in str(caught.value)
     with pytest.raises(ConfigError):
         environment_layer({"VOICEAGENT_TOOLS_BOOK_URL": "x"})
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"minimum": -3, "maximum": -3},
+        {"minimum": 10**400},
+        {"minLength": 0, "maxLength": 4.0},
+        {"type": ["string", "null"], "maxLength": 4},
+        {"type": "number", "minimum": 0.5},
+        {"type": "array", "minItems": 1, "items": {"type": "string"}},
+    ],
+)
+def test_bounds_that_something_can_keep_are_taken(schema: dict[str, object]) -> None:
+    check_schema("s", schema)
 
 
 @given(JSON)

@@ -132,7 +132,20 @@ def test_mistakes_are_one_line(argv: tuple[object, ...], message: str, checkpoin
     assert message in refused(capsys, "generate", "hi", "--model", checkpoints / "sdar", *argv)
 
 
+def test_a_schema_that_nests_too_deeply_and_input_that_is_closed_are_one_line(
+    checkpoints: Path, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deep.json").write_text(100_000 * "[", "utf-8")
+    model = ("--model", checkpoints / "sdar")
+    assert "a JSON file" in refused(capsys, "generate", "hi", *model, "--schema", tmp_path / "deep.json")
+    monkeypatch.setattr("sys.stdin", None)
+    assert "standard input = '-': expected one that is not closed" in refused(capsys, "generate", "-", *model)
+
+
 def test_options_are_read_by_their_types() -> None:
+    for long in (5_000 * "9", 100_000 * "["):
+        with pytest.raises(ConfigError):
+            read_option(f"top_k={long}")
     assert read_option("top-k=5") == ("top_k", 5)
     assert read_option("early_commit=true") == ("early_commit", True)
     assert read_option("wino_threshold=0.9") == ("wino_threshold", 0.9)

@@ -117,6 +117,13 @@ def test_mixture_comes_from_the_configuration_or_the_folder_or_is_even(tmp_path:
         source_weights([tmp_path], ["cake"], config)
 
 
+@pytest.mark.parametrize("text", ["{", "[1]", '{"tea": "much"}'])
+def test_a_mixture_that_is_none_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mixture.json").write_text(text, "utf-8")
+    with pytest.raises(DataError, match=r"mixture\.json: "):
+        source_weights([tmp_path], ["tea"], TrainConfig())
+
+
 def test_a_row_holds_every_turn_and_one_answer_per_agent_turn() -> None:
     row = RowMaker(CODEC, PLAIN).make(ORDER, SourceConfig(), random.Random(1))
     assert row is not None
