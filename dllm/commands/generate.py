@@ -36,6 +36,9 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    for text in args.must:
+        if not text.strip():
+            raise ConfigError("--must", text, "some text")
     checkpoint = model.load(args)
     codec = checkpoint.codec
     constraint = decoding.constraint(args, codec, leading_space=checkpoint.spec.dialogue is not None)

@@ -51,8 +51,11 @@ def begin(
         CheckpointError: If a checkpoint cannot be loaded.
     """
     if config.init:
-        folder = Path(config.init).expanduser()
-        source: Path | str = folder if folder.exists() else config.init
+        try:
+            folder = Path(config.init).expanduser()
+            source: Path | str = folder if folder.exists() else config.init
+        except (OSError, RuntimeError) as error:
+            raise ConfigError("init", config.init, f"a checkpoint's folder, or ORG/NAME ({error})") from error
         if resumed is not None and not config.lora_rank:
             source = resumed / "export"
         dtype = torch.bfloat16 if config.lora_rank and config.dtype == "bfloat16" else torch.float32

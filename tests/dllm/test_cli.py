@@ -245,6 +245,7 @@ def test_a_name_that_no_folder_can_have_is_told(model: str, capsys: pytest.Captu
         (["--leg-minutes", "-1"], "--leg-minutes = -1.0"),
         (["--checkpoint-minutes", "0"], "--checkpoint-minutes = 0.0"),
         (["--set", "tokens=0"], "tokens = 0: expected at least 1"),
+        (["--set", "init=~no_such_user_here/x"], "init = '~no_such_user_here/x': expected a checkpoint's folder"),
         (["--set", "sources=5"], "sources = 5: expected a table of sources"),
         (["--set", "sources.tea.weight=heavy"], "sources.tea.weight = 'heavy': expected a value of type float"),
         (["--set", "sources.tea.wait=1"], "sources.tea.wait = 1: expected one of weight"),

@@ -118,6 +118,7 @@ def test_steps_are_shown_where_asked_for_and_not_otherwise(checkpoints: Path, ca
         (("--option", "speed=9"), "NAME=VALUE"),
         (("--turn", "bob:hello"), "ROLE:TEXT"),
         (("--ban", " "), "--ban = ' ': expected some text"),
+        (("--must", " "), "--must = ' ': expected some text"),
         (("--regex", "("), "a regular expression"),
         (("--schema", "/nowhere/schema.json"), "a JSON file"),
         (("--choice", "a", "--must", "b"), "none beside a grammar"),
