@@ -39,11 +39,13 @@ KIND_FLOORS: Mapping[Kind, float] = {"day": -3.0, "time": -3.0, "digits": -3.0, 
 """A day is a day, however the model puts it."""
 KIND_BONUS = 1.0
 OTHER_COST, EARLIER_COST = 4.0, 0.5
+LEAST_SENTENCE = 0.125
+"""Of what was said: a smaller piece of it is no message, unless it is told to be one."""
 WITHOUT_ARGUMENTS = 4.0
 """The fit of a tool that requires nothing."""
 CALL_ABOVE = 3.5
 MOST_TREE = 256
-"""Nodes: a forward is never longer, whatever callers and tools say."""
+"""Nodes: what callers say adds no more of them. Names of tools and arguments come first, and all of them: ten tools of five arguments are 350."""
 MOST_HEARD = 200
 """Words of the caller's, the latest: values are looked for in no others, so that somebody who says much holds up nobody."""
 _BEAM, _MOST_VALUES = 64, 12
@@ -156,7 +158,8 @@ class Decider:
             tools: What may be called.
             must_call: Whether the reply has to be a call: then it is one, whatever is missing.
         """
-        turns = lately(heard_turns(self._codec, prompt))
+        heard = heard_so_far(self._codec, prompt, tools)
+        turns, tools = lately(heard.turns), [tool for tool in tools if heard.may_call(tool)]
         if not tools or not any(turn.words for turn in turns):
             return Decision(None, float("-inf"))
         values = {
@@ -227,6 +230,9 @@ def _scores(
         for value in some:
             if kind in ("name", "address") and not (value.is_sure or value.is_told or value.is_answer):
                 continue
+            share = (value.last - value.first) / len(turns[value.turn].words)
+            if kind == "sentence" and share < LEAST_SENTENCE and not (value.is_told or value.is_answer):
+                continue
             if kind == "number" and any(value.places < other.places for other in sure):
                 continue
             if kind in ("words", "name", "sentence", "address") and not value.is_sure:
@@ -271,21 +277,46 @@ class _Asked:
         return self.branches.closed(self.codec.encode_text(value.text), self.ends[tool.name, key], self.closing)
 
 
-def heard_turns(codec: DialogueCodec, prompt: Sequence[int]) -> list[Heard]:
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the caller said of which no call has been made yet, and what has been called."""
+
+    turns: Sequence[Heard]
+    ran: frozenset[str] = frozenset()
+    """Tools that were carried out for what the caller said before their last turn."""
+    ran_now: frozenset[str] = frozenset()
+    """Tools that were carried out since."""
+
+    def may_call(self, tool: Tool) -> bool:
+        """Whether a tool may be called again. One that needs nothing has nothing to spend: it takes words of its own, in a later turn."""
+        if tool.required or tool.name not in self.ran | self.ran_now:
+            return True
+        if tool.name in self.ran_now or not self.turns:
+            return False
+        own = {word for word in _own_words([tool]) if len(word) > 3}
+        return any(stem(word) in own for word in self.turns[-1].words)
+
+
+def heard_so_far(codec: DialogueCodec, prompt: Sequence[int], tools: Sequence[Tool]) -> Said:
     """What the caller said of which no call has been made yet, with what they were asked.
 
-    A call that was carried out has spent what it was made of; of what was said before it nothing else counts but in the caller's last turn. Right
-    behind one that failed there is nothing: the same would fail again.
+    A call that was carried out has spent the words that it was made of; of what was said before it nothing else counts but in the caller's last turn,
+    and that no longer when they speak again: thanks are no order. Right behind one that failed there is nothing: the same would fail again.
     """
     special = codec.special
+    properties = {tool.name: tool.properties for tool in tools}
     roles = {special.system, special.user, special.note, special.agent}
     starts = [at for at, token in enumerate(prompt) if token in roles]
     turns: list[Heard] = []
+    ran: set[str] = set()
+    ran_now: set[str] = set()
     asked, spent = "", Call("")
     for start, stop in itertools.pairwise([*starts, len(prompt)]):
         role, body = prompt[start], [token for token in prompt[start + 1 : stop] if token != special.end]
         text = codec.decode(body).strip()
         if role == special.user:
+            if ran_now:
+                turns, ran, ran_now = [], ran | ran_now, set()
             # What is said after a greeting answers no question.
             turns.append(Heard.of(text, asked if special.user in prompt[:start] else ""))
             asked = ""
@@ -294,11 +325,12 @@ def heard_turns(codec: DialogueCodec, prompt: Sequence[int]) -> list[Heard]:
         elif role == special.agent:
             asked = " ".join(_words(text))
         elif role == special.note and spent.name and text.startswith(f"{spent.name}:"):
-            turns = [turn.without(spent.arguments.values()) for turn in turns[-1:]]
+            turns = [turn.without(spent.arguments, properties.get(spent.name, {})) for turn in turns[-1:]]
+            ran_now.add(spent.name)
             spent = Call("")
     # The last of them is the reply that is to be written.
     last = [prompt[at] for at in starts[:-1]][-1:]
-    return [] if spent.name and last == [special.note] else turns
+    return Said([] if spent.name and last == [special.note] else turns, frozenset(ran), frozenset(ran_now))
 
 
 def lately(turns: Sequence[Heard], most: int = MOST_HEARD) -> list[Heard]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -33,15 +33,19 @@ class Heard:
     def of(cls, text: str, asked: str = "") -> Heard:
         return cls(tuple(text.split()), asked)
 
-    def without(self, texts: Iterable[str]) -> Heard:
-        """The same turn with these runs of words blanked, each where it was said last."""
+    def without(self, arguments: Mapping[str, str], properties: Mapping[str, Mapping[str, Any]]) -> Heard:
+        """The same turn with the words blanked that say a call's arguments, each where it was said first.
+
+        Args:
+            properties: Of the tool; an argument that it does not have is looked for word by word.
+        """
         words = list(self.words)
-        for text in texts:
-            wanted = text.split()
-            size = len(wanted)
-            at = next((at for at in range(len(words) - size, -1, -1) if words[at : at + size] == wanted), None)
-            if at is not None and wanted:
-                words[at : at + size] = ["-"] * size
+        for key, text in arguments.items():
+            turn = replace(self, words=tuple(words))
+            said = values_of(key, properties[key], [turn]) if key in properties else []
+            places = [(value.first, value.last) for value in said if value.text == text] or _places(words, text.split())
+            for first, last in places[:1]:
+                words[first:last] = ["-"] * (last - first)
         return replace(self, words=tuple(words))
 
 
@@ -65,6 +69,11 @@ class Value:
     @property
     def places(self) -> frozenset[tuple[int, int]]:
         return frozenset((self.turn, at) for at in range(self.first, self.last))
+
+
+def _places(words: Sequence[str], wanted: Sequence[str]) -> list[tuple[int, int]]:
+    size = len(wanted)
+    return [(at, at + size) for at in range(len(words) - size + 1) if wanted and list(words[at : at + size]) == wanted]
 
 
 def kind_of(key: str, schema: Mapping[str, Any]) -> Kind:
@@ -185,27 +194,41 @@ _MOST_CORRECTING = 2
 
 
 def _uncorrected(values: Sequence[Value], turns: Sequence[Heard]) -> list[Value]:
-    """Those that the caller did not take back for another one in the same breath. Once over the words: there may be thousands of runs."""
+    """Those that the caller did not take back for another one, said right behind the correction. Once over the words: there may be thousands of runs.
+
+    "Two nights, actually for three people" takes nothing back: the two are nights by name.
+    """
     kept: list[Value] = []
     for number, turn in enumerate(turns):
         here = [value for value in values if value.turn == number]
         ends = _correction_ends(turn.words)
-        # At each word up to two different values that begin there or later: one of two is not the value itself.
-        begun: list[set[str]] = [set() for _ in range(len(turn.words) + 1)]
+        begun: dict[int, list[Value]] = {}
         for value in here:
-            begun[value.first].add(value.text)
-        for at in range(len(turn.words) - 1, -1, -1):
-            begun[at] = set(itertools.islice(begun[at] | begun[at + 1], 2))
-        kept += [value for value in here if not begun[ends[value.last]] - {value.text}]
+            begun.setdefault(value.first, []).append(value)
+        for value in here:
+            at = ends[value.last]
+            instead = list(begun.get(at, ()))
+            while at < len(turn.words) and turn.words[at] in _BEFORE_CORRECTED:
+                at += 1
+                instead += begun.get(at, ())
+            if not any(other.text != value.text and (other.is_sure or not value.is_sure) for other in instead):
+                kept.append(value)
     return kept
 
 
+_BEFORE_CORRECTED = frozenset("a an the for on at to it it's its that's under".split())
+
+
 def _correction_ends(words: Sequence[str]) -> list[int]:
-    """For each place where the first correction from there on ends; behind all words where there is none."""
+    """For each place where the first correction from there on ends, with those that follow it at once; behind all words where there is none."""
     ends = [len(words)] * (len(words) + 1)
+    begins: dict[int, int] = {}
     for at in range(len(words) - 1, -1, -1):
         found = _CORRECTION.match(" ".join(words[at : at + _MOST_CORRECTING]))
-        ends[at] = min(ends[at + 1], at + len(found[0].split())) if found else ends[at + 1]
+        if found:
+            end = at + len(found[0].split())
+            begins[at] = begins.get(end, end)
+        ends[at] = begins.get(at, ends[at + 1])
     return ends
 
 
@@ -234,21 +257,47 @@ def _choices(choices: Sequence[object], turn: Heard, number: int) -> Iterator[Va
                 if set(wanted) <= set(stems[first:last])
             )
             last = next(ends, None) if wanted and stems[first] in wanted else None
-            if last is not None:
+            if last is not None and not _is_denied(turn.words, first):
                 yield Value(text, number, first, last, is_sure=True)
 
 
 def _flags(key: str, turn: Heard, number: int) -> Iterator[Value]:
     """Yes or no where the caller names the thing, or answers the question that names it."""
+    said: Value | None = None
     for at, word in enumerate(turn.words):
         if names(word, key):
-            is_no = not _NO.isdisjoint(turn.words[max(at - 3, 0) : at])
-            yield Value("no" if is_no else "yes", number, at, at + 1, is_sure=True)
-            return
-    if asks_for(key, turn) and not (_YES | _NO).isdisjoint(turn.words[:1]):
-        yield Value("yes" if turn.words[0] in _YES else "no", number, 0, 1, is_sure=True)
+            if _is_denied(turn.words, at):
+                said = Value("no", number, at, at + 1, is_sure=True)
+            elif _NO.isdisjoint(turn.words[max(at - 4, 0) : at]):
+                said = Value("yes", number, at, at + 1, is_sure=True)
+    if said is None and asks_for(key, turn):
+        said = _answer(turn, number)
+    if said is not None:
+        yield said
 
 
+def _answer(turn: Heard, number: int) -> Value | None:
+    """Yes or no by how the turn begins: the last of them, where all of it is of that kind, as in "of course not"; and none where it is "yes no sugar"."""
+    run = list(itertools.takewhile(lambda word: word in _YES | _NO | _BESIDE_ANSWERS, turn.words))
+    told = ["yes" if word in _YES else "no" for word in run if word not in _BESIDE_ANSWERS]
+    if not told or (len(set(told)) > 1 and len(run) < len(turn.words)):
+        return None
+    return Value(told[-1], number, 0, len(run), is_sure=True)
+
+
+def _is_denied(words: Sequence[str], at: int) -> bool:
+    """Whether what is said here is said not to be wanted: "no soup", "don't want any soup", "anything but the soup"."""
+    before = at
+    while before and words[before - 1] in _BETWEEN:
+        before -= 1
+    if before > 1 and words[before - 1] == "but":
+        return words[before - 2] in ("anything", "everything", "all")
+    return before > 0 and words[before - 1] in _DENYING
+
+
+_BETWEEN = frozenset("a an the any my our that this want need like have for with".split())
+_DENYING = frozenset("no not without don't doesn't never except".split())
+_BESIDE_ANSWERS = frozenset("thanks thank you course".split())
 _NO = frozenset("no not nope without don't doesn't never nothing".split())
 _YES = frozenset("yes yeah yep sure please right exactly of absolutely definitely okay ok".split())
 
@@ -299,6 +348,7 @@ def _is_pronoun(words: Sequence[str], at: int) -> bool:
     """Whether "one" is a thing and no number: "the small one", "one of your cars"."""
     return words[at] == "one" and (
         "".join(words[at + 1 : at + 2]) == "of"
+        or (at > 0 and words[at - 1] in ("no", "any", "some", "every", "each", "which"))
         or (at > 1 and at + 1 == len(words) and words[at - 2] in ("the", "that", "this", "a"))
     )
 

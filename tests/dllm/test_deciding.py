@@ -8,7 +8,7 @@ import pytest
 
 from dllm import loader
 from dllm.calls import Call, Tool, read_call, with_tools
-from dllm.deciding import MOST_HEARD, Decider, best_fit, decider_of, heard_turns, lately
+from dllm.deciding import MOST_HEARD, Decider, Said, best_fit, decider_of, heard_so_far, lately
 from dllm.engine import Engine
 from dllm.said import Heard, Value
 from dllm.server.native_calls import CallCodec
@@ -68,8 +68,8 @@ def desk() -> tuple[Decider, DialogueCodec]:
     return Decider(Engine(checkpoint.model, codec.token_table), codec), codec
 
 
-def prompt_of(codec: DialogueCodec, *turns: tuple[Role, str]) -> list[int]:
-    return codec.encode_prompt([("system", with_tools(SYSTEM, [BOOK])), ("agent", GREETING), *turns])
+def prompt_of(codec: DialogueCodec, *turns: tuple[Role, str], tool: Tool = BOOK) -> list[int]:
+    return codec.encode_prompt([("system", with_tools(SYSTEM, [tool])), ("agent", GREETING), *turns])
 
 
 def test_a_booking_is_called_with_the_callers_own_words(desk: tuple[Decider, DialogueCodec]) -> None:
@@ -136,8 +136,52 @@ def test_a_call_that_failed_may_be_made_again_with_other_words_and_one_that_ran_
         *codec.encode_turn("user", "then on saturday"),
         codec.special.agent,
     ]
-    failed = heard_turns(codec, [*before, *codec.encode_turn("note", "book_table failed: full"), *behind])
-    assert [turn.words for turn in failed] == [Heard.of("a table for four on friday").words, ("then", "on", "saturday")]
-    ran = heard_turns(codec, [*before, *codec.encode_turn("note", "book_table: table: 12"), *behind])
-    assert [" ".join(turn.words) for turn in ran] == ["a table for - on -", "then on saturday"]
-    assert ran[-1].asked == "another day"
+    failed = heard_so_far(codec, [*before, *codec.encode_turn("note", "book_table failed: full"), *behind], [BOOK])
+    words = [" ".join(turn.words) for turn in failed.turns]
+    assert words == ["a table for four on friday", "then on saturday"] and not failed.ran
+    note = codec.encode_turn("note", "book_table: table: 12")
+    ran = heard_so_far(codec, [*before, *note, codec.special.agent], [BOOK])
+    assert [" ".join(turn.words) for turn in ran.turns] == ["a table for - on -"] and ran.ran_now == {"book_table"}
+    ran = heard_so_far(codec, [*before, *note, *behind], [BOOK])
+    assert [" ".join(turn.words) for turn in ran.turns] == ["then on saturday"] and ran.ran == {"book_table"}
+    assert ran.turns[-1].asked == "another day"
+
+
+FAULT = Tool("report_fault", "sends a plumber", {"properties": {"fault": {"enum": ["blocked drain", "leaking tap"]}}, "required": ["fault"]})  # fmt: skip
+TRANSFER = Tool("transfer", "puts the caller through to a person", {"properties": {}})
+
+
+@pytest.mark.parametrize(
+    ("tool", "said", "call"),
+    [
+        (FAULT, "my drain is blocked can you send somebody", Call("report_fault", {"fault": "blocked drain"})),
+        (TRANSFER, "can i talk to a person please", Call("transfer")),
+    ],
+)
+@pytest.mark.parametrize("then", ["", "thank you", "what time do you close", "okay great", "goodbye"])
+def test_what_ran_is_not_called_again_for_thanks(
+    desk: tuple[Decider, DialogueCodec], tool: Tool, said: str, call: Call, then: str
+) -> None:
+    decider, codec = desk
+    asked = prompt_of(codec, ("user", said), tool=tool)
+    assert decider.decide(asked, [tool]).call == call
+    behind = [*asked[:-1], *codec.encode_call(call), *codec.encode_turn("note", f"{tool.name}: ticket: 7")]
+    if then:
+        behind += [*codec.encode_turn("agent", "All done."), *codec.encode_turn("user", then)]
+    assert decider.decide([*behind, codec.special.agent], [tool]).call is None
+
+
+def test_a_tool_that_needs_nothing_may_be_asked_for_again_by_name() -> None:
+    said = Said([Heard.of("please put me through to a person")], ran=frozenset({"transfer"}))
+    assert said.may_call(TRANSFER) and not replace(said, ran_now=frozenset({"transfer"})).may_call(TRANSFER)
+    assert not replace(said, turns=[Heard.of("okay great")]).may_call(TRANSFER)
+
+
+def test_a_small_piece_of_a_long_turn_is_no_message(desk: tuple[Decider, DialogueCodec]) -> None:
+    decider, codec = desk
+    tool = Tool("send_message", "sends a message to the kitchen", {"properties": {"message": {"type": "string"}}, "required": ["message"]})  # fmt: skip
+    said = (
+        "i would really like to reserve a corner table near the large window because my grandmother prefers sunny places and we bring"
+        " several hungry cousins along with big suitcases from another quiet village"
+    )
+    assert decider.decide(prompt_of(codec, ("user", said), tool=tool), [tool]).call is None

@@ -106,8 +106,57 @@ def test_figures_are_dictated_with_letters_among_them() -> None:
 
 
 def test_what_a_call_has_spent_is_said_no_more() -> None:
-    turn = Heard.of("a table for two on friday").without(["two", "friday"])
-    assert values_of("people", NUMBER, [turn]) == [] and values_of("day", STRING, [turn]) == []
+    properties = {"people": NUMBER, "day": STRING, "fault": {"enum": ["blocked drain", "leaking tap"]}}
+    turn = Heard.of("a table for two on friday").without({"people": "two", "day": "friday"}, properties)
+    assert turn.words == tuple("a table for - on -".split())
+    turn = Heard.of("my drain is blocked").without({"fault": "blocked drain"}, properties)
+    assert turn.words == tuple("my - - -".split()), "an alternative is spent in whatever words it was said"
+    turn = Heard.of("a large coffee and a large tea").without({"size": "large"}, {})
+    assert turn.words == tuple("a - coffee and a large tea".split()), "once"
+
+
+@pytest.mark.parametrize(
+    ("text", "asked", "told"),
+    [
+        ("a pizza with delivery", "", ["yes"]),
+        ("a pizza no delivery please", "", ["no"]),
+        ("i don't want any delivery", "", ["no"]),
+        ("a pizza no salad and delivery please", "", []),
+        ("no i want delivery of the pizza", "will you pick it up", []),
+        ("no delivery wait i do want delivery", "", ["yes"]),
+        ("of course not", "would you like delivery", ["no"]),
+        ("yeah no thanks", "would you like delivery", ["no"]),
+        ("yes please", "would you like delivery", ["yes"]),
+        ("yes no sugar", "would you like delivery", []),
+    ],
+)
+def test_yes_and_no_belong_to_what_they_stand_beside(text: str, asked: str, told: list[str]) -> None:
+    found = values_of("delivery", {"type": "boolean"}, [Heard.of(text, asked)])
+    assert [value.text for value in found] == told and all(value.is_sure for value in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("not the soup a pizza please", ["pizza"]),
+        ("anything but soup please", []),
+        ("but soup please", ["soup"]),
+        ("everything except the soup", []),
+        ("no we want soup", ["soup"]),
+    ],
+)
+def test_an_alternative_that_is_not_wanted_is_none(text: str, wanted: list[str]) -> None:
+    assert texts("dish", {"enum": ["pizza", "pasta", "soup"]}, text) == wanted
+
+
+def test_no_one_is_nobody() -> None:
+    assert texts("people", NUMBER, "no one has called me back for two tables") == ["two"]
+    assert texts("people", NUMBER, "one please") == ["one"]
+
+
+def test_a_value_named_by_what_it_is_is_not_taken_back_for_another_thing() -> None:
+    assert "two" in texts("nights", NUMBER, "two nights actually for three people")
+    assert texts("day", STRING, "may i come on friday wait is saturday free") == ["friday", "saturday"]
 
 
 CORRECTIONS = (
@@ -129,9 +178,13 @@ def test_a_value_is_taken_back_where_another_follows_a_correction(parts: list[st
     words = tuple(" ".join(parts).split())
     days = [(at, word) for at, word in enumerate(words) if word in ("monday", "friday")]
 
+    any_correction = rf"(?:{'|'.join(CORRECTIONS)})\b"
+
     def is_back(at: int, day: str) -> bool:
-        between = (" ".join(words[at + 1 : other]) for other, word in days if other > at and word != day)
-        return any(re.search(rf"\b(?:{'|'.join(CORRECTIONS)})\b", text) for text in between)
+        behind = " ".join(words[at + 1 :])
+        first = re.search(rf"\b{any_correction}", behind)
+        follows = first and re.match(rf"(?:{any_correction} ?)+(?:the )*(monday|friday)\b", behind[first.start() :])
+        return bool(follows and follows[1] != day)
 
     kept = [(at, day) for at, day in days if not is_back(at, day)]
     assert [(value.first, value.text) for value in values_of("day", STRING, [Heard(words)])] == kept
