@@ -561,6 +561,8 @@ class BargeIn:
             return self._restore(self._voice, Dismissed.NO_WORDS if is_nothing else Dismissed.BACKCHANNEL, end)
         if late is None or not says_something or is_own or self._is_hummed(late, text):
             return ()
+        if not is_last and not self._is_stopping(text):
+            return ()  # Somebody who hears better has yet to say.
         return self._stop(late) if end - late.end <= _samples(self.settings.late_s) else ()
 
     def _may_be_the_agents(self, voice: _Voice | None) -> bool:

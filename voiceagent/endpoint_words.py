@@ -49,10 +49,13 @@ def is_answer(words: str, asked: str) -> bool:
     return 0 < len(said) <= ANSWER_WORDS and said[-1] not in _LEADS_ON
 
 
+ASKS_FOR_MORE = "(?:tell|give|provide|name|number|address|what|which|where|when|how|who|why|share|describe|specify|elaborate|explain)"
+"""In a question that begins as one for yes or no, what asks for more: "Can you tell me your address?"."""
 _YES_OR_NO = frozenset("yes no yeah yep yup nope nah".split())
 _ASKS_YES_OR_NO = re.compile(
     r"(?:(?:and|so|okay|ok|great|sure),? )?(?:(?:is|are|was|were|do|does|did|have|has|had|can|could|will|would|shall|should|may|any|isn't|aren't|don't|doesn't|didn't)\b"
     r"|(?:anything|something) (?:else|to)\b)"
+    rf"(?!.*\b{ASKS_FOR_MORE}\b)"
 )
 
 

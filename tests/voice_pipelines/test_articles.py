@@ -19,6 +19,10 @@ from voice_pipelines.adapters.articles import settled, with_articles
         ),
         ("That's an one-off and an euro.", "That's a one-off and a euro."),
         ("A latte and an espresso", "A latte and an espresso"),
+        (
+            "an small tea, an three, an chai, an straw, an quiche, an twelve",
+            "a small tea, a three, a chai, a straw, a quiche, a twelve",
+        ),
     ],
 )
 def test_it_is_what_the_word_behind_it_asks_for(written: str, right: str) -> None:

@@ -456,13 +456,17 @@ def test_of_half_a_voice_the_careful_one_is_not_asked() -> None:
     run_async(main())
 
 
-def test_a_careful_one_that_fails_on_a_short_voice_makes_the_quick_ones_words_the_last() -> None:
+def test_a_careful_one_that_fails_on_a_short_voice_makes_the_quick_ones_words_the_last(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def main() -> None:
         for failing in (
             Pair(quick_s=0.1, careful=BROKEN, careful_s=0.6),
             Pair(quick_s=0.1, careful_refuses=OverloadedError(64, 64)),
         ):
+            caplog.clear()
             told = await takes(failing)
+            assert [record.message[:26] for record in caplog.records] == ["the careful recogniser fai"]
             assert told[-1][1] == Take("a ladder") and all(take.text == "a ladder" for _, take in told)
         assert await takes(Pair(BROKEN, careful_s=0.6)) == [(0.6, Take("A latte."))]
         with pytest.raises(BackendError, match="first") as caught:

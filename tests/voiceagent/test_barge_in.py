@@ -118,6 +118,20 @@ def test_words_that_do_not_come_bring_the_agent_back_and_may_stop_it_later() -> 
     assert ear.quiet(0.032) == [Stop(0, 7 * WINDOW)]
 
 
+def test_of_words_that_come_late_the_first_stop_the_agent_only_where_they_are_there_for_it() -> None:
+    for text, is_stopped in (("in the game", False), ("wait", True)):
+        ear = Ear()
+        ear.voice(0.224)
+        (ask,) = ear.quiet(0.128)
+        assert isinstance(ask, Ask)
+        assert ear.quiet(0.5) == [Restore(Dismissed.UNANSWERED)]
+        ear.barge_in.answer(ask.number, text, is_last=False)
+        assert ear.quiet(0.032) == ([Stop(0, 7 * WINDOW)] if is_stopped else [])
+        if not is_stopped:
+            ear.barge_in.answer(ask.number, text)
+            assert ear.quiet(0.032) == [Stop(0, 7 * WINDOW)], "and the last ones do"
+
+
 def test_words_that_come_much_too_late_or_of_another_voice_change_nothing() -> None:
     ear = Ear()
     ear.voice(0.224)

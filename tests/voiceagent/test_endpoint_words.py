@@ -455,6 +455,8 @@ def test_other_sentences_are_not_questions_for_dictation(said: str) -> None:
         ("no", "Is that so.", False),
         ("no i", "Shall I book it?", False),
         ("", "Shall I book it?", False),
+        ("yes", "Can you tell me your address?", False),
+        ("yes", "Do you have a name for the booking?", False),
     ],
 )
 def test_a_yes_or_no_alone_is_one_where_it_was_asked_for(said: str, before: str, is_one: bool) -> None:

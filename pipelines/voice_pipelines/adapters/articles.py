@@ -11,6 +11,14 @@ import re
 _ARTICLE = re.compile(r"(?P<start>^|[.?!]\s+|\s)(?P<article>[Aa]n?)(?=\s+(?P<word>[a-z][a-z'-]+))")
 _OPEN = re.compile(r"(?:^|\s)([Aa]n?)(?:\s+[\w'-]*)?$")
 _SPOKEN_AS_CONSONANT = re.compile(r"(?:one|once)\b|eu|ewe")
+_SPOKEN_WORD = re.compile(
+    r"(?:squ?|sch|thr|chr|shr|spr|scr|str|spl|qu|[bcfgpk][lr]|sl|[dt]r|wr|[cgpstw]h|s[ckmnptw]|[kg]n|[td]w|[b-df-hj-np-tv-z])[aeiouy][a-z']|eu|ewe|onc?e"
+)
+"""What is read as a word: "x-ray", "sms" and "mri" are spelled, and take the article of a letter."""
+_LETTERED = re.compile(
+    r"\b(?:plan|row|option|grade|vitamin|gate|type|block|team|seat|class|section|level|group|part|model|platform|terminal|floor|unit|size)\s+$",
+    re.IGNORECASE,
+)
 _NO_NOUN = frozenset("a an and or nor but is are was of in on at as if to than".split())
 """Behind these the letter is a letter, as in "a and b"."""
 
@@ -32,5 +40,10 @@ def _agreeing(found: re.Match[str]) -> str:
         return found[0]
     if word[0] in "uh":
         return found[0]  # "a unit" and "an uncle", "a house" and "an hour": it takes a dictionary to know.
-    right = "an" if word[0] in "aeio" and _SPOKEN_AS_CONSONANT.match(word) is None else "a"
+    is_vowel = word[0] in "aeio" and _SPOKEN_AS_CONSONANT.match(word) is None
+    if not is_vowel and _SPOKEN_WORD.match(word) is None:
+        return found[0]
+    if article == "a" and _LETTERED.search(found.string[: found.start("article")]):
+        return found[0]
+    right = "an" if is_vowel else "a"
     return f"{start}{article[0]}{right[1:]}"

@@ -158,6 +158,8 @@ class PairedTranscriber:
         try:
             while told is None or not told.is_last:
                 heard = _answer(quick), _answer(careful)
+                if isinstance(heard[1], Exception) and isinstance(heard[0], Transcript):
+                    _log.warning("the careful recogniser failed, and the quick one's words are used: %s", heard[1])
                 take = newest(*heard)
                 if take is not None and take != told:
                     told = take

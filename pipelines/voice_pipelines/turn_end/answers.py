@@ -18,6 +18,7 @@ from typing import Any
 
 from dllm.spoken import spoken_form
 from voiceagent.endpoint_dictation import last_sentence
+from voiceagent.endpoint_words import ASKS_FOR_MORE
 
 PHRASES = Path(__file__).parent / "answers.toml"
 
@@ -40,7 +41,7 @@ _KINDS = {
     "trouble": r"why\b|what(?:'s| is| was| seems| happened| went| made| brings).*\b(?:wrong|problem|matter|trouble|issue|reason|happened|about)\b|what happened\b",
     "item": r"(?:what|which)\b(?! (?:can|could|may|would|will|do|did|else) (?:i|we|you)\b)(?! about\b)",
     "yes": r"(?:do|does|did|is|are|was|were|will|would|can|could|shall|should|have|has|had|may|am|isn't|aren't|don't|doesn't|won't)\b"
-    r"(?!.*\b(?:tell|give|provide|name|number|address|what|which|where|when|how|who|why|share|describe|specify|elaborate|explain)\b)",
+    rf"(?!.*\b{ASKS_FOR_MORE}\b)",
 }  # fmt: skip
 """What the last sentence of an agent's turn begins with, or has in it; the first that fits says which answers do."""
 _BEFORE = re.compile(
